@@ -1,0 +1,52 @@
+"""Stage liver fibrosis (F0 to F4) on portal-venous CT, and see why. Research use only.
+
+>>> from LiverFibrosisStagingLib import stage
+>>> result = stage("ct.nii.gz", liver="liver.nii.gz")
+>>> result.stage, result.probabilities
+>>> result.save("result")
+
+Importing the package imports neither SimpleITK nor onnxruntime: names are looked up when used, so
+that Slicer starts fast and without them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batch import stage_folder
+    from .errors import Cancelled, StagingError
+    from .model import StagingModel
+    from .reading import read_ct, read_mask
+    from .result import StagingResult
+    from .staging import stage
+
+__version__ = "0.1.0"
+__all__ = [
+    "Cancelled",
+    "StagingError",
+    "StagingModel",
+    "StagingResult",
+    "read_ct",
+    "read_mask",
+    "stage",
+    "stage_folder",
+]
+
+_HOME = {
+    "Cancelled": "errors",
+    "StagingError": "errors",
+    "StagingModel": "model",
+    "StagingResult": "result",
+    "read_ct": "reading",
+    "read_mask": "reading",
+    "stage": "staging",
+    "stage_folder": "batch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value

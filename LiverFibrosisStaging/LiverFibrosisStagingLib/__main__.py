@@ -1,0 +1,177 @@
+"""Command line: python -m LiverFibrosisStagingLib stage|batch|model-info.
+
+Exit codes: 0 done; 1 refused, with the reason in one sentence on standard error; 2 wrong usage;
+3 batch finished, but some cases failed (results.csv says why); 130 cancelled (Ctrl+C).
+"""
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from . import __version__
+from .errors import Cancelled, StagingError
+from .stages import EXPLAIN_CHOICES, RESEARCH_USE, STAGES
+
+DONE, REFUSED, SOME_FAILED, CANCELLED = 0, 1, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    cancel = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, lambda *_: cancel.set())
+    try:
+        return options.run(options, cancel)
+    except Cancelled:
+        print("Cancelled.", file=sys.stderr)
+        return CANCELLED
+    except StagingError as refusal:
+        print(refusal, file=sys.stderr)
+    except MemoryError:
+        print("Not enough memory for this CT.", file=sys.stderr)
+    except Exception as error:  # a user reads a sentence; a developer asks for the traceback
+        if options.debug:
+            raise
+        print(
+            f"Unexpected {type(error).__name__}: {' '.join(str(error).split())} "
+            "(--debug shows where).",
+            file=sys.stderr,
+        )
+    return REFUSED
+
+
+def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
+    from .result import one_line, writable_folder
+    from .staging import stage
+
+    writable_folder(options.output)
+    with _ProgressLine(options.quiet) as progress:
+        result = stage(
+            options.ct,
+            options.liver,
+            options.spleen,
+            options.model,
+            options.explain,
+            progress,
+            cancel,
+        )
+        folder = result.save(options.output)
+    print(one_line(result))
+    for name, probability in zip(STAGES, result.probabilities):
+        print(f"  {name}  {probability:6.1%}  {'#' * round(40 * probability)}")
+    for warning in result.warnings:
+        print(f"Warning: {warning}")
+    print(f"{RESEARCH_USE} Model: {result.provenance['model']['trained_on']}")
+    print(f"Picture, location map and numbers are in {folder}")
+    return DONE
+
+
+def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
+    from .batch import TABLE, stage_folder
+
+    with _ProgressLine(options.quiet) as progress:
+        rows = stage_folder(
+            options.input, options.output, options.model, options.explain, progress, cancel
+        )
+    failed = [row for row in rows if row["status"] != "done"]
+    for row in failed:
+        print(f"{row['case']}: {row['reason']}", file=sys.stderr)
+    print(f"{len(rows) - len(failed)} of {len(rows)} cases staged; see {options.output}/{TABLE}")
+    print(RESEARCH_USE)
+    return SOME_FAILED if failed else DONE
+
+
+def _model_info(options: argparse.Namespace, cancel: threading.Event) -> int:
+    from .model import StagingModel, default_model_path
+
+    model = StagingModel.load(options.onnx or default_model_path())
+    card = {"file": str(model.path), "sha256": model.sha256, **asdict(model.card)}
+    if options.json:
+        print(json.dumps(card, indent=2))
+        return DONE
+    for name, value in card.items():
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                print(f"{name}.{key}: {entry}")
+        else:
+            print(f"{name}: {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return DONE
+
+
+class _ProgressLine:
+    """One line on standard error that is rewritten with the step and the percentage."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._show = not quiet and sys.stderr.isatty()
+
+    def __enter__(self) -> "_ProgressLine":
+        return self
+
+    def __call__(self, fraction: float, step: str) -> None:
+        if self._show:
+            print(f"\r\033[K{fraction:4.0%} {step}", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._show:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m LiverFibrosisStagingLib",
+        description="Stage liver fibrosis on portal-venous CT and see why. " + RESEARCH_USE,
+        epilog="Exit codes: 0 done, 1 refused (the reason is on standard error), 2 wrong usage, "
+        "3 some cases of a batch failed, 130 cancelled.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--model", metavar="ONNX", help="a model file (default: the shipped one)")
+    shared.add_argument(
+        "--explain",
+        choices=EXPLAIN_CHOICES,
+        default="predicted",
+        help="stage or group that the location map explains (default: the predicted stage)",
+    )
+    shared.add_argument("-o", "--output", metavar="FOLDER", required=True, help="result folder")
+    shared.add_argument("-q", "--quiet", action="store_true", help="no progress line")
+
+    stage = commands.add_parser("stage", parents=[shared], help="stage one CT")
+    stage.add_argument("ct", metavar="CT", help="DICOM folder, NIfTI, NRRD or MHA file, in HU")
+    stage.add_argument(
+        "--liver",
+        metavar="MASK",
+        required=True,
+        help="liver mask; FILE:LABEL for one label; a label image may hold 1 liver and 2 spleen",
+    )
+    stage.add_argument("--spleen", metavar="MASK", help="spleen mask, likewise")
+    stage.set_defaults(run=_stage)
+
+    batch = commands.add_parser(
+        "batch",
+        parents=[shared],
+        help="stage a cohort",
+        description="INPUT is a CSV with the columns ct, liver and, where wanted, spleen and case, "
+        "or a folder of image files and DICOM folders; there the masks of NAME.nii.gz are "
+        "NAME_liver and NAME_spleen, or NAME_seg (1 liver, 2 spleen); in a folder with one CT, "
+        "liver, spleen or seg*. Cases that are already staged are skipped.",
+    )
+    batch.add_argument("input", metavar="INPUT", help="folder or CSV list")
+    batch.set_defaults(run=_batch)
+
+    info = commands.add_parser("model-info", help="show what a model file says about itself")
+    info.add_argument("onnx", metavar="ONNX", nargs="?", help="default: the shipped model")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    info.set_defaults(run=_model_info)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

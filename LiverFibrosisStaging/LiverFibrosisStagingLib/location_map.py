@@ -1,0 +1,93 @@
+"""From Grad-CAM patches to one location map of the patient.
+
+The patches are merged on one scale, then the map is divided by its mean over the body, so that 1 is
+average attention: so do the liver weights of Yin et al. 2021 read (median 0.58 in F0, 1.43 in F4).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+from .grid import WorkingGrid
+
+BANDS = 10
+
+
+@dataclass(frozen=True)
+class LocationMap:
+    """A location map on the working grid.
+
+    relative: float32 image, attention relative to its mean over the body, 0 outside the body.
+    body_mean: that mean; relative times body_mean is the raw Grad-CAM.
+    """
+
+    relative: sitk.Image
+    body_mean: float
+
+
+def merge_patches(
+    maps: Sequence[np.ndarray], grid: WorkingGrid, patch_size: tuple[int, int, int]
+) -> LocationMap:
+    """Merge raw maps [slice, row, column], one for each of `grid.starts`, into one location map.
+
+    Each is interpolated linearly from the target layer's resolution to the patch's voxels; where
+    patches overlap, their maps are averaged. `patch_size` is (slices, rows, columns).
+    """
+    total = np.zeros(grid.volume.GetSize()[::-1], np.float32)
+    count = np.zeros((total.shape[0], 1, 1), np.float32)
+    for start, raw in zip(grid.starts, maps):
+        total[start : start + patch_size[0]] += enlarge(raw, patch_size)
+        count[start : start + patch_size[0]] += 1
+    inside = sitk.GetArrayViewFromImage(grid.body) > 0
+    merged = np.where(inside, total / count, 0)
+    body_mean = float(merged[inside].mean(dtype=np.float64)) if inside.any() else 0.0
+    if body_mean > 0:
+        merged /= body_mean
+    relative = sitk.GetImageFromArray(merged.astype(np.float32))
+    relative.CopyInformation(grid.volume)
+    return LocationMap(relative, body_mean)
+
+
+def enlarge(raw: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """Interpolate a map to `size` voxels over the same field of view, edges continued."""
+    image = sitk.GetImageFromArray(np.asarray(raw, np.float32))
+    # A map voxel stands for a block of patch voxels; its centre is the block's centre.
+    step = [n / m for n, m in zip(size[::-1], image.GetSize())]
+    image.SetSpacing(step)
+    image.SetOrigin([(s - 1) / 2 for s in step])
+    reference = sitk.Image(size[::-1], sitk.sitkUInt8)
+    return sitk.GetArrayFromImage(_linear(image, reference))
+
+
+def on_ct(
+    location: LocationMap, grid: WorkingGrid, ct: sitk.Image
+) -> tuple[sitk.Image, sitk.Image]:
+    """The location map (float32) and its label map (uint8) on the CT's own grid.
+
+    The label map holds ten bands: label n where the map lies above n - 1 and up to n tenths of
+    this case's own maximum; 0 outside the body, and where there is no attention.
+    """
+    relative = _linear(location.relative, ct)
+    body = sitk.Resample(grid.body, ct, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    relative = sitk.Mask(relative, body)
+    return relative, band_labels(relative)
+
+
+def band_labels(relative: sitk.Image) -> sitk.Image:
+    """Ten 10 % bands of the map's own maximum as labels 1 to 10, 0 where the map is 0."""
+    values = sitk.GetArrayViewFromImage(relative)
+    highest = float(values.max())
+    labels = np.zeros(values.shape, np.uint8)
+    if highest > 0:
+        for k in range(len(values)):  # slice by slice: no second float copy of the CT's size
+            labels[k] = np.minimum(np.ceil(values[k] * (BANDS / highest)), BANDS)
+    image = sitk.GetImageFromArray(labels)
+    image.CopyInformation(relative)
+    return image
+
+
+def _linear(image: sitk.Image, reference: sitk.Image) -> sitk.Image:
+    """Linear interpolation; half a voxel beyond the outermost centres the edge value goes on."""
+    return sitk.Resample(image, reference, sitk.Transform(), sitk.sitkLinear, 0.0)

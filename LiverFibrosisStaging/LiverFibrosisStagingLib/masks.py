@@ -1,0 +1,104 @@
+"""Liver and spleen masks as users have them: one file each, or one label image for both."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from .errors import StagingError
+from .reading import read_mask
+
+# How label images that hold both organs are read (the order of the paper's regions).
+LIVER_LABEL, SPLEEN_LABEL = 1, 2
+
+
+def read_organ(path: str | Path) -> sitk.Image:
+    """Read a mask; FILE:LABEL takes one label of a label image (liver.nii.gz:5)."""
+    match = re.fullmatch(r"(.+):(\d+)", str(path))
+    if match is None:
+        return read_mask(path)
+    mask = read_mask(match[1]) == int(match[2])
+    if not sitk.GetArrayViewFromImage(mask).any():
+        raise StagingError(f"The mask {match[1]} has no voxel with the label {match[2]}.")
+    return mask
+
+
+def organ_masks(
+    ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None
+) -> tuple[sitk.Image, sitk.Image | None, tuple[str, ...]]:
+    """Liver and spleen as uint8 masks on the CT's grid, and warnings.
+
+    A mask image with one non-zero value is that organ. One that holds exactly the labels 1 and 2 is
+    liver and spleen, and serves as both unless `spleen` is given. A mask on another grid is
+    resampled (nearest neighbour) where it covers the same space. Raises StagingError for an empty
+    mask, other labels, or a mask that lies outside the scan.
+    """
+    warnings: list[str] = []
+    labels = _labels(liver, "liver")
+    both = labels == [LIVER_LABEL, SPLEEN_LABEL]
+    if spleen is None and both:
+        spleen = liver
+    liver = _on_grid(liver, LIVER_LABEL if both else labels[0], ct, "liver", warnings)
+    if spleen is not None:
+        labels = _labels(spleen, "spleen")
+        label = SPLEEN_LABEL if labels == [LIVER_LABEL, SPLEEN_LABEL] else labels[0]
+        spleen = _on_grid(spleen, label, ct, "spleen", warnings)
+    return liver, spleen, tuple(warnings)
+
+
+def _labels(mask: sitk.Image, organ: str) -> list[int]:
+    if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
+        raise StagingError(
+            f"The {organ} mask is not a 3-D image with one value per voxel: it has "
+            f"{mask.GetDimension()} dimensions and {mask.GetNumberOfComponentsPerPixel()} values."
+        )
+    values = sitk.GetArrayViewFromImage(mask)
+    found = np.unique(values[values != 0])
+    if not len(found):
+        raise StagingError(f"The {organ} mask is empty: all its voxels are 0.")
+    labels = [int(value) for value in found[:10]]
+    if len(found) > 1 and labels != [LIVER_LABEL, SPLEEN_LABEL]:
+        raise StagingError(
+            f"The {organ} mask holds several labels ({', '.join(map(str, labels))}): name one as "
+            f"FILE:LABEL, or give a label image with {LIVER_LABEL} liver and {SPLEEN_LABEL} spleen."
+        )
+    return labels
+
+
+def _on_grid(
+    mask: sitk.Image, label: int, ct: sitk.Image, organ: str, warnings: list[str]
+) -> sitk.Image:
+    binary = mask == label if mask.GetPixelID() < sitk.sitkFloat32 else mask > 0.5
+    if same_grid(binary, ct):
+        binary.CopyInformation(ct)
+        return binary
+    placed = sitk.Resample(binary, ct, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    kept = _volume(placed) / _volume(binary)
+    if kept < 0.05:
+        raise StagingError(
+            f"The {organ} mask lies outside the CT: they do not cover the same space, so it "
+            "belongs to another scan or its orientation was lost."
+        )
+    cut = f"; {100 * (1 - kept):.0f} % of it lies outside the CT" if kept < 0.98 else ""
+    warnings.append(f"The {organ} mask has another grid than the CT and was resampled{cut}.")
+    return placed
+
+
+def same_grid(image: sitk.Image, other: sitk.Image) -> bool:
+    """Whether two images have the same size and corners that agree within a 20th of a voxel."""
+    if image.GetSize() != other.GetSize():
+        return False
+    last = [n - 1 for n in image.GetSize()]
+    corners = ([0, 0, 0], [last[0], 0, 0], [0, last[1], 0], [0, 0, last[2]])
+    apart = [
+        np.subtract(
+            image.TransformIndexToPhysicalPoint(corner), other.TransformIndexToPhysicalPoint(corner)
+        )
+        for corner in corners
+    ]
+    return float(np.abs(apart).max()) < 0.05 * min(other.GetSpacing())
+
+
+def _volume(mask: sitk.Image) -> float:
+    return float(sitk.GetArrayViewFromImage(mask).sum()) * float(np.prod(mask.GetSpacing()))

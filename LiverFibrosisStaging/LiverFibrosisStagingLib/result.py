@@ -1,0 +1,124 @@
+"""What staging gives back, and how it is written to disk."""
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from .errors import StagingError
+from .stages import GROUPS, RESEARCH_USE, STAGES
+
+SCHEMA = 1
+BANDS_TEXT = "10 % steps of this case's own maximum"
+# In the order in which they appear in the folder; the JSON comes last, so where it is, all is.
+FILES = ("location_map.nrrd", "location_map_label.nrrd", "overview.png", "staging.json")
+
+
+@dataclass(frozen=True, eq=False)
+class StagingResult:
+    """One case, staged. Nothing in it names the patient.
+
+    probabilities: float64[5], F0 to F4. stage: the most probable of them. scores: probability of
+    significant (F2-F4) and advanced (F3-F4) fibrosis and cirrhosis (F4). explained: the stage or
+    group whose score the location map explains. location_map: float32 image on the CT's grid,
+    attention relative to its mean over the body. body_mean: that mean, so that location_map times
+    body_mean is the raw Grad-CAM. label_map: uint8 image on the CT's grid, ten bands, 0 outside the
+    body or where there is no attention. measurements: mean, share and volume_ml by region. liver,
+    spleen: masks on the CT's grid. warnings: sentences for the reader. provenance: model, input,
+    software and seconds, as in staging.json.
+    """
+
+    probabilities: np.ndarray
+    stage: str
+    scores: dict[str, float]
+    explained: str
+    location_map: sitk.Image
+    label_map: sitk.Image
+    body_mean: float
+    measurements: dict[str, dict[str, float]]
+    warnings: tuple[str, ...]
+    ct: sitk.Image
+    liver: sitk.Image
+    spleen: sitk.Image | None
+    provenance: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the voxels, as written to staging.json (Resources/staging.schema.json)."""
+        return {
+            "schema": SCHEMA,
+            "research_use": RESEARCH_USE,
+            "stage": self.stage,
+            "probabilities": dict(zip(STAGES, map(float, self.probabilities))),
+            "scores": self.scores,
+            "location_map": {
+                "explained": self.explained,
+                "body_mean": self.body_mean,
+                "maximum": float(sitk.GetArrayViewFromImage(self.location_map).max()),
+                "bands": BANDS_TEXT,
+            },
+            "measurements": self.measurements,
+            "warnings": list(self.warnings),
+            **self.provenance,
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the result's files into `folder`, made where it is missing; returns the folder.
+
+        staging.json, location_map.nrrd, location_map_label.nrrd and overview.png. Each is written
+        under a temporary name first; a failure leaves none of them behind. Raises StagingError
+        where the folder cannot be written.
+        """
+        from .overview import write_overview
+
+        folder = writable_folder(folder)
+        try:
+            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        try:
+            _write_image(self.location_map, partial / FILES[0])
+            _write_image(self.label_map, partial / FILES[1])
+            write_overview(self, partial / FILES[2])
+            text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
+            (partial / FILES[3]).write_text(text + "\n", encoding="utf-8")
+            for name in FILES:
+                (partial / name).replace(folder / name)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder
+
+
+def writable_folder(folder: str | Path) -> Path:
+    """Make the folder where it is missing and see that it can be written, before work starts."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def one_line(result: StagingResult) -> str:
+    """The result in one sentence, for consoles and logs."""
+    scores = ", ".join(f"{name} {result.scores[name]:.2f}" for name in GROUPS)
+    chosen = result.probabilities[STAGES.index(result.stage)]
+    return f"{result.stage} (probability {chosen:.2f}; {scores})"
+
+
+def _write_image(image: sitk.Image, path: Path) -> None:
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
+    except RuntimeError:
+        raise StagingError(f"Cannot write {path.name}: is the disk full?") from None
+
+
+def _unwritable(folder: Path, error: OSError) -> StagingError:
+    return StagingError(f"Cannot write to the folder {folder}: {error.strerror}.")

@@ -1,0 +1,66 @@
+"""Fibrosis stages, the three clinical groups, and the score that a location map explains.
+
+Stages follow Bedossa and Poynard 1996 (METAVIR), as in Yin et al. 2021, "Reference standard
+generation"; the groups are those of the paper's Table 2.
+"""
+
+import numpy as np
+
+from .errors import StagingError
+
+STAGES = ("F0", "F1", "F2", "F3", "F4")
+
+# Group name -> first stage that belongs to it.
+GROUPS = {"significant": 2, "advanced": 3, "cirrhosis": 4}
+
+RESEARCH_USE = "Research use only. Not a medical device; not for diagnosis."
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities, float64 [..., C], of `logits` [..., C] divided by the temperature."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def group_scores(probabilities: np.ndarray) -> dict[str, float]:
+    """Probability of significant (F2-F4), advanced (F3-F4) fibrosis and cirrhosis (F4)."""
+    return {name: float(probabilities[first:].sum()) for name, first in GROUPS.items()}
+
+
+def explained_stages(explain: str, predicted: int) -> tuple[int, ...]:
+    """Indices of the stages whose score `explain` names.
+
+    `explain` is "F0".."F4", "predicted", "significant", "advanced" or "cirrhosis"; `predicted` is
+    the index that "predicted" stands for. Raises StagingError for any other name.
+    """
+    if explain == "predicted":
+        return (predicted,)
+    if explain in STAGES:
+        return (STAGES.index(explain),)
+    if explain in GROUPS:
+        return tuple(range(GROUPS[explain], len(STAGES)))
+    raise StagingError(f"Cannot explain {explain!r}: expected one of {', '.join(EXPLAIN_CHOICES)}.")
+
+
+EXPLAIN_CHOICES = ("predicted", *STAGES, *GROUPS)
+
+
+def score_gradient(logits: np.ndarray, members: tuple[int, ...]) -> np.ndarray:
+    """Gradient dy/dlogits, float64 [C], of the score y that is explained; `logits` is [C].
+
+    One stage: y is its logit. A group: y is the log-sum-exp of its logits minus that of the others,
+    i.e. the log-odds of the group, so that the gradient is softmax within the group, minus softmax
+    within the rest. Grad-CAM (Selvaraju 2017, section 3) asks for a score before the softmax.
+    """
+    logits = np.asarray(logits, np.float64)
+    gradient = np.zeros_like(logits)
+    inside = list(members)
+    if len(inside) == 1:
+        gradient[inside] = 1.0
+        return gradient
+    outside = [index for index in range(len(logits)) if index not in members]
+    gradient[inside] = softmax(logits[inside])
+    if outside:
+        gradient[outside] = -softmax(logits[outside])
+    return gradient

@@ -1,0 +1,209 @@
+"""The whole way from a CT to a staged result, in one call."""
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import SimpleITK as sitk
+
+from . import __version__
+from .analysis import measure
+from .checks import check_ct, check_organs
+from .errors import Cancelled, StagingError
+from .grid import WorkingGrid, patch_array, working_grid
+from .location_map import merge_patches, on_ct
+from .masks import organ_masks, read_organ
+from .model import StagingModel, default_model_path
+from .reading import notes, read_ct
+from .result import StagingResult
+from .stages import STAGES, explained_stages, group_scores, softmax
+
+Progress = Callable[[float, str], None]
+
+
+class CancelToken(Protocol):
+    """Anything with `is_set()`, such as threading.Event."""
+
+    def is_set(self) -> bool:
+        """Whether the user has cancelled."""
+
+
+def stage(
+    ct: sitk.Image | str | Path,
+    liver: sitk.Image | str | Path | None = None,
+    spleen: sitk.Image | str | Path | None = None,
+    model: StagingModel | str | Path | None = None,
+    explain: str = "predicted",
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> StagingResult:
+    """Stage one CT and say where the network looked.
+
+    ct: portal-venous CT in HU, an image or a path (DICOM folder, NIfTI, NRRD, MHA). liver, spleen:
+    masks, images or paths, on the CT's grid or another over the same space; a label image with 1
+    liver and 2 spleen serves as both. model: a contract file, the shipped one by default. explain:
+    "predicted", "F0" to "F4", "significant", "advanced" or "cirrhosis". progress: called with a
+    fraction 0..1 and the step's name. cancel: asked between steps and patches.
+
+    Raises StagingError for every refusal and Cancelled when cancelled.
+    """
+    steps = _Steps(progress, cancel)
+    explained_stages(explain, 0)  # an unknown name is refused before any work
+
+    steps.begin(0.0, "Loading the model")
+    if not isinstance(model, StagingModel):
+        model = StagingModel.load(default_model_path() if model is None else model)
+    card = model.card
+
+    steps.begin(0.02, "Reading")
+    name = "The CT" if isinstance(ct, sitk.Image) else str(ct)
+    if liver is None:
+        raise StagingError(f"{name} has no liver mask: segment the liver first and give its mask.")
+    ct = ct if isinstance(ct, sitk.Image) else read_ct(ct)
+    liver, spleen = (
+        mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask)
+        for mask in (liver, spleen)
+    )
+
+    steps.begin(0.25, "Checking")
+    warnings = [*notes(ct), *check_ct(ct, name)]
+    liver, spleen, about_masks = organ_masks(ct, liver, spleen)
+    warnings += [*about_masks, *check_organs(ct, liver, spleen, name)]
+
+    steps.begin(0.35, "Resampling to the network's grid")
+    grid = working_grid(
+        ct,
+        liver,
+        spleen,
+        spacing=card.spacing_mm,
+        patch_size=card.patch_size,
+        window=card.window_hu,
+        overlap=card.patch_overlap,
+    )
+    warnings += grid.warnings
+
+    logits, maps, explained = _look(model, grid, explain, steps)
+    probabilities = softmax(logits, card.temperature)
+    predicted = STAGES[int(probabilities.argmax())]
+
+    steps.begin(0.75, "Merging the location map")
+    location = merge_patches(maps, grid, card.patch_size)
+    if location.body_mean == 0:
+        warnings.append(f"No part of the image argued for {explained}: the location map is empty.")
+    measurements = measure(location, grid)
+
+    steps.begin(0.8, "Bringing the map to the CT's grid")
+    relative, labels = on_ct(location, grid, ct)
+
+    steps.begin(0.97, "Describing the input")
+    probabilities.flags.writeable = False
+    provenance = _provenance(model, ct, grid)
+    provenance["seconds"] = steps.end()
+    return StagingResult(
+        probabilities=probabilities,
+        stage=predicted,
+        scores=group_scores(probabilities),
+        explained=explained,
+        location_map=relative,
+        label_map=labels,
+        body_mean=location.body_mean,
+        measurements=measurements,
+        warnings=tuple(warnings),
+        ct=ct,
+        liver=liver,
+        spleen=spleen,
+        provenance=provenance,
+    )
+
+
+def _look(
+    model: StagingModel, grid: WorkingGrid, explain: str, steps: "_Steps"
+) -> tuple[np.ndarray, list[np.ndarray], str]:
+    """Run the network on every patch: the case's logits, the raw maps, and what they explain.
+
+    The case's logits are the mean over its patches, which see most of the same liver.
+    """
+    card = model.card
+    forwards = []
+    for number, start in enumerate(grid.starts):
+        done = number / len(grid.starts)
+        steps.begin(0.4 + 0.25 * done, "Running the network")
+        forwards.append(model.run(patch_array(grid, start, card.patch_size[0])))
+    logits = np.mean([forward.logits[0] for forward in forwards], axis=0, dtype=np.float64)
+    predicted = int(logits.argmax())
+    members = explained_stages(explain, predicted)
+    maps = []
+    for number, forward in enumerate(forwards):
+        steps.begin(0.65 + 0.1 * number / len(forwards), "Explaining")
+        maps.append(model.location_map(forward, members)[0])
+    return logits, maps, STAGES[predicted] if explain == "predicted" else explain
+
+
+class _Steps:
+    """Progress to the caller, the caller's wish to stop, and the seconds that each step took."""
+
+    def __init__(self, progress: Progress | None, cancel: CancelToken | None) -> None:
+        self._progress = progress
+        self._cancel = cancel
+        self._seconds: dict[str, float] = {}
+        self._name = ""
+        self._since = 0.0
+
+    def begin(self, fraction: float, name: str) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise Cancelled("Staging was cancelled.")
+        self._close()
+        self._name = name
+        if self._progress is not None:
+            self._progress(fraction, name)
+
+    def end(self) -> dict[str, float]:
+        self._close()
+        if self._progress is not None:
+            self._progress(1.0, "Done")
+        return {name: round(seconds, 3) for name, seconds in self._seconds.items()}
+
+    def _close(self) -> None:
+        now = time.perf_counter()
+        if self._name:
+            self._seconds[self._name] = self._seconds.get(self._name, 0.0) + now - self._since
+        self._since = now
+
+
+def _provenance(model: StagingModel, ct: sitk.Image, grid: WorkingGrid) -> dict[str, Any]:
+    import onnxruntime  # the model has run: it is there
+
+    card = model.card
+    voxels = hashlib.sha256(sitk.GetArrayViewFromImage(ct))
+    geometry = (ct.GetSize(), ct.GetSpacing(), ct.GetOrigin(), ct.GetDirection())
+    voxels.update(repr(geometry).encode())
+    return {
+        "model": {
+            "name": card.name,
+            "sha256": model.sha256,
+            "trained_on": card.trained_on,
+            "intended_use": card.intended_use,
+            "target_layer": card.target_layer,
+            "window_hu": list(card.window_hu),
+            "spacing_mm": list(card.spacing_mm),
+            "patches": len(grid.starts),
+        },
+        "input": {
+            "sha256": voxels.hexdigest(),
+            "size": list(ct.GetSize()),
+            "spacing_mm": list(ct.GetSpacing()),
+        },
+        "software": {
+            "LiverFibrosisStaging": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "SimpleITK": sitk.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,173 @@
+"""Write a trained network as the one ONNX file that the library loads: weights and contract.
+
+The graph is written node by node from the module's layers, not traced: names stay readable, batch
+normalisation is folded into the convolutions, and every tensor between the target layer and the
+logits becomes an output, which is what the library's backward pass in numpy needs.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from network import LFSNetwork
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+OPSET = 17
+IR_VERSION = 8
+METADATA_KEY = "liver_fibrosis_staging"
+
+
+def export(network: LFSNetwork, path: str | Path, metadata: dict) -> None:
+    """Write `network` to `path` with `metadata`, completed by the list of the tail's ops.
+
+    Outputs: `logits` and `probabilities` (softmax of the logits over the calibration temperature),
+    [N, 5]; `features`, the target layer's activation; then every further tensor from `features`
+    to `logits`, in order. Raises ValueError where ONNX Runtime's logits or feature maps differ from
+    PyTorch's by 1e-4 or more (relative to the largest value, where that exceeds 1).
+    """
+    path = Path(path)
+    network = network.eval()
+    graph = _Graph()
+    graph.add("Sub", "volume", "centred", [np.float32(network.mean)])
+    graph.add("Div", "centred", "standardised", [np.float32(network.std)])
+    graph.add_layers(network.head, "standardised", "head", "features")
+    tail = graph.add_layers(network.tail, "features", "tail", "logits")
+    temperature = np.float32(metadata["calibration"]["temperature"])
+    graph.add("Div", "logits", "calibrated", [temperature])
+    graph.add("Softmax", "calibrated", "probabilities", axis=1)
+
+    tail_outputs = [name for _, name in tail[:-1]]
+    outputs = ["logits", "probabilities", "features", *tail_outputs]
+    declared = helper.make_graph(
+        graph.nodes,
+        "LFSNetwork",
+        [_tensor("volume", (1, *network.patch_size))],
+        [_tensor(name, shape) for name, shape in _output_shapes(network, outputs)],
+        graph.weights,
+    )
+    model = helper.make_model(
+        declared,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="LiverFibrosisStaging",
+    )
+    described = {**metadata, "target_layer": "features", "tail": [op for op, _ in tail]}
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(described)})
+    onnx.checker.check_model(model, full_check=True)
+    content = model.SerializeToString()
+    _check_parity(network, content)
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
+
+
+class _Graph:
+    """Nodes and weights, grown along a chain of tensors."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def add(
+        self,
+        op: str,
+        source: str,
+        target: str,
+        weights: list[np.ndarray] = (),
+        **attributes: object,
+    ) -> None:
+        names = [f"{target}_{kind}" for kind, _ in zip(("weight", "bias"), weights)]
+        for name, values in zip(names, weights):
+            array = np.ascontiguousarray(values, np.float32)
+            self.weights.append(numpy_helper.from_array(array.reshape(np.shape(values)), name))
+        self.nodes.append(
+            helper.make_node(op, [source, *names], [target], name=target, **attributes)
+        )
+
+    def add_layers(
+        self, layers: nn.Sequential, source: str, prefix: str, last: str
+    ) -> list[tuple[str, str]]:
+        """Append `layers` from the tensor `source` to `last`; (op, output name) of each node."""
+        steps = list(_steps(layers))
+        added = []
+        for number, (op, weights, attributes) in enumerate(steps, start=1):
+            target = last if number == len(steps) else f"{prefix}{number}_{op.lower()}"
+            self.add(op, source, target, weights, **attributes)
+            added.append((op, target))
+            source = target
+        return added
+
+
+def _steps(layers: nn.Sequential) -> Iterator[tuple[str, list[np.ndarray], dict]]:
+    """ONNX op, weights and attributes of every layer that does anything at inference."""
+    modules = [layer for layer in layers if not isinstance(layer, nn.Dropout)]
+    for layer, following in zip(modules, [*modules[1:], None]):
+        if isinstance(layer, nn.Conv3d):
+            weight, bias = _folded(layer, following)
+            padding = list(layer.padding)
+            yield "Conv", [weight, bias], {"pads": padding * 2, "kernel_shape": weight.shape[2:]}
+        elif isinstance(layer, nn.BatchNorm3d):
+            continue
+        elif isinstance(layer, nn.MaxPool3d | nn.AvgPool3d):
+            size = layer.kernel_size
+            size = [size] * 3 if isinstance(size, int) else list(size)
+            op = "MaxPool" if isinstance(layer, nn.MaxPool3d) else "AveragePool"
+            yield op, [], {"kernel_shape": size, "strides": size}
+        elif isinstance(layer, nn.LeakyReLU):
+            yield "LeakyRelu", [], {"alpha": layer.negative_slope}
+        elif isinstance(layer, nn.Flatten):
+            yield "Flatten", [], {"axis": 1}
+        elif isinstance(layer, nn.Linear):
+            yield "Gemm", [_numpy(layer.weight), _numpy(layer.bias)], {"transB": 1}
+        else:
+            raise ValueError(f"No ONNX node is known for the layer {layer}.")
+
+
+def _folded(layer: nn.Conv3d, following: nn.Module | None) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of a convolution with the batch normalisation after it, if any."""
+    weight = _numpy(layer.weight).astype(np.float64)
+    bias = np.zeros(len(weight)) if layer.bias is None else _numpy(layer.bias).astype(np.float64)
+    if isinstance(following, nn.BatchNorm3d):
+        scale = _numpy(following.weight) / np.sqrt(_numpy(following.running_var) + following.eps)
+        weight = weight * scale[:, None, None, None, None]
+        bias = (bias - _numpy(following.running_mean)) * scale + _numpy(following.bias)
+    return weight, bias
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
+
+
+def _tensor(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
+
+
+def _output_shapes(network: LFSNetwork, names: list[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape, without the batch, of the outputs that `export` declares, in its order."""
+    with torch.no_grad():
+        maps = network.features(torch.zeros(1, 1, *network.patch_size))
+        shapes = [(5,), (5,), tuple(maps.shape[1:])]
+        for layer in network.tail:
+            maps = layer(maps)
+            if not isinstance(layer, nn.Dropout | nn.BatchNorm3d):
+                shapes.append(tuple(maps.shape[1:]))
+    yield from zip(names, shapes)
+
+
+def _check_parity(network: LFSNetwork, content: bytes) -> None:
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.rand(2, 1, *network.patch_size, generator=generator)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    exported = session.run(["logits", "features"], {"volume": volume.numpy()})
+    with torch.no_grad():
+        features = network.features(volume)
+        expected = [network.tail(features).numpy(), features.numpy()]
+    for name, ours, theirs in zip(("logits", "features"), exported, expected):
+        difference = np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max())
+        if not difference < 1e-4:
+            raise ValueError(f"The exported {name} differ from PyTorch's by {difference:.2g}.")

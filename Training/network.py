@@ -1,0 +1,80 @@
+"""LFSNetwork: the liver fibrosis staging network of Yin et al. 2021, as PyTorch modules.
+
+Four convolutions with 5x5x5 kernels, three max-poolings, two fully connected layers. What differs
+from the paper, and why: the input is standardised, every convolution is batch-normalised (folded
+into its weights at export), the activations leak, and the last maps are averaged before the first
+dense layer. Without these the network stayed at chance on phantoms.
+"""
+
+import torch
+from torch import nn
+
+PATCH_SIZE = (32, 168, 216)
+SPACING_MM = (4.0, 2.0, 2.0)
+
+
+class LFSNetwork(nn.Module):
+    """Logits [N, 5] of the stages F0..F4 for `volume` [N, 1, slices, rows, columns], 0..1.
+
+    At the target layer (the third convolution's activation) the maps are half as fine as the input
+    along the slices and a quarter in plane: 8 mm in each direction at 4 x 2 x 2 mm.
+
+    patch_size: (slices, rows, columns), multiples of (4, 8, 8). channels: of the four convolutions.
+    pooled: (slices, rows, columns) of the averaged maps; the last maps must divide by it.
+    mean, std: of the windowed volume, about those of an upper abdomen with the air around it.
+    """
+
+    def __init__(
+        self,
+        patch_size: tuple[int, int, int] = PATCH_SIZE,
+        channels: tuple[int, int, int, int] = (8, 16, 32, 64),
+        pooled: tuple[int, int, int] = (2, 3, 3),
+        dense: int = 64,
+        dropout: float = 0.3,
+        mean: float = 0.25,
+        std: float = 0.3,
+    ) -> None:
+        super().__init__()
+        last = (patch_size[0] // 4, patch_size[1] // 8, patch_size[2] // 8)
+        if any(size % 4 for size in patch_size) or any(n % p for n, p in zip(last, pooled)):
+            raise ValueError(f"The maps of a patch {patch_size}, {last}, do not pool to {pooled}.")
+        self.patch_size = tuple(patch_size)
+        self.mean, self.std = mean, std
+        first, second, third, fourth = channels
+        # Up to the target layer, whose maps Grad-CAM weighs ...
+        self.head = nn.Sequential(
+            *_convolution(1, first),
+            nn.MaxPool3d(2),
+            *_convolution(first, second),
+            nn.MaxPool3d((1, 2, 2)),
+            *_convolution(second, third),
+        )
+        # ... and from there to the logits, which the library differentiates in numpy.
+        self.tail = nn.Sequential(
+            nn.MaxPool3d(2),
+            *_convolution(third, fourth),
+            nn.AvgPool3d(tuple(n // p for n, p in zip(last, pooled))),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(fourth * pooled[0] * pooled[1] * pooled[2], dense),
+            nn.LeakyReLU(0.01),
+            nn.Dropout(dropout),
+            nn.Linear(dense, 5),
+        )
+
+    def features(self, volume: torch.Tensor) -> torch.Tensor:
+        """The target layer's maps [N, channels, slices / 2, rows / 4, columns / 4]."""
+        return self.head((volume - self.mean) / self.std)
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        """Logits [N, 5]."""
+        return self.tail(self.features(volume))
+
+
+def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    # The normalisation brings its own offset.
+    return (
+        nn.Conv3d(inputs, outputs, 5, padding=2, bias=False),
+        nn.BatchNorm3d(outputs),
+        nn.LeakyReLU(0.01),
+    )

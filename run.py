@@ -1,0 +1,126 @@
+"""Set everything up in .venv and run one task: stage, test, or train.
+
+python3 run.py stage                the sample CT, with the shipped model
+python3 run.py stage CT --liver MASK -o FOLDER
+python3 run.py test                 all tests (arguments go to pytest)
+python3 run.py train                the training companion (arguments go to Training/train.py)
+
+Only the standard library is used here. What is installed once is not asked for again, so that
+everything also runs without a network after the first time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+SAMPLE = ROOT / "Resources" / "SampleData"
+
+RUNTIME = ["numpy", "SimpleITK", "onnxruntime", "scikit-learn", "vtk"]
+EXTRA = {
+    "stage": None,
+    "test": ROOT / "Testing" / "requirements.txt",
+    "train": ROOT / "Training" / "requirements.txt",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Prepare the environment, then run the task; its exit code is ours."""
+    if sys.version_info < (3, 10):
+        return _refuse(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.")
+    if not arguments or arguments[0] not in EXTRA:
+        print(__doc__)
+        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    task, rest = arguments[0], arguments[1:]
+    try:
+        _make_venv()
+        _install(task)
+    except subprocess.CalledProcessError as error:
+        return _refuse(f"Setting up failed (exit code {error.returncode}); see the lines above.")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "LiverFibrosisStaging")}
+    return subprocess.run([PYTHON, *_command(task, rest)], env=environment, check=False).returncode
+
+
+def _command(task: str, rest: list[str]) -> list[str]:
+    if task == "test":
+        return ["-m", "pytest", str(ROOT / "Testing"), f"--rootdir={ROOT}", *rest]
+    if task == "train":
+        return [str(ROOT / "Training" / "train.py"), *rest]
+    if not rest:
+        names = {
+            part: str(SAMPLE / f"phantom_F4_{part}.nii.gz") for part in ("ct", "liver", "spleen")
+        }
+        rest = [names["ct"], "--liver", names["liver"], "--spleen", names["spleen"]]
+    if not {"-o", "--output", "-h", "--help"}.intersection(rest):
+        rest = [*rest, "-o", "result"]
+    return ["-m", "LiverFibrosisStagingLib", "stage", *rest]
+
+
+def _make_venv() -> None:
+    if PYTHON.exists() and _quiet(PYTHON, "-m", "pip", "--version"):
+        return
+    print("Making .venv ...", flush=True)
+    try:
+        import ensurepip  # noqa: F401
+    except ImportError:
+        _install_ensurepip()
+    shutil.rmtree(VENV, ignore_errors=True)
+    if _quiet(sys.executable, "-m", "ensurepip", "--version"):
+        venv.create(VENV, with_pip=True)
+        return
+    raise SystemExit(
+        _refuse(
+            "This Python cannot make virtual environments: install python3-venv, then try again."
+        )
+    )
+
+
+def _install_ensurepip() -> None:
+    """Debian and Ubuntu keep the venv module's other half in a package of its own."""
+    if not shutil.which("apt-get"):
+        return
+    become_root = [] if os.geteuid() == 0 else ["sudo"]
+    if become_root and not shutil.which("sudo"):
+        return
+    print("Installing Debian's python3-venv ...", flush=True)
+    package = f"python3.{sys.version_info.minor}-venv"
+    for command in (["update", "-qq"], ["install", "-y", "-qq", package]):
+        subprocess.run([*become_root, "apt-get", *command], check=False)
+
+
+def _install(task: str) -> None:
+    """Install what the task needs, unless exactly that was installed before."""
+    file = EXTRA[task]
+    wanted = "\n".join([*RUNTIME, file.read_text(encoding="utf-8") if file else ""])
+    stamp = VENV / f".installed-{task}"
+    digest = hashlib.sha256(wanted.encode()).hexdigest()
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == digest:
+        return
+    print("Installing packages (once) ...", flush=True)
+    extra = ["-r", str(file)] if file else []
+    subprocess.run([PYTHON, "-m", "pip", "install", "-q", *RUNTIME, *extra], check=True)
+    stamp.write_text(digest, encoding="utf-8")
+
+
+def _quiet(*command: str | Path) -> bool:
+    found = subprocess.run(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+    )
+    return found.returncode == 0
+
+
+def _refuse(sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
