@@ -16,7 +16,6 @@ import os
 import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -34,7 +33,7 @@ EXTRA = {
 
 def main(arguments: list[str]) -> int:
     """Prepare the environment, then run the task; its exit code is ours."""
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - this is what tells the user
         return _refuse(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.")
     if not arguments or arguments[0] not in EXTRA:
         print(__doc__)
@@ -65,32 +64,27 @@ def _command(task: str, rest: list[str]) -> list[str]:
 
 
 def _make_venv() -> None:
-    if PYTHON.exists() and _quiet(PYTHON, "-m", "pip", "--version"):
+    if PYTHON.exists() and _succeeds(PYTHON, "-m", "pip", "--version"):
         return
     print("Making .venv ...", flush=True)
-    try:
-        import ensurepip  # noqa: F401
-    except ImportError:
+    has_pip = [sys.executable, "-m", "ensurepip", "--version"]
+    if not _succeeds(*has_pip):
         _install_ensurepip()
-    shutil.rmtree(VENV, ignore_errors=True)
-    if _quiet(sys.executable, "-m", "ensurepip", "--version"):
-        venv.create(VENV, with_pip=True)
-        return
-    raise SystemExit(
-        _refuse(
-            "This Python cannot make virtual environments: install python3-venv, then try again."
-        )
-    )
+    if not _succeeds(*has_pip):
+        name = f"python3.{sys.version_info.minor}-venv"
+        raise SystemExit(f"Python's venv is not complete: install {name}, then try again.")
+    # A child process: one that has just got ensurepip from Debian does not see it itself.
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
 
 
 def _install_ensurepip() -> None:
-    """Debian and Ubuntu keep the venv module's other half in a package of its own."""
+    """Debian and Ubuntu keep half of the venv module in a package of its own."""
     if not shutil.which("apt-get"):
         return
     become_root = [] if os.geteuid() == 0 else ["sudo"]
     if become_root and not shutil.which("sudo"):
         return
-    print("Installing Debian's python3-venv ...", flush=True)
+    print("Installing the system package python3-venv ...", flush=True)
     package = f"python3.{sys.version_info.minor}-venv"
     for command in (["update", "-qq"], ["install", "-y", "-qq", package]):
         subprocess.run([*become_root, "apt-get", *command], check=False)
@@ -110,11 +104,8 @@ def _install(task: str) -> None:
     stamp.write_text(digest, encoding="utf-8")
 
 
-def _quiet(*command: str | Path) -> bool:
-    found = subprocess.run(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
-    )
-    return found.returncode == 0
+def _succeeds(*command: str | Path) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _refuse(sentence: str) -> int:

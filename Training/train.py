@@ -19,14 +19,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import SimpleITK as sitk
 import torch
 from export import export
 from network import PATCH_SIZE, SPACING_MM, LFSNetwork
@@ -36,13 +36,13 @@ from torch.nn import functional
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "LiverFibrosisStaging"))
+from LiverFibrosisStagingLib import StagingModel, __version__, read_ct
 from LiverFibrosisStagingLib.grid import patch_starts, working_grid
-from LiverFibrosisStagingLib.reading import read_ct, read_mask
+from LiverFibrosisStagingLib.masks import organ_masks, read_organ
 from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES, softmax
 
 WINDOW_HU = (-125.0, 225.0)
 PATCH_OVERLAP = 0.5
-CODE_VERSION = "0.1.0"
 
 
 @dataclass(frozen=True)
@@ -105,24 +105,25 @@ def _prepare_one(
     path = cache / f"{key}.npy"
     if not path.exists():
         ct = read_ct(case.ct)
+        liver, _, _ = organ_masks(ct, read_organ(case.liver), None)
         grid = working_grid(
             ct,
-            read_mask(case.liver, ct),
+            liver,
             spacing=spacing,
             patch_size=patch_size,
             window=WINDOW_HU,
             overlap=PATCH_OVERLAP,
         )
-        volume = sitk_array(grid.volume)
+        volume = sitk.GetArrayViewFromImage(grid.volume)
         unfinished = cache / f"{key}.{os.getpid()}.npy"
         np.save(unfinished, np.round(volume * 255).astype(np.uint8))
         unfinished.replace(path)
     return path
 
 
-def hold_out(cases: Sequence[Case], folds: int, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and to hold out: one of `folds` parts, by patient, stages balanced."""
-    split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
+def hold_out(cases: Sequence[Case], parts: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold out: one of `parts`, by patient, stages balanced."""
+    split = StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(
         cases, [case.stage for case in cases], [case.patient for case in cases]
     )
     kept, held = next(split)
@@ -223,7 +224,7 @@ def fit(
         for name, part in parts.items():
             part.load_state_dict(state[name])
     else:
-        log.write_text("step,seconds,loss,held_out_loss,significant,advanced,cirrhosis\n")
+        log.write_text(",".join(["step", "seconds", "loss", "held_out_loss", *GROUPS]) + "\n")
 
     losses, began = [], time.monotonic()
     progress = tqdm(range(first, schedule.steps), "Training", initial=first, total=schedule.steps)
@@ -231,9 +232,7 @@ def fit(
         rng = np.random.default_rng([schedule.seed, step])
         torch.manual_seed(int(rng.integers(2**31)))
         network.train()
-        patches, truth = draw_batch(
-            volumes, stages, schedule.batch, network.patch_size[0], rng
-        )
+        patches, truth = draw_batch(volumes, stages, schedule.batch, network.patch_size[0], rng)
         patches = augment(patches, spacing, rng).to(memory_format=torch.channels_last_3d)
         with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bfloat16):
             logits = network(patches)
@@ -245,16 +244,11 @@ def fit(
         losses.append(float(loss.detach()))
         progress.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
         if (step + 1) % schedule.check_every == 0 or step + 1 == schedule.steps:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, schedule.bfloat16):
-                network.eval()
-                logits = np.stack([
-                    _mean_logits(lambda x: network(torch.from_numpy(x)).float().numpy(), v, network)
-                    for v in held[0]
-                ])
+            logits = case_logits(partial(_run, network.eval()), held[0], network.patch_size[0])
             held_loss = float(ordinal_loss(torch.from_numpy(logits), torch.from_numpy(held[1])))
-            aucs = [_auc(softmax(logits), held[1], g) for g in GROUPS.values()]
-            row = [time.monotonic() - began, np.mean(losses), held_loss, *aucs]
-            with log.open("a") as stream:
+            row = [time.monotonic() - began, np.mean(losses), held_loss]
+            row += aucs(softmax(logits), held[1]).values()
+            with log.open("a", encoding="utf-8") as stream:
                 print(step + 1, *(f"{value:.4f}" for value in row), sep=",", file=stream)
             state = {"step": step + 1, **{n: p.state_dict() for n, p in parts.items()}}
             torch.save(state, checkpoint.with_suffix(".part"))
@@ -262,8 +256,180 @@ def fit(
             losses = []
 
 
-def predict(path: Path, volumes: Sequence[np.ndarray]) -> np.ndarray:
-    """Probabilities [cases, 5] by the exported file: patch logits averaged, then softmax."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    slices = session.get_inputs()[0].shape[2]
-    ...
+def _run(network: LFSNetwork, patch: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return network(torch.from_numpy(patch)).numpy()
+
+
+def case_logits(
+    run: Callable[[np.ndarray], np.ndarray], volumes: Sequence[np.ndarray], slices: int
+) -> np.ndarray:
+    """Logits [cases, 5] as staging has them: the mean over a case's overlapping patches.
+
+    run: logits [1, 5] of a patch float32 [1, 1, slices, rows, columns].
+    """
+    return np.stack(
+        [
+            np.mean(
+                [
+                    run(np.float32(volume[None, None, start : start + slices]) / np.float32(255))[0]
+                    for start in patch_starts(len(volume), slices, PATCH_OVERLAP)
+                ],
+                axis=0,
+            )
+            for volume in volumes
+        ]
+    )
+
+
+def aucs(probabilities: np.ndarray, stages: np.ndarray) -> dict[str, float]:
+    """Area under the ROC curve of every group of stages; nan where one side has no case."""
+    return {
+        name: float(roc_auc_score(stages >= first, probabilities[:, first:].sum(axis=1)))
+        if 0 < np.count_nonzero(stages >= first) < len(stages)
+        else float("nan")
+        for name, first in GROUPS.items()
+    }
+
+
+def evaluate(
+    probabilities: np.ndarray, stages: np.ndarray, repeats: int = 1000, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """AUC of every group with its 95 % interval by bootstrap over cases (percentiles)."""
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(repeats):
+        picked = rng.integers(len(stages), size=len(stages))
+        drawn.append(list(aucs(probabilities[picked], stages[picked]).values()))
+    low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
+    values = aucs(probabilities, stages)
+    return {
+        name: {"value": round(value, 4), "low": round(float(a), 4), "high": round(float(b), 4)}
+        for (name, value), a, b in zip(values.items(), low, high)
+    }
+
+
+def metadata(
+    name: str, data: str, cases_per_stage: Sequence[int], network: LFSNetwork, spacing: Sequence
+) -> dict:
+    """What the contract says about a model, still without its evaluation."""
+    return {
+        "contract": 1,
+        "name": name,
+        "stages": list(STAGES),
+        "window_hu": list(WINDOW_HU),
+        "spacing_mm": list(spacing),
+        "patch_size": list(network.patch_size),
+        "patch_overlap": PATCH_OVERLAP,
+        "calibration": {"temperature": 1.0},
+        "reference": {},
+        "training": {
+            "data": data,
+            "cases_per_stage": list(cases_per_stage),
+            "folds": 0,
+            "date": datetime.date.today().isoformat(),
+            "code_version": __version__,
+        },
+        "intended_use": RESEARCH_USE,
+    }
+
+
+def train(
+    manifest: Path,
+    run: Path,
+    *,
+    test: Path | None = None,
+    parts: int = 5,
+    schedule: Schedule = Schedule(),
+    network: LFSNetwork | None = None,
+    spacing: tuple[float, float, float] = SPACING_MM,
+    name: str = "LFS",
+    data: str = "Not stated.",
+) -> dict[str, dict[str, float]]:
+    """From a manifest to RUN/LFS.onnx and RUN/metrics.json; the AUCs of the exported file.
+
+    One patient in `parts` is held out to watch the training. test: manifest of another cohort, on
+    which the exported file is measured; without it, that is done on the held-out patients.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(schedule.seed)
+    network = network or LFSNetwork()
+    cases = read_manifest(manifest)
+    stages = np.array([case.stage for case in cases])
+    volumes = prepare(cases, run / "cache", network.patch_size, spacing)
+    kept, held = hold_out(cases, parts, schedule.seed)
+    held_out = [volumes[i] for i in held], stages[held]
+    fit(network, [volumes[i] for i in kept], stages[kept], held_out, schedule, run, spacing)
+
+    tested, truth, cohort = *held_out, f"{len(held)} held-out cases of the cohort"
+    if test is not None:
+        test_cases = read_manifest(test)
+        tested = prepare(test_cases, run / "cache", network.patch_size, spacing)
+        truth = np.array([case.stage for case in test_cases])
+        cohort = f"{len(test_cases)} cases of another cohort"
+    counts = np.bincount(stages[kept], minlength=len(STAGES)).tolist()
+    described = metadata(name, data, counts, network, spacing)
+    # Measured on the exported file, then written into it: the weights stay the same.
+    path = run / "LFS.onnx"
+    export(network.to(memory_format=torch.contiguous_format), path, described)
+    model = StagingModel.load(path)
+    logits = case_logits(lambda x: model.run(x).logits, tested, network.patch_size[0])
+    probabilities = softmax(logits, model.card.temperature)
+    figures = evaluate(probabilities, truth)
+    described["training"] |= {"auc": figures, "evaluated_on": cohort}
+    export(network, path, described)
+    metrics = {
+        "auc": figures,
+        "evaluated_on": cohort,
+        "confusion": _confusion(probabilities, truth),
+    }
+    (run / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return figures
+
+
+def _confusion(probabilities: np.ndarray, stages: np.ndarray) -> list[list[int]]:
+    """Cases by true stage (rows) and most probable stage (columns)."""
+    table = np.zeros((len(STAGES), len(STAGES)), int)
+    np.add.at(table, (stages, probabilities.argmax(axis=1)), 1)
+    return table.tolist()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Train and export a fibrosis staging network.")
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--test", type=Path, help="manifest of a cohort to measure the result on")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--steps", type=int, default=Schedule.steps)
+    parser.add_argument("--batch", type=int, default=Schedule.batch)
+    parser.add_argument("--learning-rate", type=float, default=Schedule.learning_rate)
+    parser.add_argument("--check-every", type=int, default=Schedule.check_every)
+    parser.add_argument("--seed", type=int, default=Schedule.seed)
+    parser.add_argument("--float32", action="store_true", help="no bfloat16 autocast")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--name", default="LFS", help="the model's name in its metadata")
+    parser.add_argument("--data", default="Not stated.", help="one sentence on the training data")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    schedule = Schedule(
+        steps=arguments.steps,
+        batch=arguments.batch,
+        learning_rate=arguments.learning_rate,
+        bfloat16=not arguments.float32,
+        check_every=arguments.check_every,
+        seed=arguments.seed,
+    )
+    figures = train(
+        arguments.manifest,
+        arguments.output,
+        test=arguments.test,
+        schedule=schedule,
+        name=arguments.name,
+        data=arguments.data,
+    )
+    for group, auc in figures.items():
+        print(f"{group}: AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})")
+
+
+if __name__ == "__main__":
+    main()

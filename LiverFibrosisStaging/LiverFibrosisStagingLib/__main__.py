@@ -46,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
-    from .result import one_line, writable_folder
+    from .result import check_writable, one_line
     from .staging import stage
 
-    writable_folder(options.output)
+    check_writable(options.output)
     with _ProgressLine(options.quiet) as progress:
         result = stage(
             options.ct,

@@ -104,13 +104,19 @@ def conv(
     padding = _pads(auto_pad, pads, size, output, kernel, strides, dilations)
     dx = _padded_zeros(x, padding, g.dtype)
     inputs, outputs = x.shape[1] // group, w.shape[0] // group
+    windows = list(_windows(output, kernel, strides, dilations))
+    # One matrix product for each plane of the kernel: few and large ones are fast, and what they
+    # give (inputs x plane x output voxels) stays small.
+    plane = prod(kernel[1:])
     for n, k in product(range(len(x)), range(group)):
         into = dx[n, k * inputs : (k + 1) * inputs]
         flat = g[n, k * outputs : (k + 1) * outputs].reshape(outputs, -1)
-        weights = w[k * outputs : (k + 1) * outputs]
-        for offset, window in _windows(output, kernel, strides, dilations):
-            step = np.ascontiguousarray(weights[(..., *offset)].T) @ flat
-            into[window] += step.reshape(inputs, *output)
+        weights = w[k * outputs : (k + 1) * outputs].reshape(outputs, inputs, kernel[0], plane)
+        for first in range(kernel[0]):
+            taps = weights[:, :, first].transpose(2, 1, 0).reshape(plane * inputs, outputs)
+            steps = (taps @ flat).reshape(plane, inputs, *output)
+            for (_, window), step in zip(windows[first * plane :], steps):
+                into[window] += step
     return (_unpadded(dx, padding, size),)
 
 

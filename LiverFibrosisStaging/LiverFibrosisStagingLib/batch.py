@@ -10,7 +10,7 @@ from typing import Any
 from .errors import StagingError
 from .model import StagingModel, default_model_path
 from .reading import dicom_folders
-from .result import one_line, writable_folder
+from .result import check_writable, one_line
 from .stages import GROUPS, RESEARCH_USE, STAGES, explained_stages
 from .staging import CancelToken, stage
 
@@ -63,7 +63,7 @@ def stage_folder(
     explained_stages(explain, 0)
     source, output = Path(source), Path(output)
     cases = read_list(source) if source.suffix.lower() == ".csv" else find_cases(source, output)
-    writable_folder(output)
+    check_writable(output)
     if not isinstance(model, StagingModel):
         model = StagingModel.load(default_model_path() if model is None else model)
     rows: list[dict[str, Any]] = []
@@ -236,6 +236,7 @@ def _columns(summary: dict[str, Any]) -> dict[str, Any]:
 def _write_table(rows: list[dict[str, Any]], path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, COLUMNS, restval="")
             table.writeheader()

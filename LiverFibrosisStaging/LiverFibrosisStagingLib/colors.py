@@ -13,7 +13,7 @@ BAND_COUNT = 10
 
 # Lightness, chroma and hue in degrees of the path through OKLCH that the bands are taken from.
 _PATH_LCH = ((0.40, 0.15, 5.0), (0.57, 0.20, 25.0), (0.76, 0.17, 62.0), (0.96, 0.15, 106.0))
-_OPACITY = (0.08, 0.70)
+_OPACITY = (0.08, 0.75)
 
 # OKLab to cube roots of cone responses, and cone responses to linear sRGB:
 # Bjoern Ottosson, "A perceptual color space for image processing" (2020).

@@ -67,9 +67,7 @@ _LOCALIZER = re.compile(r"localizer|scout|topogram|surview|scanogram", re.I)
 _REFORMATTED = re.compile(r"\b(DERIVED|SECONDARY|MPR|MIP|REFORMATTED|PROJECTION IMAGE)\b")
 # Lung and bone kernels raise the noise in the liver several times: GE and Philips by name,
 # Siemens B50 and above, Canon FC30 and above.
-_SHARP_KERNEL = re.compile(
-    r"lung|bone|edge|sharp|\b[BHIQ][a-z]?[5-9]\d|\bFC[3-9]\d|^Y[A-D]$", re.I
-)
+_SHARP_KERNEL = re.compile(r"lung|bone|edge|sharp|\b[BHIQ][a-z]?[5-9]\d|\bFC[3-9]\d|^Y[A-D]$", re.I)
 _PORTAL = re.compile(r"portal|porto|ven(ous|ös|oes|osa|oso|eux|euse)|\b(pv|pvp|vp|ven)\b", re.I)
 _OTHER_PHASE = re.compile(
     r"arter|nativ|non.?(contrast|enh)|without|un.?enh|pre.?con|delay|equilib|excret|plain|"
@@ -181,15 +179,15 @@ def dicom_folders(root: str | Path) -> list[Path]:
     root = Path(root)
     studies: dict[Path, set[str]] = {}
     direct: set[Path] = set()
-    for folder, _, names in os.walk(root, topdown=False):
+    for folder, subfolders, names in os.walk(root, topdown=False):
         here = Path(folder)
         found: set[str] = set()
         first = next((p for p in _visible(here, names) if is_dicom(p)), None)
         if first is not None:
             direct.add(here)
             found.add(_study(first))
-        for child in [c for c in studies if c.parent == here]:
-            found |= studies[child]
+        for name in subfolders:
+            found |= studies.get(here / name, set())
         if found:
             studies[here] = found
 
@@ -282,7 +280,9 @@ def read_series(series: Series, name: str) -> tuple[sitk.Image, list[str]]:
 
     first, last = slices[0], slices[-1]
     step = (last.offset - first.offset) / (len(slices) - 1) if len(slices) > 1 else series.spacing
-    image.SetSpacing((*first.spacing, step))
+    for key in image.GetMetaDataKeys():
+        image.EraseMetaData(key)
+    image.SetSpacing((*first.spacing, round(step, 6)))  # rounding takes the float noise away
     image.SetOrigin(first.position.tolist())
     image.SetDirection(first.direction.ravel().tolist())
     for tag in KEPT_TAGS:
@@ -417,7 +417,7 @@ def _siblings(path: Path) -> tuple[list[Slice], Counter[str]]:
 def _nothing_found(path: Path, others: Counter[str]) -> str:
     if not others:
         return f"{path.name}: no DICOM files found; a CT series is needed."
-    found = ", ".join(f"{count} × {kind}" for kind, count in others.most_common())
+    found = ", ".join(f"{count} x {kind}" for kind, count in others.most_common())
     return f"{path.name}: no CT series found, only {found}."
 
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
+from .colors import BAND_COUNT
 from .grid import WorkingGrid
-
-BANDS = 10
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def band_labels(relative: sitk.Image) -> sitk.Image:
     labels = np.zeros(values.shape, np.uint8)
     if highest > 0:
         for k in range(len(values)):  # slice by slice: no second float copy of the CT's size
-            labels[k] = np.minimum(np.ceil(values[k] * (BANDS / highest)), BANDS)
+            labels[k] = np.minimum(np.ceil(values[k] * (BAND_COUNT / highest)), BAND_COUNT)
     image = sitk.GetImageFromArray(labels)
     image.CopyInformation(relative)
     return image

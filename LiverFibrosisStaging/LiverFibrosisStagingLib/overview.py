@@ -24,7 +24,7 @@ from .grid import AIR_HU, BODY_THRESHOLD_HU
 from .stages import GROUPS, RESEARCH_USE, STAGES
 
 if TYPE_CHECKING:
-    from .staging import StagingResult
+    from .result import StagingResult
 
 WIDTH, HEIGHT = 1600, 1000
 WINDOW_HU = (-125.0, 225.0)
@@ -51,6 +51,8 @@ _REGIONS = {
 
 _COARSE_MM = 4.0
 _MARGIN_MM = 8.0
+# Not a half: midway between two voxels, rounding would decide differently for a flipped array.
+_INSIDE = 0.47
 
 
 class _Box(NamedTuple):
@@ -83,9 +85,8 @@ def write_overview(result: StagingResult, path: str | Path) -> None:
         scores=result.scores,
         measurements=result.measurements,
         warnings=result.warnings,
-        model_name=result.model_name,
-        model_training=result.model_training,
-        bands=result.bands,
+        model_name=result.provenance["model"]["name"],
+        model_training=result.provenance["model"]["trained_on"],
     )
     write_png(picture, path)
 
@@ -158,7 +159,9 @@ def write_png(picture: np.ndarray, path: str | Path) -> None:
     try:
         Path(path).write_bytes(vtk_to_numpy(writer.GetResult()).tobytes())
     except OSError as error:
-        raise StagingError(f"Cannot write the picture {path}: {error.strerror}.") from error
+        raise StagingError(
+            f"Cannot write the picture {path}: {error.strerror or error}."
+        ) from error
 
 
 class _Pen:
@@ -237,9 +240,10 @@ class _Pen:
 
     def wrap(self, text: str, width: int, size: int) -> list[str]:
         """Break `text` into lines of at most `width` pixels, long words too."""
-        total = self.width(text, size)
-        longest = len(text) if total <= width else math.ceil(1.15 * len(text) * width / total)
-        for characters in range(max(longest, 1), 0, -1):
+        sample = text[:200]
+        average = max(self.width(sample, size), 1) / max(len(sample), 1)
+        # Widths differ from letter to letter: begin with too many, take away until all lines fit.
+        for characters in range(math.ceil(1.3 * width / average), 0, -1):
             lines = textwrap.wrap(text, characters)
             if all(self.width(line, size) <= width for line in lines):
                 break
@@ -289,7 +293,7 @@ class _Scene:
 
         coarse = _Plane(first, size, np.full(3, _COARSE_MM))
         body = _largest_part(coarse.sample(ct, outside=AIR_HU) > BODY_THRESHOLD_HU)
-        inside = coarse.sample(liver) > 0.5
+        inside = coarse.sample(liver) > _INSIDE
         if not inside.any():  # a mask of a few voxels
             inside = body if body.any() else np.ones_like(body)
         slices = np.flatnonzero(inside.any(axis=(1, 2)))
@@ -306,9 +310,9 @@ class _Scene:
         def on_voxels(axis: int, value: float) -> float:
             """The nearest plane of voxels: the CT's own slice rather than a mix of two."""
             point = centre.copy()
-            point[axis] = value
+            point[axis] = value + 1e-3  # between two planes, the same one however they are stored
             index = [
-                min(max(round(i - 1e-6), 0), n - 1)
+                min(max(round(i), 0), n - 1)
                 for i, n in zip(ct.TransformPhysicalPointToContinuousIndex(point), ct.GetSize())
             ]
             return round(ct.TransformIndexToPhysicalPoint(index)[axis], 3)
@@ -354,8 +358,8 @@ class _Scene:
         picture = color_slice(labels, np.clip((hu - low) / (high - low), 0.0, 1.0))
         for mask, color in ((self.spleen, _SPLEEN), (self.liver, _LIVER)):
             if mask is not None:
-                line = _outline(plane.sample(mask)[view] > 0.5)
-                picture[line] = 0.2 * picture[line] + 0.8 * np.array(color, np.float32)
+                line = _outline(plane.sample(mask)[view] > _INSIDE)
+                picture[line] = 0.1 * picture[line] + 0.9 * np.array(color, np.float32)
         return picture
 
 
@@ -386,7 +390,8 @@ class _Plane(NamedTuple):
 
 def _largest_part(mask: np.ndarray) -> np.ndarray:
     """The largest connected part of a mask [z, y, x] once thin bridges (the table) are cut."""
-    image = sitk.BinaryMorphologicalOpening(sitk.GetImageFromArray(mask.astype(np.uint8)), [1] * 3)
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    image = sitk.BinaryMorphologicalOpening(image, [1, 1, 0])
     parts = sitk.RelabelComponent(sitk.ConnectedComponent(image))
     return sitk.GetArrayFromImage(parts) == 1
 
@@ -443,10 +448,13 @@ def _draw_slices(pen: _Pen, scene: _Scene) -> None:
     picture = scene.coronal_slice(bottom, bottom + length, mm)
     top = _draw_view(pen, _CORONAL, picture)
     x = _CORONAL.x + _CORONAL.width - 40  # clear of the side's letter
+    free = top  # the numbers of a thin slab would lie on each other
     for number, z in enumerate(scene.levels):
         y = top + round((bottom + length - z) / mm)
         pen.fill(_Box(x, y, 12, 1), _WHITE)
-        pen.text(str(number + 1), x - 4, y - 8, 13, align=1, outline=True)
+        if y >= free:
+            pen.text(str(number + 1), x - 4, y - 8, 13, align=1, outline=True)
+            free = y + 14
     level = f"Coronal   A {_signed(-scene.coronal)} mm"
     pen.text(level, _CORONAL.x + 8, _CORONAL.y + 6, 16, outline=True)
 
@@ -533,14 +541,13 @@ def _draw_warnings(pen: _Pen, box: _Box, warnings: Sequence[str]) -> None:
     """As many warnings as fit, then how many are left."""
     size, leading = 15, 19
     _draw_heading(pen, box, "Warnings")
-    room = (box.height - 34) // leading
     y = box.y + 34
     if not warnings:
         pen.text("None", box.x, y, size, _MUTED)
     for shown, warning in enumerate(warnings):
         left = len(warnings) - shown
         lines = pen.wrap(warning, box.width - 16, size)
-        free = room - (left > 1)
+        free = (box.y + box.height - y) // leading - (left > 1)
         if len(lines) > free:
             if shown:
                 pen.text(f"+ {left} more", box.x, y, size, _MUTED)
@@ -550,7 +557,7 @@ def _draw_warnings(pen: _Pen, box: _Box, warnings: Sequence[str]) -> None:
         for line in lines:
             pen.text(line, box.x + 16, y, size)
             y += leading
-        room -= len(lines)
+        y += 4
 
 
 def _draw_footer(pen: _Pen, model_name: str, model_training: str) -> None:

@@ -1,16 +1,16 @@
 """Reading CTs and masks: one call for every format, and a clear refusal for what is damaged.
 
-ITK reads a cut-off or corrupted NIfTI without a word, turns a spacing of 0 or NaN into 1 mm and a
-negative one into a flip. What it does not say is therefore checked here.
+ITK reads a cut-off or corrupted NIfTI without a word, turns a spacing of 0 or NaN into 1 mm, a
+negative one into a flip and voxels that are NaN into 0. What it does not say is checked here.
 """
 
 import gzip
-import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
@@ -23,6 +23,10 @@ NOTES_KEY = "LiverFibrosisStaging.notes"
 _SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 _FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd)"
 _AXES_TOLERANCE = 1e-2  # cosine between axes: 0.6 degrees, far above rounding in a header
+
+_NIFTI_FLOATS = {16: "f4", 64: "f8"}  # data type codes of the header
+_ANY_ZLIB = 47  # zlib's window bits: gzip or zlib, found by itself
+_GZIP_MAGIC = b"\x1f\x8b"
 
 # What ITK's errors mean for the user, by a phrase in them.
 _MEANINGS = (
@@ -92,7 +96,7 @@ def _existing(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists():
         raise StagingError(f"{path}: no such file or folder.")
-    return path
+    return path.absolute()  # so that "." has a name
 
 
 def _read_volume(path: Path) -> sitk.Image:
@@ -184,7 +188,7 @@ def _check_nifti(path: Path) -> Callable[[], None]:
     if order is None or len(header) < 348 or header[344:347] not in (b"n+1", b"ni1"):
         raise StagingError(f"{path.name}: not a NIfTI-1 file.")
     dims = struct.unpack_from(f"{order}8h", header, 40)
-    bits = struct.unpack_from(f"{order}h", header, 72)[0]
+    kind, bits = struct.unpack_from(f"{order}2h", header, 70)
     spacing = struct.unpack_from(f"{order}3f", header, 80)
     data_offset = struct.unpack_from(f"{order}f", header, 108)[0]
     _check_spacing(spacing, path.name)
@@ -195,16 +199,24 @@ def _check_nifti(path: Path) -> Callable[[], None]:
             raise StagingError(f"{path.name}: {_MEANINGS[1][1]}.")
     voxels = int(np.prod([max(n, 1) for n in dims[1 : 1 + dims[0]]], dtype=np.int64))
     needed = int(data_offset) + voxels * bits // 8
-    if zipped:
-        return lambda: _check_stream(path, 0, needed)
-    _check_size(path, needed)
-    return _nothing
+    if not zipped:
+        _check_size(path, needed)
+
+    def check_pixels() -> None:
+        if zipped:
+            _check_stream(path, 0, needed)
+        if kind in _NIFTI_FLOATS:
+            with (gzip.open if zipped else open)(path, "rb") as file:
+                file.seek(int(data_offset))
+                _check_finite(file, np.dtype(order + _NIFTI_FLOATS[kind]), path.name)
+
+    return check_pixels
 
 
 def _check_nrrd(path: Path, header: dict[str, str], offset: int) -> Callable[[], None]:
     """NRRD header: https://teem.sourceforge.net/nrrd/format.html. ITK itself reports cut files."""
     if "spacings" in header:
-        _check_spacing([float(value) for value in header["spacings"].split()], path.name)
+        _check_spacing(header["spacings"].split(), path.name)
     elif header and "space directions" not in header:
         raise StagingError(f"{path.name}: the header has no voxel spacing.")
     if header.get("encoding", "").lower() not in ("gz", "gzip"):
@@ -222,7 +234,7 @@ def _check_metaimage(path: Path, header: dict[str, str], offset: int) -> Callabl
     spacing = header.get("ElementSpacing") or header.get("ElementSize")
     if spacing is None:
         raise StagingError(f"{path.name}: the header has no voxel spacing.")
-    _check_spacing([float(value) for value in spacing.split()], path.name)
+    _check_spacing(spacing.split(), path.name)
     inside = header["ElementDataFile"] == "LOCAL"
     data = path if inside else _data_file(path, header["ElementDataFile"])
     offset = offset if inside else 0
@@ -236,6 +248,87 @@ def _check_metaimage(path: Path, header: dict[str, str], offset: int) -> Callabl
     except RuntimeError as error:
         raise StagingError(f"{path.name}: {_meaning(str(error))}.") from error
     voxels = int(np.prod(reader.GetSize(), dtype=np.int64)) * reader.GetNumberOfComponents()
-    bytes_each = sitk.GetArrayViewFromImage(sitk.Image([1], reader.GetPixelID())).itemsize
+    bytes_each = sitk.GetArrayViewFromImage(sitk.Image([1, 1], reader.GetPixelID())).itemsize
     _check_size(data, offset + voxels * bytes_each)
     return _nothing
+
+
+def _text_header(path: Path) -> tuple[dict[str, str], int]:
+    """Fields of an NRRD or MetaImage header, and where the pixels begin; empty for other files."""
+    fields: dict[str, str] = {}
+    with open(path, "rb") as file:
+        first = file.readline(200)
+        if not first.startswith((b"NRRD", b"ObjectType", b"NDims", b"Comment")):
+            return fields, 0
+        file.seek(0)
+        for line in file:
+            key, separator, value = line.decode("latin-1").partition(
+                ":" if first.startswith(b"NRRD") else "="
+            )
+            if not line.strip():
+                break
+            if separator:
+                fields[key.strip()] = value.lstrip("=").strip()
+            if key.strip() == "ElementDataFile":
+                break
+        return fields, file.tell()
+
+
+def _check_spacing(values: Iterable[float | str], name: str) -> None:
+    try:
+        spacing = [float(value) for value in values]
+    except ValueError:
+        spacing = []
+    if not spacing or not all(0 < step < np.inf for step in spacing):
+        found = " x ".join(str(value) for value in values)
+        raise StagingError(f"{name}: voxel spacing {found} mm; it has to be positive.")
+
+
+def _data_file(path: Path, name: str) -> Path:
+    data = path.parent / name
+    if not data.is_file():
+        raise StagingError(f"{path.name}: its data file {name} is missing.")
+    return data
+
+
+def _check_size(path: Path, needed: int) -> None:
+    found = path.stat().st_size
+    if found < needed:
+        raise StagingError(
+            f"{path.name}: the file is truncated: {found} of {needed} bytes are there."
+        )
+
+
+def _check_stream(path: Path, offset: int, needed: int = 0) -> None:
+    """Refuse a gzip or zlib stream that ends early, fails its checksum or holds too little."""
+    expanded, decoder = 0, zlib.decompressobj(_ANY_ZLIB)
+    with open(path, "rb") as file:
+        file.seek(offset)
+        while chunk := file.read(1 << 18):
+            try:
+                while chunk:
+                    expanded += len(decoder.decompress(chunk))
+                    chunk = decoder.unused_data
+                    if decoder.eof and chunk[:2] == _GZIP_MAGIC:  # another member follows
+                        decoder = zlib.decompressobj(_ANY_ZLIB)
+                    elif decoder.eof:
+                        break
+            except zlib.error as error:
+                raise StagingError(
+                    f"{path.name}: the file is damaged (its checksum fails)."
+                ) from error
+    if not decoder.eof or expanded < needed:
+        raise StagingError(f"{path.name}: the file is truncated.")
+
+
+def _check_finite(file: BinaryIO, dtype: np.dtype, name: str) -> None:
+    while chunk := file.read(1 << 20):
+        values = np.frombuffer(chunk[: len(chunk) // dtype.itemsize * dtype.itemsize], dtype)
+        if not np.isfinite(values).all():
+            raise StagingError(
+                f"{name}: holds NaN or infinite values; every voxel needs a finite one."
+            )
+
+
+def _nothing() -> None:
+    """Nothing about the pixels is left to check."""

@@ -75,12 +75,12 @@ class StagingResult:
         """
         from .overview import write_overview
 
-        folder = writable_folder(folder)
+        folder = Path(folder)
+        made = not folder.exists()
+        partial = None
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
-        except OSError as error:
-            raise _unwritable(folder, error) from None
-        try:
             _write_image(self.location_map, partial / FILES[0])
             _write_image(self.label_map, partial / FILES[1])
             write_overview(self, partial / FILES[2])
@@ -88,20 +88,27 @@ class StagingResult:
             (partial / FILES[3]).write_text(text + "\n", encoding="utf-8")
             for name in FILES:
                 (partial / name).replace(folder / name)
+            made = False
         except OSError as error:
             raise _unwritable(folder, error) from None
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+            if made and folder.is_dir():
+                folder.rmdir()
         return folder
 
 
-def writable_folder(folder: str | Path) -> Path:
-    """Make the folder where it is missing and see that it can be written, before work starts."""
+def check_writable(folder: str | Path) -> None:
+    """See, before work starts, that a folder can be written or made. Raises StagingError."""
     folder = Path(folder)
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
+            pass
+        if made:
+            folder.rmdir()
     except OSError as error:
         raise _unwritable(folder, error) from None
 

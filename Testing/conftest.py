@@ -1,0 +1,42 @@
+"""What all tests share: the library on the path, the shipped model, real and phantom CTs."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in (ROOT, ROOT / "LiverFibrosisStaging", ROOT / "Training", ROOT / "Testing"):
+    sys.path.insert(0, str(folder))
+
+# Real CTs for developers; never part of the repository (see Testing/README.md).
+REAL_CASES = ("hcc002_cirrA_pv", "hcc007_cirrA_bl_pv", "hcc011_cirrA_pv", "hcc048_cirrA_pv")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real CTs (../shared/data) are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    from LiverFibrosisStagingLib.model import default_model_path
+
+    return default_model_path()
+
+
+@pytest.fixture(scope="session")
+def model(model_path):
+    from LiverFibrosisStagingLib import StagingModel
+
+    return StagingModel.load(model_path)
+
+
+@pytest.fixture(scope="session")
+def sample() -> dict[str, Path]:
+    """The phantom that ships with the repository: paths of its CT, liver and spleen."""
+    folder = ROOT / "Resources" / "SampleData"
+    return {part: folder / f"phantom_F4_{part}.nii.gz" for part in ("ct", "liver", "spleen")}
