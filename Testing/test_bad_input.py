@@ -1,6 +1,7 @@
 """What cannot be staged is refused in one clear sentence; what is merely doubtful is warned of."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -198,8 +199,6 @@ def test_real_scans_that_are_no_ct_in_hu_are_refused(shared_data):
 
 
 def test_checks_of_a_full_ct_take_well_under_a_second(shared_data):
-    import time
-
     folder = shared_data / "hcc002_cirrA_pv"
     ct = read_ct(folder / "ct.nii.gz")
     liver = read_mask(folder / "seg_semiauto_liver1_spleen2.nii.gz") == 1

@@ -1,5 +1,6 @@
 """Every format gives the same CT: HU, geometry, the right series, and nobody's name."""
 
+import gzip
 import itertools
 import shutil
 
@@ -77,8 +78,6 @@ def test_all_axis_orders_and_flips_stay_where_they_are(tmp_path):
 
 
 def test_a_gzip_of_several_members_is_read(tmp_path):
-    import gzip
-
     path = tmp_path / "ct.nii"
     sitk.WriteImage(image(hu_array()), str(path))
     raw = path.read_bytes()
@@ -106,6 +105,15 @@ def test_a_fourth_dimension_of_one_is_no_obstacle(tmp_path):
     path = tmp_path / "ct.nii.gz"
     sitk.WriteImage(sitk.JoinSeries([oblique(image(hu_array()))]), str(path))
     assert_same(read_ct(path), oblique(image(hu_array())))
+
+
+def test_a_nifti_without_orientation_is_noted(tmp_path):
+    path = tmp_path / "ct.nii"
+    sitk.WriteImage(image(hu_array()), str(path))
+    assert notes(read_ct(path)) == ()
+    data = path.read_bytes()
+    path.write_bytes(data[:252] + b"\0\0\0\0" + data[256:])
+    assert "how the patient lies" in notes(read_ct(path))[0]
 
 
 def test_free_text_of_a_file_is_not_carried_along(tmp_path):
@@ -389,17 +397,17 @@ def test_a_real_jpeg_2000_series_lies_under_its_labels(shared_data):
     assert found.GetSize() == (512, 512, 20) and found.GetSpacing()[2] == 2.0
     assert found.GetMetaData("0018|1210") == "Br38f\\3"
     labels = sitk.Resample(labels, found, sitk.Transform(), sitk.sitkNearestNeighbor)
-    hu, labels = sitk.GetArrayViewFromImage(found), sitk.GetArrayViewFromImage(labels)
-    assert hu[labels == 5].mean() == pytest.approx(91, abs=1.5)
-    assert hu[labels == 1].mean() == pytest.approx(81, abs=1.5)
-    assert hu[labels == 52].mean() == pytest.approx(163, abs=1.5)
+    hu, labels = sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(labels)
+    assert np.median(hu[labels == 5]) == pytest.approx(91, abs=3)  # liver
+    assert np.median(hu[labels == 1]) == pytest.approx(81, abs=3)  # spleen
+    assert np.median(hu[labels == 64]) == pytest.approx(138, abs=8)  # portal and splenic vein
 
 
 def test_a_real_short_series_beside_its_segmentation_object(shared_data):
     folder = shared_data / "neg_dcm_dcmqi_ct3slice"
     found = read_ct(folder)
     assert found.GetSize() == (512, 512, 3) and found.GetSpacing()[2] == pytest.approx(1.0)
-    assert sitk.GetArrayViewFromImage(found).min() >= -3024  # HU: the rescale was applied
+    assert sitk.GetArrayViewFromImage(found).min() == -3024  # padding of -2000, rescaled
     assert "99000" not in " ".join(metadata(found).values())
     with pytest.raises(StagingError, match=r"liver_SEG.dcm: .*modality SEG"):
         read_ct(folder / "liver_SEG.dcm")

@@ -36,10 +36,12 @@ class TorchTwin(nn.Module):
             (source,) = (i for i in node.input if i not in weights)
             self._inputs.append((name, source))
 
-    def tensors(self, volume: torch.Tensor) -> dict[str, torch.Tensor]:
-        values = {"volume": volume}
-        for name, source in self._inputs:
-            values[name] = self.nodes[name](values[source])
+    def tensors(self, given: torch.Tensor, name: str = "volume") -> dict[str, torch.Tensor]:
+        """All tensors that follow from one that is given, the input by default."""
+        values = {name: given}
+        for target, source in self._inputs:
+            if source in values and target not in values:
+                values[target] = self.nodes[target](values[source])
         return values
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
@@ -49,7 +51,8 @@ class TorchTwin(nn.Module):
 class _Operator(nn.Module):
     def __init__(self, op: str, constants: list[torch.Tensor], attributes: dict) -> None:
         super().__init__()
-        self.op, self.constants, self.attributes = op, constants, attributes
+        self.op, self.attributes = op, attributes
+        self.constants = nn.ParameterList(constants)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         c, a = self.constants, self.attributes
@@ -79,7 +82,7 @@ class _Operator(nn.Module):
 
 def autograd_map(twin: TorchTwin, volume: np.ndarray, score, layer: str) -> np.ndarray:
     """Raw Grad-CAM [N, spatial...] by autograd; `score` takes the logits [N, C]."""
-    values = twin.tensors(torch.from_numpy(volume))
+    values = twin.tensors(torch.tensor(volume))
     features = values[layer]
     (gradient,) = torch.autograd.grad(score(values["logits"]).sum(), features)
     alpha = gradient.mean(dim=(2, 3, 4), keepdim=True)

@@ -34,7 +34,9 @@ def export(network: LFSNetwork, path: str | Path, metadata: dict) -> None:
     network = network.eval()
     graph = _Graph()
     graph.add("Sub", "volume", "centred", [np.float32(network.mean)])
-    graph.add("Div", "centred", "standardised", [np.float32(network.std)])
+    graph.add("Div", "centred", "scaled", [np.float32(network.std)])
+    limits = [np.float32(-network.limit), np.float32(network.limit)]
+    graph.add("Clip", "scaled", "standardised", limits)
     graph.add_layers(network.head, "standardised", "head", "features")
     tail = graph.add_layers(network.tail, "features", "tail", "logits")
     temperature = np.float32(metadata["calibration"]["temperature"])
@@ -106,12 +108,11 @@ class _Graph:
 def _steps(layers: nn.Sequential) -> Iterator[tuple[str, list[np.ndarray], dict]]:
     """ONNX op, weights and attributes of every layer that does anything at inference."""
     modules = [layer for layer in layers if not isinstance(layer, nn.Dropout)]
-    for layer, following in zip(modules, [*modules[1:], None]):
+    for before, layer, after in zip([None, *modules], modules, [*modules[1:], None]):
         if isinstance(layer, nn.Conv3d):
-            weight, bias = _folded(layer, following)
-            padding = list(layer.padding)
-            yield "Conv", [weight, bias], {"pads": padding * 2, "kernel_shape": weight.shape[2:]}
-        elif isinstance(layer, nn.BatchNorm3d):
+            sizes = {"pads": list(layer.padding) * 2, "kernel_shape": list(layer.kernel_size)}
+            yield "Conv", _convolution(layer, after), sizes
+        elif isinstance(layer, nn.BatchNorm3d | nn.BatchNorm1d):
             continue
         elif isinstance(layer, nn.MaxPool3d | nn.AvgPool3d):
             size = layer.kernel_size
@@ -123,24 +124,38 @@ def _steps(layers: nn.Sequential) -> Iterator[tuple[str, list[np.ndarray], dict]
         elif isinstance(layer, nn.Flatten):
             yield "Flatten", [], {"axis": 1}
         elif isinstance(layer, nn.Linear):
-            yield "Gemm", [_numpy(layer.weight), _numpy(layer.bias)], {"transB": 1}
+            yield "Gemm", _dense(layer, before), {"transB": 1}
         else:
             raise ValueError(f"No ONNX node is known for the layer {layer}.")
 
 
-def _folded(layer: nn.Conv3d, following: nn.Module | None) -> tuple[np.ndarray, np.ndarray]:
+def _convolution(layer: nn.Conv3d, after: nn.Module | None) -> list[np.ndarray]:
     """Weight and bias of a convolution with the batch normalisation after it, if any."""
-    weight = _numpy(layer.weight).astype(np.float64)
-    bias = np.zeros(len(weight)) if layer.bias is None else _numpy(layer.bias).astype(np.float64)
-    if isinstance(following, nn.BatchNorm3d):
-        scale = _numpy(following.weight) / np.sqrt(_numpy(following.running_var) + following.eps)
-        weight = weight * scale[:, None, None, None, None]
-        bias = (bias - _numpy(following.running_mean)) * scale + _numpy(following.bias)
-    return weight, bias
+    weight = _numpy(layer.weight)
+    bias = np.zeros(len(weight)) if layer.bias is None else _numpy(layer.bias)
+    if isinstance(after, nn.BatchNorm3d):
+        scale, offset = _normalisation(after)
+        weight, bias = weight * scale[:, None, None, None, None], bias * scale + offset
+    return [weight, bias]
+
+
+def _dense(layer: nn.Linear, before: nn.Module | None) -> list[np.ndarray]:
+    """Weight and bias of a dense layer with the batch normalisation before it, if any."""
+    weight, bias = _numpy(layer.weight), _numpy(layer.bias)
+    if isinstance(before, nn.BatchNorm1d):
+        scale, offset = _normalisation(before)
+        weight, bias = weight * scale, bias + weight @ offset
+    return [weight, bias]
+
+
+def _normalisation(layer: nn.BatchNorm1d | nn.BatchNorm3d) -> tuple[np.ndarray, np.ndarray]:
+    """What batch normalisation is at inference: a factor and an offset per channel."""
+    scale = _numpy(layer.weight) / np.sqrt(_numpy(layer.running_var) + layer.eps)
+    return scale, _numpy(layer.bias) - _numpy(layer.running_mean) * scale
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().float().cpu().numpy()
+    return tensor.detach().double().cpu().numpy()
 
 
 def _tensor(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
@@ -154,7 +169,7 @@ def _output_shapes(network: LFSNetwork, names: list[str]) -> Iterator[tuple[str,
         shapes = [(5,), (5,), tuple(maps.shape[1:])]
         for layer in network.tail:
             maps = layer(maps)
-            if not isinstance(layer, nn.Dropout | nn.BatchNorm3d):
+            if not isinstance(layer, nn.Dropout | nn.BatchNorm3d | nn.BatchNorm1d):
                 shapes.append(tuple(maps.shape[1:]))
     yield from zip(names, shapes)
 

@@ -11,6 +11,9 @@ import SimpleITK as sitk
 
 AIR_HU = -1024.0
 BODY_THRESHOLD_HU = -250.0
+OPENING_MM = 4.0  # thicker than a scanner table's shell
+COARSE_MM = 6.0  # fine enough to find the middle of the body
+CUT_WARNING_MM = 10.0  # skin and fat; more may be liver
 
 
 @dataclass(frozen=True)
@@ -52,43 +55,29 @@ def working_grid(
     column) mm; patch_size: (slices, rows, columns) voxels; overlap: least shared fraction of
     neighbouring patches.
     """
-    reference = _reference_grid(ct, spacing)
+    ct, liver = _upright(ct), _upright(liver)
+    low, high = _liver_extent(liver)
+    centre, cut_mm = _body_centre(ct, (low, high), patch_size, spacing)
+    reference, padded, about_slices = _reference_grid(ct, (low, high), centre, spacing, patch_size)
     hu = _resample_ct(ct, reference)
-    body = _body_mask(hu)
-    liver = _resample_mask(liver, reference)
-    spleen = None if spleen is None else _resample_mask(spleen, reference)
 
-    slices, rows, columns = patch_size
-    holds_liver = np.flatnonzero(sitk.GetArrayViewFromImage(liver).any(axis=(1, 2)))
-    first, last = int(holds_liver[0]), int(holds_liver[-1])
-    first, last, padded, warnings = _slice_range(first, last, reference.GetSize()[2], slices)
-    warnings = [text.format(thickness=spacing[0]) for text in warnings]
+    def placed(mask: sitk.Image) -> sitk.Image:
+        mask = sitk.Resample(mask != 0, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+        return sitk.ConstantPad(mask, [0, 0, padded[0]], [0, 0, padded[1]], 0)
 
-    body_array = sitk.GetArrayViewFromImage(body)[max(first, 0) : last + 1]
-    row_start, row_cut = _centred(body_array.any(axis=(0, 2)), body_array.sum(axis=(0, 2)), rows)
-    column_start, column_cut = _centred(
-        body_array.any(axis=(0, 1)), body_array.sum(axis=(0, 1)), columns
-    )
-    for cut, step, side in (
-        (row_cut, spacing[1], "front or back"),
-        (column_cut, spacing[2], "side"),
-    ):
-        if cut * step > 10:
-            warnings.append(
-                f"The body is wider than the network's field of view: {cut * step:.0f} mm are cut "
-                f"off at the {side}."
-            )
-
-    start = (column_start, row_start, first)
-    size = (columns, rows, last - first + 1)
-    low, high = window
-    windowed = sitk.IntensityWindowing(hu, low, high, 0.0, 1.0)
+    volume = sitk.IntensityWindowing(hu, *window, 0.0, 1.0)
+    volume = sitk.ZeroFluxNeumannPad(volume, [0, 0, padded[0]], [0, 0, padded[1]])
+    warnings = [*about_slices]
+    if cut_mm > CUT_WARNING_MM:
+        warnings.append(
+            f"The body is wider than the network's field of view: up to {cut_mm:.0f} mm are cut off."
+        )
     return WorkingGrid(
-        volume=_crop_or_pad(windowed, start, size),
-        body=_crop_or_pad(body, start, size, repeat=False),
-        liver=_crop_or_pad(liver, start, size, repeat=False),
-        spleen=None if spleen is None else _crop_or_pad(spleen, start, size, repeat=False),
-        starts=patch_starts(size[2], slices, overlap),
+        volume=_from_zero(volume),
+        body=_from_zero(placed(_body_mask(hu, OPENING_MM))),
+        liver=_from_zero(placed(liver)),
+        spleen=None if spleen is None else _from_zero(placed(_upright(spleen))),
+        starts=patch_starts(volume.GetSize()[2], patch_size[0], overlap),
         padded=padded,
         warnings=tuple(warnings),
     )
@@ -109,55 +98,126 @@ def patch_array(grid: WorkingGrid, start: int, slices: int) -> np.ndarray:
     return np.ascontiguousarray(volume[start : start + slices], np.float32)[None, None]
 
 
-def _reference_grid(ct: sitk.Image, spacing: tuple[float, float, float]) -> sitk.Image:
-    """An empty LPS image at the model's spacing over the bounding box of the CT's voxels."""
-    direction = np.array(ct.GetDirection()).reshape(3, 3)
-    step = direction * np.array(ct.GetSpacing())
-    half = np.abs(step).sum(axis=1) / 2
-    corners = np.array(
-        [
-            ct.TransformContinuousIndexToPhysicalPoint(
-                [i * (n - 1.0) for i, n in zip(c, ct.GetSize())]
-            )
-            for c in np.ndindex(2, 2, 2)
-        ]
+def _upright(image: sitk.Image) -> sitk.Image:
+    """Axes in the order and direction that come closest to LPS, by moving voxels only.
+
+    From here on, nothing depends on the order in which the voxels were stored.
+    """
+    return sitk.DICOMOrient(image, "LPS")
+
+
+def _liver_extent(liver: sitk.Image) -> tuple[float, float]:
+    """Lower and upper end of the liver along the body, LPS mm.
+
+    All but a thousandth of its volume at either end: a stray voxel does not move the patches, and
+    an oblique grid gives the same ends as an upright one.
+    """
+    every = 2  # a quarter of the voxels of each slice says as much
+    k, j, i = np.nonzero(sitk.GetArrayViewFromImage(liver)[:, ::every, ::every])
+    step = np.array(liver.GetDirection()).reshape(3, 3) * np.array(liver.GetSpacing())
+    z = liver.GetOrigin()[2] + step[2] @ np.stack([every * i, every * j, k])
+    half = np.abs(step[2, 2]) / 2
+    return float(np.quantile(z, 0.001) - half), float(np.quantile(z, 0.999) + half)
+
+
+def _bounds(ct: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper corner (x, y, z) of the box around the CT's voxels, LPS mm."""
+    size = ct.GetSize()
+    corners = [
+        ct.TransformContinuousIndexToPhysicalPoint([c * n - 0.5 for c, n in zip(corner, size)])
+        for corner in np.ndindex(2, 2, 2)
+    ]
+    return np.min(corners, axis=0), np.max(corners, axis=0)
+
+
+def _lps_grid(centre: np.ndarray, size: np.ndarray, spacing: np.ndarray) -> sitk.Image:
+    """An empty image with LPS axes; centre, size and spacing in the order x, y, z."""
+    grid = sitk.Image([int(n) for n in size], sitk.sitkUInt8)
+    grid.SetSpacing([float(s) for s in spacing])
+    grid.SetOrigin([float(o) for o in centre - (size - 1) / 2 * spacing])
+    return grid
+
+
+def _body_centre(
+    ct: sitk.Image,
+    extent: tuple[float, float],
+    patch_size: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+) -> tuple[np.ndarray, float]:
+    """Centre of the body (x, y) at the liver's height, and the mm that the patch cuts off."""
+    low, high = _bounds(ct)
+    low[2], high[2] = max(low[2], extent[0]), min(high[2], extent[1])
+    step = np.full(3, COARSE_MM)
+    size = np.maximum(np.floor((high - low) / step), 1)
+    coarse = _lps_grid((low + high) / 2, size, step)
+    hu = sitk.Resample(ct, coarse, sitk.Transform(), sitk.sitkLinear, AIR_HU, sitk.sitkFloat32)
+    body = sitk.GetArrayFromImage(_body_mask(hu, COARSE_MM)) > 0
+    if not body.any():
+        return ((low + high) / 2)[:2], 0.0
+    _, j, i = np.nonzero(body)
+    first = np.array(coarse.GetOrigin()[:2])
+    columns = first[0] + COARSE_MM * i
+    rows = first[1] + COARSE_MM * j
+    centre = np.array([columns.mean(), rows.mean()])
+    reach = np.array([np.abs(columns - centre[0]).max(), np.abs(rows - centre[1]).max()])
+    half = np.array([patch_size[2] * spacing[2], patch_size[1] * spacing[1]]) / 2
+    return centre, float((reach - half).max())
+
+
+def _reference_grid(
+    ct: sitk.Image,
+    extent: tuple[float, float],
+    centre: np.ndarray,
+    spacing: tuple[float, float, float],
+    patch_size: tuple[int, int, int],
+) -> tuple[sitk.Image, tuple[int, int], list[str]]:
+    """The empty working grid inside the scan, the slices to pad at either end, and warnings."""
+    low, high = _bounds(ct)
+    step, slices = spacing[0], patch_size[0]
+    # A hair less: rounding noise must not decide about a slice.
+    holding = math.ceil((extent[1] - extent[0]) / step - 1e-3)
+    available = max(1, math.floor((high[2] - low[2]) / step + 1e-3))
+    wanted = max(holding, slices)
+    count = min(wanted, available)
+    half = count * step / 2
+    middle = (extent[0] + extent[1]) / 2
+    middle = min(max(middle, low[2] + half), max(high[2] - half, low[2] + half))
+    grid = _lps_grid(
+        np.array([*centre, middle]),
+        np.array([patch_size[2], patch_size[1], count]),
+        np.array(spacing[::-1]),
     )
-    low, high = corners.min(axis=0) - half, corners.max(axis=0) + half
-    step_xyz = np.array(spacing[::-1])
-    # A hair less than the full extent: rounding noise must not decide about a slice.
-    size = np.maximum(1, np.floor((high - low) / step_xyz + 1e-3)).astype(int)
-    centre = (low + high) / 2
-    reference = sitk.Image([int(n) for n in size], sitk.sitkUInt8)
-    reference.SetSpacing(step_xyz.tolist())
-    reference.SetOrigin((centre - (size - 1) * step_xyz / 2).tolist())
-    return reference
+    missing = max(0, slices - count)
+    warnings = []
+    if missing:
+        warnings.append(
+            f"The scan spans {count} slices of {step:g} mm; the network needs {slices}, so its "
+            "first and last slices were repeated. The result is less certain."
+        )
+    elif holding < slices:
+        warnings.append(
+            f"The liver spans {holding} slices of {step:g} mm; the network looks at {slices}, so "
+            "slices without liver were added."
+        )
+    return grid, (missing // 2, missing - missing // 2), warnings
 
 
 def _resample_ct(ct: sitk.Image, reference: sitk.Image) -> sitk.Image:
-    """HU as float32 on the reference grid: block means where it is coarser, then linear."""
-    target = np.array(reference.GetSpacing())
-    direction = np.abs(np.array(ct.GetDirection()).reshape(3, 3))
-    # What the target spacing is along each axis of the array.
-    along = target[direction.argmax(axis=0)]
+    """HU as float32 on the reference grid: block means where that is coarser, then linear."""
     factors = [
         max(1, min(int(wanted / found + 1e-3), count))
-        for wanted, found, count in zip(along, ct.GetSpacing(), ct.GetSize())
+        for wanted, found, count in zip(reference.GetSpacing(), ct.GetSpacing(), ct.GetSize())
     ]
     if max(factors) > 1:
         ct = sitk.BinShrink(ct, factors)
     return sitk.Resample(ct, reference, sitk.Transform(), sitk.sitkLinear, AIR_HU, sitk.sitkFloat32)
 
 
-def _resample_mask(mask: sitk.Image, reference: sitk.Image) -> sitk.Image:
-    return sitk.Resample(
-        mask != 0, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8
-    )
-
-
-def _body_mask(hu: sitk.Image) -> sitk.Image:
+def _body_mask(hu: sitk.Image, opening_mm: float) -> sitk.Image:
     """The patient without table and air outside: largest dense component, filled slice by slice."""
+    radius = [int(opening_mm / s + 1e-3) for s in hu.GetSpacing()[:2]]
     dense = sitk.BinaryThreshold(hu, BODY_THRESHOLD_HU, 1e6)
-    dense = sitk.BinaryMorphologicalOpening(dense, [2, 2, 0])
+    dense = sitk.BinaryMorphologicalOpening(dense, [*radius, 0])
     largest = sitk.RelabelComponent(sitk.ConnectedComponent(dense)) == 1
     slices = [sitk.BinaryFillhole(largest[:, :, k]) for k in range(largest.GetSize()[2])]
     filled = sitk.JoinSeries(slices)
@@ -165,62 +225,6 @@ def _body_mask(hu: sitk.Image) -> sitk.Image:
     return filled
 
 
-def _slice_range(
-    first: int, last: int, available: int, slices: int
-) -> tuple[int, int, tuple[int, int], list[str]]:
-    """Grow [first, last] to one patch at least, with the scan's own slices while there are any."""
-    missing = slices - (last - first + 1)
-    if missing <= 0:
-        return first, last, (0, 0), []
-    liver_slices = last - first + 1
-    first -= missing // 2
-    last += missing - missing // 2
-    if first < 0:
-        first, last = 0, last - first
-    if last >= available:
-        first, last = first - (last - available + 1), available - 1
-    if first >= 0:
-        return (
-            first,
-            last,
-            (0, 0),
-            [
-                f"The liver spans {liver_slices} slices of {{thickness:g}} mm; the network looks "
-                f"at {slices}, so slices without liver were added."
-            ],
-        )
-    below = -first // 2
-    above = -first - below
-    warning = (
-        f"The scan spans {available} slices of {{thickness:g}} mm; the network needs {slices}, so "
-        "its first and last slices were repeated. The result is less certain."
-    )
-    return -below, available - 1 + above, (below, above), [warning]
-
-
-def _centred(occupied: np.ndarray, weights: np.ndarray, size: int) -> tuple[int, int]:
-    """Start of a window of `size` centred on the body, and how many body voxels' width it cuts."""
-    if not occupied.any():
-        return (len(occupied) - size) // 2, 0
-    centre = float((np.arange(len(weights)) * weights).sum() / weights.sum())
-    start = int(round(centre - (size - 1) / 2 + 1e-3))
-    extent = np.flatnonzero(occupied)
-    return start, max(start - int(extent[0]), int(extent[-1]) - (start + size - 1), 0)
-
-
-def _crop_or_pad(
-    image: sitk.Image, start: tuple[int, int, int], size: tuple[int, int, int], repeat: bool = True
-) -> sitk.Image:
-    """Window of an image that may reach beyond it: air in plane; along the body, edge slices
-    repeated (or nothing, for masks)."""
-    available = image.GetSize()
-    before = [max(0, -s) for s in start]
-    after = [max(0, s + n - a) for s, n, a in zip(start, size, available)]
-    image = sitk.ConstantPad(image, [*before[:2], 0], [*after[:2], 0], 0)
-    if repeat:
-        image = sitk.ZeroFluxNeumannPad(image, [0, 0, before[2]], [0, 0, after[2]])
-    else:
-        image = sitk.ConstantPad(image, [0, 0, before[2]], [0, 0, after[2]], 0)
-    # Padding leaves a negative start index behind; an image of our own begins at 0.
-    cropped = sitk.RegionOfInterest(image, size, [s + b for s, b in zip(start, before)])
-    return cropped
+def _from_zero(image: sitk.Image) -> sitk.Image:
+    """Padding leaves a negative start index behind; an image of our own begins at 0."""
+    return sitk.RegionOfInterest(image, image.GetSize())

@@ -24,6 +24,7 @@ _SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 _FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd)"
 _AXES_TOLERANCE = 1e-2  # cosine between axes: 0.6 degrees, far above rounding in a header
 
+_NIFTI_CODES = ("qform_code", "sform_code")  # both 0: the header gives no orientation
 _NIFTI_FLOATS = {16: "f4", 64: "f8"}  # data type codes of the header
 _ANY_ZLIB = 47  # zlib's window bits: gzip or zlib, found by itself
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -55,7 +56,14 @@ def read_ct(path: str | Path) -> sitk.Image:
             image.SetMetaData(NOTES_KEY, "\n".join(found))
         return image
     image = _read_volume(path)
+    codes = [image.GetMetaData(key) for key in _NIFTI_CODES if image.HasMetaDataKey(key)]
     _strip(image, keep=())
+    if codes == ["0", "0"]:
+        image.SetMetaData(
+            NOTES_KEY,
+            f"{path.name} does not say how the patient lies in it; right, front and head may be "
+            "mistaken.",
+        )
     return image
 
 
