@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .dicom_series import dicom_folders
 from .errors import StagingError
 from .model import StagingModel, default_model_path
-from .reading import dicom_folders
 from .result import check_writable, one_line
 from .stages import GROUPS, RESEARCH_USE, STAGES, explained_stages
 from .staging import CancelToken, stage

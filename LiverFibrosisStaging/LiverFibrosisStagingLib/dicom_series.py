@@ -174,7 +174,8 @@ def dicom_folders(root: str | Path) -> list[Path]:
     A case is a top-most folder whose DICOM files, those in its subfolders included, belong to one
     study, as judged by the first file of every folder: one folder per patient, or per patient and
     date, gives one case each however its series are nested. Where anonymisation emptied the
-    study's identifier, every folder that holds DICOM files directly is a case of its own.
+    study's identifier, every folder that holds DICOM files directly is a case of its own. `root`
+    itself is a case only where it holds DICOM files directly, or several folders of one study.
     """
     root = Path(root)
     studies: dict[Path, set[str]] = {}
@@ -195,7 +196,8 @@ def dicom_folders(root: str | Path) -> list[Path]:
     for folder in sorted(studies):  # parents come before their subfolders
         if any(case in folder.parents for case in cases):
             continue
-        if folder in direct or len(studies[folder] - {""}) <= 1:
+        lone_child = folder == root and sum(other.parent == root for other in studies) == 1
+        if folder in direct or (len(studies[folder] - {""}) <= 1 and not lone_child):
             cases.append(folder)
     return cases
 

@@ -70,7 +70,7 @@ def working_grid(
     warnings = [*about_slices]
     if cut_mm > CUT_WARNING_MM:
         warnings.append(
-            f"The body is wider than the network's field of view: up to {cut_mm:.0f} mm are cut off."
+            f"The body is wider than the network's field of view: {cut_mm:.0f} mm are cut off."
         )
     return WorkingGrid(
         volume=_from_zero(volume),

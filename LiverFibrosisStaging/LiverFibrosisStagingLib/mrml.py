@@ -169,10 +169,10 @@ def show_result(result: StagingResult, volume_node: Any) -> Any:
             slicer.util.updateVolumeFromArray(node, labels)
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().SetAndObserveColorNodeID(table.GetID())
-        _show_legend(node, result.explained)
         if is_new:
             _place_beside(node, volume_node)
         _show_in_slices(volume_node, node)
+        _show_legend(node, result.explained)
     return node
 
 

@@ -1,0 +1,188 @@
+"""The command line as users meet it: exit codes, one sentence a refusal, nothing left behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from bad_inputs import BAD_CTS, BAD_MASKS, hu_array, liver_array, write
+from conftest import ROOT
+
+from LiverFibrosisStagingLib.__main__ import main
+
+LIBRARY = ROOT / "LiverFibrosisStaging"
+FILES = ["location_map.nrrd", "location_map_label.nrrd", "overview.png", "staging.json"]
+
+
+def run(*arguments, **options):
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "LiverFibrosisStagingLib", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(LIBRARY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_stage_writes_the_result_and_says_it(sample, tmp_path):
+    out = tmp_path / "out"
+    done = run("stage", sample["ct"], "--liver", sample["liver"], "-o", out, "--explain", "F4")
+    assert done.returncode == 0, done.stderr
+    assert names(out) == FILES
+    summary = json.loads((out / "staging.json").read_text())
+    assert done.stdout.startswith(summary["stage"])
+    assert summary["location_map"]["explained"] == "F4"
+    assert "Research use only" in done.stdout
+    assert summary["model"]["trained_on"] in done.stdout
+    assert done.stderr == ""
+
+
+def test_library_runs_from_any_folder(sample, tmp_path):
+    done = run("model-info", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["stages"] == ["F0", "F1", "F2", "F3", "F4"]
+
+
+@pytest.mark.parametrize("case", BAD_CTS)
+def test_bad_ct(case, tmp_path, capfd):
+    refused(
+        BAD_CTS[case].build(tmp_path),
+        write(tmp_path / "m.nrrd", liver_array()),
+        BAD_CTS[case].words,
+        tmp_path,
+        capfd,
+    )
+
+
+@pytest.mark.parametrize("case", BAD_MASKS)
+def test_bad_mask(case, tmp_path, capfd):
+    ct, mask = BAD_MASKS[case].build(tmp_path)
+    refused(ct, mask, None, tmp_path, capfd)
+
+
+def refused(ct, mask, words, tmp_path, capfd):
+    capfd.readouterr()
+    out = tmp_path / "out"
+    code = main(["stage", str(ct), "--liver", str(mask), "-o", str(out)])
+    printed = capfd.readouterr()
+    assert code == 1
+    assert printed.out == ""
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1 and "Traceback" not in printed.err, printed.err
+    assert not lines[0].startswith("Unexpected"), lines[0]
+    if words is not None:
+        assert re.search(words, lines[0]), lines[0]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "none.onnx"], r"none\.onnx"),
+        (["--model", __file__], "not an ONNX file"),
+        (["--spleen", "nowhere.nii"], r"nowhere\.nii"),
+    ],
+)
+def test_other_bad_arguments(arguments, words, sample, tmp_path, capsys):
+    out = tmp_path / "out"
+    stage = ["stage", str(sample["ct"]), "--liver", str(sample["liver"]), "-o", str(out)]
+    assert main([*stage, *arguments]) == 1
+    assert re.search(words, capsys.readouterr().err)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_unwritable_output_is_refused_before_work(place, sample, tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    started = time.perf_counter()
+    code = main(
+        ["stage", str(sample["ct"]), "--liver", str(sample["liver"]), "-o", str(tmp_path / place)]
+    )
+    assert code == 1 and time.perf_counter() - started < 1
+    assert "Cannot write to the folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_output(sample, tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    code = main(
+        ["stage", str(sample["ct"]), "--liver", str(sample["liver"]), "-o", str(tmp_path / "out")]
+    )
+    tmp_path.chmod(0o700)
+    assert code == 1 and "Cannot write to the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["stage"], ["stage", "ct.nii"], ["stage", "--explain"]])
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_unexpected_errors_are_one_sentence_too(monkeypatch, sample, tmp_path, capsys):
+    import LiverFibrosisStagingLib.staging as staging
+
+    def broken(*_):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(staging, "working_grid", lambda *_, **__: broken())
+    arguments = ["stage", str(sample["ct"]), "--liver", str(sample["liver"]), "-o", str(tmp_path)]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(RuntimeError):
+        main(["--debug", *arguments])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_interrupt_ends_cleanly(tmp_path):
+    # Big enough that the signal arrives while it is being staged.
+    from SimpleITK import Expand, ReadImage, WriteImage
+
+    for name, array in (("ct", hu_array()), ("liver", liver_array())):
+        write(tmp_path / f"{name}.nrrd", array)
+        big = Expand(ReadImage(str(tmp_path / f"{name}.nrrd")), [6, 6, 4], 1)
+        WriteImage(big, str(tmp_path / f"{name}.nrrd"))
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, LiverFibrosisStagingLib.__main__ as m;"
+            "print('ready', flush=True);"
+            "sys.exit(m.main(sys.argv[1:]))",
+            "stage",
+            tmp_path / "ct.nrrd",
+            "--liver",
+            tmp_path / "liver.nrrd",
+            "-o",
+            tmp_path / "out",
+        ],
+        env={**os.environ, "PYTHONPATH": str(LIBRARY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.strip() == "Cancelled."
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_info_names_the_training_data(model, capsys):
+    assert main(["model-info"]) == 0
+    printed = capsys.readouterr().out
+    assert model.sha256 in printed and model.card.trained_on in printed
+    assert "esearch use only" in printed
