@@ -214,15 +214,14 @@ def _resample_ct(ct: sitk.Image, reference: sitk.Image) -> sitk.Image:
 
 
 def _body_mask(hu: sitk.Image, opening_mm: float) -> sitk.Image:
-    """The patient without table and air outside: largest dense component, filled slice by slice."""
+    """The patient, lungs and bowel gas included, without the table and the air outside."""
     radius = [int(opening_mm / s + 1e-3) for s in hu.GetSpacing()[:2]]
     dense = sitk.BinaryThreshold(hu, BODY_THRESHOLD_HU, 1e6)
-    dense = sitk.BinaryMorphologicalOpening(dense, [*radius, 0])
+    dense = sitk.GrayscaleMorphologicalOpening(dense, [*radius, 0], sitk.sitkBox)
     largest = sitk.RelabelComponent(sitk.ConnectedComponent(dense)) == 1
-    slices = [sitk.BinaryFillhole(largest[:, :, k]) for k in range(largest.GetSize()[2])]
-    filled = sitk.JoinSeries(slices)
-    filled.CopyInformation(hu)
-    return filled
+    # A lid at either end closes the lungs, which the first and last slice cut open.
+    closed = sitk.ConstantPad(largest, [0, 0, 1], [0, 0, 1], 1)
+    return sitk.BinaryFillhole(closed)[:, :, 1:-1]
 
 
 def _from_zero(image: sitk.Image) -> sitk.Image:
