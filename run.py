@@ -1,6 +1,6 @@
 """Set everything up in .venv and run one task: stage, test, or train.
 
-python3 run.py stage                the sample CT, with the shipped model
+python3 run.py stage                the sample CT, with the shipped model (options may follow)
 python3 run.py stage CT --liver MASK -o FOLDER
 python3 run.py test                 all tests (arguments go to pytest)
 python3 run.py train                the training companion (arguments go to Training/train.py)

@@ -99,8 +99,14 @@ class SliceView:
         self._node.SetOrientation(orientation)
         self._size = size
 
-    def color(self, ras: np.ndarray) -> np.ndarray:
-        """Red, green, blue, opacity, 0 to 255, where the view shows the point `ras` (mm)."""
+    def color(self, ras: np.ndarray, label: bool = True) -> np.ndarray:
+        """Red, green, blue, opacity, 0 to 255, where the view shows the point `ras` (mm).
+
+        label: with the label layer, or as if it were hidden.
+        """
+        composite = self._logic.GetSliceCompositeNode()
+        shown = composite.GetLabelOpacity()
+        composite.SetLabelOpacity(shown if label else 0.0)
         self._logic.ResizeSliceNode(self._size, self._size)
         self._logic.FitSliceToBackground()
         self._node.JumpSliceByOffsetting(*ras)
@@ -113,6 +119,7 @@ class SliceView:
         image = producer.GetOutputDataObject(connection.GetIndex())
         columns, rows, _ = image.GetDimensions()
         pixels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(rows, columns, -1)
+        composite.SetLabelOpacity(shown)
         return pixels[round(y), round(x)].astype(int)
 
 

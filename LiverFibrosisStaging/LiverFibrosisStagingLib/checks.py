@@ -14,7 +14,7 @@ MIN_SLICES = 10  # the liver spans 15 to 20 cm: fewer slices cannot show its sha
 MIN_LENGTH_MM = 30.0
 MIN_IN_PLANE = 32  # voxels; a body of 40 cm would have voxels of more than 12 mm
 MAX_SPACING_MM = 20.0
-THICK_SLICE_MM = 5.0  # Yin 2021 trained on 1 to 5 mm; beyond, the liver's surface blurs
+THICK_SLICE_MM = 5.0  # beyond, the liver's surface blurs
 
 # A CT of the abdomen shows air around the patient or gas in the bowel (-1000 HU), while MR, 8-bit
 # pictures and CT stored with an offset of +1024 hold nothing this low.

@@ -172,7 +172,7 @@ def show_result(result: StagingResult, volume_node: Any) -> Any:
         if is_new:
             _place_beside(node, volume_node)
         _show_in_slices(volume_node, node)
-        _show_legend(node, result.explained)
+        _show_legend(node, result.explained)  # last: it is drawn in views that show its volume
     return node
 
 
@@ -223,7 +223,7 @@ def _world_geometry(volume_node: Any) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return (
         _without_noise(np.array(volume_node.GetSpacing())),
         _without_noise(_LPS_FROM_RAS @ origin),
-        _without_noise(_LPS_FROM_RAS @ axes),
+        np.round(_LPS_FROM_RAS @ axes, 10) + 0.0,
     )
 
 
@@ -298,20 +298,20 @@ def _mask(
     ids, merged = vtkStringArray(), slicer.vtkOrientedImageData()
     for segment_id in segment_ids:
         ids.InsertNextValue(segment_id)
-    slicer.vtkSlicerSegmentationsModuleLogic.GenerateMergedLabelmapInReferenceGeometry(
-        segmentation_node,
-        volume_node,
-        ids,
-        slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY,
-        merged,
-    )
-    scalars = merged.GetPointData().GetScalars()
-    inside = None
-    if scalars is not None and merged.GetDimensions() == ct.GetSize():
-        inside = vtk_to_numpy(scalars).reshape(ct.GetSize()[::-1]) != 0
-    if inside is None or not inside.any():
-        segmentation = segmentation_node.GetSegmentation()
-        name = segmentation.GetSegment(segment_ids[0]).GetName()
+    with _as_voxels(segmentation_node):
+        slicer.vtkSlicerSegmentationsModuleLogic.GenerateMergedLabelmapInReferenceGeometry(
+            segmentation_node,
+            volume_node,
+            ids,
+            slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY,
+            merged,
+        )
+    scalars, size = merged.GetPointData().GetScalars(), ct.GetSize()
+    inside = np.zeros(size[::-1], bool)
+    if scalars is not None and merged.GetDimensions() == size:
+        inside = vtk_to_numpy(scalars).reshape(size[::-1]) != 0
+    if not inside.any():
+        name = segmentation_node.GetSegmentation().GetSegment(segment_ids[0]).GetName()
         raise StagingError(
             f"The segment '{name}' of '{segmentation_node.GetName()}' is empty within "
             f"'{volume_node.GetName()}'."
@@ -319,6 +319,23 @@ def _mask(
     mask = sitk.GetImageFromArray(inside.astype(np.uint8))
     mask.CopyInformation(ct)
     return mask
+
+
+@contextmanager
+def _as_voxels(segmentation_node: Any) -> Iterator[None]:
+    """A segmentation of surfaces has voxels for a moment; it is left as it was."""
+    import slicer
+
+    segmentation = segmentation_node.GetSegmentation()
+    voxels = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+    had_voxels = segmentation.ContainsRepresentation(voxels)
+    if not had_voxels:
+        segmentation.CreateRepresentation(voxels)
+    try:
+        yield
+    finally:
+        if not had_voxels:
+            segmentation.RemoveRepresentation(voxels)
 
 
 def _kind(node: Any) -> str:
