@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -103,6 +104,19 @@ def test_explaining_another_stage_changes_the_map_only(explain, sample, model, r
         assert np.abs(a - b).max() > 0.1
 
 
+def test_result_explains_another_stage_without_the_network(sample, model, result):
+    expected = stage(sample["ct"], sample["liver"], sample["spleen"], model, explain="F0")
+    found = result.explain("F0")
+    np.testing.assert_array_equal(
+        sitk.GetArrayViewFromImage(found.location_map),
+        sitk.GetArrayViewFromImage(expected.location_map),
+    )
+    assert found.measurements == expected.measurements and found.explained == "F0"
+    assert result.explained == result.stage  # the first one is as it was
+    with pytest.raises(StagingError, match="Cannot explain"):
+        result.explain("F7")
+
+
 def test_predicted_stage_is_what_is_explained(sample, model, result):
     named = stage(sample["ct"], sample["liver"], sample["spleen"], model, explain=result.stage)
     assert result.explained == result.stage
@@ -195,6 +209,17 @@ def test_cancelled_between_steps(step, sample, model):
 
     with pytest.raises(Cancelled):
         stage(sample["ct"], sample["liver"], model=model, progress=progress, cancel=cancel)
+
+
+def test_cancelled_inside_the_network(model):
+    """One run of a hundred patches would take half a minute; cancelling ends it at once."""
+    cancel = threading.Event()
+    threading.Timer(0.3, cancel.set).start()
+    started = time.perf_counter()
+    with pytest.raises(Cancelled):
+        model.run(np.zeros((100, 1, *model.card.patch_size), np.float32), cancel)
+    assert time.perf_counter() - started < 10
+    model.run(np.zeros((1, 1, *model.card.patch_size), np.float32), threading.Event())
 
 
 def test_refusals_name_what_is_missing(sample, model):

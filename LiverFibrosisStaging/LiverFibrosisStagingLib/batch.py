@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from .dicom_series import dicom_folders
-from .errors import StagingError
+from .errors import CancelToken, StagingError
 from .model import StagingModel, default_model_path
 from .result import check_writable, one_line
 from .stages import GROUPS, RESEARCH_USE, STAGES, explained_stages
-from .staging import CancelToken, stage
+from .staging import stage
 
 TABLE = "results.csv"
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")

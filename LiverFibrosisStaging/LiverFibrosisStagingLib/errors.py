@@ -1,4 +1,6 @@
-"""The two ways in which staging ends without a result."""
+"""The two ways in which staging ends without a result, and what asks for the second."""
+
+from typing import Protocol
 
 
 class StagingError(Exception):
@@ -7,3 +9,10 @@ class StagingError(Exception):
 
 class Cancelled(Exception):
     """The user cancelled: nothing was written and nothing is left behind."""
+
+
+class CancelToken(Protocol):
+    """Anything with `is_set()`, such as threading.Event."""
+
+    def is_set(self) -> bool:
+        """Whether the user has cancelled."""

@@ -8,6 +8,9 @@ logits, from which Grad-CAM's gradient is computed in numpy. The metadata entry
 
 import hashlib
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .backprop import Tail
-from .errors import StagingError
+from .errors import Cancelled, CancelToken, StagingError
 from .gradcam import grad_cam
 from .onnx_file import OnnxFile, read_onnx
 from .stages import STAGES, score_gradient
@@ -24,6 +27,7 @@ METADATA_KEY = "liver_fibrosis_staging"
 CONTRACT = 1
 # What every onnxruntime that a Slicer >= 5.8 can install is able to load.
 SAFE_OPSET, SAFE_IR = 18, 10
+CANCEL_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -102,15 +106,19 @@ class StagingModel:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         return cls(path, card, tail, session, sha256)
 
-    def run(self, volume: np.ndarray) -> Forward:
+    def run(self, volume: np.ndarray, cancel: CancelToken | None = None) -> Forward:
         """Logits and feature maps of patches float32 [N, 1, slices, rows, columns] in 0..1.
 
-        Raises StagingError where the network fails or gives numbers that are not finite.
+        cancel: also heard while the network runs, at its next operator. Raises StagingError where
+        the network fails or gives numbers that are not finite, and Cancelled.
         """
         names = ("logits", *(name for name in self._tail.tensors if name != "logits"))
         try:
-            values = self._session.run(names, {"volume": volume})
+            with _terminable(cancel) as options:
+                values = self._session.run(names, {"volume": volume}, options)
         except Exception as error:  # onnxruntime raises a class of its own for every status
+            if cancel is not None and cancel.is_set():
+                raise Cancelled("Staging was cancelled.") from None
             raise StagingError(
                 f"The model {self.path} failed to run: {_first_line(error)}"
             ) from None
@@ -225,6 +233,32 @@ def _session(file: OnnxFile, path: Path) -> Any:
         raise StagingError(
             f"onnxruntime {version} cannot load the model {path}: {_first_line(error)}"
         ) from None
+
+
+@contextmanager
+def _terminable(cancel: CancelToken | None) -> Iterator[Any]:
+    """Options of one run, which a watching thread ends when the user cancels."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    if cancel is None:
+        yield options
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(CANCEL_POLL_SECONDS):
+            if cancel.is_set():
+                options.terminate = True
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield options
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _check_signature(session: Any, card: Card, path: Path) -> None:

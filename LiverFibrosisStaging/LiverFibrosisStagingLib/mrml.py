@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from .colors import BANDS
 from .dicom_series import KEPT_TAGS
 from .errors import StagingError
+from .reading import NAME_KEY
 from .result import StagingResult
 
 CT_ROLE = "LiverFibrosisStaging.ct"  # node reference of a label volume: the CT it belongs to
@@ -67,6 +68,7 @@ def volume_to_image(volume_node: Any) -> sitk.Image:
     image = _image(volume_node)
     for tag, value in _dicom_tags(volume_node).items():
         image.SetMetaData(tag, value)
+    image.SetMetaData(NAME_KEY, f"'{volume_node.GetName()}'")
     return image
 
 

@@ -19,6 +19,7 @@ from .dicom_series import is_dicom, quiet, read_dicom
 from .errors import StagingError
 
 NOTES_KEY = "LiverFibrosisStaging.notes"
+NAME_KEY = "LiverFibrosisStaging.name"  # what messages call an image that is no file
 
 _SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 _FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd)"
@@ -155,6 +156,8 @@ def _upright(image: sitk.Image, name: str) -> sitk.Image:
     direction = np.array(image.GetDirection()).reshape(3, 3)
     if not np.allclose(direction.T @ direction, np.eye(3), atol=_AXES_TOLERANCE):
         raise StagingError(f"{name}: {_MEANINGS[1][1]}.")
+    # Formats keep more or fewer digits; beyond the tenth, two of them differ.
+    image.SetDirection((np.round(direction, 10) + 0.0).ravel().tolist())
     return image
 
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,31 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import StagingError
+from .grid import WorkingGrid
+from .model import Forward, StagingModel
 from .stages import GROUPS, RESEARCH_USE, STAGES
 
 SCHEMA = 1
 BANDS_TEXT = "10 % steps of this case's own maximum"
 # In the order in which they appear in the folder; the JSON comes last, so where it is, all is.
 FILES = ("location_map.nrrd", "location_map_label.nrrd", "overview.png", "staging.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the network has seen and answered, kept so that another stage can be explained.
+
+    forwards: one for each patch of the grid, in the order of `grid.starts`.
+    """
+
+    model: StagingModel
+    grid: WorkingGrid
+    forwards: tuple[Forward, ...]
+
+    @property
+    def logits(self) -> np.ndarray:
+        """The case's logits float64 [5]: the mean over its patches, which share most of a liver."""
+        return np.mean([forward.logits[0] for forward in self.forwards], axis=0, dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +47,10 @@ class StagingResult:
     group whose score the location map explains. location_map: float32 image on the CT's grid,
     attention relative to its mean over the body. body_mean: that mean, so that location_map times
     body_mean is the raw Grad-CAM. label_map: uint8 image on the CT's grid, ten bands, 0 outside the
-    body or where there is no attention. measurements: mean, share and volume_ml by region. liver,
-    spleen: masks on the CT's grid. warnings: sentences for the reader. provenance: model, input,
-    software and seconds, as in staging.json.
+    body or where there is no attention. measurements: mean, share and volume_ml by region. ct,
+    liver, spleen: on the CT's grid. staging_warnings, map_warnings: sentences for the reader, about
+    the input and about this map. provenance: model, input, software and seconds, as in
+    staging.json. seen: what `explain` needs.
     """
 
     probabilities: np.ndarray
@@ -41,11 +61,27 @@ class StagingResult:
     label_map: sitk.Image
     body_mean: float
     measurements: dict[str, dict[str, float]]
-    warnings: tuple[str, ...]
+    staging_warnings: tuple[str, ...]
+    map_warnings: tuple[str, ...]
     ct: sitk.Image
     liver: sitk.Image
     spleen: sitk.Image | None
     provenance: dict[str, Any]
+    seen: Seen = field(repr=False)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences for the reader."""
+        return self.staging_warnings + self.map_warnings
+
+    def explain(self, explain: str) -> "StagingResult":
+        """This result with the location map of another stage or group; the network rests.
+
+        Takes the names that `stage` takes, and raises StagingError for others.
+        """
+        from .staging import explain_again
+
+        return explain_again(self, explain)
 
     def summary(self) -> dict[str, Any]:
         """Everything but the voxels, as written to staging.json (Resources/staging.schema.json)."""

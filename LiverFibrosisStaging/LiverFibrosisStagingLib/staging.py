@@ -4,9 +4,10 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -14,23 +15,16 @@ import SimpleITK as sitk
 from . import __version__
 from .analysis import measure
 from .checks import check_ct, check_organs
-from .errors import Cancelled, StagingError
+from .errors import Cancelled, CancelToken, StagingError
 from .grid import WorkingGrid, patch_array, working_grid
 from .location_map import merge_patches, on_ct
 from .masks import organ_masks, read_organ
 from .model import StagingModel, default_model_path
-from .reading import notes, read_ct
-from .result import StagingResult
+from .reading import NAME_KEY, notes, read_ct
+from .result import Seen, StagingResult
 from .stages import STAGES, explained_stages, group_scores, softmax
 
 Progress = Callable[[float, str], None]
-
-
-class CancelToken(Protocol):
-    """Anything with `is_set()`, such as threading.Event."""
-
-    def is_set(self) -> bool:
-        """Whether the user has cancelled."""
 
 
 def stage(
@@ -61,7 +55,7 @@ def stage(
     card = model.card
 
     steps.begin(0.02, "Reading")
-    name = "The CT" if isinstance(ct, sitk.Image) else str(ct)
+    name = _name(ct)
     if liver is None:
         raise StagingError(f"{name} has no liver mask: segment the liver first and give its mask.")
     ct = ct if isinstance(ct, sitk.Image) else read_ct(ct)
@@ -87,61 +81,81 @@ def stage(
     )
     warnings += grid.warnings
 
-    logits, maps, explained = _look(model, grid, explain, steps)
-    probabilities = softmax(logits, card.temperature)
-    predicted = STAGES[int(probabilities.argmax())]
-
-    steps.begin(0.75, "Merging the location map")
-    location = merge_patches(maps, grid, card.patch_size)
-    if location.body_mean == 0:
-        warnings.append(f"No part of the image argued for {explained}: the location map is empty.")
-    measurements = measure(location, grid)
-
-    steps.begin(0.8, "Bringing the map to the CT's grid")
-    relative, labels = on_ct(location, grid, ct)
-
-    steps.begin(0.97, "Describing the input")
+    seen = _look(model, grid, steps)
+    probabilities = softmax(seen.logits, card.temperature)
     probabilities.flags.writeable = False
+    explanation = _explain(seen, ct, explain, steps)
     provenance = _provenance(model, ct, grid)
     provenance["seconds"] = steps.end()
     return StagingResult(
         probabilities=probabilities,
-        stage=predicted,
+        stage=STAGES[int(probabilities.argmax())],
         scores=group_scores(probabilities),
-        explained=explained,
-        location_map=relative,
-        label_map=labels,
-        body_mean=location.body_mean,
-        measurements=measurements,
-        warnings=tuple(warnings),
+        staging_warnings=tuple(warnings),
         ct=ct,
         liver=liver,
         spleen=spleen,
         provenance=provenance,
+        seen=seen,
+        **explanation,
     )
 
 
-def _look(
-    model: StagingModel, grid: WorkingGrid, explain: str, steps: "_Steps"
-) -> tuple[np.ndarray, list[np.ndarray], str]:
-    """Run the network on every patch: the case's logits, the raw maps, and what they explain.
+def explain_again(
+    result: StagingResult,
+    explain: str,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> StagingResult:
+    """The same result with the location map of another stage or group; the network rests.
 
-    The case's logits are the mean over its patches, which see most of the same liver.
+    Takes and raises what `stage` does.
     """
-    card = model.card
+    steps = _Steps(progress, cancel)
+    explanation = _explain(result.seen, result.ct, explain, steps)
+    seconds = {**result.provenance["seconds"], **steps.end()}
+    return replace(result, provenance={**result.provenance, "seconds": seconds}, **explanation)
+
+
+def _name(ct: sitk.Image | str | Path) -> str:
+    if not isinstance(ct, sitk.Image):
+        return str(ct)
+    return ct.GetMetaData(NAME_KEY) if ct.HasMetaDataKey(NAME_KEY) else "The CT"
+
+
+def _look(model: StagingModel, grid: WorkingGrid, steps: "_Steps") -> Seen:
+    """Run the network on every patch."""
     forwards = []
     for number, start in enumerate(grid.starts):
-        done = number / len(grid.starts)
-        steps.begin(0.4 + 0.25 * done, "Running the network")
-        forwards.append(model.run(patch_array(grid, start, card.patch_size[0])))
-    logits = np.mean([forward.logits[0] for forward in forwards], axis=0, dtype=np.float64)
-    predicted = int(logits.argmax())
+        steps.begin(0.4 + 0.25 * number / len(grid.starts), "Running the network")
+        patch = patch_array(grid, start, model.card.patch_size[0])
+        forwards.append(model.run(patch, steps.cancel))
+    return Seen(model, grid, tuple(forwards))
+
+
+def _explain(seen: Seen, ct: sitk.Image, explain: str, steps: "_Steps") -> dict[str, Any]:
+    """The fields of a result that depend on what is explained."""
+    predicted = int(seen.logits.argmax())
     members = explained_stages(explain, predicted)
+    explained = STAGES[predicted] if explain == "predicted" else explain
     maps = []
-    for number, forward in enumerate(forwards):
-        steps.begin(0.65 + 0.1 * number / len(forwards), "Explaining")
-        maps.append(model.location_map(forward, members)[0])
-    return logits, maps, STAGES[predicted] if explain == "predicted" else explain
+    for number, forward in enumerate(seen.forwards):
+        steps.begin(0.65 + 0.1 * number / len(seen.forwards), "Explaining")
+        maps.append(seen.model.location_map(forward, members)[0])
+    steps.begin(0.75, "Merging the location map")
+    location = merge_patches(maps, seen.grid, seen.model.card.patch_size)
+    measurements = measure(location, seen.grid)
+    steps.begin(0.8, "Bringing the map to the CT's grid")
+    relative, labels = on_ct(location, seen.grid, ct)
+    nothing = f"No part of the image argued for {explained}: the location map is empty."
+    return {
+        "explained": explained,
+        "location_map": relative,
+        "label_map": labels,
+        "body_mean": location.body_mean,
+        "measurements": measurements,
+        "map_warnings": () if location.body_mean > 0 else (nothing,),
+    }
 
 
 class _Steps:
@@ -149,13 +163,13 @@ class _Steps:
 
     def __init__(self, progress: Progress | None, cancel: CancelToken | None) -> None:
         self._progress = progress
-        self._cancel = cancel
+        self.cancel = cancel
         self._seconds: dict[str, float] = {}
         self._name = ""
         self._since = 0.0
 
     def begin(self, fraction: float, name: str) -> None:
-        if self._cancel is not None and self._cancel.is_set():
+        if self.cancel is not None and self.cancel.is_set():
             raise Cancelled("Staging was cancelled.")
         self._close()
         self._name = name
