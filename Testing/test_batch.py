@@ -34,6 +34,7 @@ def cohort(sample, tmp_path_factory):
     sitk.WriteImage(both, str(root / "own" / "seg_of_today.nrrd"))
     sitk.WriteImage(coarse["liver"], str(root / "own" / "vessels.nrrd"))
     write_slices(root / "dicom", sitk.Cast(coarse["ct"], sitk.sitkInt16))
+    sitk.WriteImage(coarse["liver"], str(root / "dicom" / "vessels.nrrd"))
     sitk.WriteImage(both, str(root / "dicom_seg.nrrd"))
     sitk.WriteImage(coarse["ct"], str(root / "nomask.mha"))
     (root / "broken.nii").write_text("Dear radiologist")

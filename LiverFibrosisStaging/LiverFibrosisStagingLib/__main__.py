@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 refused, with the reason in one sentence on standard error
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return CANCELLED
     except StagingError as refusal:
         print(refusal, file=sys.stderr)
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except MemoryError:
         print("Not enough memory for this CT.", file=sys.stderr)
     except Exception as error:  # a user reads a sentence; a developer asks for the traceback

@@ -84,17 +84,21 @@ def find_cases(folder: Path, leave_out: Path | None = None) -> list[Case]:
     A case is an image file (NIfTI, NRRD, MHA) that is no mask, or a folder that holds DICOM files.
     Beside NAME.nii.gz or NAME_ct.nii.gz, the masks are NAME_liver and NAME_spleen, or NAME_seg with
     1 liver and 2 spleen; in a folder with one CT they may also be called liver, spleen, or begin
-    with seg. Where a file is called ct or NAME_ct, other images of that folder are no CTs. Masks of
-    a DICOM folder lie in it, or beside it under its name. `leave_out`: a folder of results that is
-    not searched. Raises StagingError where there is no case.
+    with seg. Where a file is called ct or NAME_ct, other images of that folder are no CTs, and nor
+    are images in a DICOM folder; its masks lie in it, or beside it under its name. `leave_out`: a
+    folder of results that is not searched. Raises StagingError where there is no case.
     """
     if not folder.is_dir():
         raise StagingError(f"There is no folder {folder}: give a folder of CTs or a CSV list.")
-    places = [folder, *(p for p in folder.rglob("*") if p.is_dir())]
-    if leave_out is not None:
-        places = [p for p in places if not p.resolve().is_relative_to(leave_out.resolve())]
+    series = dicom_folders(folder)
+    passed_over = series if leave_out is None else [*series, leave_out.absolute()]
+    places = [
+        place
+        for place in (folder, *(p for p in folder.rglob("*") if p.is_dir()))
+        if not any(place.absolute().is_relative_to(other.absolute()) for other in passed_over)
+    ]
     found = [case for place in places for case in _cases_of_images(place, folder)]
-    found += [_case_of_dicom(place, folder) for place in dicom_folders(folder)]
+    found += [_case_of_dicom(place, folder) for place in series]
     if not found:
         raise StagingError(
             f"The folder {folder} holds no CT: neither image files ({', '.join(IMAGES)}) nor DICOM."

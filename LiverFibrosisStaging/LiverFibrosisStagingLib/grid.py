@@ -43,6 +43,7 @@ def working_grid(
     patch_size: tuple[int, int, int],
     window: tuple[float, float] = (-125.0, 225.0),
     overlap: float = 0.5,
+    smoothing_mm: float = 0.0,
 ) -> WorkingGrid:
     """Bring a CT and its masks (on the CT's grid) to the model's geometry.
 
@@ -53,7 +54,8 @@ def working_grid(
 
     ct: scalar 3-D image in HU; liver, spleen: masks, non-zero inside. spacing: (slice, row,
     column) mm; patch_size: (slices, rows, columns) voxels; overlap: least shared fraction of
-    neighbouring patches.
+    neighbouring patches; smoothing_mm: sigma of a Gaussian over the working grid, so that the noise
+    of different kernels, slice thicknesses and oblique grids looks alike.
     """
     ct, liver = _upright(ct), _upright(liver)
     low, high = _liver_extent(liver)
@@ -65,7 +67,8 @@ def working_grid(
         mask = sitk.Resample(mask != 0, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
         return sitk.ConstantPad(mask, [0, 0, padded[0]], [0, 0, padded[1]], 0)
 
-    volume = sitk.IntensityWindowing(hu, *window, 0.0, 1.0)
+    smooth = sitk.SmoothingRecursiveGaussian(hu, smoothing_mm) if smoothing_mm else hu
+    volume = sitk.IntensityWindowing(smooth, *window, 0.0, 1.0)
     volume = sitk.ZeroFluxNeumannPad(volume, [0, 0, padded[0]], [0, 0, padded[1]])
     warnings = [*about_slices]
     if cut_mm > CUT_WARNING_MM:

@@ -35,7 +35,8 @@ class Card:
     """The model's own metadata, as read from the file.
 
     window_hu: (low, high) HU that become 0 and 1. spacing_mm and patch_size: (slice, row, column).
-    patch_overlap: least shared fraction of neighbouring patches. target_layer: tensor that the
+    smoothing_mm: sigma of the Gaussian that the working grid is smoothed with. patch_overlap: least
+    shared fraction of neighbouring patches. target_layer: tensor that the
     location map looks at. tail: operators between it and the logits, for the reader. calibration:
     `temperature` that divides the logits. reference: distributions of the location map's
     measurements by stage. training: what the model was trained and evaluated on.
@@ -51,6 +52,7 @@ class Card:
     target_layer: str
     tail: tuple[str, ...]
     intended_use: str
+    smoothing_mm: float = 0.0
     calibration: dict[str, float] = field(default_factory=dict)
     reference: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -180,6 +182,7 @@ def _card(file: OnnxFile, path: Path) -> Card:
             and min(*card.spacing_mm, *card.patch_size, card.temperature) > 0
             and all(isinstance(size, int) for size in card.patch_size)
             and 0 <= card.patch_overlap < 1
+            and 0 <= card.smoothing_mm < 10
         )
     except (TypeError, ValueError) as error:
         raise StagingError(f"The model {path} has incomplete metadata: {error}.") from None

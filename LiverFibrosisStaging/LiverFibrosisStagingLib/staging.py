@@ -78,6 +78,7 @@ def stage(
         patch_size=card.patch_size,
         window=card.window_hu,
         overlap=card.patch_overlap,
+        smoothing_mm=card.smoothing_mm,
     )
     warnings += grid.warnings
 
