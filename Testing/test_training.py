@@ -160,7 +160,7 @@ def run_small(manifest, run, steps):
         parts=2,
         schedule=train.Schedule(steps=steps, batch=2, check_every=2, bfloat16=False),
         network=network,
-        spacing=(16.0, 14.0, 14.0),
+        spacing=(16.0, 4.0, 4.0),
         data="Ten simulated phantoms, no patient.",
     )
 
