@@ -30,6 +30,7 @@ def grid(sample, model):
         patch_size=card.patch_size,
         window=card.window_hu,
         overlap=card.patch_overlap,
+        smoothing_mm=card.smoothing_mm,
     )
 
 

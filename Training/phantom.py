@@ -1,7 +1,7 @@
 """Seeded phantoms of an upper abdomen on portal-venous CT, with a known stage of liver fibrosis.
 
     python Training/phantom.py -n 300 --seed 1 -o COHORT     CTs, masks and COHORT/manifest.csv
-    python Training/phantom.py --sample LiverFibrosisStaging/Resources/SampleData the sample CT, again
+    python Training/phantom.py --sample LiverFibrosisStaging/Resources/SampleData   the sample CT
 
 What the stage changes is known, which no patient's CT can offer: the nodularity of the liver's
 surface, the texture of its parenchyma and the volume of the spleen. That fibrosis shows in these is

@@ -220,7 +220,8 @@ def _body_mask(hu: sitk.Image, opening_mm: float) -> sitk.Image:
     """The patient, lungs and bowel gas included, without the table and the air outside."""
     radius = [int(opening_mm / s + 1e-3) for s in hu.GetSpacing()[:2]]
     dense = sitk.BinaryThreshold(hu, BODY_THRESHOLD_HU, 1e6)
-    dense = sitk.GrayscaleMorphologicalOpening(dense, [*radius, 0], sitk.sitkBox)
+    if min(radius) > 0:  # a coarse grid has no table to remove, and ITK crashes on a radius of 0
+        dense = sitk.GrayscaleMorphologicalOpening(dense, [*radius, 0], sitk.sitkBox)
     largest = sitk.RelabelComponent(sitk.ConnectedComponent(dense)) == 1
     # A lid at either end closes the lungs, which the first and last slice cut open.
     closed = sitk.ConstantPad(largest, [0, 0, 1], [0, 0, 1], 1)
