@@ -194,24 +194,25 @@ class _Method:
         _refuse_keywords(self._name, keywords)
         if self._name == "singleShot":  # its slot is a Python callable
             milliseconds, function = arguments
-            return self._function(milliseconds, _Slot(function, 0))
+            return self._function(milliseconds, _slot(function, 0))
         return wrap(self._function(*unwrap(arguments)))
 
 
 # ---------------------------------------------------------------------------- signals and slots
 
 
-class _Slot:
+def _slot(function: Callable, sent: int) -> Callable:
     """A Python callable as a slot: it gets the arguments it takes; what it raises is kept."""
+    count = min(sent, _argument_count(function))
 
-    def __init__(self, function: Callable, sent: int) -> None:
-        self._function, self._count = function, min(sent, _argument_count(function))
-
-    def __call__(self, *arguments: Any) -> None:
+    def call(*arguments: Any) -> None:
         try:
-            self._function(*(wrap(argument) for argument in arguments[: self._count]))
+            function(*(wrap(argument) for argument in arguments[:count]))
         except Exception as error:
             exceptions.append(error)
+
+    # PySide6 sends as many arguments as the slot names.
+    return (lambda: call(), lambda a: call(a), lambda a, b: call(a, b))[sent]
 
 
 def _argument_count(function: Callable) -> int:
@@ -223,7 +224,7 @@ def _argument_count(function: Callable) -> int:
     return code.co_argcount - bound
 
 
-_connections: dict[tuple[int, str, Any], _Slot] = {}
+_connections: dict[tuple[int, str, Any], Callable] = {}
 # Overloaded in Slicer's Qt 5: which one a connection without arguments gets is left to chance.
 _OVERLOADED = ("currentIndexChanged", "activated", "highlighted")
 
@@ -246,7 +247,7 @@ def _connect_by_signature(qt_object: Any, do: bool, signature: str, function: Ca
 def _connect(qt_object: Any, name: str, do: bool, function: Callable, count: int) -> None:
     key = (id(qt_object), name, function)
     if do:
-        slot = _Slot(function, count)
+        slot = _slot(function, count)
         getattr(qt_object, name).connect(slot)
         _connections[key] = slot
         qt_object.destroyed.connect(lambda *_: _connections.pop(key, None))
@@ -263,7 +264,12 @@ class _Signal:
     def connect(self, function: Callable) -> bool:
         if self._name in _OVERLOADED and slicer_names.called_by_module():
             raise TypeError(f"{self._name} is overloaded: connect by its signature")
-        _connect(self._object, self._name, True, function, sys.maxsize)
+        meta = self._object.metaObject()
+        methods = (meta.method(index) for index in range(meta.methodCount()))
+        sent = max(
+            m.parameterCount() for m in methods if bytes(m.name().data()).decode() == self._name
+        )
+        _connect(self._object, self._name, True, function, sent)
         return True
 
     def disconnect(self, function: Callable) -> bool:
@@ -389,6 +395,6 @@ def _check_properties(tree: ElementTree.ElementTree) -> None:
     for widget in tree.iter("widget"):
         class_name = widget.get("class")
         for element in widget.findall("property"):
-            if element.get("stdset") != "0" and class_name != "Line":
-                library = libraries[class_name[0]]
-                slicer_names.check_ui(library, class_name, element.get("name"))
+            name = element.get("name")
+            if element.get("stdset") != "0" and name != "buddy":  # which is a method
+                slicer_names.check_ui(libraries[class_name[0]], class_name, name)
