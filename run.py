@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-SAMPLE = ROOT / "Resources" / "SampleData"
+SAMPLE = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
 
 RUNTIME = ["numpy", "SimpleITK", "onnxruntime", "scikit-learn", "vtk"]
 EXTRA = {

@@ -284,7 +284,7 @@ class _Signal:
 
 # ---------------------------------------------------------------------------- qt, ctk, slicer.q*
 
-_FORBIDDEN = {"Signal", "Slot", "Property", "QUiLoader"}
+_FORBIDDEN = {"Signal", "Slot", "Property"}
 
 
 class _QtModule(types.ModuleType):
@@ -294,7 +294,7 @@ class _QtModule(types.ModuleType):
         if name.startswith("_"):
             raise AttributeError(name)
         slicer_names.check_class("qt", name)
-        if name == "QUiLoader" and not slicer_names.called_by_module():
+        if name == "QUiLoader":
             return UiLoader
         value = None if name in _FORBIDDEN else _pyside(name)
         if value is None:

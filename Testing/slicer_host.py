@@ -25,6 +25,7 @@ import slicer
 import slicer_names
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkCommonCore import vtkCollection, vtkObject
+from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
 MODULE_FOLDER = Path(__file__).resolve().parents[1] / "LiverFibrosisStaging"
 
@@ -54,7 +55,7 @@ status_messages: list[str] = []
 
 
 class _Application:
-    """slicer.app. While `testing` errors are raised and not shown, as in Slicer's own tests."""
+    """slicer.app. While `_testing` errors are raised and not shown, as in Slicer's own tests."""
 
     applicationName = "Slicer"
     mainApplicationName = "Slicer"
@@ -62,7 +63,7 @@ class _Application:
 
     def __init__(self, logic: Any) -> None:
         self._logic, self._modules = logic, _ModuleManager()
-        self.testing, self.views, self.at_startup = True, None, []
+        self._testing, self._views, self._at_startup = True, None, []
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("_"):
@@ -78,13 +79,13 @@ class _Application:
         return self._logic
 
     def layoutManager(self) -> Any:
-        return self.views
+        return self._views
 
     def moduleManager(self) -> Any:
         return self._modules
 
     def testingEnabled(self) -> bool:
-        return self.testing
+        return self._testing
 
     def pauseRender(self) -> None:
         """Nothing is rendered."""
@@ -102,7 +103,7 @@ class _Application:
     def connect(self, signal: str, function: Callable) -> bool:
         if signal != "startupCompleted()":
             raise ValueError(f"the host's application has no signal {signal}")
-        self.at_startup.append(function)
+        self._at_startup.append(function)
         return True
 
 
@@ -130,7 +131,7 @@ class _LayoutManager:
     def __init__(self) -> None:
         self.layout = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
         orientations = {"Red": "Axial", "Yellow": "Sagittal", "Green": "Coronal"}
-        self.views = {name: SliceView(o, name=name) for name, o in orientations.items()}
+        self._views = {name: SliceView(o, name=name) for name, o in orientations.items()}
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("_"):
@@ -138,10 +139,10 @@ class _LayoutManager:
         return super().__getattribute__(name)
 
     def sliceViewNames(self) -> tuple[str, ...]:
-        return tuple(self.views)
+        return tuple(self._views)
 
     def sliceWidget(self, name: str) -> Any:
-        view = self.views[name]
+        view = self._views[name]
         return types.SimpleNamespace(
             sliceLogic=lambda: view.logic,
             mrmlSliceNode=lambda: view.node,
@@ -156,7 +157,7 @@ class _LayoutManager:
         self.layout = layout
 
     def resetSliceViews(self) -> None:
-        for view in self.views.values():
+        for view in self._views.values():
             view.logic.FitSliceToBackground()
 
 
@@ -244,6 +245,14 @@ def load_volume(path: Path, class_name: str = "vtkMRMLScalarVolumeNode") -> Any:
     if not storage.ReadData(node):
         raise RuntimeError(f"Slicer's reader refused {path}")
     return node
+
+
+def voxel_point(node: Any, index: Any) -> np.ndarray:
+    """World position (RAS, mm) of a voxel of a volume node, index [slice, row, column]."""
+    matrix, ras = vtkMatrix4x4(), [0.0, 0.0, 0.0]
+    node.GetIJKToRASMatrix(matrix)
+    node.TransformPointToWorld(matrix.MultiplyPoint((*map(float, index[::-1]), 1.0))[:3], ras)
+    return np.array(ras)
 
 
 class SliceView:
@@ -418,20 +427,23 @@ def open_module() -> Any:
     module = import_module().LiverFibrosisStaging(
         _Described(MODULE_FOLDER / "LiverFibrosisStaging.py")
     )
-    while slicer.app.at_startup:
-        slicer.app.at_startup.pop(0)()
+    while slicer.app._at_startup:
+        slicer.app._at_startup.pop(0)()
     return module
 
 
-def open_panel() -> Any:
-    """The module's widget as when the user opens the module; close it with `close_panel`."""
+def open_panel(*collaborators: Any) -> Any:
+    """The module's widget as when the user opens the module; close it with `close_panel`.
+
+    collaborators: more arguments for the widget's constructor, which Slicer does not give.
+    """
     start()
-    if slicer.app.views is None:
-        slicer.app.views = _LayoutManager()
-    slicer.app.testing = False
+    if slicer.app._views is None:
+        slicer.app._views = _LayoutManager()
+    slicer.app._testing = False
     parent = slicer.qSlicerScriptedLoadableModuleWidget()
     parent.setMRMLScene(slicer.mrmlScene)
-    panel = import_module().LiverFibrosisStagingWidget(parent)
+    panel = import_module().LiverFibrosisStagingWidget(parent, *collaborators)
     panel.setup()
     parent.isEntered = True
     panel.enter()
@@ -445,10 +457,14 @@ def close_panel(panel: Any) -> None:
     panel.exit()
     panel.parent.isEntered = False
     panel.cleanup()
+    # With the node go the observers of parameter nodes that could not be disconnected.
+    slicer.mrmlScene.RemoveNode(
+        slicer.mrmlScene.GetSingletonNode(panel.moduleName, "vtkMRMLScriptedModuleNode")
+    )
     panel.parent.hide()
     panel.parent.deleteLater()
     slicer.app.processEvents()
-    slicer.app.testing = True
+    slicer.app._testing = True
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 30.0) -> None:

@@ -148,7 +148,6 @@ def test_the_module_may_only_use_names_of_slicer(as_module):
     for line in (
         "qt.QPushButton().isSignalNamed",
         "qt.QNoSuchWidget",
-        "qt.QUiLoader",
         "slicer.util.executePythonModule",  # of 5.12
         "slicer.app.noSuchName",
         "slicer.modules.nosuchmodule",

@@ -263,7 +263,11 @@ class qMRMLNodeComboBox(QComboBox):
         self._none, self._none_text, self._children, self._hidden = False, "None", True, False
         self._add, self._remove, self._edit, self._rename = True, True, False, False
         self._base, self._select_new, self._tag, self._hidden_types = "", True, "", []
-        self._attributes, self._renamed, self._filling = {}, {}, False
+        self._attributes, self._filling = {}, False
+        self._observed = observed = {}  # key: (observed object, tag)
+        self.destroyed.connect(
+            lambda: [object.RemoveObserver(t) for object, t in observed.values()]
+        )
         # Wide node names must not make the panel wide.
         self.setSizeAdjustPolicy(self.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.currentIndexChanged.connect(self._selected)
@@ -276,10 +280,15 @@ class qMRMLNodeComboBox(QComboBox):
             return
         self._scene = scene
         for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent):
-            scene.AddObserver(event, self._on_node)
+            self._observe(scene, event, self._on_node)
         for event in (scene.EndBatchProcessEvent, scene.EndCloseEvent, scene.EndImportEvent):
-            scene.AddObserver(event, self._fill)
+            self._observe(scene, event, self._fill)
         self._fill()
+
+    def _observe(self, observed: Any, event: int, function: Any) -> None:
+        key = observed.GetAddressAsString(""), event
+        if key not in self._observed:
+            self._observed[key] = observed, observed.AddObserver(event, function)
 
     @calldata_type(VTK_OBJECT)
     def _on_node(self, scene: Any, event: str, node: Any) -> None:
@@ -313,8 +322,7 @@ class qMRMLNodeComboBox(QComboBox):
             self.addItem(self._none_text, None)
         for node in nodes:
             self.addItem(node.GetName(), node.GetID())
-            if node.GetID() not in self._renamed:
-                self._renamed[node.GetID()] = node.AddObserver(vtkCommand.ModifiedEvent, self._name)
+            self._observe(node, vtkCommand.ModifiedEvent, self._name)
         index = self.findData(self._shown) if self._shown else -1
         self.setCurrentIndex(index if index >= 0 else 0)
         self._filling = False
