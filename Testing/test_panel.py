@@ -491,7 +491,8 @@ def heartbeat(panel):
     QTimer.singleShot(100, panel.ui.stageButton._object.click)
     wait_until(lambda: is_busy(panel))
     wait_until(lambda: not is_busy(panel), 120)
-    wait_until(lambda end=time.monotonic() + 0.1: time.monotonic() > end)
+    end = time.monotonic() + 0.1  # the last tick comes after the result
+    wait_until(lambda: time.monotonic() > end)
     return float(np.diff(ticks).max())
 
 
