@@ -9,6 +9,7 @@ missing everything but the panel works.
 import importlib
 import logging
 import sys
+import tempfile
 import time
 import types
 import unittest
@@ -63,6 +64,7 @@ class _Application:
 
     def __init__(self, logic: Any) -> None:
         self._logic, self._modules = logic, _ModuleManager()
+        self._folder = tempfile.TemporaryDirectory(prefix="slicer")
         self._testing, self._views, self._at_startup = True, None, []
 
     def __getattribute__(self, name: str) -> Any:
@@ -77,6 +79,10 @@ class _Application:
 
     def applicationLogic(self) -> Any:
         return self._logic
+
+    @property
+    def temporaryPath(self) -> str:
+        return self._folder.name
 
     def layoutManager(self) -> Any:
         return self._views
@@ -132,6 +138,10 @@ class _LayoutManager:
         self.layout = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
         orientations = {"Red": "Axial", "Yellow": "Sagittal", "Green": "Coronal"}
         self._views = {name: SliceView(o, name=name) for name, o in orientations.items()}
+        crosshair = slicer.mrmlScene.CreateNodeByClass("vtkMRMLCrosshairNode")
+        crosshair.UnRegister(None)
+        crosshair.SetCrosshairName("default")
+        slicer.mrmlScene.AddNode(crosshair)
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("_"):
@@ -381,7 +391,7 @@ class SampleDataLogic:
         nodeNames: Any = None,
         customDownloader: Callable | None = None,
         thumbnailFileName: str | None = None,
-        loadFileTypes: Any = None,
+        loadFileType: Any = None,
         loadFiles: Any = None,
         loadFileProperties: Any = None,
         checksums: Any = None,
