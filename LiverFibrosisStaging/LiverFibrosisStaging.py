@@ -97,7 +97,7 @@ class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget, VTKObservationMix
         self.logic = logic
         self._parameterNode = None
         self._parameterNodeGuiTag = None
-        self._jobVolumeId = None  # of the CT that the worker is busy with
+        self._jobVolumeId, self._canCancel = None, True  # of what the worker is busy with
         self._result = (None, None)  # id of a CT, and its result with all that explaining needs
         self._shownSummary = self._shownDisplay = None
 
@@ -106,12 +106,13 @@ class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget, VTKObservationMix
         ScriptedLoadableModuleWidget.setup(self)
         from LiverFibrosisStagingLib import panel
         from LiverFibrosisStagingLib.pumped_worker import PumpedWorker
+        from LiverFibrosisStagingLib.requirements import ensure
 
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/LiverFibrosisStaging.ui"))
         self.layout.addWidget(uiWidget)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         uiWidget.setMRMLScene(slicer.mrmlScene)
-        self._panel = panel
+        self._panel, self._ensureRequirements = panel, ensure
         self._worker = PumpedWorker()
         if self.logic is None:
             self.logic = LiverFibrosisStagingLogic()
@@ -157,7 +158,7 @@ class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget, VTKObservationMix
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
         """Stop the worker; let go of the parameter node, which closes with the scene."""
         self._worker.stop()
-        self._result = (None, None)
+        self._keep(None, None)
         self.setParameterNode(None)
 
     def onSceneEndClose(self, caller: Any, event: Any) -> None:
@@ -171,7 +172,7 @@ class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget, VTKObservationMix
         if self._worker.busy and scene.GetNodeByID(self._jobVolumeId) is None:
             self._worker.cancel()
         if scene.GetNodeByID(self._result[0] or "") is None:
-            self._result = (None, None)
+            self._keep(None, None)
         if not (scene.IsClosing() or scene.IsImporting()):
             self._update()
 
@@ -201,14 +202,11 @@ class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget, VTKObservationMix
         """Stage the chosen CT in the background; while that goes on, the button cancels it."""
         if self._worker.busy:
             self._worker.cancel()
-            self._update()
             return
-        from LiverFibrosisStagingLib.requirements import ensure
-
         parameters, path = self._parameterNode, self.ui.modelPathLineEdit.currentPath
         inputs = (parameters.inputVolume, parameters.segmentation)
         try:
-            ensure(self.resourcePath("requirements.txt"))
+            self._ensureRequirements(self.resourcePath("requirements.txt"))
             threads = self.ui.threadsSpinBox.value
             job = self.logic.stagingJob(*inputs, path or None, threads, parameters.smooth)
         except Exception as error:  # whatever it is, the user reads it
@@ -235,7 +233,7 @@ class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget, VTKObservationMix
         window, title = slicer.util.mainWindow(), _("Folder for the result")
         folder = qt.QFileDialog.getExistingDirectory(window, title)
         if folder:
-            self._run(self.logic.savingJob(self._result[1], folder), self._onSaved)
+            self._run(self.logic.savingJob(self._result[1], folder), self._onSaved, False)
 
     def onCopyTableButton(self) -> None:
         """Put the table on the clipboard."""
@@ -258,8 +256,8 @@ class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget, VTKObservationMix
         """Remember the number of threads for the next session."""
         qt.QSettings().setValue(THREADS_KEY, threads)
 
-    def _run(self, job: Callable, done: Callable[[Any], None]) -> None:
-        self._jobVolumeId = self._volume().GetID()
+    def _run(self, job: Callable, done: Callable[[Any], None], canCancel: bool = True) -> None:
+        self._jobVolumeId, self._canCancel = self._volume().GetID(), canCancel
         self._worker.start(job, lambda outcome: self._onEnded(outcome, done), self._onProgress)
         self.ui.progressBar.value = 0
         self.ui.stepLabel.text = ""
@@ -267,8 +265,7 @@ class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget, VTKObservationMix
 
     def _onProgress(self, progress: Any) -> None:
         self.ui.progressBar.value = int(1000 * progress.fraction)
-        if not self._worker.cancelling:
-            self.ui.stepLabel.text = self._panel.progress_text(progress)
+        self.ui.stepLabel.text = self._panel.progress_text(progress)
 
     def _onEnded(self, outcome: Any, done: Callable[[Any], None]) -> None:
         error = None if outcome.cancelled else outcome.error
@@ -289,7 +286,12 @@ class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget, VTKObservationMix
         result, showable = value
         volume = slicer.mrmlScene.GetNodeByID(self._jobVolumeId)
         self.logic.showResult(showable, volume, self._shownDisplay)
-        self._result = (self._jobVolumeId, result)
+        self._keep(self._jobVolumeId, result)
+
+    def _keep(self, volumeId: str | None, result: Any) -> None:
+        """Keep one result, not those before it: they are large."""
+        before, self._result = [*self._result], (volumeId, result)
+        self._worker.let_go(before)
 
     def _onSaved(self, folder: Path) -> None:
         slicer.util.showStatusMessage(_("Saved in {folder}").format(folder=folder), 5000)
@@ -312,7 +314,7 @@ class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget, VTKObservationMix
             return
         volume, summary = self._volume(), self.logic.storedSummary(self._volume())
         worker, segmentation = self._worker, self._parameterNode.segmentation
-        self._panel.fill_inputs(self.ui, volume, segmentation, worker.busy, worker.cancelling)
+        self._panel.fill_inputs(self.ui, volume, segmentation, worker.busy, self._canCancel)
         if summary is not None and summary != self._shownSummary:
             self._panel.fill_summary(self.ui, summary)
         hasSmooth = self.logic.hasSmoothMap(volume)

@@ -38,5 +38,5 @@ def model(model_path):
 @pytest.fixture(scope="session")
 def sample() -> dict[str, Path]:
     """The phantom that ships with the repository: paths of its CT, liver and spleen."""
-    folder = ROOT / "Resources" / "SampleData"
+    folder = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
     return {part: folder / f"phantom_F4_{part}.nii.gz" for part in ("ct", "liver", "spleen")}

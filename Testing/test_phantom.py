@@ -15,7 +15,7 @@ pytest.importorskip("tqdm")
 import phantom
 
 TRAINING = Path(__file__).parents[1] / "Training"
-SAMPLE = Path(__file__).parents[1] / "Resources" / "SampleData"
+SAMPLE = Path(__file__).parents[1] / "LiverFibrosisStaging" / "Resources" / "SampleData"
 COARSE = {"spacing": (4.0, 3.0, 3.0), "size": (57, 108, 132)}
 
 

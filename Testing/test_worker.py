@@ -72,21 +72,34 @@ def test_an_error_is_delivered_as_it_is():
 def test_cancelling_ends_in_cancelled():
     worker, outcomes = Worker(), []
     worker.start(until_cancelled, outcomes.append)
-    assert worker.busy and not worker.cancelling
     worker.cancel()
-    assert worker.cancelling
-    finish(worker)
+    assert worker.busy and not outcomes  # the end comes with pump, as always
+    worker.pump()
+    assert not worker.busy
     assert [outcome.cancelled for outcome in outcomes] == [True]
-    assert not worker.cancelling
 
 
-def test_a_value_that_comes_after_cancelling_is_not_wanted():
-    worker, event, outcomes = Worker(), threading.Event(), []
+def test_cancelling_does_not_wait_for_a_job_that_does_not_listen():
+    worker, event, outcomes, at_work = Worker(), threading.Event(), [], []
     worker.start(until(event), outcomes.append)
     worker.cancel()
+    worker.pump()
+    assert outcomes[0].cancelled and outcomes[0].value is None
+    assert not worker.busy and not worker.resting
+
+    def next_job(progress, cancel):
+        at_work.append(event.is_set())
+        return "next"
+
+    worker.start(next_job, outcomes.append)  # waits for the thread of the first
+    time.sleep(0.05)
+    assert not at_work
     event.set()
     finish(worker)
-    assert outcomes[0].cancelled and outcomes[0].value is None
+    assert at_work == [True]
+    assert [outcome.value for outcome in outcomes] == [None, "next"]
+    worker.stop()
+    assert worker.resting
 
 
 def test_stop_joins_the_thread_and_delivers_the_end():

@@ -49,7 +49,7 @@ def explained_names() -> list[str]:
     ]
 
 
-def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancelling: bool) -> None:
+def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, can_cancel: bool) -> None:
     """Say what is missing before a CT can be staged, or what goes on."""
     missing = []
     if volume is None:
@@ -60,15 +60,14 @@ def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancelling:
     ui.missingLabel.text = sentence
     ui.missingLabel.visible = bool(missing) and not busy
     ui.foundLabel.text = _found_text(segmentation)
+    ui.foundLabel.visible = ui.foundTitleLabel.visible = segmentation is not None
     ui.progressWidget.visible = busy
     for widget in (ui.inputVolumeSelector, ui.segmentationSelector, ui.advancedCollapsibleButton):
         widget.enabled = not busy
     if busy:
         ui.stageButton.text = _("&Cancel")
         ui.stageButton.toolTip = _("Stop; nothing of it stays in the scene.")
-        ui.stageButton.enabled = not cancelling
-        if cancelling:
-            ui.stepLabel.text = _("Cancelling ...")
+        ui.stageButton.enabled = can_cancel
         return
     ui.stageButton.text = _("&Stage")
     ready = _("Stage the CT and show where the network looked.")
@@ -230,9 +229,9 @@ def _steps() -> dict[str, str]:
 
 
 def _warnings_html(warnings: list[str]) -> str:
-    points = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
     title = _("Please check before you trust this result:")
-    return f"<b>{escape(title)}</b><ul>{points}</ul>"
+    points = "".join(f"<br>\N{BULLET}\N{NO-BREAK SPACE}{escape(warning)}" for warning in warnings)
+    return f"<p><b>\N{WARNING SIGN} {escape(title)}</b>{points}</p>"
 
 
 def _measurements_html(summary: Mapping[str, Any]) -> str:
@@ -247,7 +246,7 @@ def _measurements_html(summary: Mapping[str, Any]) -> str:
         f'<th align="{side}">{escape(text)}&nbsp;&nbsp;</th>'
         for side, text in (
             ("left", _("Region")),
-            ("right", _("Attention")),
+            ("right", _("Attention (x mean)")),
             ("right", _("Share")),
             ("right", _("Volume")),
         )
@@ -269,7 +268,7 @@ def _behind_html(summary: Mapping[str, Any]) -> str:
         [
             (_("Model"), summary["model"]["name"]),
             (_("Trained on"), summary["model"]["trained_on"]),
-            (_("Staged"), summary["date"].replace("T", " ")),
+            (_("Staged"), f"{summary['date'][:16].replace('T', ' ')} UTC"),
         ]
     )
 

@@ -17,7 +17,7 @@ PUMP_MS, YIELD_SECONDS = 10, 0.005
 
 
 class PumpedWorker(Worker):
-    """A Worker that pumps itself, with a timer that runs only while there is a job."""
+    """A Worker that pumps itself, with a timer that runs only while a thread does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,9 +38,12 @@ class PumpedWorker(Worker):
     def pump(self) -> None:
         """Deliver what the job reports, then let its thread run."""
         super().pump()
-        if self.busy:
+        if self.resting:
+            self._timer.stop()
+        else:
             time.sleep(YIELD_SECONDS)
 
-    def _finish(self, outcome: Outcome) -> None:
+    def stop(self) -> None:
+        """End the job, as Worker does, and the timer."""
+        super().stop()
         self._timer.stop()
-        super()._finish(outcome)

@@ -7,6 +7,8 @@ import logging
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from .errors import StagingError
 
 OFFLINE = (
@@ -28,7 +30,6 @@ class RequirementsError(StagingError):
 
 def missing(path: str | Path) -> list[str]:
     """The lines of a requirements file that are not satisfied."""
-    from packaging.requirements import Requirement
 
     def installed(requirement: Requirement) -> bool:
         try:

@@ -25,6 +25,9 @@ CT_ROLE = "LiverFibrosisStaging.ct"  # node reference of every node of ours: the
 PART_ATTRIBUTE = "LiverFibrosisStaging.part"  # which of a CT's result nodes a node is
 SUMMARY_ATTRIBUTE = "LiverFibrosisStaging.summary"  # of the table: staging.json
 TABLE_ATTRIBUTE = "LiverFibrosisStaging.bands"  # marks the scene's one colour table
+# A scalar volume cannot have colours of different opacity, as the bands have: all of it is half
+# transparent, and what is below the second band, which barely tints, is not shown.
+SMOOTH_OPACITY, SMOOTH_FROM = 0.5, 1 / BAND_COUNT
 
 # Part -> (class of its node, its name after the CT's).
 PARTS = {
@@ -56,7 +59,8 @@ class Display:
     """How a location map is shown.
 
     opacity: 0..1, of the whole map. hidden_below: share 0..1 of its maximum below which nothing is
-    shown. smooth: as interpolated scalar volume in the foreground instead of a label volume.
+    shown. smooth: as interpolated scalar volume in the foreground instead of a label volume, with
+    one opacity for all and nothing below 10 %.
     outline: of the bands' edges. legend: of the colours.
     """
 
@@ -153,8 +157,8 @@ def set_display(volume_node: Any, display: Display) -> None:
     _fade_bands(_band_table(), display.hidden_below)
     if shown is smooth:
         highest = stored_summary(volume_node)["location_map"]["maximum"] or 1.0
-        lowest = max(display.hidden_below, 1e-6) * highest  # where there is none, nothing is shown
-        smooth.GetDisplayNode().SetThreshold(lowest, highest)
+        lowest = max(display.hidden_below, SMOOTH_FROM)
+        smooth.GetDisplayNode().SetThreshold(lowest * highest, highest)
     for view in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
         if view.GetBackgroundVolumeID() == volume_node.GetID():
             _set_layers(view, shown, bands, smooth, display.opacity)
@@ -175,7 +179,7 @@ def jump_to_strongest(volume_node: Any) -> None:
         return
     ras = voxel_to_world(volume_node, summary["strongest_ijk"])
     for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
-        view.JumpSliceByCentering(*ras)
+        view.JumpSliceByOffsetting(*ras)  # what is in the picture stays in it
     for crosshair in slicer.util.getNodesByClass("vtkMRMLCrosshairNode"):
         crosshair.SetCrosshairRAS(*ras)
         crosshair.SetCrosshairMode(crosshair.ShowSmallBasic)
@@ -312,7 +316,7 @@ def _set_layers(view: Any, shown: Any, bands: Any, smooth: Any, opacity: float) 
     if shown is smooth:
         view.SetLabelVolumeID(None)
         view.SetForegroundVolumeID(smooth.GetID())
-        view.SetForegroundOpacity(opacity)
+        view.SetForegroundOpacity(opacity * SMOOTH_OPACITY)
         return
     if smooth is not None and view.GetForegroundVolumeID() == smooth.GetID():
         view.SetForegroundVolumeID(None)

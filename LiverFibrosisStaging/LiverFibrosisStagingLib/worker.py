@@ -42,7 +42,11 @@ class Outcome:
 
 
 class Worker:
-    """Runs jobs in a thread; every method is for the main thread."""
+    """Runs jobs in a thread; every method is for the main thread.
+
+    Cancelling ends a job at once for whoever waits for it. Its thread ends when the job next asks
+    for the user's wish; until then the next job's thread waits, so that never two compute.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -58,9 +62,9 @@ class Worker:
         return self._ended is not None
 
     @property
-    def cancelling(self) -> bool:
-        """Whether the job at work has been asked to stop."""
-        return self.busy and self._cancel.is_set()
+    def resting(self) -> bool:
+        """Whether no thread is at work, not even one whose job was cancelled."""
+        return not self.busy and (self._thread is None or not self._thread.is_alive())
 
     def start(
         self,
@@ -75,7 +79,9 @@ class Worker:
         self._progressed, self._ended = progressed, ended
         # Not a daemon: an interpreter that leaves while onnxruntime computes would abort.
         self._thread = threading.Thread(
-            target=self._work, args=(job, self._reports, self._cancel), name="LiverFibrosisStaging"
+            target=self._work,
+            args=(job, self._reports, self._cancel, self._thread),
+            name="LiverFibrosisStaging",
         )
         self._thread.start()
 
@@ -88,30 +94,43 @@ class Worker:
                 outcome = report
             else:
                 latest = report
+        if self.busy and self._cancel.is_set():  # a value that comes now is not wanted any more
+            outcome = Outcome(error=Cancelled("Cancelled."))
         if outcome is not None:
             self._finish(outcome)
         elif latest is not None and self._progressed is not None:
             self._progressed(latest)
 
     def cancel(self) -> None:
-        """Ask the job to stop; its end is delivered by `pump`, as always."""
+        """End the job as cancelled; `pump` delivers that."""
         self._cancel.set()
 
     def stop(self) -> None:
-        """Cancel the job, wait until its thread is over, and deliver its end as cancelled."""
-        if self.busy:
-            self.cancel()
-            self._finish(Outcome(error=Cancelled("Staging was cancelled.")))
+        """End the job as cancelled, now, and wait until its thread is over."""
+        self.cancel()
+        self.pump()
+        if self._thread is not None:
+            self._thread.join()
+
+    @staticmethod
+    def let_go(values: list[Any]) -> None:
+        """Empty a list of large values in a thread: to free gigabytes takes a tenth of a second."""
+        threading.Thread(target=values.clear).start()
 
     def _finish(self, outcome: Outcome) -> None:
-        self._thread.join()
-        ended, self._ended, self._progressed, self._thread = self._ended, None, None, None
+        ended, self._ended, self._progressed = self._ended, None, None
         self._reports = queue.SimpleQueue()
-        if self._cancel.is_set() and outcome.error is None:  # it came too late to be wanted
-            outcome = Outcome(error=Cancelled("Staging was cancelled."))
         ended(outcome)
 
-    def _work(self, job: Job, reports: queue.SimpleQueue, cancel: threading.Event) -> None:
+    def _work(
+        self,
+        job: Job,
+        reports: queue.SimpleQueue,
+        cancel: threading.Event,
+        before: threading.Thread | None,
+    ) -> None:
+        if before is not None:
+            before.join()
         begun = self._clock()
 
         def progress(fraction: float, step: str) -> None:
