@@ -220,7 +220,7 @@ def find_segments(segmentation_node: Any, organ: str) -> tuple[str, ...]:
         several = ", ".join(f"'{segmentation.GetSegment(i).GetName()}'" for i in found)
         raise StagingError(
             f"'{segmentation_node.GetName()}' has several segments that are the {organ} "
-            f"({several}): choose one."
+            f"({several}): rename the others, or give the id of one."
         )
     return tuple(found)
 

@@ -13,9 +13,9 @@ from .errors import StagingError
 
 OFFLINE = (
     "Without internet: on a computer that has it, and the same system and Python {python}, run\n"
-    "    pip download {names} -d wheels\n"
+    "    pip download {quoted} -d wheels\n"
     "copy the folder wheels, and in Slicer's Python console (Ctrl+3) run\n"
-    "    slicer.util.pip_install('--no-index --find-links \"/path/to/wheels\" {names}')\n"
+    "    slicer.util.pip_install(['--no-index', '--find-links', '/path/to/wheels', {listed}])\n"
     "then click Stage again."
 )
 
@@ -69,7 +69,7 @@ def _install(path: str | Path, lacking: list[str]) -> None:
         ).format(names=", ".join(lacking))
         if not slicer.util.confirmOkCancelDisplay(question, _("Liver Fibrosis Staging")):
             raise RuntimeError(_("Installing was declined.")) from None
-        slicer.util.pip_install(" ".join(f'"{line}"' for line in lacking))
+        slicer.util.pip_install(lacking)
     else:
         pip_ensure(load_requirements(str(path)), requester=_("Liver Fibrosis Staging"))
 
@@ -77,10 +77,14 @@ def _install(path: str | Path, lacking: list[str]) -> None:
 def _refusal(lacking: list[str], reason: str) -> RequirementsError:
     import platform
 
-    names = " ".join(lacking)
     python = ".".join(platform.python_version_tuple()[:2])
+    offline = OFFLINE.format(
+        python=python,
+        quoted=" ".join(f'"{line}"' for line in lacking),
+        listed=", ".join(map(repr, lacking)),
+    )
     return RequirementsError(
-        f"Staging needs {names}, which is not installed: the details say how to install it, also "
-        "without internet.",
-        f"{reason}\n\n{OFFLINE.format(names=names, python=python)}",
+        f"Staging needs {', '.join(lacking)}, which is not installed: the details say how to "
+        "install it, also without internet.",
+        f"{reason}\n\n{offline}",
     )
