@@ -24,7 +24,7 @@ from PySide6.QtGui import QColor, QImage, QPainter, QPixmap  # noqa: E402
 from PySide6.QtWidgets import QMessageBox  # noqa: E402
 from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
 
-PANEL_WIDTH, LOW = 400, 580
+PANEL_WIDTH, LOW = 420, 580
 LARGE, SMALL = (644, 640), (320, 330)
 FRAME = {"Red": "#f34a33", "Yellow": "#edd54c", "Green": "#6eb04b"}  # Slicer's colours of its views
 MANAGERS = ("vtkMRMLColorLegendDisplayableManager", "vtkMRMLCrosshairDisplayableManager")
@@ -116,9 +116,9 @@ class Studio:
     def draw_panel(self, height: int = 0) -> QImage:
         """The panel alone, at the height that it needs or at a greater one."""
         parent = self.panel.parent._object
-        parent.resize(PANEL_WIDTH, 100)
         slicer.app.processEvents()
-        parent.resize(PANEL_WIDTH, max(height, parent.sizeHint().height()))
+        needed = parent.layout().totalHeightForWidth(PANEL_WIDTH)
+        parent.resize(PANEL_WIDTH, max(height, needed))
         slicer.app.processEvents()
         return parent.grab().toImage()
 
