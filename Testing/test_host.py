@@ -12,7 +12,9 @@ from typing import Annotated
 
 import pytest
 
-pytest.importorskip("PySide6.QtWidgets", reason="PySide6 cannot be imported on this machine")
+pytest.importorskip(
+    "PySide6.QtUiTools", reason="PySide6 cannot be imported on this machine", exc_type=ImportError
+)
 
 import numpy as np
 import parameter_node_host

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("PySide6.QtWidgets", reason="PySide6 cannot be imported on this machine")
+pytest.importorskip(
+    "PySide6.QtUiTools", reason="PySide6 cannot be imported on this machine", exc_type=ImportError
+)
 
 import qt_host
 import SimpleITK as sitk
