@@ -24,6 +24,15 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 SAMPLE = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
 
 RUNTIME = ["numpy", "SimpleITK", "onnxruntime", "scikit-learn", "vtk"]
+LIBRARIES_OF_QT = [
+    "libegl1",
+    "libgl1",
+    "libxkbcommon0",
+    "libdbus-1-3",
+    "libfontconfig1",
+    "libglib2.0-0",
+    "fonts-dejavu-core",
+]
 EXTRA = {
     "stage": None,
     "test": ROOT / "Testing" / "requirements.txt",
@@ -42,6 +51,8 @@ def main(arguments: list[str]) -> int:
     try:
         _make_venv()
         _install(task)
+        if task == "test":
+            _install_libraries_of_qt()
     except subprocess.CalledProcessError as error:
         return _refuse(f"Setting up failed (exit code {error.returncode}); see the lines above.")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "LiverFibrosisStaging")}
@@ -79,14 +90,27 @@ def _make_venv() -> None:
 
 def _install_ensurepip() -> None:
     """Debian and Ubuntu keep half of the venv module in a package of its own."""
+    _install_with_apt(f"python3.{sys.version_info.minor}-venv")
+
+
+def _install_libraries_of_qt() -> None:
+    """The panel's tests draw with Qt, which takes a few libraries and a font from the system.
+
+    Where they cannot be installed those tests are skipped, saying so.
+    """
+    if not _succeeds(PYTHON, "-c", "import PySide6.QtUiTools"):
+        _install_with_apt(*LIBRARIES_OF_QT)
+
+
+def _install_with_apt(*packages: str) -> None:
+    """On Debian and Ubuntu, as root or with sudo; elsewhere nothing happens."""
     if not shutil.which("apt-get"):
         return
     become_root = [] if os.geteuid() == 0 else ["sudo"]
     if become_root and not shutil.which("sudo"):
         return
-    print("Installing the system package python3-venv ...", flush=True)
-    package = f"python3.{sys.version_info.minor}-venv"
-    for command in (["update", "-qq"], ["install", "-y", "-qq", package]):
+    print(f"Installing the system packages {' '.join(packages)} ...", flush=True)
+    for command in (["update", "-qq"], ["install", "-y", "-qq", *packages]):
         subprocess.run([*become_root, "apt-get", *command], check=False)
 
 

@@ -4,17 +4,18 @@ Everything else is in LiverFibrosisStagingLib, which is imported when it is used
 starts without SimpleITK and without onnxruntime, which may not be there yet.
 """
 
-import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import qt
 import slicer
 import vtk
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
-from slicer.parameterNodeWrapper import parameterNodeWrapper
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
@@ -22,6 +23,10 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleWidget,
 )
 from slicer.util import VTKObservationMixin
+
+RESOURCES = Path(__file__).parent / "Resources"
+MODEL_KEY = "LiverFibrosisStaging/ModelPath"  # settings
+THREADS_KEY = "LiverFibrosisStaging/Threads"
 
 
 class LiverFibrosisStaging(ScriptedLoadableModule):
@@ -46,43 +51,99 @@ class LiverFibrosisStaging(ScriptedLoadableModule):
             "independent implementation with a network of its own; the authors of the paper had no "
             "part in it."
         ).format(doi="https://doi.org/10.1007/s00330-021-08046-x")
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData() -> None:
+    """Offer the sample CT, which is installed with the module, in the Sample Data module."""
+    from LiverFibrosisStagingLib.sample_data import register
+
+    register(RESOURCES, loadSample)
+
+
+def loadSample(source: Any = None) -> list[Any]:
+    """Load the sample CT and its segmentation from the module's own files, without a download."""
+    from LiverFibrosisStagingLib.sample_data import load_sample
+
+    with slicer.util.tryWithErrorDisplay(_("The sample could not be loaded."), waitCursor=True):
+        return list(load_sample(RESOURCES))
 
 
 @parameterNodeWrapper
 class LiverFibrosisStagingParameterNode:
-    """What the panel remembers, in the scene. The names stand in the .ui as SlicerParameterName."""
+    """What the panel remembers, in the scene. The names stand in the .ui as SlicerParameterName.
+
+    opacity and threshold are in percent.
+    """
 
     inputVolume: vtkMRMLScalarVolumeNode
     segmentation: vtkMRMLSegmentationNode
+    opacity: Annotated[float, WithinRange(0, 100)] = 100.0
+    threshold: Annotated[float, WithinRange(0, 90)] = 0.0
+    smooth: bool = False
+    outline: bool = False
+    legend: bool = True
 
 
 class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The panel: it collects the inputs, calls the logic and shows the result."""
+    """The panel: it collects the inputs, has the logic's jobs done and shows what is in the scene.
 
-    def __init__(self, parent: Any = None) -> None:
+    logic: may be given, for tests; else the module's own is made in `setup`.
+    """
+
+    def __init__(self, parent: Any = None, logic: Any = None) -> None:
         ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
-        self.logic = None
+        self.logic = logic
         self._parameterNode = None
         self._parameterNodeGuiTag = None
+        self._jobVolumeId, self._canCancel = None, True  # of what the worker is busy with
+        self._result = (None, None)  # id of a CT, and its result with all that explaining needs
+        self._shownSummary = self._shownDisplay = None
 
     def setup(self) -> None:
         """Build the panel; called once, when the module is first opened."""
         ScriptedLoadableModuleWidget.setup(self)
+        from LiverFibrosisStagingLib import panel
+        from LiverFibrosisStagingLib.pumped_worker import PumpedWorker
+        from LiverFibrosisStagingLib.requirements import ensure
+
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/LiverFibrosisStaging.ui"))
         self.layout.addWidget(uiWidget)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         uiWidget.setMRMLScene(slicer.mrmlScene)
-        self.logic = LiverFibrosisStagingLogic()
+        self._panel, self._ensureRequirements = panel, ensure
+        self._worker = PumpedWorker()
+        if self.logic is None:
+            self.logic = LiverFibrosisStagingLogic()
 
+        self.ui.explainedComboBox.addItems(panel.explained_names())
+        self.ui.modelPathLineEdit.currentPath = slicer.util.settingsValue(MODEL_KEY, "", str)
+        self.ui.threadsSpinBox.value = slicer.util.settingsValue(THREADS_KEY, 0, int)
+        self._connect()
+        self.initializeParameterNode()
+
+    def _connect(self) -> None:
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
-        self.ui.stageButton.connect("clicked(bool)", self.onStageButton)
-        self.initializeParameterNode()
+        self.addObserver(scene, scene.EndImportEvent, self.onSceneChanged)
+        self.addObserver(scene, scene.NodeRemovedEvent, self.onSceneChanged)
+        ui = self.ui
+        ui.stageButton.connect("clicked(bool)", self.onStageButton)
+        ui.explainedComboBox.connect("activated(int)", self.onExplainedChosen)
+        ui.smoothCheckBox.connect("clicked(bool)", self.onSmoothClicked)
+        ui.jumpButton.connect("clicked(bool)", self.onJumpButton)
+        ui.saveButton.connect("clicked(bool)", self.onSaveButton)
+        ui.copyTableButton.connect("clicked(bool)", self.onCopyTableButton)
+        ui.modelCardButton.connect("toggled(bool)", self.onModelCardToggled)
+        ui.modelPathLineEdit.connect("currentPathChanged(QString)", self.onModelPathChanged)
+        ui.threadsSpinBox.connect("valueChanged(int)", self.onThreadsChanged)
 
     def cleanup(self) -> None:
-        """Called when the module's widget is destroyed."""
+        """Called when the module's widget is destroyed: no thread may outlive it."""
+        self._worker.stop()
+        self.setParameterNode(None)
         self.removeObservers()
 
     def enter(self) -> None:
@@ -90,68 +151,181 @@ class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget, VTKObservationMix
         self.initializeParameterNode()
 
     def exit(self) -> None:
-        """Called each time the user opens another module."""
-        self.setParameterNode(None)
+        """Called each time the user opens another module: what runs goes on, and the panel stays
+        connected, as up to Slicer 5.10 every disconnecting leaves an observer behind.
+        """
 
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
-        """Let go of the parameter node, which closes with the scene."""
+        """Stop the worker; let go of the parameter node, which closes with the scene."""
+        self._worker.stop()
+        self._keep(None, None)
         self.setParameterNode(None)
-        self.ui.resultLabel.text = ""
 
     def onSceneEndClose(self, caller: Any, event: Any) -> None:
         """A panel that is open needs a parameter node again."""
         if self.parent.isEntered:
             self.initializeParameterNode()
 
+    def onSceneChanged(self, caller: Any, event: Any) -> None:
+        """Show what a loaded scene holds; a CT that is gone needs no staging any more."""
+        scene = slicer.mrmlScene
+        if self._worker.busy and scene.GetNodeByID(self._jobVolumeId) is None:
+            self._worker.cancel()
+        if scene.GetNodeByID(self._result[0] or "") is None:
+            self._keep(None, None)
+        if not (scene.IsClosing() or scene.IsImporting()):
+            self._update()
+
     def initializeParameterNode(self) -> None:
         """Connect the panel to the scene's parameter node; first time, offer the scene's nodes."""
         self.setParameterNode(self.logic.getParameterNode())
         if self._parameterNode.inputVolume is None:
-            self._parameterNode.inputVolume = self._firstNode("vtkMRMLScalarVolumeNode")
+            self._parameterNode.inputVolume = self._panel.first_node("vtkMRMLScalarVolumeNode")
         if self._parameterNode.segmentation is None:
-            self._parameterNode.segmentation = self._firstNode("vtkMRMLSegmentationNode")
+            self._parameterNode.segmentation = self._panel.first_node("vtkMRMLSegmentationNode")
 
     def setParameterNode(self, parameterNode: LiverFibrosisStagingParameterNode | None) -> None:
         """Keep the panel and the parameter node in step, in both directions."""
+        if parameterNode is self._parameterNode:
+            self._update()
+            return
         if self._parameterNode is not None:
             self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            self.removeObserver(
-                self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._checkCanStage
-            )
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._update)
         self._parameterNode = parameterNode
         if self._parameterNode is not None:
             self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
-            self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._checkCanStage)
-            self._checkCanStage()
+            self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._update)
+        self._update()
 
     def onStageButton(self) -> None:
-        """Stage the chosen CT and show the location map over it."""
-        parameters = self._parameterNode
-        with slicer.util.tryWithErrorDisplay(_("What staging needs could not be installed.")):
-            ensureRequirements(self.resourcePath("requirements.txt"))
-        with slicer.util.tryWithErrorDisplay(_("The CT could not be staged."), waitCursor=True):
-            result = self.logic.stageVolume(parameters.inputVolume, parameters.segmentation)
-            self.logic.showResult(result, parameters.inputVolume)
-            self.ui.resultLabel.text = self.logic.describe(result)
+        """Stage the chosen CT in the background; while that goes on, the button cancels it."""
+        if self._worker.busy:
+            self._worker.cancel()
+            return
+        parameters, path = self._parameterNode, self.ui.modelPathLineEdit.currentPath
+        inputs = (parameters.inputVolume, parameters.segmentation)
+        try:
+            self._ensureRequirements(self.resourcePath("requirements.txt"))
+            threads = self.ui.threadsSpinBox.value
+            job = self.logic.stagingJob(*inputs, path or None, threads, parameters.smooth)
+        except Exception as error:  # whatever it is, the user reads it
+            self._showError(error)
+            return
+        self._run(job, self._onShowable)
 
-    def _checkCanStage(self, caller: Any = None, event: Any = None) -> None:
-        missing = []
-        if self._parameterNode.inputVolume is None:
-            missing.append(_("a CT volume"))
-        if self._parameterNode.segmentation is None:
-            missing.append(_("a segmentation with the liver"))
-        self.ui.stageButton.enabled = not missing
-        self.ui.stageButton.toolTip = (
-            _("Choose first: {missing}").format(missing=", ".join(missing))
-            if missing
-            else _("Stage the CT and show where the network looked")
+    def onExplainedChosen(self, index: int) -> None:
+        """Show the location map of another stage or group; the network rests."""
+        explained, smooth = self._panel.EXPLAINED[index], self._parameterNode.smooth
+        self._run(self.logic.explainingJob(self._result[1], explained, smooth), self._onShowable)
+
+    def onSmoothClicked(self, smooth: bool) -> None:
+        """The smooth map is made when it is first asked for."""
+        if smooth and self._hasResult() and not self.logic.hasSmoothMap(self._volume()):
+            self._run(self.logic.explainingJob(self._result[1], None, True), self._onShowable)
+
+    def onJumpButton(self) -> None:
+        """Move the slice views to where the network looked most."""
+        self.logic.jumpToStrongest(self._volume())
+
+    def onSaveButton(self) -> None:
+        """Save the result's files into a folder."""
+        window, title = slicer.util.mainWindow(), _("Folder for the result")
+        folder = qt.QFileDialog.getExistingDirectory(window, title)
+        if folder:
+            self._run(self.logic.savingJob(self._result[1], folder), self._onSaved, False)
+
+    def onCopyTableButton(self) -> None:
+        """Put the table on the clipboard."""
+        qt.QApplication.clipboard().setText(self._panel.table_text(self._shownSummary))
+        slicer.util.showStatusMessage(_("The table is on the clipboard."), 3000)
+
+    def onModelCardToggled(self, shown: bool) -> None:
+        """Show what the model says about itself, or why it cannot be used."""
+        self.ui.modelCardLabel.visible = shown
+        if shown:
+            path = self.ui.modelPathLineEdit.currentPath
+            self.ui.modelCardLabel.text = self._panel.card_html(path)
+
+    def onModelPathChanged(self, path: str) -> None:
+        """Remember the model for the next session."""
+        qt.QSettings().setValue(MODEL_KEY, path)
+        self.onModelCardToggled(self.ui.modelCardButton.checked)
+
+    def onThreadsChanged(self, threads: int) -> None:
+        """Remember the number of threads for the next session."""
+        qt.QSettings().setValue(THREADS_KEY, threads)
+
+    def _run(self, job: Callable, done: Callable[[Any], None], canCancel: bool = True) -> None:
+        self._jobVolumeId, self._canCancel = self._volume().GetID(), canCancel
+        self._worker.start(job, lambda outcome: self._onEnded(outcome, done), self._onProgress)
+        self.ui.progressBar.value = 0
+        self.ui.stepLabel.text = ""
+        self._update()
+
+    def _onProgress(self, progress: Any) -> None:
+        self.ui.progressBar.value = int(1000 * progress.fraction)
+        self.ui.stepLabel.text = self._panel.progress_text(progress)
+
+    def _onEnded(self, outcome: Any, done: Callable[[Any], None]) -> None:
+        error = None if outcome.cancelled else outcome.error
+        try:
+            if outcome.error is None:
+                done(outcome.value)
+        except Exception as failure:  # the scene changed in a way that the result does not fit
+            error = failure
+        self._jobVolumeId = None
+        self._shownSummary = None  # the list of what is explained may show another choice
+        self._update()
+        if outcome.cancelled:
+            slicer.util.showStatusMessage(_("Cancelled."), 3000)
+        if error is not None:
+            self._showError(error)
+
+    def _onShowable(self, value: tuple[Any, Any]) -> None:
+        result, showable = value
+        volume = slicer.mrmlScene.GetNodeByID(self._jobVolumeId)
+        self.logic.showResult(showable, volume, self._shownDisplay)
+        self._keep(self._jobVolumeId, result)
+
+    def _keep(self, volumeId: str | None, result: Any) -> None:
+        """Keep one result, not those before it: they are large."""
+        before, self._result = [*self._result], (volumeId, result)
+        self._worker.let_go(before)
+
+    def _onSaved(self, folder: Path) -> None:
+        slicer.util.showStatusMessage(_("Saved in {folder}").format(folder=folder), 5000)
+
+    def _showError(self, error: BaseException) -> None:
+        sentence, details = self._panel.error_text(error)
+        slicer.util.errorDisplay(sentence, detailedText=details)
+
+    def _volume(self) -> Any:
+        return self._parameterNode.inputVolume if self._parameterNode is not None else None
+
+    def _hasResult(self) -> bool:
+        """Whether the chosen CT's result is at hand, not only what the scene keeps of it."""
+        volume = self._volume()
+        return volume is not None and volume.GetID() == self._result[0]
+
+    def _update(self, caller: Any = None, event: Any = None) -> None:
+        """Make the panel, and the views, show what the parameters and the scene say."""
+        if self._parameterNode is None:
+            return
+        volume, summary = self._volume(), self.logic.storedSummary(self._volume())
+        worker, segmentation = self._worker, self._parameterNode.segmentation
+        self._panel.fill_inputs(self.ui, volume, segmentation, worker.busy, self._canCancel)
+        if summary is not None and summary != self._shownSummary:
+            self._panel.fill_summary(self.ui, summary)
+        hasSmooth = self.logic.hasSmoothMap(volume)
+        self._panel.fill_state(
+            self.ui, volume, summary is not None, self._hasResult(), hasSmooth, worker.busy
         )
-
-    @staticmethod
-    def _firstNode(className: str) -> Any:
-        # A label map is a scalar volume too, but never a CT.
-        nodes = slicer.util.getNodesByClass(className)
-        return next((node for node in nodes if node.GetClassName() == className), None)
+        self._shownSummary = summary
+        display = self._panel.display_of(self._parameterNode)
+        if display != self._shownDisplay:
+            self._shownDisplay = display
+            self.logic.setDisplay(volume, display)
 
 
 class LiverFibrosisStagingLogic(ScriptedLoadableModuleLogic):
@@ -159,18 +333,28 @@ class LiverFibrosisStagingLogic(ScriptedLoadableModuleLogic):
 
     In Slicer's Python console:
 
-    >>> from LiverFibrosisStaging import LiverFibrosisStagingLogic
+    >>> from LiverFibrosisStaging import LiverFibrosisStagingLogic, loadSample
     >>> logic = LiverFibrosisStagingLogic()
-    >>> volume, segmentation = getNode("CT"), getNode("Segmentation")
+    >>> volume, segmentation = loadSample()
     >>> result = logic.stageVolume(volume, segmentation)
     >>> result.stage, result.probabilities
     >>> logic.showResult(result, volume)
     >>> result.save("/tmp/result")
+
+    A job is what a Worker does in its thread: made on the main thread, called with a progress
+    function and a cancel token.
     """
+
+    def __init__(self) -> None:
+        ScriptedLoadableModuleLogic.__init__(self)
+        self._wrapped = (None, None)  # parameter node and its wrapper
 
     def getParameterNode(self) -> LiverFibrosisStagingParameterNode:
         """The scene's parameter node, made where there is none yet."""
-        return LiverFibrosisStagingParameterNode(super().getParameterNode())
+        node = super().getParameterNode()
+        if self._wrapped[0] is not node:
+            self._wrapped = (node, LiverFibrosisStagingParameterNode(node))
+        return self._wrapped[1]
 
     def stageVolume(
         self,
@@ -199,137 +383,117 @@ class LiverFibrosisStagingLogic(ScriptedLoadableModuleLogic):
         )
         return stage(ct, liver, spleen, model, explain, progress, cancel)
 
-    def showResult(self, result: Any, volumeNode: vtkMRMLScalarVolumeNode) -> Any:
-        """Show the location map over its CT; returns the label map volume node."""
-        from LiverFibrosisStagingLib.mrml import show_result
-
-        return show_result(result, volumeNode)
-
-    def stageFolder(
-        self,
-        input: str | Path,
-        output: str | Path,
-        model: Any = None,
-        explain: str = "predicted",
-        progress: Callable[[float, str], None] | None = None,
-        cancel: Any = None,
-    ) -> list[dict[str, Any]]:
+    def stageFolder(self, input: str | Path, output: str | Path, **options: Any) -> list[dict]:
         """Stage a folder of CTs or a CSV list, without the scene; returns the rows of results.csv.
 
-        See LiverFibrosisStagingLib.stage_folder for how masks are found beside the CTs.
+        options: model, explain, progress and cancel; see LiverFibrosisStagingLib.stage_folder, also
+        for how masks are found beside the CTs.
         """
         from LiverFibrosisStagingLib import stage_folder
 
-        return stage_folder(input, output, model, explain, progress, cancel)
+        return stage_folder(input, output, **options)
 
-    def describe(self, result: Any) -> str:
-        """The result for the reader: stage, probabilities, warnings, and what is behind them."""
-        from LiverFibrosisStagingLib.result import one_line
-        from LiverFibrosisStagingLib.stages import RESEARCH_USE
+    def stagingJob(
+        self,
+        volumeNode: vtkMRMLScalarVolumeNode,
+        segmentationNode: vtkMRMLSegmentationNode,
+        modelPath: str | None = None,
+        threads: int = 0,
+        smooth: bool = False,
+    ) -> Callable:
+        """A job that stages a CT: gives its result, and the same ready for `showResult`."""
+        from LiverFibrosisStagingLib.jobs import staging_job
+        from LiverFibrosisStagingLib.mrml import scene_inputs
 
-        lines = [one_line(result), *result.warnings]
-        lines.append(_("Model: {data}").format(data=result.provenance["model"]["trained_on"]))
-        return "\n\n".join([*lines, RESEARCH_USE])
+        inputs = scene_inputs(volumeNode, segmentationNode)
+        return staging_job(inputs, modelPath, threads, smooth)
 
+    def explainingJob(self, result: Any, explain: str | None, smooth: bool) -> Callable:
+        """A job that explains another stage (None: the same); gives what `stagingJob` gives."""
+        from LiverFibrosisStagingLib.jobs import explaining_job
 
-def ensureRequirements(path: str) -> None:
-    """Ask for and install what requirements.txt names, unless it is there.
+        return explaining_job(result, explain, smooth)
 
-    Raises RuntimeError when the user declines.
-    """
-    try:
-        from slicer.packaging import load_requirements, pip_ensure  # Slicer 5.12 and later
-    except ImportError:
-        _ensureRequirementsBefore512(path)
-        return
-    pip_ensure(load_requirements(path), requester=_("Liver Fibrosis Staging"))
+    def savingJob(self, result: Any, folder: str) -> Callable:
+        """A job that saves a result's files into a folder; gives the folder."""
+        from LiverFibrosisStagingLib.jobs import saving_job
 
+        return saving_job(result, folder)
 
-def _ensureRequirementsBefore512(path: str) -> None:
-    from importlib.metadata import PackageNotFoundError, version
+    def showResult(self, result: Any, volumeNode: Any, display: Any = None) -> Any:
+        """Put a result into the scene, over its CT; returns the label map volume node."""
+        from LiverFibrosisStagingLib.scene_results import show_result
 
-    from packaging.requirements import Requirement
+        return show_result(result, volumeNode, display)
 
-    def installed(requirement: Requirement) -> bool:
-        try:
-            return version(requirement.name) in requirement.specifier
-        except PackageNotFoundError:
-            return False
+    def setDisplay(self, volumeNode: Any, display: Any) -> None:
+        """Show the CT's location map, where there is one, in another way."""
+        from LiverFibrosisStagingLib.scene_results import set_display
 
-    lines = [line.partition("#")[0].strip() for line in Path(path).read_text().splitlines()]
-    missing = [line for line in lines if line and not installed(Requirement(line))]
-    if not missing:
-        return
-    names = " ".join(missing)
-    question = _("Staging needs {names} from the Python Package Index. Install it now?")
-    if not slicer.util.confirmOkCancelDisplay(question.format(names=names)):
-        raise RuntimeError(_("Staging needs {names}, which is not installed.").format(names=names))
-    logging.info("Installing %s", names)
-    slicer.util.pip_install(names)
+        set_display(volumeNode, display)
+
+    def storedSummary(self, volumeNode: Any) -> dict[str, Any] | None:
+        """What the scene keeps of the CT's result, as in staging.json."""
+        from LiverFibrosisStagingLib.scene_results import stored_summary
+
+        return stored_summary(volumeNode)
+
+    def hasSmoothMap(self, volumeNode: Any) -> bool:
+        """Whether the scene holds the CT's location map as a scalar volume."""
+        from LiverFibrosisStagingLib.scene_results import find_part
+
+        return find_part(volumeNode, "smooth") is not None
+
+    def jumpToStrongest(self, volumeNode: Any) -> None:
+        """Move the slice views to where the CT's location map is highest."""
+        from LiverFibrosisStagingLib.scene_results import jump_to_strongest
+
+        jump_to_strongest(volumeNode)
 
 
 class LiverFibrosisStagingTest(ScriptedLoadableModuleTest):
-    """Self test on a small made-up abdomen."""
+    """Self test on the sample CT."""
 
     def setUp(self) -> None:
         """Start with an empty scene."""
         slicer.mrmlScene.Clear()
 
     def test_stageAndShow(self) -> None:
-        """Staging gives probabilities, and a label volume on the CT's geometry."""
+        """A job in the background stages the sample; its map lies on the CT; a second updates."""
         import numpy as np
+
+        from LiverFibrosisStagingLib.worker import Worker
 
         try:
             import onnxruntime  # noqa: F401
         except ImportError:
             self.skipTest("onnxruntime is not installed: click Stage once")
-        volume, segmentation = self._abdomen()
-        logic = LiverFibrosisStagingLogic()
-        result = logic.stageVolume(volume, segmentation)
-        self.assertIn(result.stage, ("F0", "F1", "F2", "F3", "F4"))
+        volume, segmentation = loadSample()
+        logic, worker, outcomes = LiverFibrosisStagingLogic(), Worker(), []
+        worker.start(logic.stagingJob(volume, segmentation), outcomes.append)
+        while worker.busy:
+            worker.pump()
+            time.sleep(0.005)
+        self.assertIsNone(outcomes[0].error)
+        result, showable = outcomes[0].value
         self.assertAlmostEqual(float(result.probabilities.sum()), 1.0, places=6)
 
-        label = logic.showResult(result, volume)
+        label = logic.showResult(showable, volume)
         values = slicer.util.arrayFromVolume(label)
         self.assertEqual(values.shape, slicer.util.arrayFromVolume(volume).shape)
         self.assertTrue(np.isin(values, range(11)).all())
         self.assertEqual(label.GetSpacing(), volume.GetSpacing())
-        self.assertIs(logic.showResult(result, volume), label)
-        self.assertIn(result.stage, logic.describe(result))
+        count = slicer.mrmlScene.GetNumberOfNodes()
+        self.assertIs(logic.showResult(logic.stageVolume(volume, segmentation), volume), label)
+        self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), count)
+        self.assertEqual(logic.storedSummary(volume)["stage"], result.stage)
 
     def test_refusal(self) -> None:
         """Without a segmentation there is a sentence, and nothing new in the scene."""
         from LiverFibrosisStagingLib import StagingError
 
-        volume, _segmentation = self._abdomen()
+        volume, _segmentation = loadSample()
         count = slicer.mrmlScene.GetNumberOfNodes()
         with self.assertRaisesRegex(StagingError, "segment the liver"):
             LiverFibrosisStagingLogic().stageVolume(volume)
         self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), count)
-
-    @staticmethod
-    def _abdomen() -> tuple[Any, Any]:
-        """A CT of a body with liver and spleen, 4 x 4 x 4 mm, and its segmentation."""
-        import numpy as np
-
-        z, y, x = np.ogrid[-100:100:4.0, -120:120:4.0, -180:180:4.0]  # LPS
-        organs = {
-            "Liver": ((x + 65) / 70) ** 2 + (y / 65) ** 2 + (z / 70) ** 2 < 1,
-            "Spleen": ((x - 90) / 28) ** 2 + ((y - 40) / 28) ** 2 + (z / 40) ** 2 < 1,
-        }
-        hu = np.where((x / 165) ** 2 + (y / 110) ** 2 < 1, 40, -1000) + 0 * z
-        ct = np.random.default_rng(0).normal(0, 10, hu.shape) + hu
-        for organ in organs.values():
-            ct[organ] += 70
-        ijkToRas = np.diag([-4.0, -4.0, 4.0, 1.0])
-        ijkToRas[:3, 3] = 180, 120, -100
-        volume = slicer.util.addVolumeFromArray(ct.astype(np.int16), ijkToRas, "Test CT")
-        segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Test organs")
-        segmentation.CreateDefaultDisplayNodes()
-        segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-        for name, inside in organs.items():
-            segmentId = segmentation.GetSegmentation().AddEmptySegment(name, name)
-            slicer.util.updateSegmentBinaryLabelmapFromArray(
-                inside.astype(np.uint8), segmentation, segmentId, volume
-            )
-        return volume, segmentation

@@ -11,19 +11,26 @@ import pytest
 import SimpleITK as sitk
 import slicer
 import slicer_host
+from vtkmodules.util.numpy_support import vtk_to_numpy
+from vtkmodules.vtkCommonCore import vtkStringArray
 from vtkmodules.vtkCommonMath import vtkMatrix4x4
 from vtkmodules.vtkCommonTransforms import vtkThinPlateSplineTransform
 from vtkmodules.vtkFiltersSources import vtkSphereSource
 
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage
 from LiverFibrosisStagingLib.colors import BANDS
-from LiverFibrosisStagingLib.mrml import (
-    LABEL_OPACITY,
+from LiverFibrosisStagingLib.mrml import find_segments, staging_inputs, volume_to_image
+from LiverFibrosisStagingLib.scene_results import (
+    PARTS,
+    SMOOTH_OPACITY,
     TABLE_ATTRIBUTE,
-    find_segments,
+    Display,
+    find_part,
+    is_result,
+    jump_to_strongest,
+    set_display,
     show_result,
-    staging_inputs,
-    volume_to_image,
+    stored_summary,
 )
 
 SPACING = (3.515625, 3.7, 4.1)  # mm; a float32 in NIfTI that is no decimal, and two decimals
@@ -243,7 +250,7 @@ def test_slice_views_show_the_bands_at_their_place(degrees, abdomen, result, vie
         shown.add(label)
         lps = abdomen[0].TransformIndexToPhysicalPoint(index[::-1].tolist())
         ras = (to_world @ [-lps[0], -lps[1], lps[2], 1])[:3]
-        opacity = BANDS[label].opacity * LABEL_OPACITY
+        opacity = BANDS[label].opacity
         for view in views:
             with_map, grey = view.color(ras, label=True), view.color(ras, label=False)
             assert grey[0] == grey[1] == grey[2]
@@ -566,3 +573,153 @@ def test_module_passes_its_own_self_test():
     suite.run(outcome)
     assert outcome.testsRun == 2
     assert outcome.wasSuccessful() and not outcome.skipped, outcome.errors + outcome.failures
+
+
+def names_of_results(volume):
+    return {part: find_part(volume, part) and find_part(volume, part).GetName() for part in PARTS}
+
+
+def test_results_are_nodes_named_after_the_ct_and_updated_by_a_second_run(abdomen, result):
+    volume = add_volume(abdomen[0])
+    show_result(result, volume)
+    assert names_of_results(volume) == {
+        "bands": "CT location map",
+        "smooth": None,
+        "results": "CT fibrosis staging",
+        "probabilities": "CT stage probabilities",
+        "series": "CT probability",
+        "plot": "CT fibrosis stage plot",
+    }
+    table = find_part(volume, "probabilities").GetTable()
+    values = [table.GetValueByName(row, "Probability").ToDouble() for row in range(5)]
+    np.testing.assert_allclose(values, result.probabilities)
+    (series,) = [find_part(volume, "plot").GetNthPlotSeriesNode(n) for n in range(1)]
+    assert series.GetTableNode() is find_part(volume, "probabilities")
+
+    before = in_scene()
+    again = result.explain("F0" if result.explained != "F0" else "F1")
+    show_result(again, volume)
+    assert in_scene() == before
+    assert stored_summary(volume)["location_map"]["explained"] == again.explained
+    assert find_part(volume, "plot").GetNumberOfPlotSeriesNodes() == 1
+
+
+def test_smooth_map_has_the_numbers_and_the_colors_of_the_bands(abdomen, result, views):
+    volume = add_volume(abdomen[0])
+    show_result(result, volume, Display(smooth=True))
+    node = find_part(volume, "smooth")
+    relative = sitk.GetArrayViewFromImage(result.location_map)
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(node), relative)
+
+    labels = sitk.GetArrayViewFromImage(result.label_map)
+    composite = views[0].logic.GetSliceCompositeNode()
+    assert composite.GetForegroundVolumeID() == node.GetID()
+    assert composite.GetForegroundOpacity() == SMOOTH_OPACITY
+    shown = set()
+    for index in np.random.default_rng(2).permutation(np.argwhere(labels > 0))[:2000]:
+        around = tuple(slice(max(0, i - 1), i + 2) for i in index)
+        label = labels[tuple(index)]
+        if label in shown or (labels[around] != label).any() or labels[around].size != 27:
+            continue
+        shown.add(label)
+        lps = abdomen[0].TransformIndexToPhysicalPoint(index[::-1].tolist())
+        ras = np.array([-lps[0], -lps[1], lps[2]])
+        composite.SetForegroundOpacity(SMOOTH_OPACITY)
+        color = views[0].color(ras)
+        composite.SetForegroundOpacity(0.0)
+        grey = views[0].color(ras)
+        opacity = SMOOTH_OPACITY if label > 1 else 0.0
+        expected = grey[:3] * (1 - opacity) + 255 * opacity * np.array(BANDS[label].rgb)
+        np.testing.assert_allclose(color[:3], expected, atol=3)
+    assert len(shown) >= 3
+
+    set_display(volume, Display(smooth=False))
+    assert composite.GetForegroundVolumeID() is None
+    assert composite.GetLabelVolumeID() == find_part(volume, "bands").GetID()
+    show_result(result, volume)  # a result without a smooth map leaves no old one behind
+    assert find_part(volume, "smooth") is None
+
+
+def test_another_foreground_stays(abdomen, result, views):
+    volume, other = add_volume(abdomen[0]), add_volume(abdomen[0], "Arterial phase")
+    composite = views[0].logic.GetSliceCompositeNode()
+    composite.SetForegroundVolumeID(other.GetID())
+    show_result(result, volume)
+    set_display(volume, Display(opacity=0.3, outline=True))
+    assert composite.GetForegroundVolumeID() == other.GetID()
+    assert composite.GetLabelOpacity() == pytest.approx(0.3)
+
+
+def test_jump_goes_to_the_highest_value(abdomen, result, views):
+    volume = add_volume(abdomen[0])
+    to_world = rigid(20, (15, -20, 30))
+    volume.SetAndObserveTransformNodeID(add_transform(to_world).GetID())
+    show_result(result, volume)
+    values = sitk.GetArrayViewFromImage(result.location_map)
+    strongest = np.unravel_index(values.argmax(), values.shape)[::-1]
+    lps = abdomen[0].TransformIndexToPhysicalPoint([int(i) for i in strongest])
+    expected = (to_world @ [-lps[0], -lps[1], lps[2], 1])[:3]
+
+    jump_to_strongest(volume)
+
+    for view in views:
+        matrix = slicer.util.arrayFromVTKMatrix(view.node.GetSliceToRAS())
+        in_slice = np.linalg.solve(matrix, [*expected, 1.0])
+        assert in_slice[2] == pytest.approx(0.0, abs=1e-6)  # in the plane that is shown
+
+
+def test_saved_scene_brings_results_back(abdomen, result, tmp_path, scene):
+    volume = add_volume(abdomen[0])
+    show_result(result, volume, Display(smooth=True))
+    summary = stored_summary(volume)
+    for node in slicer.util.getNodesByClass("vtkMRMLStorableNode"):
+        if node.GetSaveWithScene() and (node.IsA("vtkMRMLVolumeNode") or is_result(node)):
+            node.AddDefaultStorageNode()
+            storage = node.GetStorageNode()
+            extension = storage.GetDefaultWriteFileExtension()
+            storage.SetFileName(str(tmp_path / f"{node.GetID()}.{extension}"))
+            assert storage.WriteData(node)
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    assert scene.Commit()
+    scene.Clear(0)
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    assert scene.Connect()
+
+    volume = slicer.util.getNode("CT")
+    assert stored_summary(volume) == summary
+    assert all(find_part(volume, part) is not None for part in PARTS)
+    np.testing.assert_array_equal(
+        slicer.util.arrayFromVolume(find_part(volume, "bands")),
+        sitk.GetArrayViewFromImage(result.label_map),
+    )
+    before = in_scene()
+    show_result(result, volume, Display(smooth=True))
+    assert in_scene() == before
+
+
+def test_a_segmentation_turned_against_the_ct(abdomen):
+    """The segments keep their place in the patient; only the voxels that hold them differ."""
+    volume = add_volume(abdomen[0])
+    node = add_segmentation(volume, liver=abdomen[1])
+    turn = rigid(30, (4.0, -9.0, 13.0))
+    node.SetAndObserveTransformNodeID(add_transform(turn).GetID())
+    _, liver, _ = staging_inputs(volume, node)
+    ids = vtkStringArray()
+    ids.InsertNextValue("liver")
+    merged = slicer.vtkOrientedImageData()
+    slicer.vtkSlicerSegmentationsModuleLogic.GenerateMergedLabelmapInReferenceGeometry(
+        node, volume, ids, slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY, merged
+    )
+    expected = vtk_to_numpy(merged.GetPointData().GetScalars()) != 0
+    found = sitk.GetArrayViewFromImage(liver).ravel() != 0
+    both = (expected & found).sum() / (expected | found).sum()
+    assert both > 0.999
+
+
+def test_sample_is_loaded_with_terminology_and_stages(logic, model, sample, scene):
+    volume, segmentation = slicer_host.import_module().loadSample()
+    assert find_segments(segmentation, "liver") == ("liver",)
+    assert find_segments(segmentation, "spleen") == ("spleen",)
+    same_result(
+        logic.stageVolume(volume, segmentation, model=model), stage(*sample.values(), model)
+    )

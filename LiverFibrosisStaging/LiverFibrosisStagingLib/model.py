@@ -87,16 +87,17 @@ class StagingModel:
         self._session = session
 
     @classmethod
-    def load(cls, path: str | Path) -> "StagingModel":
+    def load(cls, path: str | Path, threads: int = 0) -> "StagingModel":
         """Read, check and prepare a model file.
 
-        Raises StagingError, with the reason, for anything that breaks the contract.
+        threads: that the network may use; 0 leaves it to onnxruntime, which takes one for each
+        core. Raises StagingError, with the reason, for anything that breaks the contract.
         """
         path = Path(path)
         file = read_onnx(path)
         card = _card(file, path)
         _check_weights(file, path)
-        session = _session(file, path)
+        session = _session(file, path, threads)
         _check_signature(session, card, path)
         tail = Tail.of(file, card.target_layer, "logits", str(path))
         found = tuple(node.op for node in tail.nodes)
@@ -138,6 +139,15 @@ class StagingModel:
         dlogits = np.stack([score_gradient(row, members) for row in forward.logits])
         gradient = self._tail.gradient(forward.tensors, dlogits)
         return grad_cam(forward.tensors[self._tail.target], gradient)
+
+
+def read_card(path: str | Path) -> Card:
+    """What a model file says about itself; needs no onnxruntime.
+
+    Raises StagingError where it says nothing that follows the contract.
+    """
+    path = Path(path)
+    return _card(read_onnx(path), path)
 
 
 def default_model_path() -> Path:
@@ -214,7 +224,7 @@ def _check_weights(file: OnnxFile, path: Path) -> None:
             raise StagingError(f"The model {path} has weights that are not numbers, in {name!r}.")
 
 
-def _session(file: OnnxFile, path: Path) -> Any:
+def _session(file: OnnxFile, path: Path, threads: int) -> Any:
     try:
         import onnxruntime
     except ImportError:
@@ -223,6 +233,7 @@ def _session(file: OnnxFile, path: Path) -> Any:
         ) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class of its own for every status

@@ -1,26 +1,23 @@
-"""The one file that speaks MRML: nodes in, images out, and the result back into the scene.
+"""From the scene to the library: a CT volume node and a segmentation become images.
 
-It is imported where Slicer (or its `slicer-core` wheel) is; the rest of the library needs neither.
+This file, `scene_results` and `sample_data` speak MRML; they are imported where Slicer (or its
+`slicer-core` wheel) is. What touches the scene is for the main thread and copies no voxels:
+`scene_inputs` only takes hold of them, `SceneInputs.images` does the work, in any thread.
 Slicer's axes are RAS, the library's LPS, both in mm; arrays are [slice, row, column] in both.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from .colors import BANDS
 from .dicom_series import KEPT_TAGS
 from .errors import StagingError
 from .reading import NAME_KEY
-from .result import StagingResult
-
-CT_ROLE = "LiverFibrosisStaging.ct"  # node reference of a label volume: the CT it belongs to
-TABLE_ATTRIBUTE = "LiverFibrosisStaging.bands"  # marks the scene's one colour table
-LABEL_OPACITY = 1.0  # the bands have an opacity of their own
 
 # SNOMED CT and, from older DICOM, SNOMED RT; DICOM PS3.16, CID 7154.
 _CODES = {
@@ -50,49 +47,122 @@ _ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii")
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
-def volume_to_image(volume_node: Any) -> sitk.Image:
-    """A CT volume node as an image in the patient's axes (LPS, mm), its parent transform included.
+@dataclass(frozen=True)
+class _Volume:
+    """A volume node's voxels, shared with the scene, and where they lie (LPS, mm)."""
 
-    Voxels are copied in their own type. Where the node was loaded from DICOM and Slicer's database
-    still knows it, the image carries `dicom_series.KEPT_TAGS` for the checks. Raises StagingError
-    for a node that is no scalar volume, holds no voxels, or lies under a transform that bends,
-    shears or scales it.
+    voxels: np.ndarray
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def image(self) -> sitk.Image:
+        """A copy of it."""
+        image = sitk.GetImageFromArray(self.voxels)
+        image.SetSpacing(self.spacing)
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
+        for key, value in self.metadata.items():
+            image.SetMetaData(key, value)
+        return image
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A segment's voxels, shared with the scene: those that equal `label`.
+
+    from_ct: affine [4, 4] from the CT's voxel indices (i, j, k) to this array's.
     """
-    if volume_node is None:
-        raise StagingError("No CT volume is chosen: load a CT and choose it.")
-    if volume_node.GetClassName() != "vtkMRMLScalarVolumeNode":
-        raise StagingError(
-            f"'{volume_node.GetName()}' is a {_kind(volume_node)}; a CT as a scalar volume is "
-            "needed."
-        )
-    image = _image(volume_node)
-    for tag, value in _dicom_tags(volume_node).items():
-        image.SetMetaData(tag, value)
-    image.SetMetaData(NAME_KEY, f"'{volume_node.GetName()}'")
-    return image
+
+    voxels: np.ndarray
+    label: int
+    from_ct: np.ndarray
+
+    def paint(self, mask: np.ndarray) -> None:
+        """Set uint8 `mask`, on the CT's grid, to 1 where the segment is (nearest neighbour)."""
+        inside = (self.voxels == self.label).astype(np.uint8)
+        if np.allclose(self.from_ct[:3, :3], np.eye(3), atol=1e-6):
+            shift = np.rint(self.from_ct[:3, 3]).astype(int)[::-1]
+            of_mask, of_inside = (
+                tuple(
+                    slice(max(0, sign * s), max(0, min(n, m + sign * s)))
+                    for s, n, m in zip(shift, one.shape, other.shape)
+                )
+                for one, other, sign in ((mask, inside, -1), (inside, mask, 1))
+            )
+            mask[of_mask] |= inside[of_inside]
+            return
+        transform = sitk.AffineTransform(3)
+        transform.SetMatrix(self.from_ct[:3, :3].ravel().tolist())
+        transform.SetTranslation(self.from_ct[:3, 3].tolist())
+        grid = sitk.Image(mask.shape[::-1], sitk.sitkUInt8)
+        image = sitk.GetImageFromArray(inside)
+        placed = sitk.Resample(image, grid, transform, sitk.sitkNearestNeighbor, 0)
+        mask |= sitk.GetArrayViewFromImage(placed)
 
 
-def staging_inputs(
+@dataclass(frozen=True)
+class _Organ:
+    """The segments that make up an organ; `empty` says that they hold nothing within the CT."""
+
+    segments: tuple[_Segment, ...]
+    empty: str
+
+    def image(self, ct: sitk.Image) -> sitk.Image:
+        mask = np.zeros(ct.GetSize()[::-1], np.uint8)
+        for segment in self.segments:
+            segment.paint(mask)
+        if not mask.any():
+            raise StagingError(self.empty)
+        image = sitk.GetImageFromArray(mask)
+        image.CopyInformation(ct)
+        return image
+
+
+@dataclass(frozen=True)
+class SceneInputs:
+    """What `stage` needs, taken hold of in the scene; make it with `scene_inputs`."""
+
+    _ct: _Volume
+    _liver: _Organ | _Volume
+    _spleen: _Organ | None
+
+    def images(self) -> tuple[sitk.Image, sitk.Image, sitk.Image | None]:
+        """CT, liver mask and, where there is one, spleen mask; in any thread.
+
+        Raises StagingError for a segment that is empty within the CT.
+        """
+        ct = self._ct.image()
+        if isinstance(self._liver, _Volume):
+            return ct, self._liver.image(), None
+        return ct, self._liver.image(ct), self._spleen and self._spleen.image(ct)
+
+
+def scene_inputs(
     volume_node: Any,
     segmentation_node: Any,
     liver_segment_id: str | None = None,
     spleen_segment_id: str | None = None,
-) -> tuple[sitk.Image, sitk.Image, sitk.Image | None]:
-    """What `stage` needs, from the scene: the CT, the liver mask and, where there is one, the
-    spleen mask.
+) -> SceneInputs:
+    """Take hold of a CT and its liver and, where there is one, spleen; nothing is copied yet.
 
-    segmentation_node: a segmentation whose liver and spleen are named by the ids or found by
-    `find_segments`; or a label map volume (1 liver, 2 spleen, or the liver alone), which needs no
-    ids. Adds nothing to the scene. Raises StagingError where there is no liver.
+    Voxels are taken in their own type, parent transforms are included. Where the volume was loaded
+    from DICOM and Slicer's database still knows it, its image carries `dicom_series.KEPT_TAGS` for
+    the checks. segmentation_node: a segmentation whose liver and spleen are named by the ids or
+    found by `find_segments`; or a label map volume (1 liver, 2 spleen, or the liver alone), which
+    needs no ids. Adds nothing to the scene. Raises StagingError for a node that is no scalar
+    volume, holds no voxels, or lies under a transform that bends, shears or scales it, and where
+    there is no liver.
     """
-    ct = volume_to_image(volume_node)
+    ct = _ct_volume(volume_node)
     if segmentation_node is None:
         raise StagingError(
             f"'{volume_node.GetName()}' has no liver segmentation: segment the liver first and "
             "choose the segmentation."
         )
     if segmentation_node.GetClassName() == "vtkMRMLLabelMapVolumeNode":
-        return ct, _image(segmentation_node), None
+        return SceneInputs(ct, _volume(segmentation_node), None)
     if segmentation_node.GetClassName() != "vtkMRMLSegmentationNode":
         raise StagingError(
             f"'{segmentation_node.GetName()}' is a {_kind(segmentation_node)}; a segmentation "
@@ -106,9 +176,26 @@ def staging_inputs(
             "terminology or its name."
         )
     spleens = _chosen(segmentation_node, "spleen", spleen_segment_id)
-    liver = _mask(segmentation_node, livers, volume_node, ct)
-    spleen = _mask(segmentation_node, spleens, volume_node, ct) if spleens else None
-    return ct, liver, spleen
+    liver = _organ(segmentation_node, livers, volume_node)
+    spleen = _organ(segmentation_node, spleens, volume_node) if spleens else None
+    return SceneInputs(ct, liver, spleen)
+
+
+def staging_inputs(
+    volume_node: Any,
+    segmentation_node: Any,
+    liver_segment_id: str | None = None,
+    spleen_segment_id: str | None = None,
+) -> tuple[sitk.Image, sitk.Image, sitk.Image | None]:
+    """`scene_inputs` and its images at once, for scripts."""
+    return scene_inputs(
+        volume_node, segmentation_node, liver_segment_id, spleen_segment_id
+    ).images()
+
+
+def volume_to_image(volume_node: Any) -> sitk.Image:
+    """A CT volume node as an image in the patient's axes (LPS, mm); see `scene_inputs`."""
+    return _ct_volume(volume_node).image()
 
 
 def find_segments(segmentation_node: Any, organ: str) -> tuple[str, ...]:
@@ -133,63 +220,37 @@ def find_segments(segmentation_node: Any, organ: str) -> tuple[str, ...]:
         several = ", ".join(f"'{segmentation.GetSegment(i).GetName()}'" for i in found)
         raise StagingError(
             f"'{segmentation_node.GetName()}' has several segments that are the {organ} "
-            f"({several}): choose one."
+            f"({several}): rename the others, or give the id of one."
         )
     return tuple(found)
 
 
-def show_result(result: StagingResult, volume_node: Any) -> Any:
-    """Put the location map over the CT in the slice views; returns its label map volume node.
-
-    The node lies on the CT's grid and under its parent transform, beside it in the subject
-    hierarchy, with the scene's one colour table and a legend. A second result for the same CT
-    replaces the first in the same node. Raises StagingError where the result does not fit the
-    volume; whatever fails, no new node stays behind.
-    """
-    import slicer
-
-    labels = sitk.GetArrayViewFromImage(result.label_map)
-    size = volume_node.GetImageData().GetDimensions() if volume_node.GetImageData() else (0, 0, 0)
-    if result.label_map.GetSize() != size:
+def _ct_volume(volume_node: Any) -> _Volume:
+    if volume_node is None:
+        raise StagingError("No CT volume is chosen: load a CT and choose it.")
+    if volume_node.GetClassName() != "vtkMRMLScalarVolumeNode":
         raise StagingError(
-            f"The result has {' x '.join(map(str, result.label_map.GetSize()))} voxels, "
-            f"'{volume_node.GetName()}' has {' x '.join(map(str, size))}: it is the result of "
-            "another volume."
+            f"'{volume_node.GetName()}' is a {_kind(volume_node)}; a CT as a scalar volume is "
+            "needed."
         )
-    with _all_or_nothing():
-        table = _band_table()
-        node = _label_node_of(volume_node)
-        is_new = node is None
-        if node is None:
-            node = slicer.mrmlScene.AddNewNodeByClass(
-                "vtkMRMLLabelMapVolumeNode", f"{volume_node.GetName()} location map"
-            )
-            node.SetNodeReferenceID(CT_ROLE, volume_node.GetID())
-        with slicer.util.NodeModify(node):
-            node.CopyOrientation(volume_node)  # same voxels, so the same IJK to RAS
-            node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
-            slicer.util.updateVolumeFromArray(node, labels)
-        node.CreateDefaultDisplayNodes()
-        node.GetDisplayNode().SetAndObserveColorNodeID(table.GetID())
-        if is_new:
-            _place_beside(node, volume_node)
-        _show_in_slices(volume_node, node)
-        _show_legend(node, result.explained)  # last: it is drawn in views that show its volume
-    return node
+    name = {NAME_KEY: f"'{volume_node.GetName()}'"}
+    return _volume(volume_node, {**_dicom_tags(volume_node), **name})
 
 
-def _image(volume_node: Any) -> sitk.Image:
+def _volume(volume_node: Any, metadata: dict[str, str] | None = None) -> _Volume:
     import slicer
 
     data = volume_node.GetImageData()
     if data is None or not data.GetNumberOfPoints() or data.GetPointData().GetScalars() is None:
         raise StagingError(f"'{volume_node.GetName()}' holds no voxels: load it again.")
     spacing, origin, axes = _world_geometry(volume_node)
-    image = sitk.GetImageFromArray(slicer.util.arrayFromVolume(volume_node))
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(origin.tolist())
-    image.SetDirection(axes.ravel().tolist())
-    return image
+    return _Volume(
+        slicer.util.arrayFromVolume(volume_node),
+        tuple(spacing.tolist()),
+        tuple(origin.tolist()),
+        tuple(axes.ravel().tolist()),
+        metadata or {},
+    )
 
 
 def _world_geometry(volume_node: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -201,22 +262,14 @@ def _world_geometry(volume_node: Any) -> tuple[np.ndarray, np.ndarray, np.ndarra
     volume_node.GetIJKToRASDirectionMatrix(matrix)
     axes = arrayFromVTKMatrix(matrix)[:3, :3]
     origin = np.array(volume_node.GetOrigin())
-    parent = volume_node.GetParentTransformNode()
-    if parent is not None:
-        if not parent.IsTransformToWorldLinear():
-            raise StagingError(
-                f"'{name}' lies under the non-linear transform '{parent.GetName()}': harden it or "
-                "take the volume out of it; only shifts and rotations can be staged."
-            )
-        parent.GetMatrixTransformToWorld(matrix)
-        to_world = arrayFromVTKMatrix(matrix)
-        turn = to_world[:3, :3]
-        if not np.allclose(turn.T @ turn, np.eye(3), atol=1e-3):
-            raise StagingError(
-                f"'{name}' lies under the transform '{parent.GetName()}', which scales or shears "
-                "it; only shifts and rotations can be staged."
-            )
-        axes, origin = turn @ axes, turn @ origin + to_world[:3, 3]
+    to_world = _to_world(volume_node)
+    turn = to_world[:3, :3]
+    if not np.allclose(turn.T @ turn, np.eye(3), atol=1e-3):
+        raise StagingError(
+            f"'{name}' lies under the transform '{volume_node.GetParentTransformNode().GetName()}',"
+            " which scales or shears it; only shifts and rotations can be staged."
+        )
+    axes, origin = turn @ axes, turn @ origin + to_world[:3, 3]
     if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-2):
         raise StagingError(
             f"The axes of '{name}' are not at right angles (a tilted gantry?); resample it to an "
@@ -286,41 +339,55 @@ def _plain(name: str) -> str:
     return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 
-def _mask(
-    segmentation_node: Any, segment_ids: Sequence[str], volume_node: Any, ct: sitk.Image
-) -> sitk.Image:
-    """The union of segments as a uint8 mask on the CT's grid, both parent transforms accounted for.
-
-    Like slicer.util.arrayFromSegmentBinaryLabelmap, but without its temporary nodes in the scene.
-    """
-    import slicer
+def _organ(segmentation_node: Any, segment_ids: Sequence[str], volume_node: Any) -> _Organ:
+    from slicer.util import arrayFromVTKMatrix
     from vtkmodules.util.numpy_support import vtk_to_numpy
-    from vtkmodules.vtkCommonCore import vtkStringArray
+    from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
-    ids, merged = vtkStringArray(), slicer.vtkOrientedImageData()
-    for segment_id in segment_ids:
-        ids.InsertNextValue(segment_id)
+    segmentation, matrix = segmentation_node.GetSegmentation(), vtkMatrix4x4()
+    volume_node.GetIJKToRASMatrix(matrix)
+    from_ct = _to_world(volume_node) @ arrayFromVTKMatrix(matrix)
+    from_ct = np.linalg.inv(_to_world(segmentation_node)) @ from_ct
+    segments = []
     with _as_voxels(segmentation_node):
-        slicer.vtkSlicerSegmentationsModuleLogic.GenerateMergedLabelmapInReferenceGeometry(
-            segmentation_node,
-            volume_node,
-            ids,
-            slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY,
-            merged,
-        )
-    scalars, size = merged.GetPointData().GetScalars(), ct.GetSize()
-    inside = np.zeros(size[::-1], bool)
-    if scalars is not None and merged.GetDimensions() == size:
-        inside = vtk_to_numpy(scalars).reshape(size[::-1]) != 0
-    if not inside.any():
-        name = segmentation_node.GetSegmentation().GetSegment(segment_ids[0]).GetName()
-        raise StagingError(
-            f"The segment '{name}' of '{segmentation_node.GetName()}' is empty within "
-            f"'{volume_node.GetName()}'."
-        )
-    mask = sitk.GetImageFromArray(inside.astype(np.uint8))
-    mask.CopyInformation(ct)
-    return mask
+        for segment_id in segment_ids:
+            labelmap = segmentation_node.GetBinaryLabelmapInternalRepresentation(segment_id)
+            if labelmap is None or labelmap.GetPointData().GetScalars() is None:
+                continue
+            labelmap.GetImageToWorldMatrix(matrix)
+            first = np.eye(4)  # voxel indices begin at the extent's, the array's at 0
+            first[:3, 3] = labelmap.GetExtent()[::2]
+            segments.append(
+                _Segment(
+                    vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(
+                        labelmap.GetDimensions()[::-1]
+                    ),
+                    segmentation.GetSegment(segment_id).GetLabelValue(),
+                    np.linalg.inv(arrayFromVTKMatrix(matrix) @ first) @ from_ct,
+                )
+            )
+    name = segmentation.GetSegment(segment_ids[0]).GetName()
+    empty = (
+        f"The segment '{name}' of '{segmentation_node.GetName()}' is empty within "
+        f"'{volume_node.GetName()}'."
+    )
+    return _Organ(tuple(segments), empty)
+
+
+def _to_world(node: Any) -> np.ndarray:
+    """The matrix [4, 4] of all parent transforms of a node, RAS, mm."""
+    from slicer.util import arrayFromVTKMatrix
+    from vtkmodules.vtkCommonMath import vtkMatrix4x4
+
+    parent, matrix = node.GetParentTransformNode(), vtkMatrix4x4()
+    if parent is not None:
+        if not parent.IsTransformToWorldLinear():
+            raise StagingError(
+                f"'{node.GetName()}' lies under the non-linear transform '{parent.GetName()}': "
+                "harden it or take the node out of it; only shifts and rotations can be staged."
+            )
+        parent.GetMatrixTransformToWorld(matrix)
+    return arrayFromVTKMatrix(matrix)
 
 
 @contextmanager
@@ -342,85 +409,3 @@ def _as_voxels(segmentation_node: Any) -> Iterator[None]:
 
 def _kind(node: Any) -> str:
     return node.GetNodeTagName() or node.GetClassName()
-
-
-@contextmanager
-def _all_or_nothing() -> Iterator[None]:
-    """Whatever fails inside, the nodes that were added to the scene meanwhile go again."""
-    import slicer
-
-    before = {node.GetID() for node in slicer.util.getNodesByClass("vtkMRMLNode")}
-    try:
-        yield
-    except BaseException:
-        for node in slicer.util.getNodesByClass("vtkMRMLNode"):
-            if node.GetID() not in before:
-                slicer.mrmlScene.RemoveNode(node)
-        raise
-
-
-def _label_node_of(volume_node: Any) -> Any:
-    import slicer
-
-    for node in slicer.util.getNodesByClass("vtkMRMLLabelMapVolumeNode"):
-        if node.GetNodeReferenceID(CT_ROLE) == volume_node.GetID():
-            return node
-    return None
-
-
-def _band_table() -> Any:
-    """The scene's colour table of the ten bands, made where there is none yet."""
-    import slicer
-
-    for table in slicer.util.getNodesByClass("vtkMRMLColorTableNode"):
-        if table.GetAttribute(TABLE_ATTRIBUTE):
-            return table
-    table = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLColorTableNode", "Location map bands")
-    table.SetAttribute(TABLE_ATTRIBUTE, "10 %")
-    table.SetTypeToUser()
-    table.SetNumberOfColors(len(BANDS))
-    for label, band in enumerate(BANDS):
-        table.SetColor(label, band.name, *band.rgb, band.opacity)
-    return table
-
-
-def _show_legend(label_node: Any, explained: str) -> None:
-    import slicer
-
-    legend = slicer.modules.colors.logic().AddDefaultColorLegendDisplayNode(label_node)
-    legend.SetTitleText(f"Location map of {explained}\n(share of its maximum)")
-    legend.SetUseColorNamesForLabels(True)
-    legend.SetMaxNumberOfColors(len(BANDS))
-    legend.SetNumberOfLabels(len(BANDS))
-
-
-def _place_beside(label_node: Any, volume_node: Any) -> None:
-    import slicer
-
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-    if hierarchy is None:
-        return
-    volume_item = hierarchy.GetItemByDataNode(volume_node)
-    if volume_item == hierarchy.GetInvalidItemID():
-        return
-    folder, item = hierarchy.GetItemParent(volume_item), hierarchy.GetItemByDataNode(label_node)
-    if item == hierarchy.GetInvalidItemID():
-        hierarchy.CreateItem(folder, label_node)
-    else:
-        hierarchy.SetItemParent(item, folder)
-
-
-def _show_in_slices(volume_node: Any, label_node: Any) -> None:
-    """CT and label in all slice views; they are fitted only where the CT was not yet shown."""
-    import slicer
-
-    shown = {
-        view.GetBackgroundVolumeID()
-        for view in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
-    }
-    slicer.util.setSliceViewerLayers(
-        background=volume_node,
-        label=label_node,
-        labelOpacity=LABEL_OPACITY,
-        fit=volume_node.GetID() not in shown,
-    )

@@ -1,0 +1,144 @@
+"""The names of Slicer 5.10 that the module may use, in qt, ctk, slicer.util, slicer.app and so on.
+
+`slicer_names.json` is the part of a recording from a real Slicer 5.10 that the module uses. The
+recording itself (../shared/reference/slicer-5.10-api.json) is not in the repository. Where it is
+present, `python Testing/slicer_names.py --update` runs the panel's tests against it and writes the
+small file anew.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ROOT / "Testing" / "slicer_names.json"
+RECORDING = ROOT.parent / "shared" / "reference" / "slicer-5.10-api.json"
+ATTRIBUTE, CALLABLE = "attributes", "callables"
+SECTIONS = ("qt.Qt", "slicer.util", "slicer.app", "layoutManager", "slicer.modules")
+# Names of the module's own, which no recording can have.
+_OWN = {"slicer.modules": {"liverfibrosisstaging", "LiverFibrosisStagingInstance"}}
+_HOST_FILES = {
+    *("parameter_node_host.py", "qt_host.py", "slicer_host.py", "slicer_names.py"),
+    "widgets_host.py",
+}
+_UPDATE = "SLICER_NAMES_UPDATE"  # environment: the file to write while updating
+
+used: dict[str, Any] = {"classes": {}, **{section: [] for section in SECTIONS}}
+
+
+@cache
+def reference() -> dict[str, Any]:
+    """The names that are allowed: the small file's, or while it is updated the recording's."""
+    path = RECORDING if os.environ.get(_UPDATE) else NAMES
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def called_by_module() -> bool:
+    """Whether the code that asked is the module's, not a test's or the host's.
+
+    Raises RuntimeError in a thread: Slicer's and Qt's objects belong to the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("Qt or Slicer was used in a thread")
+    frame = sys._getframe(1)
+    while Path(frame.f_code.co_filename).name in _HOST_FILES:
+        frame = frame.f_back
+    return frame.f_globals.get("__name__", "").startswith("LiverFibrosisStaging")
+
+
+def check_section(section: str, name: str) -> None:
+    """A name of slicer.util, slicer.app and so on. Raises AttributeError."""
+    if not called_by_module() or name in _OWN.get(section, ()):
+        return
+    if name not in reference()[section]:
+        raise AttributeError(_missing(f"{section}.{name}"))
+    if name not in used[section]:
+        used[section].append(name)
+
+
+def check_class(library: str, name: str) -> None:
+    """A class of qt, ctk or slicer. Raises AttributeError."""
+    if not called_by_module() or (library, name) == ("qt", "Qt"):
+        return
+    if name not in reference()["classes"].get(library, {}):
+        raise AttributeError(_missing(f"{library}.{name}"))
+    _used_class(library, name)
+
+
+def check_member(classes: tuple[type, ...], name: str) -> str | None:
+    """A member of an object whose classes are given, most derived first.
+
+    Returns ATTRIBUTE or CALLABLE, or None where it is not known. Raises AttributeError.
+    """
+    return _check(classes, name) if called_by_module() else None
+
+
+def check_ui(library: str, class_name: str, name: str) -> None:
+    """A property that a .ui sets. Raises AttributeError."""
+    if class_name not in reference()["classes"].get(library, {}):
+        raise AttributeError(_missing(f"{library}.{class_name}"))
+    _look_up(library, class_name, name)
+
+
+def _check(classes: tuple[type, ...], name: str) -> str | None:
+    for each in classes:
+        for library, recorded in reference()["classes"].items():
+            if each.__name__ in recorded:
+                return _look_up(library, each.__name__, name)
+    raise AttributeError(_missing(f"{classes[0].__name__}.{name}"))
+
+
+def _look_up(library: str, class_name: str, name: str) -> str | None:
+    entry = reference()["classes"][library][class_name]
+    _used_class(library, class_name)
+    if entry is None:
+        return None
+    for kind in (ATTRIBUTE, CALLABLE):
+        if name in entry.get(kind, ()):
+            names = used["classes"][library][class_name].setdefault(kind, [])
+            if name not in names:
+                names.append(name)
+            return kind
+    if entry.get("base"):
+        return _look_up("qt", entry["base"], name)
+    raise AttributeError(_missing(f"{library}.{class_name}.{name}"))
+
+
+def _used_class(library: str, class_name: str) -> None:
+    entry = reference()["classes"][library][class_name]
+    new = None if entry is None else {"base": entry.get("base")}
+    used["classes"].setdefault(library, {}).setdefault(class_name, new)
+
+
+def _missing(name: str) -> str:
+    return (
+        f"{name} is not among the names of Slicer 5.10 that the module uses; if Slicer has it, "
+        "run: python Testing/slicer_names.py --update"
+    )
+
+
+def write_used() -> None:
+    """While updating, at the end of the tests: keep what was used."""
+    path = os.environ.get(_UPDATE)
+    if path:
+        names = {"slicer": reference()["slicer"], **_sorted(used)}
+        text = json.dumps(names, indent=1, ensure_ascii=False) + "\n"
+        Path(path).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return sorted(value) if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--update"] or not RECORDING.is_file():
+        sys.exit(f"usage: python {sys.argv[0]} --update   (needs {RECORDING.name})")
+    tests = [sys.executable, "-m", "pytest", "-p", "no:xdist", str(ROOT / "Testing/test_panel.py")]
+    sys.exit(subprocess.call(tests, env={**os.environ, _UPDATE: str(NAMES)}))
