@@ -204,6 +204,10 @@ def _stand_in_for_qt() -> None:
     slicer.__getattr__ = _slicer_attribute
     util = slicer.util
     util.messageBox, util.mainWindow = _message_box, _main_window
+    show_errors = util.tryWithErrorDisplay  # without the wait cursor, which takes PySide6
+    util.tryWithErrorDisplay = lambda message=None, show=True, waitCursor=False: show_errors(
+        message, show
+    )
     util.pip_install = lambda requirements, **_: pip_installed.append(str(requirements))
     util.showStatusMessage = lambda message, duration=0: status_messages.append(message)
     util.loadVolume = lambda path, properties=None: load_volume(Path(path))
