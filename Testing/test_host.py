@@ -249,6 +249,7 @@ def test_parameters_and_widgets_follow_each_other(scene):
     with pytest.raises(TypeError, match="count"):
         parameters.count = "7"
     assert Parameters(node).opacity == 0.25  # another wrapper of the same node
+    gui.volume.setMRMLScene(None)  # so that it follows no scene of another test
 
 
 def test_a_widget_must_fit_its_parameter():

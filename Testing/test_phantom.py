@@ -26,7 +26,7 @@ def arrays(case):
 def roughness(mask: sitk.Image) -> float:
     """Millilitres that smoothing the surface takes away or adds."""
     smooth = sitk.DiscreteGaussian(sitk.Cast(mask, sitk.sitkFloat32), 16.0) > 0.5
-    return float(sitk.GetArrayViewFromImage(smooth != mask).sum()) * 0.036
+    return float(sitk.GetArrayFromImage(smooth != mask).sum()) * 0.036
 
 
 def test_the_same_seed_gives_the_same_voxels():
@@ -89,7 +89,7 @@ def test_a_higher_stage_shows_in_surface_texture_and_spleen():
         )
         signs["spleen"].append(np.mean([arrays(case)[2].sum() for case in cases]))
     for name, (low, high) in signs.items():
-        assert high > 1.2 * low, name
+        assert high > 1.3 * low, name
 
 
 def test_an_effect_that_is_switched_off_does_not_follow_the_stage():
