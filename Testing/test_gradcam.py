@@ -84,7 +84,7 @@ def test_merged_map_equals_monai(sample, model, twin, grid):
     result = stage(sample["ct"], sample["liver"], explain="F4", model=model)
     patches = [patch_array(grid, start, model.card.patch_size[0]) for start in grid.starts]
     # compute_map is the raw map: MONAI's usual post-processing inverts and rescales it.
-    maps = [cam.compute_map(torch.tensor(p), class_idx=4).numpy()[0, 0] for p in patches]
+    maps = [cam.compute_map(torch.tensor(p), class_idx=4).detach().numpy()[0, 0] for p in patches]
     expected = merge_patches(maps, grid, model.card.patch_size)
     found = sitk.Resample(result.location_map, grid.volume, sitk.Transform(), sitk.sitkLinear)
     assert result.body_mean == pytest.approx(expected.body_mean, rel=1e-4)

@@ -35,7 +35,10 @@ class _Malformed(Exception):
 
 @dataclass(frozen=True)
 class Node:
-    """One operator: `inputs` and `outputs` are tensor names, "" where an input is left out."""
+    """One operator: `inputs` and `outputs` are tensor names, "" where an input is left out.
+
+    op: its type, with the domain in front where it is none of ONNX's own ("com.microsoft.Gelu").
+    """
 
     op: str
     name: str
@@ -94,7 +97,7 @@ def _model(data: memoryview) -> OnnxFile:
             _graph(_message(value), model)
         elif number == 8:
             opset = dict(_fields(_message(value)))
-            if not bytes(opset.get(1, b"")):
+            if bytes(opset.get(1, b"")) in (b"", b"ai.onnx"):
                 model.opset = _integer(opset.get(2, 0))
         elif number == 14:
             entry = dict(_fields(_message(value)))
@@ -115,7 +118,7 @@ def _graph(data: memoryview, model: OnnxFile) -> None:
 
 
 def _node(data: memoryview) -> Node:
-    inputs, outputs, attributes, op, name = [], [], {}, "", ""
+    inputs, outputs, attributes, op, name, domain = [], [], {}, "", "", ""
     for number, value in _fields(data):
         if number == 1:
             inputs.append(_text(value))
@@ -128,6 +131,10 @@ def _node(data: memoryview) -> Node:
         elif number == 5:
             key, attribute = _attribute(_message(value))
             attributes[key] = attribute
+        elif number == 7:
+            domain = _text(value)
+    if domain not in ("", "ai.onnx"):
+        op = f"{domain}.{op}"
     return Node(op, name, tuple(inputs), tuple(outputs), attributes)
 
 
