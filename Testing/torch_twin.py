@@ -62,6 +62,8 @@ class _Operator(nn.Module):
             return x / c[0]
         if self.op == "Mul":
             return x * c[0]
+        if self.op == "Clip":
+            return x.clamp(c[0], c[1] if len(c) > 1 else None)
         if self.op == "Conv":
             return F.conv3d(x, *c, padding=a["pads"][:3])
         if self.op == "LeakyRelu":

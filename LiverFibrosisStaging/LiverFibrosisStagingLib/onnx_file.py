@@ -77,14 +77,19 @@ def read_onnx(path: Path) -> OnnxFile:
         data = path.read_bytes()
     except OSError as error:
         raise StagingError(f"Cannot read the model {path}: {error.strerror}.") from None
+    return parse_onnx(data, str(path))
+
+
+def parse_onnx(data: bytes, name: str) -> OnnxFile:
+    """Like `read_onnx`, from bytes; `name` is how messages call the model."""
     try:
         model = _model(memoryview(data))
     except (_Malformed, UnicodeDecodeError):
         raise StagingError(
-            f"The model {path} is not an ONNX file, or it is cut short ({len(data)} bytes)."
+            f"The model {name} is not an ONNX file, or it is cut short ({len(data)} bytes)."
         ) from None
     if not model.nodes:
-        raise StagingError(f"The model {path} is not an ONNX file: it holds no network.")
+        raise StagingError(f"The model {name} is not an ONNX file: it holds no network.")
     return model
 
 
