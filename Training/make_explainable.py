@@ -66,6 +66,9 @@ def make_explainable(
     the reason, where the model cannot be explained, and where the scores would differ.
     """
     model = simplified(_load(source), str(source))
+    if len(model.graph.input) != 1:
+        names = ", ".join(value.name for value in model.graph.input)
+        raise StagingError(f"The model {source} has the inputs {names}; needed is one.")
     shapes = _shapes(model)
     scores = scores or _scores(model)
     if layer not in shapes:

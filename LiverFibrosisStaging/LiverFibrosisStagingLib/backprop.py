@@ -7,6 +7,7 @@ where an operator cares.
 
 import inspect
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from .vjp import Rules, Vjp
 from .vjp_elementwise import ELEMENTWISE
 from .vjp_reduce import REDUCE
 from .vjp_shape import SHAPE
-from .vjp_windows import WINDOWS, conv_sum
+from .vjp_windows import WINDOWS, conv_sum, hands_on_all
 
 VJPS: dict[str, Rules] = {**ELEMENTWISE, **REDUCE, **SHAPE, **WINDOWS}
 # Constant wherever they are differentiable: no gradient passes.
@@ -111,35 +112,27 @@ class Tail:
     def mean_gradient(self, tensors: dict[str, np.ndarray], dscore: np.ndarray) -> np.ndarray:
         """`gradient` averaged over the voxels of each channel, [N, K]: Grad-CAM needs no more.
 
-        What leads straight from the target through max-poolings into a convolution is not pulled
-        back voxel by voxel: a max-pooling hands on all that it gets, to whichever voxels, and
-        `conv_sum` adds up what a convolution would hand on.
+        What leads straight from the target through poolings into a convolution is not pulled back
+        voxel by voxel: a pooling hands on all that it gets, to whichever voxels, and `conv_sum`
+        adds up what a convolution would hand on.
         """
-        first = self._poolings()
-        tensor = self._steps[first - 1].node.outputs[0] if first else self.target
-        voxels = np.prod(tensors[self.target].shape[2:])
-        if not self._feeds_only(tensor, first, "Conv"):
-            gradients = self._walk(tensors, dscore, self._steps[first:])
-            return gradients[tensor].sum(axis=tuple(range(2, gradients[tensor].ndim))) / voxels
+        voxels = prod(tensors[self.target].shape[2:])
+        tensor, first = self.target, 0
+        while (node := self._only_user(tensor)) and hands_on_all(node.op, node.attributes):
+            tensor, first = node.outputs[0], first + 1
+        if node is None or node.op != "Conv":
+            g = self._walk(tensors, dscore, self._steps[first:])[tensor]
+            return g.sum(axis=tuple(range(2, g.ndim))) / voxels
+        # Its only user comes first among the steps that remain: nothing else depends on the target.
         step = self._steps[first]
-        g = self._walk(tensors, dscore, self._steps[first + 1 :])[step.node.outputs[0]]
-        values = self._values(tensors)
-        arguments = self._arguments(step, values)
-        return conv_sum(g, *arguments, **step.node.attributes) / voxels
+        g = self._walk(tensors, dscore, self._steps[first + 1 :])[node.outputs[0]]
+        return (
+            conv_sum(g, *self._arguments(step, self._values(tensors)), **node.attributes) / voxels
+        )
 
-    def _poolings(self) -> int:
-        """How many of the first steps are max-poolings, one after the other, with no branch."""
-        tensor = self.target
-        for number, step in enumerate(self._steps):
-            if not self._feeds_only(tensor, number, "MaxPool"):
-                return number
-            tensor = step.node.outputs[0]
-        return len(self._steps)
-
-    def _feeds_only(self, tensor: str, number: int, op: str) -> bool:
-        uses = sum(step.node.inputs.count(tensor) for step in self._steps)
-        node = self._steps[number].node if number < len(self._steps) else None
-        return node is not None and uses == 1 and node.op == op and node.inputs[0] == tensor
+    def _only_user(self, tensor: str) -> Node | None:
+        users = [step.node for step in self._steps if tensor in step.node.inputs]
+        return users[0] if len(users) == 1 else None
 
     def _values(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Tensors by name; one of which only the shape is known holds NaN, in no memory."""

@@ -81,14 +81,18 @@ class _Windows:
         inside = (slice(before, before + n) for (before, _), n in zip(self.pads, self.size))
         return g[(..., *inside)]
 
+    def places(self, axis: int) -> np.ndarray:
+        """Where [output, kernel] the windows' numbers lie in the image, along one axis."""
+        window = np.arange(self.output[axis]) * self.strides[axis] - self.pads[axis][0]
+        return window[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
+
     def meets(self, axis: int, before: int = 0, after: int = 0) -> np.ndarray:
-        """Whether [output, kernel] a window's number lies in the image, along one axis.
+        """Whether [output, kernel] they lie in the image, and not in its padding.
 
         before, after: how much of the padding counts as the image.
         """
-        window = np.arange(self.output[axis]) * self.strides[axis] - self.pads[axis][0]
-        place = window[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
-        return (place >= -before) & (place < self.size[axis] + after)
+        places = self.places(axis)
+        return (places >= -before) & (places < self.size[axis] + after)
 
 
 def _conv(
@@ -222,11 +226,24 @@ def _average_pool(
         padding = (before, stated) if count_include_pad else (0, 0)
         count = windows.meets(axis, *padding).sum(axis=1)
         counted *= count.reshape([-1 if i == axis else 1 for i in range(len(kernel))])
-    share = g / counted
-    dx = windows.padded_zeros(x.shape[:2], g.dtype)
-    for place in windows:
-        dx[place] += share
-    return windows.unpad(dx)
+    dx = g / counted
+    # A box is a product of intervals: one axis after the other, each number spreads over its own.
+    for axis, size in enumerate(windows.size):
+        spread = np.zeros((windows.output[axis], size), g.dtype)
+        window, position = np.nonzero(windows.meets(axis))
+        spread[window, windows.places(axis)[window, position]] = 1
+        dx = np.tensordot(dx, spread, (2, 0))
+    return dx
+
+
+def hands_on_all(op: str, attributes: dict[str, Any]) -> bool:
+    """Whether an operator gives the voxels of each channel, in sum, exactly the g that it gets.
+
+    A max-pooling hands each g to one voxel, an average over voxels of the image spreads it.
+    """
+    if op == "AveragePool":
+        return not attributes.get("count_include_pad")
+    return op in {"MaxPool", "GlobalAveragePool", "GlobalMaxPool"}
 
 
 WINDOWS: dict[str, Rules] = {
