@@ -80,7 +80,7 @@ def read_onnx(path: Path) -> OnnxFile:
     return parse_onnx(data, str(path))
 
 
-def parse_onnx(data: bytes, name: str) -> OnnxFile:
+def parse_onnx(data: bytes | memoryview, name: str) -> OnnxFile:
     """Like `read_onnx`, from bytes; `name` is how messages call the model."""
     try:
         model = _model(memoryview(data))
