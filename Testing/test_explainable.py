@@ -1,11 +1,9 @@
 """ExplainableModel and the tool that prepares its files, on a small classifier made here."""
 
-import threading
-
 import numpy as np
 import pytest
 
-from LiverFibrosisStagingLib.errors import Cancelled, StagingError
+from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.explainable import EXPLAINABLE_KEY, ExplainableModel
 from LiverFibrosisStagingLib.gradcam import METHODS
 
@@ -120,16 +118,6 @@ def test_targets_that_are_none_are_refused(target, model):
 def test_unknown_method_is_refused_with_the_known_ones(model):
     with pytest.raises(StagingError, match="'eigencam' is unknown.*" + ", ".join(METHODS)[:7]):
         model.grad_cam(X, 0, "eigencam")
-
-
-def test_a_run_can_be_cancelled(model):
-    cancel = threading.Event()
-    cancel.set()
-    try:
-        model.run(np.repeat(X, 20000, axis=0), cancel)
-    except Cancelled:
-        return
-    pytest.skip("the run ended before it could be cancelled")
 
 
 def test_wrong_input_is_refused_in_one_sentence(model):
