@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from LiverFibrosisStagingLib import StagingError, StagingModel
-from LiverFibrosisStagingLib.model import METADATA_KEY, SAFE_IR, SAFE_OPSET
+from LiverFibrosisStagingLib.explainable import SAFE_IR, SAFE_OPSET
+from LiverFibrosisStagingLib.model import METADATA_KEY
 from LiverFibrosisStagingLib.onnx_file import read_onnx
 
 onnx = pytest.importorskip("onnx", reason="makes the broken model files")

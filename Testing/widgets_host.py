@@ -279,6 +279,12 @@ class qMRMLNodeComboBox(QComboBox):
         if scene is self._scene:
             return
         self._scene = scene
+        while self._observed:
+            _, (observed, tag) = self._observed.popitem()
+            observed.RemoveObserver(tag)
+        if scene is None:
+            self.clear()
+            return
         for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent):
             self._observe(scene, event, self._on_node)
         for event in (scene.EndBatchProcessEvent, scene.EndCloseEvent, scene.EndImportEvent):

@@ -1,4 +1,4 @@
-"""Command line: python -m LiverFibrosisStagingLib stage|batch|model-info.
+"""Command line: python -m LiverFibrosisStagingLib stage|batch|check-explanation|model-info.
 
 Exit codes: 0 done; 1 refused, with the reason in one sentence on standard error; 2 wrong usage;
 3 batch finished, but some cases failed (results.csv says why); 130 cancelled (Ctrl+C).
@@ -90,6 +90,32 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
     return SOME_FAILED if failed else DONE
 
 
+def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> int:
+    from .faithfulness import check_explanation, sentences
+    from .result import check_writable
+    from .staging import stage
+
+    check_writable(options.output)
+    with _ProgressLine(options.quiet) as progress:
+        result = stage(
+            options.ct,
+            options.liver,
+            options.spleen,
+            options.model,
+            options.explain,
+            progress,
+            cancel,
+        )
+        found = check_explanation(result, progress=progress, cancel=cancel)
+        folder = found.save(options.output)
+    print(f"Explained: {found.explained}")
+    for sentence in sentences(found):
+        print(sentence)
+    print(RESEARCH_USE)
+    print(f"Figure and numbers are in {folder}")
+    return DONE
+
+
 def _model_info(options: argparse.Namespace, cancel: threading.Event) -> int:
     from .model import StagingModel, default_model_path
 
@@ -147,16 +173,25 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("-o", "--output", metavar="FOLDER", required=True, help="result folder")
     shared.add_argument("-q", "--quiet", action="store_true", help="no progress line")
 
-    stage = commands.add_parser("stage", parents=[shared], help="stage one CT")
-    stage.add_argument("ct", metavar="CT", help="DICOM folder, NIfTI, NRRD or MHA file, in HU")
-    stage.add_argument(
+    one = argparse.ArgumentParser(add_help=False)
+    one.add_argument("ct", metavar="CT", help="DICOM folder, NIfTI, NRRD or MHA file, in HU")
+    one.add_argument(
         "--liver",
         metavar="MASK",
         required=True,
         help="liver mask; FILE:LABEL for one label; a label image may hold 1 liver and 2 spleen",
     )
-    stage.add_argument("--spleen", metavar="MASK", help="spleen mask, likewise")
+    one.add_argument("--spleen", metavar="MASK", help="spleen mask, likewise")
+    stage = commands.add_parser("stage", parents=[one, shared], help="stage one CT")
     stage.set_defaults(run=_stage)
+
+    check = commands.add_parser(
+        "check-explanation",
+        parents=[one, shared],
+        help="measure whether the location map tells the truth",
+        description="Deletion and insertion curves, and how far the map depends on the weights.",
+    )
+    check.set_defaults(run=_check_explanation)
 
     batch = commands.add_parser(
         "batch",

@@ -1,322 +1,275 @@
-"""Gradients of an ONNX graph's tail, in numpy.
+"""Gradients of an ONNX graph's tail, in numpy: from the score back to the target layer.
 
-One small vector-Jacobian product per operator, after the manner of HIPS/autograd: given the
-gradient `g` of the score with respect to the operator's output `y`, return the gradients with
-respect to its inputs, as far as they are no weights (which are constants here). Attributes arrive
-under their ONNX names as keyword arguments. Tensors are [N, C, spatial...]. Formulas follow the
-operators' definitions in the ONNX operator specification (Operators.md).
+One small vector-Jacobian product per operator, after the manner of HIPS/autograd; `VJPS` is the
+table of all of them, and `Tail` the engine, which knows no operator. Tensors are [N, C, spatial...]
+where an operator cares.
 """
 
-from collections.abc import Callable, Iterator
+import inspect
 from dataclasses import dataclass
-from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from .errors import StagingError
 from .onnx_file import Node, OnnxFile
+from .vjp import Rules, Vjp
+from .vjp_elementwise import ELEMENTWISE
+from .vjp_reduce import REDUCE
+from .vjp_shape import SHAPE
+from .vjp_windows import WINDOWS, conv_sum, hands_on_all
 
-Gradients = tuple[np.ndarray | None, ...]
-
-
-def _windows(
-    output: tuple[int, ...],
-    kernel: tuple[int, ...],
-    strides: list[int] | None,
-    dilations: list[int] | None,
-) -> Iterator[tuple[tuple[int, ...], tuple]]:
-    """Each position in the kernel, with the slices of the padded input that it meets."""
-    strides = strides or [1] * len(kernel)
-    dilations = dilations or [1] * len(kernel)
-    for offset in product(*map(range, kernel)):
-        yield (
-            offset,
-            (
-                ...,
-                *(
-                    slice(o * d, o * d + s * (n - 1) + 1, s)
-                    for o, d, s, n in zip(offset, dilations, strides, output)
-                ),
-            ),
-        )
-
-
-def _pads(
-    auto_pad: str,
-    pads: list[int] | None,
-    size: tuple[int, ...],
-    output: tuple[int, ...],
-    kernel: tuple[int, ...],
-    strides: list[int] | None,
-    dilations: list[int] | None,
-) -> list[tuple[int, int]]:
-    """(before, after) of each spatial axis; `after` may exceed what is stated, in ceil mode."""
-    strides = strides or [1] * len(kernel)
-    dilations = dilations or [1] * len(kernel)
-    reach = [
-        s * (n - 1) + d * (k - 1) + 1 for s, n, d, k in zip(strides, output, dilations, kernel)
-    ]
-    missing = [max(0, r - n) for r, n in zip(reach, size)]
-    if auto_pad == "SAME_UPPER":
-        before = [m // 2 for m in missing]
-    elif auto_pad == "SAME_LOWER":
-        before = [m - m // 2 for m in missing]
-    else:
-        before = list(pads[: len(kernel)]) if pads else [0] * len(kernel)
-    return [(b, max(0, r - n - b)) for b, r, n in zip(before, reach, size)]
-
-
-def _padded(x: np.ndarray, pads: list[tuple[int, int]], value: float) -> np.ndarray:
-    if not any(map(any, pads)):
-        return x
-    return np.pad(x, [(0, 0), (0, 0), *pads], constant_values=value)
-
-
-def _unpadded(g: np.ndarray, pads: list[tuple[int, int]], size: tuple[int, ...]) -> np.ndarray:
-    return g[(..., *(slice(before, before + n) for (before, _), n in zip(pads, size)))]
-
-
-def _padded_zeros(x: np.ndarray, pads: list[tuple[int, int]], dtype: np.dtype) -> np.ndarray:
-    spatial = [n + before + after for n, (before, after) in zip(x.shape[2:], pads)]
-    return np.zeros((*x.shape[:2], *spatial), dtype)
-
-
-def conv(
-    g: np.ndarray,
-    y: np.ndarray,
-    x: np.ndarray,
-    w: np.ndarray,
-    b: np.ndarray | None = None,
-    *,
-    strides: list[int] | None = None,
-    dilations: list[int] | None = None,
-    pads: list[int] | None = None,
-    auto_pad: str = "NOTSET",
-    group: int = 1,
-    kernel_shape: list[int] | None = None,
-) -> Gradients:
-    """Conv: y[o, p] = sum_it w[o, i, t] x[i, s p + d t], hence
-
-    dx[i, s p + d t] += sum_o w[o, i, t] g[o, p], with strides s and dilations d.
-    """
-    size, output, kernel = x.shape[2:], g.shape[2:], w.shape[2:]
-    padding = _pads(auto_pad, pads, size, output, kernel, strides, dilations)
-    dx = _padded_zeros(x, padding, g.dtype)
-    inputs, outputs = x.shape[1] // group, w.shape[0] // group
-    windows = list(_windows(output, kernel, strides, dilations))
-    # One matrix product for each plane of the kernel: few and large ones are fast, and what they
-    # give (inputs x plane x output voxels) stays small.
-    plane = prod(kernel[1:])
-    for n, k in product(range(len(x)), range(group)):
-        into = dx[n, k * inputs : (k + 1) * inputs]
-        flat = g[n, k * outputs : (k + 1) * outputs].reshape(outputs, -1)
-        weights = w[k * outputs : (k + 1) * outputs].reshape(outputs, inputs, kernel[0], plane)
-        for first in range(kernel[0]):
-            taps = weights[:, :, first].transpose(2, 1, 0).reshape(plane * inputs, outputs)
-            steps = (taps @ flat).reshape(plane, inputs, *output)
-            for (_, window), step in zip(windows[first * plane :], steps):
-                into[window] += step
-    return (_unpadded(dx, padding, size),)
-
-
-def max_pool(
-    g: np.ndarray,
-    y: np.ndarray,
-    x: np.ndarray,
-    *,
-    kernel_shape: list[int],
-    strides: list[int] | None = None,
-    dilations: list[int] | None = None,
-    pads: list[int] | None = None,
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    storage_order: int = 0,
-) -> Gradients:
-    """MaxPool: the gradient goes to the first largest voxel of each window."""
-    size, output, kernel = x.shape[2:], g.shape[2:], tuple(kernel_shape)
-    padding = _pads(auto_pad, pads, size, output, kernel, strides, dilations)
-    padded = _padded(x, padding, -np.inf)
-    dx = _padded_zeros(x, padding, g.dtype)
-    open_ = np.ones(y.shape, bool)
-    for _, window in _windows(output, kernel, strides, dilations):
-        chosen = (padded[window] == y) & open_
-        open_ &= ~chosen
-        dx[window] += g * chosen
-    return (_unpadded(dx, padding, size),)
-
-
-def average_pool(
-    g: np.ndarray,
-    y: np.ndarray,
-    x: np.ndarray,
-    *,
-    kernel_shape: list[int],
-    strides: list[int] | None = None,
-    dilations: list[int] | None = None,
-    pads: list[int] | None = None,
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    count_include_pad: int = 0,
-) -> Gradients:
-    """AveragePool: each voxel of a window gets g over the number of voxels that were averaged."""
-    size, output, kernel = x.shape[2:], g.shape[2:], tuple(kernel_shape)
-    padding = _pads(auto_pad, pads, size, output, kernel, strides, dilations)
-    counted = _padded(np.ones((1, 1, *size), g.dtype), padding, float(count_include_pad))
-    if count_include_pad and pads:
-        # What ceil mode adds beyond the stated padding is never counted.
-        stated = pads[len(kernel) :]
-        for axis, ((before, _), n, after) in enumerate(zip(padding, size, stated)):
-            beyond = [slice(None)] * counted.ndim
-            beyond[axis + 2] = slice(before + n + after, None)
-            counted[tuple(beyond)] = 0
-    windows = list(_windows(output, kernel, strides, dilations))
-    share = g / sum(counted[window] for _, window in windows)
-    dx = _padded_zeros(x, padding, g.dtype)
-    for _, window in windows:
-        dx[window] += share
-    return (_unpadded(dx, padding, size),)
-
-
-def global_average_pool(g: np.ndarray, y: np.ndarray, x: np.ndarray) -> Gradients:
-    """GlobalAveragePool: every voxel gets g over the number of voxels."""
-    return (np.broadcast_to(g / prod(x.shape[2:]), x.shape),)
-
-
-def gemm(
-    g: np.ndarray,
-    y: np.ndarray,
-    a: np.ndarray,
-    b: np.ndarray,
-    c: np.ndarray | None = None,
-    *,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    transA: int = 0,
-    transB: int = 0,
-) -> Gradients:
-    """Gemm: y = alpha a' b' + beta c, so da' = alpha g b'^T (a', b' transposed where stated)."""
-    da = alpha * g @ (b if transB else b.T)
-    return (da.T if transA else da,)
-
-
-def relu(g: np.ndarray, y: np.ndarray, x: np.ndarray) -> Gradients:
-    """Relu: g where x > 0."""
-    return (g * (x > 0),)
-
-
-def leaky_relu(g: np.ndarray, y: np.ndarray, x: np.ndarray, *, alpha: float = 0.01) -> Gradients:
-    """LeakyRelu: g where x > 0, alpha g elsewhere."""
-    return (np.where(x > 0, g, g * g.dtype.type(alpha)),)
-
-
-def reshape(g: np.ndarray, y: np.ndarray, x: np.ndarray, *_: np.ndarray, **__: int) -> Gradients:
-    """Flatten, Reshape, Squeeze, Unsqueeze, Identity: the same numbers in another shape."""
-    return (g.reshape(x.shape),)
-
-
-def add(g: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray) -> Gradients:
-    """Add: g for both, summed over the axes along which an input was broadcast."""
-    return _unbroadcast(g, a.shape), _unbroadcast(g, b.shape)
-
-
-def _unbroadcast(g: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    g = g.sum(axis=tuple(range(g.ndim - len(shape))))
-    return g.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True).reshape(shape)
-
-
-VJPS: dict[str, Callable[..., Gradients]] = {
-    "Add": add,
-    "AveragePool": average_pool,
-    "Conv": conv,
-    "Flatten": reshape,
-    "Gemm": gemm,
-    "GlobalAveragePool": global_average_pool,
-    "Identity": reshape,
-    "LeakyRelu": leaky_relu,
-    "MaxPool": max_pool,
-    "Relu": relu,
-    "Reshape": reshape,
-    "Squeeze": reshape,
-    "Unsqueeze": reshape,
+VJPS: dict[str, Rules] = {**ELEMENTWISE, **REDUCE, **SHAPE, **WINDOWS}
+# Constant wherever they are differentiable: no gradient passes.
+FLAT = {
+    *("And", "ArgMax", "ArgMin", "Ceil", "ConstantOfShape", "Equal", "Floor", "Greater"),
+    *("GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Not", "OneHot", "Or"),
+    *("Range", "Round", "Shape", "Sign", "Size", "Xor"),
 }
+# Their subgraphs may use any tensor without naming it among their inputs.
+CONTROL_FLOW = {"If", "Loop", "Scan"}
+# Operators behave as the products say from this opset on (axes and shapes as inputs or attributes).
+OLDEST_OPSET = 13
+
+
+def shape_name(tensor: str) -> str:
+    """Name of the output [rank] that hands over a tensor's shape where its values are not read."""
+    return f"{tensor}/shape"
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One node of the tail and what it needs of the forward pass.
+
+    rules: (position of an input that depends on the target, its product). values, shapes: names of
+    the tensors, constants included, of which the products read the values or the shape.
+    """
+
+    node: Node
+    rules: tuple[tuple[int, Vjp], ...]
+    values: frozenset[str]
+    shapes: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Tail:
-    """The nodes between the target layer and the logits, in the order in which they run.
+    """The nodes between the target layer and the score, in the order in which they run.
 
-    target, logits: tensor names. tensors: names that the forward pass has to hand over besides the
-    weights. weights: constants of the tail.
+    target, score: tensor names. tensors: names of the model's outputs that the forward pass has to
+    hand over. constants: weights of the tail.
     """
 
     target: str
-    logits: str
-    nodes: tuple[Node, ...]
+    score: str
     tensors: tuple[str, ...]
-    weights: dict[str, np.ndarray]
+    constants: dict[str, np.ndarray]
+    _steps: tuple[_Step, ...]
 
     @classmethod
-    def of(cls, file: OnnxFile, target: str, logits: str, name: str) -> "Tail":
+    def of(cls, file: OnnxFile, target: str, score: str, name: str) -> "Tail":
         """The tail of a model; `name` is how messages call it.
 
-        Raises StagingError where the target does not lead to the logits, an operator has no
-        gradient, or a tensor on the way is not among the model's outputs.
+        Raises StagingError where the target does not lead to the score, an operator or one of its
+        attributes has no gradient here, the model has control flow, or a tensor that is needed is
+        not among the model's outputs.
         """
-        reached = {target}
-        forward = []
-        for node in file.nodes:  # ONNX keeps nodes in topological order
-            if reached.intersection(node.inputs):
-                reached.update(node.outputs)
-                forward.append(node)
-        needed = {logits}
-        nodes: list[Node] = []
-        for node in reversed(forward):
-            if needed.intersection(node.outputs):
-                needed.update(i for i in node.inputs if i in reached)
-                nodes.insert(0, node)
-        if not nodes or target not in needed:
-            raise StagingError(
-                f"The model {name} cannot be explained: its target layer {target!r} does not lead "
-                f"to its logits {logits!r}."
-            )
-        unknown = sorted({node.op for node in nodes} - VJPS.keys())
-        if unknown:
-            raise StagingError(
-                f"The model {name} cannot be explained: no gradient is known for "
-                f"{', '.join(unknown)} between {target!r} and {logits!r}."
-            )
-        weights, tensors = {}, dict.fromkeys([target])
-        for node in nodes:
-            for tensor in (*node.inputs, node.outputs[0]):
-                if tensor in file.weights:
-                    weights[tensor] = file.weights[tensor].values
-                elif tensor:
-                    tensors[tensor] = None
-        hidden = [tensor for tensor in tensors if tensor not in file.outputs]
+        constants = _constants(file)
+        steps = trace(file, target, score, name, constants)
+        needed = {target, score}.union(*(step.values for step in steps))
+        shapes = set().union(*(step.shapes for step in steps)) - needed
+        handed_over = [tensor for tensor in sorted(needed) if tensor not in constants]
+        for tensor in sorted(shapes - constants.keys()):
+            handed_over.append(tensor if tensor in file.outputs else shape_name(tensor))
+        hidden = [tensor for tensor in handed_over if tensor not in file.outputs]
         if hidden:
             raise StagingError(
                 f"The model {name} cannot be explained: {', '.join(hidden)} must be among its "
-                "outputs."
+                "outputs; Training/make_explainable.py adds what is missing."
             )
-        return cls(target, logits, tuple(nodes), tuple(tensors), weights)
+        kept = {tensor: constants[tensor] for tensor in (needed | shapes) & constants.keys()}
+        unread = [tensor for tensor, values in kept.items() if values is None]
+        if unread:
+            raise StagingError(
+                f"The model {name} cannot be explained: {', '.join(sorted(unread))} is stored in a "
+                "type that is not read."
+            )
+        return cls(target, score, tuple(handed_over), kept, steps)
 
-    def gradient(self, tensors: dict[str, np.ndarray], dlogits: np.ndarray) -> np.ndarray:
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """Operators from the target layer to the score, for the reader."""
+        return tuple(step.node.op for step in self._steps)
+
+    def gradient(self, tensors: dict[str, np.ndarray], dscore: np.ndarray) -> np.ndarray:
         """Gradient of a score with respect to the target layer, in the target layer's shape.
 
-        tensors: what the forward pass gave for `self.tensors`; dlogits: the score's gradient with
-        respect to the logits, [N, C]. Branches that meet again add up (chain rule).
+        tensors: what the forward pass gave for `self.tensors`; dscore: what is explained, as its
+        gradient with respect to the scores [N, C]. Branches that meet again add up (chain rule).
         """
-        values = {**self.weights, **tensors}
-        gradients = {self.logits: dlogits.astype(values[self.target].dtype)}
-        for node in reversed(self.nodes):
-            g = gradients.pop(node.outputs[0], None)
-            if g is None:
-                continue
-            arguments = [values.get(name) for name in node.inputs]
-            given = VJPS[node.op](g, values[node.outputs[0]], *arguments, **node.attributes)
-            for name, gradient in zip(node.inputs, given):
-                if gradient is None or name in self.weights:
-                    continue
-                gradients[name] = gradients[name] + gradient if name in gradients else gradient
-        return gradients[self.target]
+        return self._walk(tensors, dscore, self._steps)[self.target]
+
+    def mean_gradient(self, tensors: dict[str, np.ndarray], dscore: np.ndarray) -> np.ndarray:
+        """`gradient` averaged over the voxels of each channel, [N, K]: Grad-CAM needs no more.
+
+        What leads straight from the target through poolings into a convolution is not pulled back
+        voxel by voxel: a pooling hands on all that it gets, to whichever voxels, and `conv_sum`
+        adds up what a convolution would hand on.
+        """
+        voxels = prod(tensors[self.target].shape[2:])
+        tensor, first = self.target, 0
+        while (node := self._only_user(tensor)) and hands_on_all(node.op, node.attributes):
+            tensor, first = node.outputs[0], first + 1
+        if node is None or node.op != "Conv":
+            g = self._walk(tensors, dscore, self._steps[first:])[tensor]
+            return g.sum(axis=tuple(range(2, g.ndim))) / voxels
+        # Its only user comes first among the steps that remain: nothing else depends on the target.
+        step = self._steps[first]
+        g = self._walk(tensors, dscore, self._steps[first + 1 :])[node.outputs[0]]
+        return (
+            conv_sum(g, *self._arguments(step, self._values(tensors)), **node.attributes) / voxels
+        )
+
+    def _only_user(self, tensor: str) -> Node | None:
+        users = [step.node for step in self._steps if tensor in step.node.inputs]
+        return users[0] if len(users) == 1 else None
+
+    def _values(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Tensors by name; one of which only the shape is known holds NaN, in no memory."""
+        values = {**self.constants, **tensors}
+        for step in self._steps:
+            for name in step.shapes - values.keys():
+                values[name] = np.broadcast_to(np.float32(np.nan), values[shape_name(name)])
+        return values
+
+    @staticmethod
+    def _arguments(step: _Step, values: dict[str, np.ndarray]) -> list[np.ndarray | None]:
+        read = step.values | step.shapes
+        return [values[name] if name in read else None for name in step.node.inputs]
+
+    def _walk(
+        self, tensors: dict[str, np.ndarray], dscore: np.ndarray, steps: tuple[_Step, ...]
+    ) -> dict[str, np.ndarray]:
+        """Gradients of what the steps start from, of which the last gives the score."""
+        values = self._values(tensors)
+        dtype = values[self.target].dtype
+        gradients: dict[str, Any] = {self.score: dscore.astype(dtype)}
+        for step in reversed(steps):
+            given = [gradients.pop(output, None) for output in step.node.outputs]
+            y = values[step.node.outputs[0]] if step.node.outputs[0] in step.values else None
+            arguments = self._arguments(step, values)
+            for position, rule in step.rules:
+                where = {"position": position} if rule.positional else {}
+                g = rule.of(
+                    given if rule.several else given[0],
+                    y,
+                    *arguments,
+                    **step.node.attributes,
+                    **where,
+                ).astype(dtype, copy=False)
+                name = step.node.inputs[position]
+                gradients[name] = gradients[name] + g if name in gradients else g
+        return gradients
+
+
+def trace(
+    file: OnnxFile,
+    target: str,
+    score: str,
+    name: str,
+    constants: dict[str, np.ndarray | None] | None = None,
+) -> tuple[_Step, ...]:
+    """The steps from the target layer to the score; raises StagingError where there is no way."""
+    refused = f"The model {name} cannot be explained: "
+    if file.opset < OLDEST_OPSET:
+        raise StagingError(
+            f"{refused}it uses ONNX opset {file.opset}, and {OLDEST_OPSET} at least is needed."
+        )
+    branching = sorted({node.op for node in file.nodes} & CONTROL_FLOW)
+    if branching:
+        raise StagingError(f"{refused}it has control flow ({', '.join(branching)}).")
+    if score not in {output for node in file.nodes for output in node.outputs}:
+        raise StagingError(f"{refused}it computes no {score!r}.")
+    reached, forward = {target}, []
+    for node in file.nodes:  # ONNX keeps nodes in topological order
+        if reached.intersection(node.inputs) and node.op not in FLAT:
+            reached.update(filter(None, node.outputs))
+            forward.append(node)
+    needed, nodes = {score}, []
+    for node in reversed(forward):
+        if needed.intersection(node.outputs):
+            needed.update(reached.intersection(node.inputs))
+            nodes.insert(0, node)
+    if not nodes or target not in needed:
+        raise StagingError(
+            f"{refused}its target layer {target!r} does not lead to its scores {score!r}."
+        )
+    between = f"between {target!r} and {score!r}"
+    unknown = sorted({node.op for node in nodes} - VJPS.keys())
+    if unknown:
+        raise StagingError(f"{refused}no gradient is known for {', '.join(unknown)} {between}.")
+    constants = _constants(file) if constants is None else constants
+    return tuple(_step(node, reached, needed, constants, f"{refused}{between}, ") for node in nodes)
+
+
+def _constants(file: OnnxFile) -> dict[str, np.ndarray | None]:
+    constants = {name: tensor.values for name, tensor in file.weights.items()}
+    for node in file.nodes:
+        if node.op == "Constant":
+            constants[node.outputs[0]] = np.asarray(*node.attributes.values())
+    return constants
+
+
+def _step(
+    node: Node,
+    reached: set[str],
+    needed: set[str],
+    constants: dict[str, np.ndarray | None],
+    refused: str,
+) -> _Step:
+    rules = VJPS[node.op]
+    if rules[0].positional:
+        rules = rules * len(node.inputs)
+    active = [i for i, name in enumerate(node.inputs) if name in reached]
+    if active[-1] >= len(rules):
+        raise StagingError(
+            f"{refused}no gradient is known for input {active[-1] + 1} of {node.op}."
+        )
+    secondary = needed.intersection(node.outputs[1:])
+    if secondary and not rules[0].several:
+        raise StagingError(
+            f"{refused}no gradient is known for output {', '.join(secondary)} of {node.op}."
+        )
+    chosen = tuple((i, rules[i]) for i in active)
+    for _, rule in chosen:
+        _check_values(node, rule, constants, refused)
+    values, shapes = set(), set()
+    for word in " ".join(rule.reads for _, rule in chosen).split():
+        if word == "y":
+            values.add(node.outputs[0])
+        elif word == "#*":
+            shapes.update(node.inputs)
+        elif int(word.strip("#")) < len(node.inputs):
+            (shapes if word.startswith("#") else values).add(node.inputs[int(word.strip("#"))])
+    # ONNX writes "" for an input that is left out.
+    return _Step(node, chosen, frozenset(values - {""}), frozenset(shapes - values - {""}))
+
+
+def _check_values(
+    node: Node, rule: Vjp, constants: dict[str, np.ndarray | None], refused: str
+) -> None:
+    parameters = inspect.signature(rule.of).parameters.values()
+    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    given: dict[str | int, Any] = dict(node.attributes)
+    for attribute in given:
+        if attribute not in known and not takes_all:
+            raise StagingError(f"{refused}{node.op} has the unknown attribute {attribute!r}.")
+    given |= {i: constants.get(name) for i, name in enumerate(node.inputs) if name}
+    for key, allowed in rule.allows.items():
+        if key in given and not allowed(given[key]):
+            if isinstance(key, int):
+                what = f"this input {key + 1}, {node.inputs[key]!r}"
+            else:
+                what = f"{key} {given[key]!r}"
+            raise StagingError(f"{refused}no gradient is known for {node.op} with {what}.")

@@ -35,7 +35,10 @@ class _Malformed(Exception):
 
 @dataclass(frozen=True)
 class Node:
-    """One operator: `inputs` and `outputs` are tensor names, "" where an input is left out."""
+    """One operator: `inputs` and `outputs` are tensor names, "" where an input is left out.
+
+    op: its type, with the domain in front where it is none of ONNX's own ("com.microsoft.Gelu").
+    """
 
     op: str
     name: str
@@ -74,14 +77,19 @@ def read_onnx(path: Path) -> OnnxFile:
         data = path.read_bytes()
     except OSError as error:
         raise StagingError(f"Cannot read the model {path}: {error.strerror}.") from None
+    return parse_onnx(data, str(path))
+
+
+def parse_onnx(data: bytes | memoryview, name: str) -> OnnxFile:
+    """Like `read_onnx`, from bytes; `name` is how messages call the model."""
     try:
         model = _model(memoryview(data))
     except (_Malformed, UnicodeDecodeError):
         raise StagingError(
-            f"The model {path} is not an ONNX file, or it is cut short ({len(data)} bytes)."
+            f"The model {name} is not an ONNX file, or it is cut short ({len(data)} bytes)."
         ) from None
     if not model.nodes:
-        raise StagingError(f"The model {path} is not an ONNX file: it holds no network.")
+        raise StagingError(f"The model {name} is not an ONNX file: it holds no network.")
     return model
 
 
@@ -94,7 +102,7 @@ def _model(data: memoryview) -> OnnxFile:
             _graph(_message(value), model)
         elif number == 8:
             opset = dict(_fields(_message(value)))
-            if not bytes(opset.get(1, b"")):
+            if bytes(opset.get(1, b"")) in (b"", b"ai.onnx"):
                 model.opset = _integer(opset.get(2, 0))
         elif number == 14:
             entry = dict(_fields(_message(value)))
@@ -115,7 +123,7 @@ def _graph(data: memoryview, model: OnnxFile) -> None:
 
 
 def _node(data: memoryview) -> Node:
-    inputs, outputs, attributes, op, name = [], [], {}, "", ""
+    inputs, outputs, attributes, op, name, domain = [], [], {}, "", "", ""
     for number, value in _fields(data):
         if number == 1:
             inputs.append(_text(value))
@@ -128,6 +136,10 @@ def _node(data: memoryview) -> Node:
         elif number == 5:
             key, attribute = _attribute(_message(value))
             attributes[key] = attribute
+        elif number == 7:
+            domain = _text(value)
+    if domain not in ("", "ai.onnx"):
+        op = f"{domain}.{op}"
     return Node(op, name, tuple(inputs), tuple(outputs), attributes)
 
 

@@ -46,6 +46,17 @@ def explained_stages(explain: str, predicted: int) -> tuple[int, ...]:
 EXPLAIN_CHOICES = ("predicted", *STAGES, *GROUPS)
 
 
+def explained_score(logits: np.ndarray, members: tuple[int, ...]) -> float:
+    """The score y of `logits` [C] whose gradient `score_gradient` gives."""
+    logits = np.asarray(logits, np.float64)
+    inside = list(members)
+    if len(inside) == 1:
+        return float(logits[inside[0]])
+    outside = [index for index in range(len(logits)) if index not in members]
+    rest = np.logaddexp.reduce(logits[outside]) if outside else 0.0
+    return float(np.logaddexp.reduce(logits[inside]) - rest)
+
+
 def score_gradient(logits: np.ndarray, members: tuple[int, ...]) -> np.ndarray:
     """Gradient dy/dlogits, float64 [C], of the score y that is explained; `logits` is [C].
 
