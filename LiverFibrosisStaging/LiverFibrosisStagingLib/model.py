@@ -29,9 +29,10 @@ class Card:
 
     window_hu: (low, high) HU that become 0 and 1. spacing_mm and patch_size: (slice, row, column).
     smoothing_mm: sigma of the Gaussian that the working grid is smoothed with. patch_overlap: least
-    shared fraction of neighbouring patches. target_layer: tensor that the location map looks at. tail: operators between it and the logits, for the reader. calibration:
-    `temperature` that divides the logits. reference: distributions of the location map's
-    measurements by stage. training: what the model was trained and evaluated on.
+    shared fraction of neighbouring patches. target_layer: tensor that the location map looks at.
+    tail: operators between it and the logits, for the reader. calibration: `temperature` that
+    divides the logits. reference: distributions of the location map's measurements by stage.
+    training: what the model was trained and evaluated on.
     """
 
     contract: int
