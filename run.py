@@ -117,7 +117,8 @@ def _install_with_apt(*packages: str) -> None:
 def _install(task: str) -> None:
     """Install what the task needs, unless exactly that was installed before."""
     file = EXTRA[task]
-    wanted = "\n".join([*RUNTIME, file.read_text(encoding="utf-8") if file else ""])
+    asked = [path.read_text(encoding="utf-8") for path in EXTRA.values() if path and file]
+    wanted = "\n".join([*RUNTIME, *asked])
     stamp = VENV / f".installed-{task}"
     digest = hashlib.sha256(wanted.encode()).hexdigest()
     if stamp.exists() and stamp.read_text(encoding="utf-8") == digest:

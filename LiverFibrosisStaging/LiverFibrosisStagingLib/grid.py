@@ -106,7 +106,8 @@ def _upright(image: sitk.Image) -> sitk.Image:
 
     From here on, nothing depends on the order in which the voxels were stored.
     """
-    return sitk.DICOMOrient(image, "LPS")
+    orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
+    return image if orientation(image.GetDirection()) == "LPS" else sitk.DICOMOrient(image, "LPS")
 
 
 def _liver_extent(liver: sitk.Image) -> tuple[float, float]:
