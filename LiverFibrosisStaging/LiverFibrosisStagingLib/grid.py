@@ -98,7 +98,8 @@ def patch_starts(length: int, patch: int, overlap: float) -> tuple[int, ...]:
 def patch_array(grid: WorkingGrid, start: int, slices: int) -> np.ndarray:
     """Network input float32 [1, 1, slices, rows, columns] of the patch that begins at `start`."""
     volume = sitk.GetArrayViewFromImage(grid.volume)
-    return np.ascontiguousarray(volume[start : start + slices], np.float32)[None, None]
+    # A copy: a view would not keep the grid's memory alive.
+    return np.array(volume[start : start + slices], np.float32)[None, None]
 
 
 def _upright(image: sitk.Image) -> sitk.Image:

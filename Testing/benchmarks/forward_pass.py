@@ -1,21 +1,30 @@
 """What was tried to make the staging network's forward pass faster in ONNX Runtime.
 
-    python Testing/benchmarks/forward_pass.py [--runs 5] [--threads 2]
+    python Testing/benchmarks/forward_pass.py [--runs 5] [--threads 2] [--only "one thread" ...]
 
-Each variant runs in turn with the network as it ships, on the same input; printed are the shortest
+Each variant runs in turn with the network as it ships, on the sample phantom's first patch, which
+also calibrates the quantised variants (the best case for their accuracy). Printed are the shortest
 times of all turns (what else the machine does only adds to a time), their ratios, the largest
 difference of the logits, and the share of the machine's float32 matrix product rate (the better of
-numpy and ONNX Runtime, 2048 x 2048) that the convolutions would reach if they took all of the time.
-The last variant is the first one again: what its ratio differs from 1 is noise. Needs `onnx`.
+numpy and ONNX Runtime, 2048 x 2048) that the convolutions would reach if they took all of the time;
+then what does not load, and why. "as shipped, again" is the first variant once more: what its ratio
+differs from 1 is noise. Needs `onnx`.
 """
 
 import argparse
 import functools
+import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "LiverFibrosisStaging"))
@@ -25,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--only", nargs="*", help="these variants beside the shipped one")
     options = parser.parse_args()
     for name in ("OMP", "OPENBLAS", "MKL"):
         os.environ[f"{name}_NUM_THREADS"] = str(options.threads)
@@ -36,9 +46,10 @@ def main() -> None:
 
     from LiverFibrosisStagingLib.model import default_model_path
 
+    logging.getLogger().setLevel(logging.ERROR)  # the quantiser advises at every call
+
     shipped = onnx.load(default_model_path())
-    size = [d.dim_value for d in shipped.graph.input[0].type.tensor_type.shape.dim[1:]]
-    x = np.random.default_rng(0).uniform(0.4, 0.9, (1, *size)).astype(np.float32)
+    x = _sample_patch()
     weights = {t.name: numpy_helper.to_array(t) for t in shipped.graph.initializer}
 
     def session(model: onnx.ModelProto, **changes: object) -> Callable[[], np.ndarray]:
@@ -129,9 +140,38 @@ def main() -> None:
         "2-D over stacked slices, all": lambda: session(sum_of_planes(lambda n: True)),
         "2-D over stacked slices, first": lambda: session(sum_of_planes(lambda n: n == 1)),
         "2-D over stacked slices, all but first": lambda: session(sum_of_planes(lambda n: n > 1)),
+        "basic optimisation, no fusing": lambda: session(
+            shipped, graph_optimization_level=level.ORT_ENABLE_BASIC
+        ),
+        "all four convolutions fused by hand": lambda: session(_fused(shipped)),
+        "channels last": lambda: session(_channels_last(shipped)),
+        "half precision": lambda: session(_half(shipped, onnx.TensorProto.FLOAT16)),
+        "bfloat16": lambda: session(_half(shipped, onnx.TensorProto.BFLOAT16)),
+        "int8, dynamic, weights u8": lambda: session(_quantised(shipped, "QUInt8")),
+        "int8, dynamic, weights s8": lambda: session(_quantised(shipped, "QInt8")),
+        "int8, static, QDQ": lambda: session(_quantised(shipped, "QInt8", "QDQ", x)),
+        "int8, static, QOperator": lambda: session(_quantised(shipped, "QInt8", "QOperator", x)),
+        "int8, static, QDQ, not channels last": lambda: session(
+            _quantised(shipped, "QInt8", "QDQ", x),
+            graph_optimization_level=level.ORT_ENABLE_EXTENDED,
+        ),
+        "int8, dynamic, 2-D": lambda: session(_quantised(sum_of_planes(lambda n: True), "QUInt8")),
+        "int8, static, QDQ, 2-D": lambda: session(
+            _quantised(sum_of_planes(lambda n: True), "QInt8", "QDQ", x)
+        ),
         "as shipped, again": lambda: session(shipped),
     }
-    runs = {name: make() for name, make in variants.items()}
+    runs, refused = {}, {}
+    for name, make in variants.items():
+        if options.only and name not in (*options.only, "as shipped", "as shipped, again"):
+            continue
+        try:
+            run = make()
+            run()
+        except Exception as error:  # ONNX Runtime's errors share no narrower base
+            refused[name] = str(error).strip().splitlines()[0]
+        else:
+            runs[name] = run
     expected = runs["as shipped"]()
     a = np.random.default_rng(1).normal(size=(2048, 2048)).astype(np.float32)
     info = functools.partial(helper.make_tensor_value_info, elem_type=1, shape=[2048, 2048])
@@ -169,6 +209,156 @@ def main() -> None:
         ratio = taken / min(times["as shipped"])
         share = operations / taken / rate
         print(f"{name:44s}{taken * 1e3:8.0f}{ratio:8.2f}{share:9.0%}{differences[name]:15.1e}")
+    for name, reason in refused.items():
+        print(f"{name:44s}does not load: {reason}")
+    print("providers of this wheel:", ", ".join(ort.get_available_providers()))
+
+
+def _sample_patch() -> "np.ndarray":
+    """The sample phantom's first patch, float32 [1, 1, slices, rows, columns] in 0..1."""
+    import SimpleITK as sitk
+
+    from LiverFibrosisStagingLib.grid import patch_array, working_grid
+    from LiverFibrosisStagingLib.model import default_model_path, read_card
+
+    card = read_card(default_model_path())
+    folder = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
+    ct, liver = (sitk.ReadImage(folder / f"phantom_F4_{n}.nii.gz") for n in ("ct", "liver"))
+    grid = working_grid(
+        ct,
+        liver,
+        spacing=card.spacing_mm,
+        patch_size=card.patch_size,
+        window=card.window_hu,
+        overlap=card.patch_overlap,
+        smoothing_mm=card.smoothing_mm,
+    )
+    # A copy, since the array may be a view of the grid's image, which ends with this function.
+    return patch_array(grid, grid.starts[0], card.patch_size[0]).copy()
+
+
+def _changed(model: "onnx.ModelProto", nodes: list) -> "onnx.ModelProto":
+    """A copy of the model with other nodes, which may be of ONNX Runtime's own domain."""
+    import onnx
+
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    del changed.graph.node[:]
+    changed.graph.node.extend(nodes)
+    changed.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return changed
+
+
+def _fused(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Every Conv and the LeakyRelu after it as one FusedConv.
+
+    ONNX Runtime leaves the last pair alone, since the Conv's own result is an output of the graph.
+    """
+    from onnx import helper
+
+    activations = {n.input[0]: n for n in model.graph.node if n.op_type == "LeakyRelu"}
+    nodes, gone = [], set()
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            after = activations[node.output[0]]
+            gone |= {after.output[0], node.output[0]}
+            slope = helper.get_node_attr_value(after, "alpha")
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            attributes |= {"activation": "LeakyRelu", "activation_params": [slope]}
+            node = helper.make_node(
+                "FusedConv", node.input, after.output, domain="com.microsoft", **attributes
+            )
+        elif node.output[0] in gone:
+            continue
+        nodes.append(node)
+    fused = _changed(model, nodes)
+    made = {name for node in nodes for name in node.output}
+    kept = [o for o in model.graph.output if o.name in made]
+    del fused.graph.output[:]
+    fused.graph.output.extend(kept)
+    return fused
+
+
+def _channels_last(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Every Conv as ONNX Runtime's channels-last one, between two Transposes."""
+    from onnx import helper
+
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "Conv":
+            nodes.append(node)
+            continue
+        given, made = node.input[0], node.output[0]
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        nodes += [
+            helper.make_node("Transpose", [given], [f"{made}.in"], perm=[0, 2, 3, 4, 1]),
+            helper.make_node(
+                "NhwcFusedConv",
+                [f"{made}.in", *node.input[1:]],
+                [f"{made}.out"],
+                made,
+                domain="com.microsoft",
+                **attributes,
+            ),
+            helper.make_node("Transpose", [f"{made}.out"], [made], perm=[0, 4, 1, 2, 3]),
+        ]
+    return _changed(model, nodes)
+
+
+def _half(model: "onnx.ModelProto", kind: int) -> "onnx.ModelProto":
+    """Every Conv, its weights and its input in a 16-bit type, the rest in float32."""
+    from onnx import TensorProto, helper
+
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "Conv":
+            nodes.append(node)
+            continue
+        made = node.output[0]
+        for number, name in enumerate(node.input):
+            nodes.append(helper.make_node("Cast", [name], [f"{made}.{number}"], to=kind))
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        given = [f"{made}.{number}" for number in range(len(node.input))]
+        nodes.append(helper.make_node("Conv", given, [f"{made}.half"], made, **attributes))
+        nodes.append(helper.make_node("Cast", [f"{made}.half"], [made], to=TensorProto.FLOAT))
+    half = _changed(model, nodes)
+    if kind == TensorProto.BFLOAT16:
+        half.opset_import[0].version = 22  # the first Conv that allows it
+        half.ir_version = 10
+    return half
+
+
+def _quantised(
+    model: "onnx.ModelProto", weights: str, form: str = "", patch: "np.ndarray | None" = None
+) -> "onnx.ModelProto":
+    """Every Conv in int8: dynamic, or static of a form (QDQ, QOperator) calibrated on a patch."""
+    import onnx
+    from onnxruntime import quantization as quant
+
+    class Reader(quant.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.patches = iter([{"volume": patch}])
+
+        def get_next(self) -> dict | None:
+            return next(self.patches, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        given, path = Path(folder) / "given.onnx", Path(folder) / "quantised.onnx"
+        onnx.save(model, given)  # given as a ModelProto, it would lose its weights to a file
+        common = {"op_types_to_quantize": ["Conv"], "weight_type": quant.QuantType[weights]}
+        if form:
+            quant.quantize_static(
+                given,
+                path,
+                Reader(),
+                quant_format=quant.QuantFormat[form],
+                activation_type=quant.QuantType.QUInt8,
+                per_channel=True,
+                **common,
+            )
+        else:
+            quant.quantize_dynamic(given, path, **common)
+        return onnx.load(path)
 
 
 def _operations(model: object, weights: dict) -> float:
