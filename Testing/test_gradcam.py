@@ -22,16 +22,7 @@ def twin(model_path):
 @pytest.fixture(scope="module")
 def grid(sample, model):
     ct, liver = read_ct(sample["ct"]), read_mask(sample["liver"])
-    card = model.card
-    return working_grid(
-        ct,
-        liver,
-        spacing=card.spacing_mm,
-        patch_size=card.patch_size,
-        window=card.window_hu,
-        overlap=card.patch_overlap,
-        smoothing_mm=card.smoothing_mm,
-    )
+    return working_grid(ct, liver, **model.card.preprocessing)
 
 
 def score(members):

@@ -12,10 +12,14 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import Cancelled, StagingError
 from .stages import EXPLAIN_CHOICES, RESEARCH_USE, STAGES
+
+if TYPE_CHECKING:
+    from .result import StagingResult
 
 DONE, REFUSED, SOME_FAILED, CANCELLED = 0, 1, 3, 130
 
@@ -51,19 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
     from .result import check_writable, one_line
-    from .staging import stage
 
     check_writable(options.output)
     with _ProgressLine(options.quiet) as progress:
-        result = stage(
-            options.ct,
-            options.liver,
-            options.spleen,
-            options.model,
-            options.explain,
-            progress,
-            cancel,
-        )
+        result = _staged(options, progress, cancel)
         folder = result.save(options.output)
     print(one_line(result))
     for name, probability in zip(STAGES, result.probabilities):
@@ -73,6 +68,15 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
     print(f"{RESEARCH_USE} Model: {result.provenance['model']['trained_on']}")
     print(f"Picture, location map and numbers are in {folder}")
     return DONE
+
+
+def _staged(
+    options: argparse.Namespace, progress: "_ProgressLine", cancel: threading.Event
+) -> "StagingResult":
+    from .staging import stage
+
+    masks = (options.liver, options.spleen)
+    return stage(options.ct, *masks, options.model, options.explain, progress, cancel)
 
 
 def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
@@ -93,19 +97,10 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
 def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> int:
     from .faithfulness import check_explanation, sentences
     from .result import check_writable
-    from .staging import stage
 
     check_writable(options.output)
     with _ProgressLine(options.quiet) as progress:
-        result = stage(
-            options.ct,
-            options.liver,
-            options.spleen,
-            options.model,
-            options.explain,
-            progress,
-            cancel,
-        )
+        result = _staged(options, progress, cancel)
         found = check_explanation(result, progress=progress, cancel=cancel)
         folder = found.save(options.output)
     print(f"Explained: {found.explained}")

@@ -51,6 +51,17 @@ class Card:
     training: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What `grid.working_grid` has to know, as its keyword arguments."""
+        return {
+            "spacing": self.spacing_mm,
+            "patch_size": self.patch_size,
+            "window": self.window_hu,
+            "overlap": self.patch_overlap,
+            "smoothing_mm": self.smoothing_mm,
+        }
+
+    @property
     def temperature(self) -> float:
         """Divisor of the logits before the softmax (Guo 2017, temperature scaling)."""
         return float(self.calibration.get("temperature", 1.0))

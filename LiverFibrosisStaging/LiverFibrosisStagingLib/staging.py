@@ -70,16 +70,7 @@ def stage(
     warnings += [*about_masks, *check_organs(ct, liver, spleen, name)]
 
     steps.begin(0.35, "Resampling to the network's grid")
-    grid = working_grid(
-        ct,
-        liver,
-        spleen,
-        spacing=card.spacing_mm,
-        patch_size=card.patch_size,
-        window=card.window_hu,
-        overlap=card.patch_overlap,
-        smoothing_mm=card.smoothing_mm,
-    )
+    grid = working_grid(ct, liver, spleen, **card.preprocessing)
     warnings += grid.warnings
 
     seen = _look(model, grid, steps)

@@ -224,17 +224,8 @@ def _sample_patch() -> "np.ndarray":
     card = read_card(default_model_path())
     folder = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
     ct, liver = (sitk.ReadImage(folder / f"phantom_F4_{n}.nii.gz") for n in ("ct", "liver"))
-    grid = working_grid(
-        ct,
-        liver,
-        spacing=card.spacing_mm,
-        patch_size=card.patch_size,
-        window=card.window_hu,
-        overlap=card.patch_overlap,
-        smoothing_mm=card.smoothing_mm,
-    )
-    # A copy, since the array may be a view of the grid's image, which ends with this function.
-    return patch_array(grid, grid.starts[0], card.patch_size[0]).copy()
+    grid = working_grid(ct, liver, **card.preprocessing)
+    return patch_array(grid, grid.starts[0], card.patch_size[0])
 
 
 def _changed(model: "onnx.ModelProto", nodes: list) -> "onnx.ModelProto":
