@@ -1,13 +1,20 @@
 """Seeded phantoms of an upper abdomen on portal-venous CT, with a known stage of liver fibrosis.
 
-    python Training/phantom.py -n 300 --seed 1 -o COHORT     CTs, masks and COHORT/manifest.csv
+    python Training/phantom.py -n 252 --seed 1 -o COHORT     CTs, masks and COHORT/manifest.csv
     python Training/phantom.py --sample LiverFibrosisStaging/Resources/SampleData   the sample CT
 
-What the stage changes is known, which no patient's CT can offer: the nodularity of the liver's
-surface, the texture of its parenchyma and the volume of the spleen. That fibrosis shows in these is
-from the literature (Smith et al. 2016, Radiology 280:771-781; Goshima and Bae 2017, Radiology
-283:921-922; Yin et al. 2021). Their magnitudes here are chosen so that a small network sees them
-at 4 x 2 x 2 mm; they are not measured in patients.
+What the stage changes is known, which no patient's CT can offer, and each effect can be switched:
+
+surface   nodularity of the liver's surface (Smith et al. 2016, Radiology 280:771-781)
+texture   coarser parenchyma; regenerative nodules from F3 on (Goshima and Bae 2017, Radiology
+          283:921-922)
+spleen    volume (Pickhardt et al. 2017, Eur Radiol 27:3060-3068)
+lobes     smaller right lobe, larger caudate lobe (Harbin et al. 1980, Radiology 135:273-283)
+portal    wider portal vein (Bolondi et al. 1982, Radiology 142:167-172)
+ascites, varices   in part of the F4 cases (D'Amico et al. 2006, J Hepatol 44:217-231)
+
+The directions are the literature's. The magnitudes are chosen so that a small network sees them at
+4 x 2 x 2 mm and neighbouring stages overlap; they are not measured in patients.
 
 Coordinates are LPS in mm, arrays [slice, row, column]; x grows to the patient's left, y to the
 back, z to the head. A shape is a function that is about the distance to its surface, negative
@@ -28,7 +35,42 @@ import scipy.fft
 import SimpleITK as sitk
 from tqdm import tqdm
 
-EFFECTS = ("surface", "texture", "spleen")
+EFFECTS = ("surface", "texture", "spleen", "lobes", "portal", "ascites", "varices")
+# Patients per stage, and their median age, share of men, specimens and etiologies: Yin et al. 2021,
+# Table 1. Its F0 had no histology: healthy by history.
+PATIENTS = (134, 8, 10, 18, 82)
+MEDIAN_AGE = (63, 64, 57, 48, 60)
+MEN = (0.507, 0.375, 0.7, 0.611, 0.622)
+SPECIMENS = (
+    {"none": 1},
+    {"biopsy": 7, "transplantation": 1},
+    {"biopsy": 6, "transplantation": 4},
+    {"biopsy": 6, "transplantation": 12},
+    {"biopsy": 17, "resection": 5, "transplantation": 57},
+)
+ETIOLOGIES = (
+    {"none": 1},
+    {"other": 1, "unknown": 7},
+    {"autoimmune hepatitis": 1, "PSC": 2, "unknown": 7},
+    {
+        "alcoholic": 1,
+        "autoimmune hepatitis": 1,
+        "HCV": 1,
+        "PSC": 1,
+        "other": 7,
+        "unknown": 7,
+    },
+    {
+        "alcoholic": 25,
+        "autoimmune hepatitis": 3,
+        "HBV": 3,
+        "HCV": 9,
+        "steatohepatitis": 8,
+        "Wilson disease": 1,
+        "other": 9,
+        "unknown": 24,
+    },
+)
 SPACING_MM = (3.0, 1.5, 1.5)
 SIZE = (76, 216, 264)
 AIR, LUNG, FAT, FLUID, MUSCLE = -1000.0, -820.0, -100.0, 25.0, 60.0
@@ -52,28 +94,45 @@ class Signs(NamedTuple):
     surface_wavelength_mm: float
     texture_hu: float  # standard deviation of the parenchyma
     texture_wavelength_mm: float
+    nodules_hu: float  # contrast of regenerative nodules against the parenchyma
     spleen_ml: float
+    right_lobe: float  # factor of the right lobe's radii
+    caudate_mm: float  # radius of the caudate lobe
+    portal_mm: float  # radius of the portal vein
+    ascites_mm: float  # thickness of the fluid between organs and abdominal wall
+    varices: int  # number of wide, winding veins between stomach and spleen
 
 
 def signs(stage: int, rng: np.random.Generator, effects: Iterable[str] = EFFECTS) -> Signs:
     """Signs of `stage` 0..4; an effect that is not in `effects` looks as in F0.
 
-    Neighbouring stages overlap: a patient's severity scatters by half a stage about the stage, and
-    each sign has a scatter of its own on top.
+    Neighbouring stages overlap: a patient's severity scatters about the stage with a standard
+    deviation of 0.6, and each sign has a scatter of its own on top.
     """
     effects = tuple(effects)
     unknown = set(effects) - set(EFFECTS)
     if stage not in range(5) or unknown:
         raise ValueError(f"Stage 0..4 and effects of {EFFECTS} are needed: {stage}, {effects}.")
-    scatter, *own = rng.normal(0, (0.5, 0.15, 0.1, 0.15, 0.1, 0.2))
+    scatter, *own = rng.normal(0, (0.6, 0.15, 0.1, 0.15, 0.1, 0.2, 0.04, 0.15, 0.1))
+    fluid, bleeding = rng.random(2)
     severity = {e: np.clip((stage if e in effects else 0) + scatter, 0, 4.5) for e in EFFECTS}
-    surface, surface_wavelength, texture, texture_wavelength, spleen = np.exp(own)
+    surface, surface_wavelength, texture, texture_wavelength, spleen, lobe, caudate, vein = np.exp(
+        own
+    )
+    has_ascites = severity["ascites"] > 3.3 and fluid < 0.5
+    has_varices = severity["varices"] > 3.0 and bleeding < 0.5
     return Signs(
         surface_mm=float((0.3 + 0.5 * severity["surface"]) * surface),
         surface_wavelength_mm=float(17.0 * surface_wavelength),
         texture_hu=float((2.0 + 3.0 * severity["texture"]) * texture),
         texture_wavelength_mm=float((9.0 + 1.2 * severity["texture"]) * texture_wavelength),
+        nodules_hu=float(8.0 * max(0.0, severity["texture"] - 2.5)),
         spleen_ml=float(190.0 * np.exp(0.2 * severity["spleen"]) * spleen),
+        right_lobe=float((1.0 - 0.035 * severity["lobes"]) * lobe),
+        caudate_mm=float((13.0 + 3.0 * severity["lobes"]) * caudate),
+        portal_mm=float((5.5 + 0.5 * severity["portal"]) * vein),
+        ascites_mm=float(4.0 + 14.0 * fluid) if has_ascites else 0.0,
+        varices=3 + int(8 * bleeding) if has_varices else 0,
     )
 
 
@@ -85,8 +144,11 @@ def phantom(
     size: tuple[int, int, int] = SIZE,
     effects: Iterable[str] = EFFECTS,
     table: bool = True,
+    scan: int = 0,
 ) -> Phantom:
     """One patient of `stage` 0..4. The same seed gives the same anatomy in every stage.
+
+    scan: 0, 1, ...: another examination of the same patient, lying differently, with other noise.
 
     spacing: (slice, row, column) mm; size: voxels in the same order, about 230 x 320 x 400 mm for
     the whole upper abdomen (less shows a part of it, centred). effects: those of `EFFECTS` that
@@ -95,6 +157,8 @@ def phantom(
     pose, anatomy, fibrosis, noise = map(
         np.random.default_rng, np.random.SeedSequence(seed).spawn(4)
     )
+    if scan:
+        pose, noise = map(np.random.default_rng, np.random.SeedSequence([seed, scan]).spawn(2))
     seen = signs(stage, fibrosis, effects)
     canvas = _Canvas(spacing, size, pose)
     liver, spleen = _draw(canvas, anatomy, fibrosis, seen)
@@ -230,17 +294,24 @@ def _draw(
         canvas.blob(kidney, (28, 24, 50), rng.uniform(160, 195))
         canvas.blob(kidney - (side * 12, 0, 0), (12, 9, 24), FAT)
 
+    # Ascites lies along the wall and around the organs, which it keeps off the wall.
+    fluid = seen.ascites_mm
+    if fluid:
+        canvas.paint(np.maximum.reduce([inside, -inside - fluid, above]), FLUID - 10)
+
     # Spleen: under the left ribs, its shape free, its volume the stage's.
     form = np.exp(jitter(0, 0.08, 3)) * (0.95, 0.62, 1.35)
     scale = np.cbrt(seen.spleen_ml * 1000 / (4 / 3 * np.pi * form.prod()) / 0.85)
     radius = form * scale
     reach = width * (1 - fat / depth) - wall - 4
-    centre = np.array([reach - radius[0], 30, 18 - 0.3 * (radius[2] - 45)]) + jitter(0, 4, 3)
+    centre = np.array([reach - fluid - radius[0], 30, 18 - 0.3 * (radius[2] - 45)]) + jitter(
+        0, 4, 3
+    )
     box = canvas.box(centre, radius)
     smooth = 2.5 * _waves(rng, canvas.hu[box].shape, canvas.spacing, 50.0)
     spleen = canvas.at(_ellipsoid(centre, radius), box) + smooth
     back = np.hypot(canvas.xyz[0][box] * 0.8, canvas.xyz[1][box] - spine[1])
-    spleen = np.maximum.reduce([spleen, inside[box] + 3, above[box] + 2, 48 - back])
+    spleen = np.maximum.reduce([spleen, inside[box] + 3 + fluid, above[box] + 2, 48 - back])
     canvas.paint(spleen, rng.normal(125, 9), box)
     spleen_mask = np.zeros(canvas.size, bool)
     spleen_mask[box] = spleen < 0
@@ -248,7 +319,7 @@ def _draw(
     # Liver: right and left lobe, shaped by diaphragm, wall and spine, roughened by the stage.
     right = np.array([-72, 0, top - 78]) + jitter(0, 4, 3)
     left = np.array([-8, -40, top - 58]) + jitter(0, 5, 3)
-    right_radius = rng.uniform((68, 70, 74), (82, 84, 88))
+    right_radius = rng.uniform((68, 70, 74), (82, 84, 88)) * seen.right_lobe
     left_radius = rng.uniform((60, 28, 36), (82, 38, 50))
     box = canvas.box((-40, 0, top - 78), (120, 105, 95))
     liver = _smooth_union(
@@ -256,16 +327,23 @@ def _draw(
         canvas.at(_ellipsoid(left, left_radius), box),
         18.0,
     )
+    caudate = np.array([-18, spine[1] - 52, top - 66])
+    caudate_radius = seen.caudate_mm * np.array([0.9, 0.8, 1.2])
+    liver = _smooth_union(liver, canvas.at(_ellipsoid(caudate, caudate_radius), box), 8.0)
     liver += 4 * _waves(rng, liver.shape, canvas.spacing, 70.0)
     cava = np.float32([-24, spine[1] - 34])
     back = np.hypot(canvas.xyz[0][box] * 0.8, canvas.xyz[1][box] - spine[1])
-    liver = np.maximum.reduce([liver, inside[box] + 4, above[box] + 3, 38 - back])
+    liver = np.maximum.reduce([liver, inside[box] + 4 + fluid, above[box] + 3, 38 - back])
     liver += seen.surface_mm * _waves(
         fibrosis, liver.shape, canvas.spacing, seen.surface_wavelength_mm
     )
-    liver = np.maximum.reduce([liver, inside[box] + 1, above[box] + 1])
+    liver = np.maximum.reduce([liver, inside[box] + 1 + fluid, above[box] + 1])
     texture = _waves(fibrosis, liver.shape, canvas.spacing, seen.texture_wavelength_mm)
-    canvas.paint(liver, rng.normal(105, 8) + seen.texture_hu * texture, box)
+    parenchyma = rng.normal(105, 8) + seen.texture_hu * texture
+    if seen.nodules_hu:
+        nodules = _waves(fibrosis, liver.shape, canvas.spacing, 16.0)
+        parenchyma += seen.nodules_hu * np.clip(nodules - 0.8, 0, 1)
+    canvas.paint(liver, parenchyma, box)
     liver_mask = np.zeros(canvas.size, bool)
     liver_mask[box] = liver < 0
 
@@ -274,13 +352,19 @@ def _draw(
     canvas.tube((14, spine[1] - 32, -200), (10, spine[1] - 30, 200), 11, rng.normal(155, 10))
     canvas.tube((*cava, -200), (*cava, top - 5), rng.uniform(10, 13), venous)
     hilum = np.array([-32, cava[1] - 28, top - 88]) + jitter(0, 3, 3)
-    canvas.tube((5, hilum[1] + 12, hilum[2] - 35), hilum, 6.5, portal)
+    canvas.tube((5, hilum[1] + 12, hilum[2] - 35), hilum, seen.portal_mm, portal)
     for end in ((-62, 2, 0), (-92, 18, 18), (-90, -8, -32), (-10, -38, 22), (-70, -30, 8)):
         end = np.add(end, (0, 0, top - 82)) + jitter(0, 5, 3)
         canvas.tube(hilum, end, rng.uniform(2.5, 4), portal)
     for end in ((-95, 10, -50), (-65, -40, -45), (-20, -42, -40)):
         end = np.add(end, (0, 0, top)) + jitter(0, 5, 3)
         canvas.tube((*cava, top - 22), end, rng.uniform(2.5, 4), venous)
+
+    between = np.array([62, 10, top - 62])
+    for _ in range(seen.varices):
+        start = between + fibrosis.normal(0, (10, 9, 18))
+        end = start + fibrosis.normal(0, 14, 3)
+        canvas.tube(start, end, fibrosis.uniform(2.5, 4.5), portal)
 
     # Bones last: nothing lies over them. Discs between vertebrae, ribs running down to the front.
     canvas.blob((-34, spine[1], 0), (18, 18, 400), MUSCLE)
@@ -368,39 +452,109 @@ def write(case: Phantom, prefix: Path) -> dict[str, str]:
     names = {}
     for kind, image in case._asdict().items():
         path = prefix.with_name(f"{prefix.name}_{kind}.nii.gz")
-        sitk.WriteImage(image, path, useCompression=True)
+        unfinished = path.with_name(f"unfinished_{path.name}")
+        sitk.WriteImage(image, unfinished, useCompression=True)
+        unfinished.replace(path)
         names[kind] = path.name
     return names
 
 
+def stage_counts(count: int) -> list[int]:
+    """Patients per stage F0..F4 among `count` >= 5: as in the paper, one of each at least."""
+    if count < len(PATIENTS):
+        raise ValueError(f"A cohort needs {len(PATIENTS)} patients or more, not {count}.")
+    exact = np.array(PATIENTS) * count / sum(PATIENTS)
+    counts = np.maximum(np.floor(exact), 1).astype(int)
+    while counts.sum() != count:
+        short = counts.sum() < count
+        gap = exact - counts if short else np.where(counts > 1, counts - exact, -np.inf)
+        counts[np.argmax(gap)] += 1 if short else -1
+    return counts.tolist()
+
+
+def patients(count: int, seed: int, balanced: bool = False) -> list[dict[str, str | int]]:
+    """The manifest's rows without files, one per scan, in shuffled order.
+
+    Stages are as many as in the paper, or with `balanced` taken in turn. The first patients of F0
+    and F4 have two scans. `seed` of a row is that of the phantom, `scan` its number.
+    """
+    counts = stage_counts(count) if not balanced else None
+    stages = np.arange(count) % 5 if balanced else np.repeat(np.arange(5), counts)
+    twice = set() if balanced else {0, count - 1}
+    rows = []
+    for index, stage in enumerate(stages.tolist()):
+        own = np.random.SeedSequence([seed, index])
+        rng = np.random.default_rng(own.spawn(1)[0])
+        specimen, etiology = (_one_of(rng, table[stage]) for table in (SPECIMENS, ETIOLOGIES))
+        row = {
+            "patient": f"phantom_{seed}_{index:04d}",
+            "stage": f"F{stage}",
+            "age": int(np.clip(rng.normal(MEDIAN_AGE[stage], 13), 18, 90)),
+            "sex": "M" if rng.random() < MEN[stage] else "F",
+            "etiology": etiology,
+            "specimen": specimen,
+            "days": int(rng.integers(0, 150)),
+            "phase": "portal venous",
+            "seed": int(own.generate_state(1)[0]),
+        }
+        rows += [{**row, "scan": scan} for scan in range(2 if index in twice else 1)]
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return [rows[i] for i in order]
+
+
+def _one_of(rng: np.random.Generator, table: dict[str, int]) -> str:
+    weights = np.array(list(table.values()), float)
+    return str(rng.choice(list(table), p=weights / weights.sum()))
+
+
 def write_cohort(
-    folder: Path, count: int, seed: int, effects: Iterable[str] = EFFECTS, workers: int = 1
+    folder: Path,
+    count: int,
+    seed: int,
+    effects: Iterable[str] = EFFECTS,
+    workers: int = 1,
+    balanced: bool = False,
 ) -> Path:
-    """Write `count` phantoms, the stages in turn, and the manifest that lists them; its path."""
+    """Write the CTs and masks of `count` phantom patients and the manifest; the manifest's path.
+
+    Scans that are in the folder already are kept, so that an interrupted run goes on; they are told
+    by their names, hence one folder takes one kind of cohort.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    one = partial(_write_one, folder=folder, seed=seed, effects=tuple(effects))
+    rows = patients(count, seed, balanced)
+    one = partial(_write_one, folder=folder, effects=tuple(effects))
     with ProcessPoolExecutor(workers) as pool:
-        rows = list(tqdm(pool.map(one, range(count)), "Phantoms", count, unit="CT"))
+        rows = list(tqdm(pool.map(one, rows), "Phantoms", len(rows), unit="CT"))
     manifest = folder / "manifest.csv"
-    with manifest.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, ["patient", "ct", "liver", "spleen", "stage"])
+    columns = ["patient", "ct", "liver", "spleen", "stage"]
+    columns += ["age", "sex", "etiology", "specimen", "days", "phase"]
+    unfinished = manifest.with_suffix(".part")
+    with unfinished.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         writer.writerows(rows)
+    unfinished.replace(manifest)
     return manifest
 
 
-def _write_one(index: int, *, folder: Path, seed: int, effects: tuple[str, ...]) -> dict[str, str]:
-    own_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-    patient, stage = f"phantom_{seed}_{index:04d}", index % 5
-    files = write(phantom(stage, own_seed, effects=effects), folder / patient)
-    return {"patient": patient, **files, "stage": f"F{stage}"}
+def _write_one(row: dict[str, str | int], *, folder: Path, effects: tuple[str, ...]) -> dict:
+    row = dict(row)
+    own_seed, scan, stage = row.pop("seed"), row.pop("scan"), int(row["stage"][1])
+    prefix = folder / (row["patient"] + (f"_{scan + 1}" if scan else ""))
+    files = {kind: f"{prefix.name}_{kind}.nii.gz" for kind in Phantom._fields}
+    if not all((folder / name).exists() for name in files.values()):
+        write(phantom(stage, own_seed, effects=effects, scan=scan), prefix)
+    return {**row, **files}
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Write phantom CTs of liver fibrosis.")
-    parser.add_argument("-n", type=int, default=100, help="number of phantoms, F0..F4 in turn")
+    parser.add_argument("-n", type=int, default=sum(PATIENTS), help="number of patients")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--balanced", action="store_true", help="stages in turn, not as in the paper"
+    )
     parser.add_argument("--effects", nargs="+", choices=EFFECTS, default=EFFECTS)
     parser.add_argument("-o", "--output", type=Path, help="folder of the cohort")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -413,7 +567,12 @@ def main() -> None:
         write(phantom(SAMPLE_STAGE, SAMPLE_SEED), arguments.sample / f"phantom_F{SAMPLE_STAGE}")
     if arguments.output:
         write_cohort(
-            arguments.output, arguments.n, arguments.seed, arguments.effects, arguments.workers
+            arguments.output,
+            arguments.n,
+            arguments.seed,
+            arguments.effects,
+            arguments.workers,
+            arguments.balanced,
         )
 
 
