@@ -1,0 +1,42 @@
+"""Staged cohorts without CTs, as a network of given skill would leave them."""
+
+import numpy as np
+from staged import Staged
+
+from LiverFibrosisStagingLib.stages import softmax
+
+PAPER_COUNTS = (134, 8, 10, 18, 82)
+
+
+def staged_cohort(
+    counts=PAPER_COUNTS, seed: int = 0, skill: float = 1.6, spleens: bool = True, twice: int = 2
+) -> list[Staged]:
+    """Cases whose logits peak about the true stage; the last `twice` cases are second scans."""
+    rng = np.random.default_rng(seed)
+    cases = []
+    for number, stage in enumerate(np.repeat(np.arange(5), counts)):
+        severity = stage / 2 + rng.normal(0, 1 / skill)
+        logits = -2 * (np.arange(5) / 2 - severity) ** 2 + (1, -1, -1, -0.5, 0.5)
+        logits += rng.normal(0, 0.3, 5)
+        predicted = int(logits.argmax())
+        weights = {
+            "liver_surface": rng.gamma(12, (1.9 - 0.2 * predicted) / 12),
+            "liver_core": rng.gamma(12, (0.6 + 0.3 * predicted) / 12),
+            "spleen": rng.gamma(8, (0.7 + 0.2 * predicted) / 8),
+            "rest": rng.gamma(20, 0.9 / 20),
+        }
+        weights["liver"] = 0.4 * weights["liver_surface"] + 0.6 * weights["liver_core"]
+        if not spleens:
+            del weights["spleen"]
+        measurements = {
+            region: {"mean": float(mean), "share": float(mean) / 5, "volume_ml": 500.0}
+            for region, mean in weights.items()
+        }
+        name = f"case{number:03d}"
+        cases.append(
+            Staged(name, name, int(stage), logits, softmax(logits), predicted, measurements)
+        )
+    for number in range(twice):
+        second = cases[-1 - number]
+        cases[-1 - number] = Staged(**{**vars(second), "patient": f"case{number:03d}"})
+    return cases
