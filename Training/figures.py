@@ -41,7 +41,8 @@ DPI = 150
 def save(figure: Figure, folder: Path, name: str, trained_on: str) -> list[Path]:
     """Write `folder`/`name`.png and .pdf with the footer; returns both paths."""
     words = f"Model trained on: {trained_on.rstrip('.')}. {RESEARCH_USE}"
-    width = int(figure.get_figwidth() * 15.5)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    width = int(figure.get_figwidth() * 15)
     figure.supxlabel("\n".join(textwrap.wrap(words, width)), fontsize=7.5, color="#444444")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
@@ -105,7 +106,7 @@ def roc_averages(
 
 def reliability(found: dict[str, Any]) -> Figure:
     """Observed frequency over calibrated probability, a panel for each group."""
-    figure = Figure(figsize=(9.6, 3.9), layout="constrained")
+    figure = Figure(figsize=(9.8, 4.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(GROUPS), sharey=True), GROUPS):
         group, color = found["groups"][name], GROUP_LOOK[name][0]
         x, y, cases = np.array([list(b.values()) for b in group["reliability"]]).T
@@ -116,7 +117,7 @@ def reliability(found: dict[str, Any]) -> Figure:
         axes.set_title(f"{GROUP_TITLES[name]} ({group_stages(name)})", fontsize=10)
         axes.text(0.03, 0.97, f"ECE {error:.3f}\nBrier {brier:.3f}", va="top", fontsize=8.5)
         axes.set(xlabel="Predicted probability", xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
-        axes.set_aspect("equal")
+        axes.set_box_aspect(1)
         _plain(axes)
     figure.axes[0].set_ylabel("Observed frequency")
     temperature = f"temperature {found['temperature']:.2f}"
@@ -188,8 +189,8 @@ def region_weights(cases: Sequence[Staged]) -> Figure:
         axes.set_xticks(range(len(STAGES)), STAGES)
         axes.set_title(REGION_NAMES[region], fontsize=10)
         axes.set(xlim=(-0.6, len(STAGES) - 0.4))
-        axes.set_ylim(bottom=0)
         _plain(axes)
+    figure.axes[0].set_ylim(bottom=0)  # shared, so only once every panel has its points
     figure.axes[0].set_ylabel("Mean weight (body mean = 1)")
     figure.axes[len(REGIONS) // 2].set_xlabel("Predicted stage")
     return figure
