@@ -108,13 +108,21 @@ class _Graph:
 def _steps(layers: nn.Sequential) -> Iterator[tuple[str, list[np.ndarray], dict]]:
     """ONNX op, weights and attributes of every layer that does anything at inference."""
     modules = [layer for layer in layers if not isinstance(layer, nn.Dropout)]
-    for before, layer, after in zip([None, *modules], modules, [*modules[1:], None]):
+    following = [*modules[1:], None, None]
+    for number, (before, layer) in enumerate(zip([None, *modules], modules)):
         if isinstance(layer, nn.Conv3d):
             sizes = {"pads": list(layer.padding) * 2, "kernel_shape": list(layer.kernel_size)}
+            after = following[number]
+            if isinstance(after, nn.MaxPool3d) and isinstance(
+                following[number + 1], nn.BatchNorm3d
+            ):
+                after = following[number + 1]
+                if not (after.weight > 0).all():
+                    raise ValueError("A negative normalisation does not pass through max pooling.")
             yield "Conv", _convolution(layer, after), sizes
         elif isinstance(layer, nn.BatchNorm3d | nn.BatchNorm1d):
             continue
-        elif isinstance(layer, nn.MaxPool3d | nn.AvgPool3d):
+        elif isinstance(layer, nn.MaxPool3d | nn.AvgPool3d | nn.AdaptiveAvgPool3d):
             size = layer.kernel_size
             size = [size] * 3 if isinstance(size, int) else list(size)
             op = "MaxPool" if isinstance(layer, nn.MaxPool3d) else "AveragePool"

@@ -2,8 +2,9 @@
 
 Four convolutions with 5x5x5 kernels, three max-poolings, two fully connected layers. What differs
 from the paper, and why: the input is standardised to what livers look like and cut off beyond,
-every convolution is batch-normalised, the activations leak, and the last maps are averaged and
-normalised before the first dense layer. Without these the network stayed at chance on phantoms:
+every convolution is batch-normalised (the first two after their pooling, where there are fewer
+voxels), the activations leak, and the last maps are averaged and normalised before the first dense
+layer. Without these the network stayed at chance on phantoms:
 patients differ in the averages by little next to what all have in common. At export the
 normalisations disappear in the weights of their neighbours.
 """
@@ -52,10 +53,8 @@ class LFSNetwork(nn.Module):
         first, second, third, fourth = channels
         # Up to the target layer, whose maps Grad-CAM weighs ...
         self.head = nn.Sequential(
-            *_convolution(1, first),
-            nn.MaxPool3d(2),
-            *_convolution(first, second),
-            nn.MaxPool3d((1, 2, 2)),
+            *_convolution(1, first, nn.MaxPool3d(2)),
+            *_convolution(first, second, nn.MaxPool3d((1, 2, 2))),
             *_convolution(second, third),
         )
         averages = fourth * pooled[0] * pooled[1] * pooled[2]
@@ -63,7 +62,7 @@ class LFSNetwork(nn.Module):
         self.tail = nn.Sequential(
             nn.MaxPool3d(2),
             *_convolution(third, fourth),
-            nn.AvgPool3d(tuple(n // p for n, p in zip(last, pooled))),
+            _Average(pooled, tuple(n // p for n, p in zip(last, pooled))),
             nn.Flatten(),
             nn.BatchNorm1d(averages),
             nn.Dropout(dropout),
@@ -83,10 +82,21 @@ class LFSNetwork(nn.Module):
         return self.tail(self.features(volume))
 
 
-def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+class _Average(nn.AdaptiveAvgPool3d):
+    """Averages to a fixed size whatever the patch's; `kernel_size` is that of a whole patch."""
+
+    def __init__(self, pooled: tuple[int, int, int], kernel_size: tuple[int, int, int]) -> None:
+        super().__init__(pooled)
+        self.kernel_size = kernel_size
+
+
+def _convolution(
+    inputs: int, outputs: int, pooling: nn.Module | None = None
+) -> tuple[nn.Module, ...]:
     # The normalisation brings its own offset.
     return (
         nn.Conv3d(inputs, outputs, 5, padding=2, bias=False),
+        *([pooling] if pooling else []),
         nn.BatchNorm3d(outputs),
         nn.LeakyReLU(0.01),
     )
