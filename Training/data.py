@@ -53,6 +53,7 @@ class WorkingGrid(Transform):
         self.patch_size, self.spacing = patch_size, spacing
 
     def __call__(self, item: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """One case: item has the paths `ct`, `liver` and `spleen` (empty where there is none)."""
         ct = read_ct(Path(item["ct"]))
         spleen = read_organ(Path(item["spleen"])) if item["spleen"] else None
         masks = organ_masks(ct, read_organ(Path(item["liver"])), spleen)[:2]
@@ -240,6 +241,7 @@ class RandMove(RandomizableTransform):
         self.spacing = np.array(spacing)
 
     def __call__(self, patch: torch.Tensor) -> torch.Tensor:
+        """The patch [1, slices, rows, columns], moved."""
         self.randomize(None)
         x, y, z = np.radians(self.R.normal(0, 3, 3))
         scale, shift = np.exp(self.R.normal(0, 0.04)), self.R.normal(0, 8, 3)

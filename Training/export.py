@@ -1,12 +1,16 @@
-"""Write a trained network as the one ONNX file that the library loads: weights and contract.
+"""Write trained networks as the one ONNX file that the library loads: weights and contract.
 
-The graph is written node by node from the module's layers, not traced: names stay readable, batch
+The graph is written node by node from the modules' layers, not traced: names stay readable, batch
 normalisation is folded into the convolutions, and every tensor between the target layer and the
 logits becomes an output, which is what the library's backward pass in numpy needs.
+
+Several networks (the folds of a cross-validation) become one that is as many times as wide: they
+stand side by side as groups of its channels, and its logits are the mean of theirs. So an ensemble
+is a chain of the same layers, and Grad-CAM sees the sum of its members' maps.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,41 +19,57 @@ import onnxruntime
 import torch
 from network import LFSNetwork
 from onnx import TensorProto, helper, numpy_helper
+from scipy.linalg import block_diag
 from torch import nn
 
 OPSET = 17
 IR_VERSION = 8
 METADATA_KEY = "liver_fibrosis_staging"
 
+Steps = list[tuple[str, list[np.ndarray], dict]]
 
-def export(network: LFSNetwork, path: str | Path, metadata: dict) -> None:
-    """Write `network` to `path` with `metadata`, completed by the list of the tail's ops.
+
+def export(networks: LFSNetwork | Sequence[LFSNetwork], path: str | Path, metadata: dict) -> None:
+    """Write a network, or an ensemble of several of one shape, to `path` with `metadata`.
 
     Outputs: `logits` and `probabilities` (softmax of the logits over the calibration temperature),
-    [N, 5]; `features`, the target layer's activation; then every further tensor from `features`
-    to `logits`, in order. Raises ValueError where ONNX Runtime's logits or feature maps differ from
-    PyTorch's by 1e-4 or more (relative to the largest value, where that exceeds 1).
+    [N, 5]; `features`, the target layer's activation; every further tensor from `features` to
+    `logits`, in order; and of an ensemble `member_logits`, [N, members, 5]. The metadata is
+    completed by the list of the tail's ops. Raises ValueError where ONNX Runtime's logits or
+    feature maps differ from PyTorch's by 1e-4 or more (relative to the largest value, where that
+    exceeds 1).
     """
     path = Path(path)
-    network = network.eval()
+    members = [networks] if isinstance(networks, LFSNetwork) else list(networks)
+    for member in members:
+        member.eval()
+    first = members[0]
     graph = _Graph()
-    graph.add("Sub", "volume", "centred", [np.float32(network.mean)])
-    graph.add("Div", "centred", "scaled", [np.float32(network.std)])
-    limits = [np.float32(-network.limit), np.float32(network.limit)]
+    graph.add("Sub", "volume", "centred", [np.float32(first.mean)])
+    graph.add("Div", "centred", "scaled", [np.float32(first.std)])
+    limits = [np.float32(-first.limit), np.float32(first.limit)]
     graph.add("Clip", "scaled", "standardised", limits)
-    graph.add_layers(network.head, "standardised", "head", "features")
-    tail = graph.add_layers(network.tail, "features", "tail", "logits")
+    head = _side_by_side([list(_steps(member.head)) for member in members], one_input=True)
+    graph.add_steps(head, "standardised", "head", "features")
+    steps = _side_by_side([list(_steps(member.tail)) for member in members])
+    (*_, (_, (weight, bias), attributes)) = steps
+    mean = [weight.reshape(len(members), 5, -1).mean(axis=0), bias.reshape(-1, 5).mean(axis=0)]
+    tail = graph.add_steps([*steps[:-1], ("Gemm", mean, attributes)], "features", "tail", "logits")
     temperature = np.float32(metadata["calibration"]["temperature"])
     graph.add("Div", "logits", "calibrated", [temperature])
     graph.add("Softmax", "calibrated", "probabilities", axis=1)
+    outputs = ["logits", "probabilities", "features", *(name for _, name in tail[:-1])]
+    shapes = dict(zip(outputs, _output_shapes(first, len(members))))
+    if len(members) > 1:
+        graph.add("Gemm", tail[-2][1], "member_scores", [weight, bias], **attributes)
+        graph.add_reshape("member_scores", "member_logits", (-1, len(members), 5))
+        shapes["member_logits"] = (len(members), 5)
 
-    tail_outputs = [name for _, name in tail[:-1]]
-    outputs = ["logits", "probabilities", "features", *tail_outputs]
     declared = helper.make_graph(
         graph.nodes,
         "LFSNetwork",
-        [_tensor("volume", (1, *network.patch_size))],
-        [_tensor(name, shape) for name, shape in _output_shapes(network, outputs)],
+        [_tensor("volume", (1, *first.patch_size))],
+        [_tensor(name, shape) for name, shape in shapes.items()],
         graph.weights,
     )
     model = helper.make_model(
@@ -61,10 +81,22 @@ def export(network: LFSNetwork, path: str | Path, metadata: dict) -> None:
     described = {**metadata, "target_layer": "features", "tail": [op for op, _ in tail]}
     helper.set_model_props(model, {METADATA_KEY: json.dumps(described)})
     onnx.checker.check_model(model, full_check=True)
-    content = model.SerializeToString()
-    _check_parity(network, content)
+    _check_parity(members, model.SerializeToString())
+    _write(model, path)
+
+
+def describe(path: str | Path, metadata: dict) -> None:
+    """Replace entries of an exported file's metadata; its network stays as it is."""
+    model = onnx.load(path)
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    described = json.loads(properties[METADATA_KEY]) | metadata
+    helper.set_model_props(model, {**properties, METADATA_KEY: json.dumps(described)})
+    _write(model, Path(path))
+
+
+def _write(model: onnx.ModelProto, path: Path) -> None:
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_bytes(content)
+    unfinished.write_bytes(model.SerializeToString())
     unfinished.replace(path)
 
 
@@ -91,11 +123,8 @@ class _Graph:
             helper.make_node(op, [source, *names], [target], name=target, **attributes)
         )
 
-    def add_layers(
-        self, layers: nn.Sequential, source: str, prefix: str, last: str
-    ) -> list[tuple[str, str]]:
-        """Append `layers` from the tensor `source` to `last`; (op, output name) of each node."""
-        steps = list(_steps(layers))
+    def add_steps(self, steps: Steps, source: str, prefix: str, last: str) -> list[tuple[str, str]]:
+        """Append `steps` from the tensor `source` to `last`; (op, output name) of each node."""
         added = []
         for number, (op, weights, attributes) in enumerate(steps, start=1):
             target = last if number == len(steps) else f"{prefix}{number}_{op.lower()}"
@@ -103,6 +132,30 @@ class _Graph:
             added.append((op, target))
             source = target
         return added
+
+    def add_reshape(self, source: str, target: str, shape: tuple[int, ...]) -> None:
+        name = f"{target}_shape"
+        self.weights.append(numpy_helper.from_array(np.array(shape, np.int64), name))
+        self.nodes.append(helper.make_node("Reshape", [source, name], [target], name=target))
+
+
+def _side_by_side(members: list[Steps], one_input: bool = False) -> Steps:
+    """The members' steps as those of one network with all their channels.
+
+    one_input: the first convolution sees what all members share, not the channels of each.
+    """
+    if len(members) == 1:
+        return members[0]
+    steps = []
+    for same in zip(*members):
+        op, _, attributes = same[0]
+        weights = [np.concatenate(arrays) for arrays in zip(*(weights for _, weights, _ in same))]
+        if op == "Gemm":
+            weights[0] = block_diag(*(weight for _, (weight, _), _ in same))
+        elif op == "Conv" and not (one_input and not steps):
+            attributes = {**attributes, "group": len(members)}
+        steps.append((op, weights, attributes))
+    return steps
 
 
 def _steps(layers: nn.Sequential) -> Iterator[tuple[str, list[np.ndarray], dict]]:
@@ -170,26 +223,28 @@ def _tensor(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
 
 
-def _output_shapes(network: LFSNetwork, names: list[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape, without the batch, of the outputs that `export` declares, in its order."""
+def _output_shapes(network: LFSNetwork, members: int) -> Iterator[tuple[int, ...]]:
+    """Shapes, without the batch, of the outputs that `export` declares, in its order."""
+    yield (5,)
+    yield (5,)
     with torch.no_grad():
         maps = network.features(torch.zeros(1, 1, *network.patch_size))
-        shapes = [(5,), (5,), tuple(maps.shape[1:])]
+        yield members * maps.shape[1], *maps.shape[2:]
         for layer in network.tail:
             maps = layer(maps)
             if not isinstance(layer, nn.Dropout | nn.BatchNorm3d | nn.BatchNorm1d):
-                shapes.append(tuple(maps.shape[1:]))
-    yield from zip(names, shapes)
+                yield members * maps.shape[1], *maps.shape[2:]
 
 
-def _check_parity(network: LFSNetwork, content: bytes) -> None:
+def _check_parity(members: Sequence[LFSNetwork], content: bytes) -> None:
     generator = torch.Generator().manual_seed(0)
-    volume = torch.rand(2, 1, *network.patch_size, generator=generator)
+    volume = torch.rand(2, 1, *members[0].patch_size, generator=generator)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     exported = session.run(["logits", "features"], {"volume": volume.numpy()})
     with torch.no_grad():
-        features = network.features(volume)
-        expected = [network.tail(features).numpy(), features.numpy()]
+        features = [member.features(volume) for member in members]
+        logits = torch.stack([member.tail(maps) for member, maps in zip(members, features)])
+        expected = [logits.mean(dim=0).numpy(), torch.cat(features, dim=1).numpy()]
     for name, ours, theirs in zip(("logits", "features"), exported, expected):
         difference = np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max())
         if not difference < 1e-4:

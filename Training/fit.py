@@ -28,8 +28,8 @@ from LiverFibrosisStagingLib.stages import GROUPS, softmax
 class Schedule:
     """How long and how fast to learn.
 
-    steps, batch, learning_rate: of AdamW under a one-cycle rate. crop_steps: steps at the start that
-    look closely (`data.Draws`), at patches of `crop` x `crop`. sparsity: weight, after them, of the
+    steps, batch, learning_rate: of AdamW under a one-cycle rate. crop_steps: steps at the start
+    that look closely (`data.Draws`), at patches of `crop` x `crop`. sparsity: weight, after them, of the
     target layer's mean absolute activation; without it the maps are busy everywhere, and Grad-CAM,
     which sums them up, shows the background instead of organs. temper: see `data.Draws`. ordinal:
     soft ordinal labels, otherwise plain cross-entropy. check_every: steps between two looks at the

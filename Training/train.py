@@ -1,392 +1,74 @@
-"""Train the LFS network on a cohort, export it, and measure the exported file.
+"""From a cohort to the model that the module loads: folds, figures, tables, export, in one command.
 
-    python Training/train.py --manifest COHORT/manifest.csv --test TEST/manifest.csv -o RUN
+    python Training/train.py --manifest COHORT/manifest.csv -o RUN [--test OTHER/manifest.csv]
+    python Training/train.py --phantoms 252 -o RUN
 
-The cohort comes as a CSV with the columns patient, ct, liver, spleen, stage (F0..F4; paths
-relative to the CSV). RUN receives the preprocessed cases (cache/), log.csv, checkpoint.pt (a run
-that was interrupted goes on from there), LFS.onnx and metrics.json.
+The second makes two phantom cohorts first (`phantom.py`), one to learn from and one to be tested
+on. RUN receives folds.json (who is in which fold), fold_K/ (checkpoint.pt, log.csv, LFS.onnx),
+predictions.csv, metrics.json, tables/ and figures/ of the cross-validation, the same of the test
+cohort in test/, the ensemble of the folds LFS.onnx, the single network LFS_single.onnx and
+MODEL_CARD.md. Called again after an interruption the command goes on where it stopped.
 
-What training sees is what staging sees: both take the library's `working_grid`. Each iteration
-draws a stage, a patient of that stage, and 32 consecutive slices of the liver (Yin et al. 2021,
-"Algorithm scheme"). Rare stages are drawn more often than they occur, with the square root of their
-share: drawn evenly, a handful of patients would be learned by heart.
-
-The first steps look closely: patches cut in plane around a place in the liver. There a step costs a
-third and the signal is not a thirtieth of the picture; whole sections, from which the network stays
-at chance for long, only follow when it knows what to look at.
+Whatever is measured is measured on the exported files through the library's own `stage`.
+With several GPUs: torchrun --nproc-per-node 4 Training/train.py ...
 """
 
 import argparse
-import csv
+import dataclasses
 import datetime
-import hashlib
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import cohort_maps
+import cohort_report
+import model_card
 import numpy as np
-import SimpleITK as sitk
+import phantom
 import torch
-from export import export
+from data import PATCH_OVERLAP, WINDOW_HU, prepare
+from evaluate import compare, report_cross_validation, report_test, write_metrics
+from export import describe, export
+from fit import Schedule, fit, join_processes, process
+from folds import Fold, split
+from manifest import Case, Criteria, ManifestError, apply, check_for_training, read_manifest
+from monai.data import PersistentDataset
 from network import PATCH_SIZE, SMOOTHING_MM, SPACING_MM, LFSNetwork
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
-from torch.nn import functional
-from tqdm import tqdm
+from staged import Staged, stage_cases
+from torch.utils.data import Subset
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "LiverFibrosisStaging"))
-from LiverFibrosisStagingLib import StagingModel, __version__, read_ct
-from LiverFibrosisStagingLib.grid import patch_starts, working_grid
-from LiverFibrosisStagingLib.masks import organ_masks, read_organ
-from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES, softmax
+from LiverFibrosisStagingLib import StagingModel, __version__
+from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
 
-WINDOW_HU = (-125.0, 225.0)
-PATCH_OVERLAP = 0.5
+Figures = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One CT of one patient; `stage` is the index into STAGES."""
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """How large the network is and what grid it sees; lengths in (slice, row, column)."""
 
-    patient: str
-    ct: Path
-    liver: Path
-    stage: int
+    patch_size: tuple[int, int, int] = PATCH_SIZE
+    spacing: tuple[float, float, float] = SPACING_MM
+    channels: tuple[int, int, int, int] = (8, 16, 32, 64)
+    dense: int = 64
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to learn.
-
-    sparsity: weight in the loss of the target layer's mean absolute activation. Without it the maps
-    are busy everywhere, and Grad-CAM, which sums them up, shows the background instead of organs.
-    crop_steps: steps at the start with patches of `crop` x `crop` in plane, twice as many per step;
-    sparsity acts after them.
-    """
-
-    steps: int = 240
-    batch: int = 8
-    learning_rate: float = 4e-3
-    sparsity: float = 0.4
-    crop_steps: int = 180
-    crop: int = 80
-    bfloat16: bool = True
-    check_every: int = 100
-    seed: int = 0
+    def network(self, seed: int) -> LFSNetwork:
+        """An untrained network, the same for the same seed."""
+        torch.manual_seed(seed)
+        return LFSNetwork(self.patch_size, self.channels, dense=self.dense)
 
 
-def read_manifest(path: Path) -> list[Case]:
-    """The cases of a manifest. Raises ValueError that names the line of an unknown stage."""
-    cases = []
-    with path.open(newline="", encoding="utf-8") as stream:
-        for number, row in enumerate(csv.DictReader(stream), start=2):
-            if row["stage"] not in STAGES:
-                raise ValueError(f"{path}, line {number}: stage {row['stage']!r} is not F0..F4.")
-            ct, liver = path.parent / row["ct"], path.parent / row["liver"]
-            cases.append(Case(row["patient"], ct, liver, STAGES.index(row["stage"])))
-    return cases
+# Shows in minutes that everything works; far too coarse to stage anything.
+SMALL = Build((16, 88, 112), (8.0, 4.0, 4.0), (4, 8, 16, 32), 32)
+SMALL_SCHEDULE = Schedule(steps=24, batch=4, crop_steps=16, crop=40, check_every=8)
 
 
-def prepare(
-    cases: Sequence[Case],
-    cache: Path,
-    patch_size: tuple[int, int, int] = PATCH_SIZE,
-    spacing: tuple[float, float, float] = SPACING_MM,
-    workers: int | None = None,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Each case's working grid over the liver's slices, uint8 [slices, rows, columns], 0..255, and
-    places in its liver, int16 [n, 3], indices into that grid.
-
-    Kept on disk in `cache` and mapped into memory; a case is prepared anew when its files change.
-    """
-    cache.mkdir(parents=True, exist_ok=True)
-    one = partial(_prepare_one, cache=cache, patch_size=tuple(patch_size), spacing=tuple(spacing))
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        paths = list(tqdm(pool.map(one, cases), "Preprocessing", len(cases), unit="CT"))
-    volumes = [np.load(path, mmap_mode="r") for path in paths]
-    return volumes, [np.load(path.with_suffix(".liver.npy")) for path in paths]
-
-
-def _prepare_one(
-    case: Case, *, cache: Path, patch_size: tuple[int, ...], spacing: tuple[float, ...]
-) -> Path:
-    files = [(str(p.resolve()), p.stat().st_mtime_ns) for p in (case.ct, case.liver)]
-    recipe = ("places", __version__, files, patch_size, spacing, WINDOW_HU, SMOOTHING_MM)
-    key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
-    path = cache / f"{key}.npy"
-    if not path.exists():
-        ct = read_ct(case.ct)
-        liver, _, _ = organ_masks(ct, read_organ(case.liver), None)
-        grid = working_grid(
-            ct,
-            liver,
-            spacing=spacing,
-            patch_size=patch_size,
-            window=WINDOW_HU,
-            overlap=PATCH_OVERLAP,
-            smoothing_mm=SMOOTHING_MM,
-        )
-        volume = sitk.GetArrayViewFromImage(grid.volume)
-        # Every 4th place in plane is enough to draw from.
-        resampled = sitk.Resample(liver, grid.volume, sitk.Transform(), sitk.sitkNearestNeighbor)
-        places = np.argwhere(sitk.GetArrayViewFromImage(resampled)[:, ::4, ::4]) * (1, 4, 4)
-        np.save(path.with_suffix(".liver.npy"), places.astype(np.int16))
-        unfinished = cache / f"{key}.{os.getpid()}.npy"
-        np.save(unfinished, np.round(volume * 255).astype(np.uint8))
-        unfinished.replace(path)
-    return path
-
-
-def hold_out(
-    cases: Sequence[Case], parts: int, seed: int, fold: int = 0
-) -> tuple[list[int], list[int]]:
-    """Indices to train on and to hold out: fold `fold` of `parts`, by patient, stages balanced."""
-    split = StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(
-        cases, [case.stage for case in cases], [case.patient for case in cases]
-    )
-    kept, held = list(split)[fold]
-    return kept.tolist(), held.tolist()
-
-
-def draw_batch(
-    volumes: Sequence[np.ndarray],
-    stages: np.ndarray,
-    batch: int,
-    slices: int,
-    rng: np.random.Generator,
-    places: Sequence[np.ndarray] | None = None,
-    crop: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patches float32 [batch, 1, slices, rows, columns] and stages [batch].
-
-    Stages come with the square root of their share. With `crop`, a patch is `crop` x `crop` in
-    plane around one of the `places` of its case, otherwise whole sections.
-    """
-    present, counts = np.unique(stages, return_counts=True)
-    drawn = rng.choice(present, batch, p=np.sqrt(counts) / np.sqrt(counts).sum())
-    patches = []
-    for stage in drawn:
-        index = rng.choice(np.flatnonzero(stages == stage))
-        volume = volumes[index]
-        last = np.array(volume.shape) - (slices, crop, crop)
-        if crop:
-            place = places[index][rng.integers(len(places[index]))]
-            z, y, x = np.clip(place - np.array([slices, crop, crop]) // 2, 0, last)
-            patches.append(volume[z : z + slices, y : y + crop, x : x + crop])
-        else:
-            start = rng.integers(last[0] + 1)
-            patches.append(volume[start : start + slices])
-    return torch.from_numpy(np.stack(patches)[:, None]).float() / 255, torch.from_numpy(drawn)
-
-
-def augment(
-    patches: torch.Tensor, spacing: tuple[float, float, float], rng: np.random.Generator
-) -> torch.Tensor:
-    """Patches moved as patients lie differently, and brightened as contrast and scanners differ.
-
-    Rotations (standard deviation 3 degrees about each axis), scale (4 %) and shifts (8 mm) act in
-    mm, so that unequal spacings do not shear. One in five stays where it is: interpolation smooths,
-    and the network must know unsmoothed scans too.
-    """
-    size = np.array(patches.shape[2:])
-    # affine_grid counts from -1 to 1 over the volume, axes in the order column, row, slice.
-    half = (size * spacing / 2)[::-1]
-    matrices = []
-    for _ in patches:
-        x, y, z = np.radians(rng.normal(0, 3, 3))
-        turn = np.array([[1, -z, y], [z, 1, -x], [-y, x, 1]]) * np.exp(rng.normal(0, 0.04))
-        shift = rng.normal(0, 8, 3)
-        if rng.random() < 0.2:
-            turn, shift = np.eye(3), np.zeros(3)
-        matrices.append(np.column_stack([turn * half / half[:, None], shift / half]))
-    grid = functional.affine_grid(
-        torch.tensor(np.array(matrices), dtype=torch.float32), list(patches.shape), False
-    )
-    moved = functional.grid_sample(patches, grid, padding_mode="border", align_corners=False)
-    count = len(patches)
-    gain, offset, noise = (
-        torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1, 1)
-        for values in (
-            rng.normal(1, 0.06, count),
-            rng.normal(0, 0.03, count),
-            rng.uniform(0, 0.02, count),
-        )
-    )
-    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    moved = (moved - 0.5) * gain + 0.5 + offset
-    moved += noise * torch.randn(moved.shape, generator=generator)
-    return moved.clamp_(0, 1)
-
-
-def ordinal_loss(logits: torch.Tensor, stages: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy against soft labels exp(-2 d^2), d the distance to the true stage.
-
-    Soft ordinal labels (Diaz and Marathe, CVPR 2019): F4 called F0 costs more than F4 called F3.
-    """
-    distance = torch.arange(logits.shape[1]) - stages[:, None]
-    return functional.cross_entropy(logits, torch.softmax(-2.0 * distance**2, dim=1))
-
-
-def fit(
-    network: LFSNetwork,
-    volumes: Sequence[np.ndarray],
-    places: Sequence[np.ndarray],
-    stages: np.ndarray,
-    held: tuple[Sequence[np.ndarray], np.ndarray],
-    schedule: Schedule,
-    run: Path,
-    spacing: tuple[float, float, float] = SPACING_MM,
-) -> None:
-    """Train `network` in place; goes on from RUN/checkpoint.pt where there is one.
-
-    Every step's draws depend on the seed and the step's number alone, so that a run that was
-    interrupted ends as it would have. held: volumes and stages that only log.csv sees.
-    """
-    network.to(memory_format=torch.channels_last_3d)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
-    checkpoint, log = run / "checkpoint.pt", run / "log.csv"
-    parts = {"network": network, "optimizer": optimizer}
-    first = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        first = state["step"]
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-    else:
-        columns = ["step", "seconds", "loss", "held_out_loss", *GROUPS]
-        log.write_text(",".join(columns) + "\n", encoding="utf-8")
-    # Follows from the step alone, so that a run may go on with more or fewer steps than planned.
-    rates = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.learning_rate, total_steps=schedule.steps, last_epoch=first - 1
-    )
-
-    losses, began = [], time.monotonic()
-    progress = tqdm(range(first, schedule.steps), "Training", initial=first, total=schedule.steps)
-    for step in progress:
-        rng = np.random.default_rng([schedule.seed, step])
-        torch.manual_seed(int(rng.integers(2**31)))
-        network.train()
-        close = step < schedule.crop_steps
-        batch, crop = (2 * schedule.batch, schedule.crop) if close else (schedule.batch, 0)
-        slices = network.patch_size[0]
-        patches, truth = draw_batch(volumes, stages, batch, slices, rng, places, crop)
-        patches = augment(patches, spacing, rng).to(memory_format=torch.channels_last_3d)
-        with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bfloat16):
-            features = network.features(patches)
-            logits = network.tail(features)
-        loss = ordinal_loss(logits.float(), truth)
-        optimizer.zero_grad()
-        sparsity = 0.0 if close else schedule.sparsity
-        (loss + sparsity * features.float().abs().mean()).backward()
-        optimizer.step()
-        _keep_normalisations_positive(network)
-        rates.step()
-        losses.append(float(loss.detach()))
-        progress.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
-        if (step + 1) % schedule.check_every == 0 or step + 1 == schedule.steps:
-            logits = case_logits(partial(_run, network.eval()), held[0], network.patch_size[0])
-            held_loss = float(ordinal_loss(torch.from_numpy(logits), torch.from_numpy(held[1])))
-            row = [time.monotonic() - began, np.mean(losses), held_loss]
-            row += aucs(softmax(logits), held[1]).values()
-            with log.open("a", encoding="utf-8") as stream:
-                print(step + 1, *(f"{value:.4f}" for value in row), sep=",", file=stream)
-            state = {"step": step + 1, **{n: p.state_dict() for n, p in parts.items()}}
-            torch.save(state, checkpoint.with_suffix(".part"))
-            checkpoint.with_suffix(".part").replace(checkpoint)
-            losses = []
-
-
-def _keep_normalisations_positive(network: LFSNetwork) -> None:
-    """So that they pass through the max pooling before them, into the convolution, at export."""
-    with torch.no_grad():
-        for layer in network.head:
-            if isinstance(layer, torch.nn.BatchNorm3d):
-                layer.weight.clamp_(min=1e-3)
-
-
-def _run(network: LFSNetwork, patch: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        return network(torch.from_numpy(patch)).numpy()
-
-
-def case_logits(
-    run: Callable[[np.ndarray], np.ndarray], volumes: Sequence[np.ndarray], slices: int
-) -> np.ndarray:
-    """Logits [cases, 5] as staging has them: the mean over a case's overlapping patches.
-
-    run: logits [1, 5] of a patch float32 [1, 1, slices, rows, columns].
-    """
-    return np.stack(
-        [
-            np.mean(
-                [
-                    run(np.float32(volume[None, None, start : start + slices]) / np.float32(255))[0]
-                    for start in patch_starts(len(volume), slices, PATCH_OVERLAP)
-                ],
-                axis=0,
-            )
-            for volume in volumes
-        ]
-    )
-
-
-def aucs(probabilities: np.ndarray, stages: np.ndarray) -> dict[str, float]:
-    """Area under the ROC curve of every group of stages; nan where one side has no case."""
-    return {
-        name: float(roc_auc_score(stages >= first, probabilities[:, first:].sum(axis=1)))
-        if 0 < np.count_nonzero(stages >= first) < len(stages)
-        else float("nan")
-        for name, first in GROUPS.items()
-    }
-
-
-def evaluate(
-    probabilities: np.ndarray, stages: np.ndarray, repeats: int = 1000, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """AUC of every group with its 95 % interval by bootstrap over cases (percentiles)."""
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(repeats):
-        picked = rng.integers(len(stages), size=len(stages))
-        drawn.append(list(aucs(probabilities[picked], stages[picked]).values()))
-    low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
-    values = aucs(probabilities, stages)
-    return {
-        name: {"value": round(value, 4), "low": round(float(a), 4), "high": round(float(b), 4)}
-        for (name, value), a, b in zip(values.items(), low, high)
-    }
-
-
-def metadata(
-    name: str, data: str, cases_per_stage: Sequence[int], network: LFSNetwork, spacing: Sequence
-) -> dict:
-    """What the contract says about a model, still without its evaluation."""
-    return {
-        "contract": 1,
-        "name": name,
-        "stages": list(STAGES),
-        "window_hu": list(WINDOW_HU),
-        "spacing_mm": list(spacing),
-        "patch_size": list(network.patch_size),
-        "patch_overlap": PATCH_OVERLAP,
-        "smoothing_mm": SMOOTHING_MM,
-        "calibration": {"temperature": 1.0},
-        "reference": {},
-        "training": {
-            "data": data,
-            "cases_per_stage": list(cases_per_stage),
-            "folds": 0,
-            "date": datetime.date.today().isoformat(),
-            "code_version": __version__,
-        },
-        "intended_use": RESEARCH_USE,
-    }
+class RunError(ValueError):
+    """A run that cannot go on; the sentence says why."""
 
 
 def train(
@@ -394,121 +76,297 @@ def train(
     run: Path,
     *,
     test: Path | None = None,
-    parts: int = 5,
-    fold: int = 0,
-    cache: Path | None = None,
+    grades: str = "metavir",
+    criteria: Criteria = Criteria(),
+    folds: int = 5,
+    only: int | None = None,
+    build: Build = Build(),
     schedule: Schedule = Schedule(),
-    network: LFSNetwork | None = None,
     start_from: Path | None = None,
-    spacing: tuple[float, float, float] = SPACING_MM,
+    shuffle_labels: bool = False,
     name: str = "LFS",
     data: str = "Not stated.",
-) -> dict[str, dict[str, float]]:
-    """From a manifest to RUN/LFS.onnx and RUN/metrics.json; the AUCs of the exported file.
+    workers: int = 1,
+) -> Figures | None:
+    """Cross-validate, export and report; returns metrics.json, or None where nothing was measured.
 
-    One patient in `parts`, those of `fold`, is held out to watch the training. cache: folder of the
-    preprocessed cases, RUN/cache by default; several runs may share one. test: manifest
-    of another cohort, on which the exported file is measured; without it, that is done on the held-out patients.
-    start_from: checkpoint of another run, whose weights are taken where they fit.
+    test: manifest of a cohort with other patients. criteria: who is included. only: train this fold
+    alone, and measure nothing (folds may run on several machines). start_from: a checkpoint.pt
+    whose weights are taken where they fit. shuffle_labels: patients exchange their stages, which
+    shows what AUCs chance gives. data: one sentence on the cohort, shown wherever a result is.
+    workers: processes that prepare patches.
+
+    Raises ManifestError, RunError where `run` holds another run, and StagingError where a case
+    cannot be staged.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(schedule.seed)
-    network = network or LFSNetwork()
+    inclusion = apply(read_manifest(manifest, grades), criteria)
+    check_for_training(inclusion.included, manifest, folds)
+    cases = inclusion.included
+    if shuffle_labels:
+        cases = exchange_stages(cases, schedule.seed)
+    tested = [] if test is None else _read_test(test, grades, criteria, cases)
+    parts = split(cases, folds, schedule.seed)
+    if only is not None and only not in range(folds):
+        raise RunError(f"There is no fold {only}; there are 0 to {folds - 1}.")
+    first_process = process()[0] == 0
+    if first_process:
+        run.mkdir(parents=True, exist_ok=True)
+        _keep(run / "folds.json", _plan(cases, parts, build, schedule))
+        cohort_report.report(inclusion, run)
+    prepared = prepare(cases, run / "cache", build.patch_size, build.spacing)
+    networks = [
+        _fit_fold(k, parts[k], cases, prepared, build, schedule, start_from, run, workers)
+        for k in (range(folds) if only is None else [only])
+    ]
+    if not first_process or only is not None:
+        return None
+
+    described = metadata(name, data, cases, build) | {"calibration": {"temperature": 1.0}}
+    held: dict[str, Staged] = {}
+    fold_of: dict[str, int] = {}
+    for k, (network, part) in enumerate(zip(networks, parts)):
+        file = run / f"fold_{k}" / "LFS.onnx"
+        export(network, file, described | {"name": f"{name}, fold {k}"})
+        for case in stage_cases([cases[i] for i in part.held], file, run / "staged"):
+            held[case.name], fold_of[case.name] = case, k
+    out_of_fold = [held[case.name] for case in cases]
+    found = report_cross_validation(out_of_fold, fold_of, run, data)
+
+    about = f"{folds}-fold cross-validation, {_size(cases)}"
+    described["training"] |= {"folds": folds, "auc": _aucs(found), "evaluated_on": about}
+    described["calibration"] = {key: found[key] for key in ("temperature", "operating_points")}
+    described["reference"] = cohort_maps.reference(out_of_fold, f"{about}: each fold's network")
+    ensemble, single = run / "LFS.onnx", run / "LFS_single.onnx"
+    export(networks, ensemble, described)
+    best = _lowest_validation_loss(run, folds)
+    export(networks[best], single, described | {"name": f"{name}, fold {best}"})
+    if tested:
+        _test(tested, (ensemble, single), run, data, described)
+    model_card.write(run)
+    return found
+
+
+def exchange_stages(cases: Sequence[Case], seed: int) -> list[Case]:
+    """The cases with their patients' stages exchanged at random."""
+    stage = {case.patient: case.stage for case in cases}
+    exchanged = np.random.default_rng(seed).permutation(list(stage.values()))
+    given = dict(zip(stage, exchanged.tolist()))
+    return [dataclasses.replace(case, stage=given[case.patient]) for case in cases]
+
+
+def metadata(name: str, data: str, cases: Sequence[Case], build: Build) -> dict[str, Any]:
+    """What the contract says about a model, still without its evaluation and calibration."""
+    return {
+        "contract": 1,
+        "name": name,
+        "stages": list(STAGES),
+        "window_hu": list(WINDOW_HU),
+        "spacing_mm": list(build.spacing),
+        "patch_size": list(build.patch_size),
+        "patch_overlap": PATCH_OVERLAP,
+        "smoothing_mm": SMOOTHING_MM,
+        "reference": {},
+        "training": {
+            "data": data,
+            "cases_per_stage": _counts(cases),
+            "date": datetime.date.today().isoformat(),
+            "code_version": __version__,
+        },
+        "intended_use": RESEARCH_USE,
+    }
+
+
+def _read_test(path: Path, grades: str, criteria: Criteria, learned: Sequence[Case]) -> list[Case]:
+    cases = apply(read_manifest(path, grades), criteria).included
+    both = sorted({case.patient for case in cases} & {case.patient for case in learned})
+    if both:
+        shown = ", ".join(both[:5]) + (" ..." if len(both) > 5 else "")
+        raise ManifestError(
+            path, [f"{len(both)} patients are also in the training cohort: {shown}."]
+        )
+    missing = [f"line {case.line}: no liver mask." for case in cases if case.liver is None]
+    if missing or not cases:
+        raise ManifestError(path, missing or ["no case is left to test on."])
+    return cases
+
+
+def _plan(
+    cases: Sequence[Case], parts: Sequence[Fold], build: Build, schedule: Schedule
+) -> dict[str, Any]:
+    """What must not change while a run goes on."""
+    names = [case.name for case in cases]
+    return {
+        "stages": {case.name: STAGES[case.stage] for case in cases},
+        "folds": [
+            {part: [names[i] for i in indices] for part, indices in fold._asdict().items()}
+            for fold in parts
+        ],
+        "build": dataclasses.asdict(build),
+        "schedule": dataclasses.asdict(schedule),
+    }
+
+
+def _keep(path: Path, plan: dict[str, Any]) -> None:
+    """Write the plan, or see that the run that is there already follows the same."""
+    text = json.dumps(plan, indent=1) + "\n"
+    if not path.exists():
+        partial = path.with_suffix(".part")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+        return
+    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
+    changed = [key for key in now if now[key] != before.get(key)]
+    if changed:
+        raise RunError(
+            f"{path.parent} holds another run: its {' and '.join(changed)} differ. Choose another "
+            "folder, or delete that one."
+        )
+
+
+def _fit_fold(
+    k: int,
+    part: Fold,
+    cases: Sequence[Case],
+    prepared: PersistentDataset,
+    build: Build,
+    schedule: Schedule,
+    start_from: Path | None,
+    run: Path,
+    workers: int,
+) -> LFSNetwork:
+    network = build.network(schedule.seed)
     if start_from is not None:
-        begun = torch.load(start_from, weights_only=True)["network"]
+        begun = torch.load(start_from, map_location="cpu", weights_only=True)["best"]
         own = network.state_dict()
         fits = {k: v for k, v in begun.items() if k in own and v.shape == own[k].shape}
         network.load_state_dict(own | fits)
-    cases = read_manifest(manifest)
     stages = np.array([case.stage for case in cases])
-    cache = cache or run / "cache"
-    volumes, places = prepare(cases, cache, network.patch_size, spacing)
-    kept, held = hold_out(cases, parts, schedule.seed, fold)
-    held_out = [volumes[i] for i in held], stages[held]
-    taught = [volumes[i] for i in kept], [places[i] for i in kept], stages[kept]
-    fit(network, *taught, held_out, schedule, run, spacing)
+    learned, validated = ((Subset(prepared, i), stages[i]) for i in part[:2])
+    folder = run / f"fold_{k}"
+    return fit(network, learned, validated, schedule, folder, build.spacing, workers)
 
-    tested, truth, cohort = *held_out, f"{len(held)} held-out cases of the cohort"
-    if test is not None:
-        test_cases = read_manifest(test)
-        tested, _ = prepare(test_cases, cache, network.patch_size, spacing)
-        truth = np.array([case.stage for case in test_cases])
-        cohort = f"{len(test_cases)} cases of another cohort"
-    counts = np.bincount(stages[kept], minlength=len(STAGES)).tolist()
-    described = metadata(name, data, counts, network, spacing)
-    # Measured on the exported file, then written into it: the weights stay the same.
-    path = run / "LFS.onnx"
-    export(network.to(memory_format=torch.contiguous_format), path, described)
-    model = StagingModel.load(path)
-    logits = case_logits(lambda x: model.run(x).logits, tested, network.patch_size[0])
-    probabilities = softmax(logits, model.card.temperature)
-    figures = evaluate(probabilities, truth)
-    described["training"] |= {"auc": figures, "evaluated_on": cohort}
-    export(network, path, described)
-    metrics = {
-        "auc": figures,
-        "evaluated_on": cohort,
-        "confusion": _confusion(probabilities, truth),
+
+def _lowest_validation_loss(run: Path, folds: int) -> int:
+    """The single best fold, by the cases that decided when to stop, not by those held out."""
+    files = [run / f"fold_{k}" / "checkpoint.pt" for k in range(folds)]
+    lowest = [torch.load(f, map_location="cpu", weights_only=True)["lowest"] for f in files]
+    return int(np.argmin(lowest))
+
+
+def _test(
+    cases: Sequence[Case],
+    files: tuple[Path, Path],
+    run: Path,
+    data: str,
+    described: dict[str, Any],
+) -> None:
+    """Measure ensemble and single network on the test cohort, and write that into the files."""
+    about = f"test cohort, {_size(cases)}"
+    staged, found = [], []
+    for file, folder in zip(files, (run / "test", run / "test" / "single")):
+        model = StagingModel.load(file)
+        staged.append(stage_cases(cases, model, run / "staged"))
+        found.append(report_test(staged[-1], model, folder, data))
+    found[0]["compared_with_single"] = compare(*staged)
+    write_metrics(found[0], run / "test")
+    for file, measured, seen in zip(files, found, staged):
+        evaluated = {"auc": _aucs(measured), "evaluated_on": about}
+        reference = cohort_maps.reference(seen, about)
+        describe(file, {"training": described["training"] | evaluated, "reference": reference})
+
+
+def _aucs(found: Figures) -> dict[str, dict[str, float | None]]:
+    return {
+        group: {k: None if v is None else round(v, 4) for k, v in measured["auc"].items()}
+        for group, measured in found["groups"].items()
     }
-    (run / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    return figures
 
 
-def _confusion(probabilities: np.ndarray, stages: np.ndarray) -> list[list[int]]:
-    """Cases by true stage (rows) and most probable stage (columns)."""
-    table = np.zeros((len(STAGES), len(STAGES)), int)
-    np.add.at(table, (stages, probabilities.argmax(axis=1)), 1)
-    return table.tolist()
+def _counts(cases: Sequence[Case]) -> list[int]:
+    return np.bincount([case.stage for case in cases], minlength=len(STAGES)).tolist()
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Train and export a fibrosis staging network.")
-    parser.add_argument("--manifest", type=Path, required=True)
+def _size(cases: Sequence[Case]) -> str:
+    return f"{len(cases)} CTs of {len({case.patient for case in cases})} patients"
+
+
+def _make_phantoms(count: int, run: Path) -> tuple[Path, Path, str]:
+    """Manifests of a cohort to learn from and one to test on, and the sentence about the first."""
+    made = [
+        phantom.write_cohort(run / folder, count, seed, workers=os.cpu_count() or 1)
+        for folder, seed in (("cohort", 1), ("test_cohort", 2))
+    ]
+    about = f"{count} simulated phantoms of the upper abdomen (Training/phantom.py), no patient."
+    return made[0], made[1], about
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train, cross-validate and export a fibrosis staging model. " + RESEARCH_USE
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--manifest", type=Path, help="the cohort (Training/docs/manifest.md)")
+    source.add_argument("--phantoms", type=int, metavar="N", help="cohorts of N phantoms")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN")
     parser.add_argument("--test", type=Path, help="manifest of a cohort to measure the result on")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--fold", type=int, default=0, help="which of five parts is held out")
-    parser.add_argument("--cache", type=Path, help="folder of the preprocessed cases")
-    parser.add_argument("--start-from", type=Path, help="checkpoint.pt of another run")
-    parser.add_argument("--steps", type=int, default=Schedule.steps)
-    parser.add_argument("--batch", type=int, default=Schedule.batch)
-    parser.add_argument("--learning-rate", type=float, default=Schedule.learning_rate)
-    parser.add_argument("--sparsity", type=float, default=Schedule.sparsity)
-    parser.add_argument("--crop-steps", type=int, default=Schedule.crop_steps)
-    parser.add_argument("--crop", type=int, default=Schedule.crop)
-    parser.add_argument("--check-every", type=int, default=Schedule.check_every)
-    parser.add_argument("--seed", type=int, default=Schedule.seed)
-    parser.add_argument("--float32", action="store_true", help="no bfloat16 autocast")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--grades", choices=("metavir", "ishak"), default="metavir")
+    parser.add_argument("--include-all", action="store_true", help="no inclusion criteria")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--fold", type=int, metavar="K", help="train this fold alone")
+    parser.add_argument("--small", action="store_true", help="try everything out in minutes")
+    parser.add_argument("--start-from", type=Path, metavar="CHECKPOINT", help="another run's")
+    parser.add_argument("--shuffle-labels", action="store_true", help="what does chance give?")
+    for field in dataclasses.fields(Schedule):
+        option = "--" + field.name.replace("_", "-")
+        if isinstance(field.default, bool):
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(option, action=action, default=None)
+        else:
+            parser.add_argument(option, type=type(field.default), default=None)
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare patches")
     parser.add_argument("--name", default="LFS", help="the model's name in its metadata")
-    parser.add_argument("--data", default="Not stated.", help="one sentence on the training data")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    schedule = Schedule(
-        steps=arguments.steps,
-        batch=arguments.batch,
-        learning_rate=arguments.learning_rate,
-        sparsity=arguments.sparsity,
-        crop_steps=arguments.crop_steps,
-        crop=arguments.crop,
-        bfloat16=not arguments.float32,
-        check_every=arguments.check_every,
-        seed=arguments.seed,
+    parser.add_argument("--data", help="one sentence on the cohort, shown with every result")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    own = {f.name: getattr(options, f.name) for f in dataclasses.fields(Schedule)}
+    schedule = dataclasses.replace(
+        SMALL_SCHEDULE if options.small else Schedule(),
+        **{key: value for key, value in own.items() if value is not None},
     )
-    figures = train(
-        arguments.manifest,
-        arguments.output,
-        test=arguments.test,
-        fold=arguments.fold,
-        cache=arguments.cache,
-        schedule=schedule,
-        start_from=arguments.start_from,
-        name=arguments.name,
-        data=arguments.data,
-    )
-    for group, auc in figures.items():
-        print(f"{group}: AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})")
+    manifest, test, data = options.manifest, options.test, "Not stated."
+    nobody = Criteria(min_age=None, phase=None, complete_liver=False, max_days=None)
+    try:
+        if options.phantoms:
+            manifest, made, data = _make_phantoms(options.phantoms, options.output)
+            test = test or made
+        join_processes()
+        found = train(
+            manifest,
+            options.output,
+            test=test,
+            grades=options.grades,
+            criteria=nobody if options.include_all else Criteria(),
+            folds=options.folds,
+            only=options.fold,
+            build=SMALL if options.small else Build(),
+            schedule=schedule,
+            start_from=options.start_from,
+            shuffle_labels=options.shuffle_labels,
+            name=options.name,
+            data=options.data or data,
+            workers=options.workers,
+        )
+    except (ManifestError, RunError, StagingError, OSError) as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
+    if found is not None:
+        print((options.output / "MODEL_CARD.md").read_text(encoding="utf-8"))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
