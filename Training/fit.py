@@ -29,12 +29,12 @@ class Schedule:
     """How long and how fast to learn.
 
     steps, batch, learning_rate: of AdamW under a one-cycle rate. crop_steps: steps at the start
-    that look closely (`data.Draws`), at patches of `crop` x `crop`. sparsity: weight, after them, of the
-    target layer's mean absolute activation; without it the maps are busy everywhere, and Grad-CAM,
-    which sums them up, shows the background instead of organs. temper: see `data.Draws`. ordinal:
-    soft ordinal labels, otherwise plain cross-entropy. check_every: steps between two looks at the
-    validation cases. patience: looks without a lower loss after which training stops, counted once
-    whole sections are seen. mixed_precision: bfloat16 where PyTorch deems it safe.
+    that look closely (`data.Draws`), at patches of `crop` x `crop`. sparsity: weight, after them,
+    of the target layer's mean absolute activation; without it the maps are busy everywhere, and
+    Grad-CAM, which sums them up, shows the background instead of organs. temper: see `data.Draws`.
+    ordinal: soft ordinal labels, otherwise plain cross-entropy. check_every: steps between two
+    looks at the validation cases. patience: looks without a lower loss after which training stops,
+    counted once whole sections are seen. mixed_precision: bfloat16 where PyTorch deems it safe.
     """
 
     steps: int = 260

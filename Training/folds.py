@@ -32,6 +32,7 @@ def _parts(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     stages = [cases[i].stage for i in among]
     patients = [cases[i].patient for i in among]
-    parts = min(parts, len(set(patients)))
+    # No more parts than the most frequent stage has cases, which only a toy cohort would ask for.
+    parts = min(parts, len(set(patients)), max(np.bincount(stages)))
     splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     return [(among[kept], among[held]) for kept, held in splitter.split(among, stages, patients)]

@@ -45,6 +45,8 @@ from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
 
 Figures = dict[str, Any]
+PAPER_CRITERIA = Criteria()
+EVERYONE = Criteria(min_age=None, phase=None, complete_liver=False, max_days=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Build:
         return LFSNetwork(self.patch_size, self.channels, dense=self.dense)
 
 
+FULL, FULL_SCHEDULE = Build(), Schedule()
 # Shows in minutes that everything works; far too coarse to stage anything.
 SMALL = Build((16, 88, 112), (8.0, 4.0, 4.0), (4, 8, 16, 32), 32)
 SMALL_SCHEDULE = Schedule(steps=24, batch=4, crop_steps=16, crop=40, check_every=8)
@@ -77,11 +80,11 @@ def train(
     *,
     test: Path | None = None,
     grades: str = "metavir",
-    criteria: Criteria = Criteria(),
+    criteria: Criteria = PAPER_CRITERIA,
     folds: int = 5,
     only: int | None = None,
-    build: Build = Build(),
-    schedule: Schedule = Schedule(),
+    build: Build = FULL,
+    schedule: Schedule = FULL_SCHEDULE,
     start_from: Path | None = None,
     shuffle_labels: bool = False,
     name: str = "LFS",
@@ -334,11 +337,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     own = {f.name: getattr(options, f.name) for f in dataclasses.fields(Schedule)}
     schedule = dataclasses.replace(
-        SMALL_SCHEDULE if options.small else Schedule(),
+        SMALL_SCHEDULE if options.small else FULL_SCHEDULE,
         **{key: value for key, value in own.items() if value is not None},
     )
     manifest, test, data = options.manifest, options.test, "Not stated."
-    nobody = Criteria(min_age=None, phase=None, complete_liver=False, max_days=None)
     try:
         if options.phantoms:
             manifest, made, data = _make_phantoms(options.phantoms, options.output)
@@ -349,10 +351,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.output,
             test=test,
             grades=options.grades,
-            criteria=nobody if options.include_all else Criteria(),
+            criteria=EVERYONE if options.include_all else PAPER_CRITERIA,
             folds=options.folds,
             only=options.fold,
-            build=SMALL if options.small else Build(),
+            build=SMALL if options.small else FULL,
             schedule=schedule,
             start_from=options.start_from,
             shuffle_labels=options.shuffle_labels,
