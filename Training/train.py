@@ -114,22 +114,25 @@ def train(
     first_process = process()[0] == 0
     if first_process:
         run.mkdir(parents=True, exist_ok=True)
-        _keep(run / "folds.json", _plan(cases, parts, build, schedule))
+        _keep(run / "folds.json", manifest, _plan(cases, parts, build, schedule))
         cohort_report.report(inclusion, run)
     prepared = prepare(cases, run / "cache", build.patch_size, build.spacing)
-    networks = [
-        _fit_fold(k, parts[k], cases, prepared, build, schedule, start_from, run, workers)
+    networks = {
+        k: _fit_fold(k, parts[k], cases, prepared, build, schedule, start_from, run, workers)
         for k in (range(folds) if only is None else [only])
-    ]
-    if not first_process or only is not None:
+    }
+    if not first_process:
+        return None
+    described = metadata(name, data, cases, build) | {"calibration": {"temperature": 1.0}}
+    for k, network in networks.items():
+        export(network, run / f"fold_{k}" / "LFS.onnx", described | {"name": f"{name}, fold {k}"})
+    if only is not None:
         return None
 
-    described = metadata(name, data, cases, build) | {"calibration": {"temperature": 1.0}}
     held: dict[str, Staged] = {}
     fold_of: dict[str, int] = {}
-    for k, (network, part) in enumerate(zip(networks, parts)):
+    for k, part in enumerate(parts):
         file = run / f"fold_{k}" / "LFS.onnx"
-        export(network, file, described | {"name": f"{name}, fold {k}"})
         for case in stage_cases([cases[i] for i in part.held], file, run / "staged"):
             held[case.name], fold_of[case.name] = case, k
     out_of_fold = [held[case.name] for case in cases]
@@ -140,7 +143,7 @@ def train(
     described["calibration"] = {key: found[key] for key in ("temperature", "operating_points")}
     described["reference"] = cohort_maps.reference(out_of_fold, f"{about}: each fold's network")
     ensemble, single = run / "LFS.onnx", run / "LFS_single.onnx"
-    export(networks, ensemble, described)
+    export(list(networks.values()), ensemble, described)
     best = _lowest_validation_loss(run, folds)
     export(networks[best], single, described | {"name": f"{name}, fold {best}"})
     if tested:
@@ -209,16 +212,17 @@ def _plan(
     }
 
 
-def _keep(path: Path, plan: dict[str, Any]) -> None:
+def _keep(path: Path, manifest: Path, plan: dict[str, Any]) -> None:
     """Write the plan, or see that the run that is there already follows the same."""
-    text = json.dumps(plan, indent=1) + "\n"
+    text = json.dumps({"manifest": str(manifest.resolve()), **plan}, indent=1) + "\n"
     if not path.exists():
         partial = path.with_suffix(".part")
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
         return
     before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
-    changed = [key for key in now if now[key] != before.get(key)]
+    # The cohort may have moved; what is in it may not have changed.
+    changed = [key for key in plan if now[key] != before.get(key)]
     if changed:
         raise RunError(
             f"{path.parent} holds another run: its {' and '.join(changed)} differ. Choose another "

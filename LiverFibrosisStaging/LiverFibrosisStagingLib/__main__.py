@@ -63,6 +63,12 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
     print(one_line(result))
     for name, probability in zip(STAGES, result.probabilities):
         print(f"  {name}  {probability:6.1%}  {'#' * round(40 * probability)}")
+    if result.spread is not None:
+        low, high = result.spread["range"][result.stage]
+        print(
+            f"{result.spread['agreeing']} of {result.spread['members']} networks say "
+            f"{result.stage}, with probabilities from {low:.2f} to {high:.2f}"
+        )
     for warning in result.warnings:
         print(f"Warning: {warning}")
     print(f"{RESEARCH_USE} Model: {result.provenance['model']['trained_on']}")

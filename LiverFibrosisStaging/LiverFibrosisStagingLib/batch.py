@@ -24,6 +24,7 @@ COLUMNS = (
     "stage",
     *STAGES,
     *GROUPS,
+    "agreeing",
     "explained",
     *(f"{region}_{what}" for region in REGIONS for what in ("mean", "share")),
     "warnings",
@@ -231,10 +232,17 @@ def _columns(summary: dict[str, Any]) -> dict[str, Any]:
         "stage": summary["stage"],
         **{name: round(p, 6) for name, p in summary["probabilities"].items()},
         **{name: round(p, 6) for name, p in summary["scores"].items()},
+        "agreeing": _agreeing(summary),
         "explained": summary["location_map"]["explained"],
         **measurements,
         "warnings": " ".join(summary["warnings"]),
     }
+
+
+def _agreeing(summary: dict[str, Any]) -> float | str:
+    """Share of an ensemble's networks that find the stage the most probable."""
+    found = summary.get("ensemble")
+    return "" if found is None else round(found["agreeing"] / found["members"], 6)
 
 
 def _write_table(rows: list[dict[str, Any]], path: Path) -> None:

@@ -79,6 +79,7 @@ class ExplainableModel:
         self._session = _session(file, self.path, threads)
         self._check_signature()
         self._tail = Tail.of(file, self.layer.target, self.layer.scores, str(self.path))
+        self._fetched = self._tail.tensors
 
     def run(self, x: np.ndarray, cancel: CancelToken | None = None) -> Forward:
         """Scores and feature maps together, in one forward pass.
@@ -90,14 +91,14 @@ class ExplainableModel:
         (given,) = self._session.get_inputs()
         try:
             with _terminable(cancel) as options:
-                values = self._session.run(self._tail.tensors, {given.name: x}, options)
+                values = self._session.run(self._fetched, {given.name: x}, options)
         except Exception as error:  # onnxruntime raises a class of its own for every status
             if cancel is not None and cancel.is_set():
                 raise Cancelled("The run was cancelled.") from None
             raise StagingError(
                 f"The model {self.path} failed to run: {_first_line(error)}"
             ) from None
-        tensors = dict(zip(self._tail.tensors, values))
+        tensors = dict(zip(self._fetched, values))
         logits = tensors[self.layer.scores]
         if not np.isfinite(logits).all():
             raise StagingError(f"The model {self.path} gave scores that are not finite numbers.")

@@ -2,7 +2,8 @@
 
 Inputs: `volume` float32 [N, 1, slices, rows, columns], the CT windowed to 0..1. Outputs: `logits`
 and `probabilities` [N, 5], the target layer's feature maps, and every tensor between those and the
-logits, from which Grad-CAM's gradient is computed in numpy. The metadata entry
+logits, from which Grad-CAM's gradient is computed in numpy; an ensemble, whose logits are the mean
+of its members', also has `member_logits` [N, members, 5]. The metadata entry
 `liver_fibrosis_staging` is JSON; `Card` lists what it holds.
 """
 
@@ -21,6 +22,7 @@ from .stages import STAGES, score_gradient
 
 METADATA_KEY = "liver_fibrosis_staging"
 CONTRACT = 1
+MEMBERS = "member_logits"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class StagingModel(ExplainableModel):
                 f"The model {self.path} contradicts itself: its metadata names the tail "
                 f"{' '.join(self.card.tail)}, its network has {' '.join(self._tail.operators)}."
             )
+        if MEMBERS in {output.name for output in self._session.get_outputs()}:
+            self._fetched = (*self._fetched, MEMBERS)
         self.sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     @classmethod
@@ -134,6 +138,13 @@ class StagingModel(ExplainableModel):
                     f"The model {self.path} has the outputs {found}; needed is {name} "
                     f"[N, {len(STAGES)}]."
                 )
+        if MEMBERS in outputs and (
+            len(outputs[MEMBERS]) != 3 or outputs[MEMBERS][2] != len(STAGES)
+        ):
+            raise StagingError(
+                f"The model {self.path} has the output {MEMBERS} {outputs[MEMBERS]}; needed is "
+                f"[N, members, {len(STAGES)}]."
+            )
         if self.card.target_layer not in outputs:
             raise StagingError(
                 f"The model {self.path} names the target layer {self.card.target_layer!r}, which "

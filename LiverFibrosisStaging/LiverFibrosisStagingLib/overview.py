@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -87,6 +87,7 @@ def write_overview(result: StagingResult, path: str | Path) -> None:
         warnings=result.warnings,
         model_name=result.provenance["model"]["name"],
         model_training=result.provenance["model"]["trained_on"],
+        ensemble=result.spread,
     )
     write_png(picture, path)
 
@@ -106,13 +107,15 @@ def render_overview(
     model_name: str = "",
     model_training: str = "",
     bands: str = "percent of this case's maximum",
+    ensemble: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """Picture of one staged CT, uint8 RGB [1000, 1600, 3].
 
     ct: HU, any orientation; label_map (0..10), liver and spleen (non-zero inside) on its grid.
     probabilities: F0..F4; stage: the predicted one; explained: the stage or group whose score the
     map explains; scores: probability per group of `stages.GROUPS`; measurements: region ->
-    {"mean": relative weight, "share": 0..1}; bands: what the bands are percent of.
+    {"mean": relative weight, "share": 0..1}; bands: what the bands are percent of; ensemble: how
+    far its members agree (`ensemble.spread`), which draws the range of their probabilities.
     """
     canvas = np.empty((HEIGHT, WIDTH, 3), np.float32)
     canvas[:] = _BACKGROUND
@@ -122,18 +125,27 @@ def render_overview(
     _draw_title(pen, stage, float(probabilities[STAGES.index(stage)]), explained)
     _draw_slices(pen, scene)
     _draw_color_bar(pen, bands)
+    ranges = {} if ensemble is None else ensemble["range"]
     _draw_bars(
         pen,
         _PANELS[0],
         "Probability of each stage",
-        [(name, float(value), name == stage) for name, value in zip(STAGES, probabilities)],
+        [
+            _Row(name, float(value), name == stage, ranges.get(name))
+            for name, value in zip(STAGES, probabilities)
+        ],
     )
     _draw_bars(
         pen,
         _PANELS[1],
         "Probability of each group",
-        [(_group_label(name), float(scores[name]), scores[name] >= 0.5) for name in GROUPS],
+        [
+            _Row(_group_label(name), float(scores[name]), scores[name] >= 0.5, ranges.get(name))
+            for name in GROUPS
+        ],
     )
+    if ensemble is not None:
+        _draw_agreement(pen, _PANELS[1], ensemble, stage)
     _draw_measurements(pen, _LOWER_PANELS[0], measurements)
     _draw_warnings(pen, _LOWER_PANELS[1], warnings)
     _draw_footer(pen, model_name, model_training)
@@ -499,20 +511,41 @@ def _draw_heading(pen: _Pen, box: _Box, text: str) -> None:
     pen.fill(_Box(box.x, box.y + 24, box.width, 1), _TRACK)
 
 
-def _draw_bars(pen: _Pen, box: _Box, heading: str, rows: list[tuple[str, float, bool]]) -> None:
+class _Row(NamedTuple):
+    """One bar: its name, number 0..1, whether it is marked, and a range to draw on it."""
+
+    name: str
+    value: float
+    marked: bool
+    range: Sequence[float] | None = None
+
+
+def _draw_bars(pen: _Pen, box: _Box, heading: str, rows: list[_Row]) -> None:
     """Horizontal bars 0..1 with their number; the marked ones in the accent colour."""
     _draw_heading(pen, box, heading)
-    label = max(pen.width(name, 16, bold=True) for name, _, _ in rows) + 12
+    label = max(pen.width(row.name, 16, bold=True) for row in rows) + 12
     number = 72
     track = box.width - label - number
-    for row, (name, value, marked) in enumerate(rows):
-        y = box.y + 36 + 26 * row
+    for line, (name, value, marked, range_) in enumerate(rows):
+        y = box.y + 36 + 26 * line
         color = _WHITE if marked else _MUTED
         pen.text(name, box.x, y, 16, color, bold=marked)
         pen.fill(_Box(box.x + label, y + 1, track, 16), _TRACK)
         bar = _Box(box.x + label, y + 1, round(track * min(max(value, 0.0), 1.0)), 16)
         pen.fill(bar, _ACCENT if marked else _MUTED)
+        if range_ is not None:
+            low, high = (bar.x + round(track * min(max(end, 0.0), 1.0)) for end in range_)
+            for whisker in (_Box(low, y + 8, high - low, 2), _Box(low, y + 4, 2, 10)):
+                pen.fill(whisker, _WHITE)
+            pen.fill(_Box(high - 2, y + 4, 2, 10), _WHITE)
         pen.text(_percent(value), box.x + box.width, y, 16, color, bold=marked, align=1)
+
+
+def _draw_agreement(pen: _Pen, box: _Box, ensemble: Mapping[str, Any], stage: str) -> None:
+    """Under the groups' bars: what the lines on the bars are, and how many networks agree."""
+    members = ensemble["members"]
+    sentence = f"{ensemble['agreeing']} of {members} networks say {stage}; lines: their range"
+    pen.text(sentence, box.x, box.y + 36 + 26 * len(GROUPS) + 8, 13, _MUTED)
 
 
 def _draw_measurements(

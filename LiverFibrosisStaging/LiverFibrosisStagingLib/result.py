@@ -12,8 +12,9 @@ import SimpleITK as sitk
 
 from .errors import StagingError
 from .grid import WorkingGrid
-from .model import Forward, StagingModel
-from .stages import GROUPS, RESEARCH_USE, STAGES
+from .ensemble import spread
+from .model import MEMBERS, Forward, StagingModel
+from .stages import GROUPS, RESEARCH_USE, STAGES, softmax
 
 SCHEMA = 1
 BANDS_TEXT = "10 % steps of this case's own maximum"
@@ -36,6 +37,14 @@ class Seen:
     def logits(self) -> np.ndarray:
         """The case's logits float64 [5]: the mean over its patches, which share most of a liver."""
         return np.mean([forward.logits[0] for forward in self.forwards], axis=0, dtype=np.float64)
+
+    @property
+    def member_probabilities(self) -> np.ndarray | None:
+        """Probabilities float64 [members, 5] by each member of an ensemble; None of one network."""
+        if MEMBERS not in self.forwards[0].tensors:
+            return None
+        logits = [forward.tensors[MEMBERS][0] for forward in self.forwards]
+        return softmax(np.mean(logits, axis=0, dtype=np.float64), self.model.card.temperature)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +83,20 @@ class StagingResult:
         """Sentences for the reader."""
         return self.staging_warnings + self.map_warnings
 
+    @property
+    def member_probabilities(self) -> np.ndarray | None:
+        """Probabilities float64 [members, 5] by each member of an ensemble; None of one network.
+
+        How far they are apart is how uncertain the stage is.
+        """
+        return self.seen.member_probabilities
+
+    @property
+    def spread(self) -> dict[str, Any] | None:
+        """How far an ensemble's members agree (`ensemble.spread`); None of one network."""
+        members = self.member_probabilities
+        return None if members is None else spread(members, self.stage)
+
     def explain(self, explain: str) -> "StagingResult":
         """This result with the location map of another stage or group; the network rests.
 
@@ -91,6 +114,7 @@ class StagingResult:
             "stage": self.stage,
             "probabilities": dict(zip(STAGES, map(float, self.probabilities))),
             "scores": self.scores,
+            **({} if self.spread is None else {"ensemble": self.spread}),
             "location_map": {
                 "explained": self.explained,
                 "body_mean": self.body_mean,

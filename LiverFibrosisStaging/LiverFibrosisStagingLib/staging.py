@@ -15,11 +15,13 @@ import SimpleITK as sitk
 from . import __version__
 from .analysis import measure
 from .checks import check_ct, check_organs
+from .ensemble import disagreement, spread
 from .errors import Cancelled, CancelToken, StagingError
 from .grid import WorkingGrid, patch_array, working_grid
 from .location_map import merge_patches, on_ct
 from .masks import organ_masks, read_organ
 from .model import StagingModel, default_model_path
+from .quality import unusual
 from .reading import NAME_KEY, notes, read_ct
 from .result import Seen, StagingResult
 from .stages import STAGES, explained_stages, group_scores, softmax
@@ -76,12 +78,16 @@ def stage(
     seen = _look(model, grid, steps)
     probabilities = softmax(seen.logits, card.temperature)
     probabilities.flags.writeable = False
+    predicted = STAGES[int(probabilities.argmax())]
+    members = seen.member_probabilities
+    if members is not None:
+        warnings += disagreement(spread(members, predicted), predicted)
     explanation = _explain(seen, ct, explain, steps)
     provenance = _provenance(model, ct, grid)
     provenance["seconds"] = steps.end()
     return StagingResult(
         probabilities=probabilities,
-        stage=STAGES[int(probabilities.argmax())],
+        stage=predicted,
         scores=group_scores(probabilities),
         staging_warnings=tuple(warnings),
         ct=ct,
@@ -139,14 +145,18 @@ def _explain(seen: Seen, ct: sitk.Image, explain: str, steps: "_Steps") -> dict[
     measurements = measure(location, seen.grid)
     steps.begin(0.8, "Bringing the map to the CT's grid")
     relative, labels = on_ct(location, seen.grid, ct)
-    nothing = f"No part of the image argued for {explained}: the location map is empty."
+    map_warnings = []
+    if location.body_mean == 0:
+        map_warnings = [f"No part of the image argued for {explained}: the location map is empty."]
+    elif members == (predicted,):
+        map_warnings = unusual(measurements, seen.model.card.reference, STAGES[predicted])
     return {
         "explained": explained,
         "location_map": relative,
         "label_map": labels,
         "body_mean": location.body_mean,
         "measurements": measurements,
-        "map_warnings": () if location.body_mean > 0 else (nothing,),
+        "map_warnings": tuple(map_warnings),
     }
 
 

@@ -35,6 +35,13 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (f"Probability of {name} ({group_stages(name)})", f"{summary['scores'][name]:.3f}", "")
         for name in GROUPS
     ]
+    if "ensemble" in summary:
+        found, stage = summary["ensemble"], summary["stage"]
+        low, high = found["range"][stage]
+        rows += [
+            (f"Networks that say {stage}", f"{found['agreeing']} of {found['members']}", ""),
+            (f"Probability of {stage} by network", f"{low:.3f} to {high:.3f}", ""),
+        ]
     for key, values in summary["measurements"].items():
         name = REGION_NAMES[key]
         rows += [

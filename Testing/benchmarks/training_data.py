@@ -1,0 +1,78 @@
+"""Steps of training with the cached data pipeline, against a plain PyTorch DataLoader.
+
+    python Testing/benchmarks/training_data.py [--phantoms 12] [--steps 6]
+
+Both feed the same network with the same patches (same draws, same augmentation), each with one
+process that prepares them. The plain one reads and resamples a CT each time that it draws from it;
+ours takes it from the cache. Printed are seconds a step, samples a second and their ratio, for
+close looks and for whole sections; the time to fill the cache stands beside.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "Training"), str(ROOT / "LiverFibrosisStaging")]
+
+import numpy as np
+import torch
+from data import Draws, Patches, WorkingGrid, prepare
+from fit import ordinal_loss
+from manifest import read_manifest
+from monai.data import Dataset
+from network import PATCH_SIZE, SPACING_MM, LFSNetwork
+from phantom import write_cohort
+from torch.utils.data import DataLoader
+
+
+def seconds_a_step(
+    network: LFSNetwork, prepared: Dataset, stages: np.ndarray, steps: int, close: bool
+) -> float:
+    """Seconds a step after a first one, which starts the process that prepares the patches."""
+    draws = Draws(stages, range(steps + 1), 8, steps + 1 if close else 0, 80, 0.5, 0)
+    patches = Patches(prepared, stages, network.patch_size[0])
+    loader = DataLoader(patches, batch_sampler=draws, num_workers=1, prefetch_factor=1)
+    optimizer = torch.optim.AdamW(network.parameters())
+    began = 0.0
+    for number, (batch, truth) in enumerate(loader):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(batch.to(memory_format=torch.channels_last_3d))
+        optimizer.zero_grad()
+        ordinal_loss(logits.float(), truth).backward()
+        optimizer.step()
+        if number == 0:
+            began = time.perf_counter()
+    return (time.perf_counter() - began) / steps
+
+
+def main() -> None:
+    """Print the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--phantoms", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=6)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    network = LFSNetwork().to(memory_format=torch.channels_last_3d)
+    with tempfile.TemporaryDirectory() as folder:
+        cohort = write_cohort(Path(folder), options.phantoms, 5, workers=2)
+        cases = read_manifest(cohort)
+        stages = np.array([case.stage for case in cases])
+        began = time.perf_counter()
+        cached = prepare(cases, Path(folder) / "cache")
+        filled = time.perf_counter() - began
+        print(f"cache of {len(cases)} CTs: {filled:.1f} s, once")
+        plain = Dataset(cached.data, WorkingGrid(PATCH_SIZE, SPACING_MM))
+        for close, size, name in ((True, 16, "close looks"), (False, 8, "whole sections")):
+            ours = seconds_a_step(network, cached, stages, options.steps, close)
+            theirs = seconds_a_step(network, plain, stages, options.steps, close)
+            print(
+                f"{name}: {ours:.2f} s a step ({size / ours:.1f} samples/s), plain DataLoader "
+                f"{theirs:.2f} s ({size / theirs:.1f} samples/s): {theirs / ours:.1f} times"
+            )
+
+
+if __name__ == "__main__":
+    main()
