@@ -1,6 +1,7 @@
 """Training: the exported file keeps the contract and equals PyTorch; a run ends with such a one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,19 @@ import pytest
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("tqdm")
+pytest.importorskip("monai")
 
+import data  # noqa: E402
 import export  # noqa: E402
+import fit  # noqa: E402
 import onnxruntime  # noqa: E402
-import phantom  # noqa: E402
 import train  # noqa: E402
+from folds import split  # noqa: E402
+from manifest import Case  # noqa: E402
 from network import PATCH_SIZE, SPACING_MM, LFSNetwork  # noqa: E402
 
 from LiverFibrosisStagingLib import StagingModel  # noqa: E402
+from LiverFibrosisStagingLib.gradcam import grad_cam  # noqa: E402
 from LiverFibrosisStagingLib.stages import GROUPS, STAGES  # noqa: E402
 
 SMALL = (8, 24, 32)
@@ -38,7 +43,7 @@ def small_network(seed=0):
 
 
 def described(network, temperature=1.0):
-    card = train.metadata("small", "no data", [0] * 5, network, SPACING_MM)
+    card = train.metadata("small", "no data", [], train.Build(network.patch_size))
     return card | {"calibration": {"temperature": temperature}}
 
 
@@ -139,90 +144,176 @@ def test_a_file_that_differs_from_the_network_is_not_written(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    """Ten coarse phantoms, two of each stage, with their manifest."""
-    folder = tmp_path_factory.mktemp("cohort")
-    lines = ["patient,ct,liver,spleen,stage"]
-    for index in range(10):
-        case = phantom.phantom(index % 5, index, spacing=(8.0, 6.0, 6.0), size=(28, 54, 66))
-        files = phantom.write(case, folder / f"case{index}")
-        lines.append(",".join([f"p{index}", *files.values(), f"F{index % 5}"]))
-    manifest = folder / "manifest.csv"
-    manifest.write_text("\n".join(lines) + "\n")
-    return manifest
+def ensemble(tmp_path_factory):
+    members = [small_network(seed) for seed in range(3)]
+    path = tmp_path_factory.mktemp("ensemble") / "three.onnx"
+    export.export(members, path, described(members[0], temperature=1.7))
+    return members, path
 
 
-def run_small(manifest, run, steps):
-    network = LFSNetwork(SMALL, channels=(2, 3, 4, 5), pooled=(1, 1, 1), dense=4)
-    return train.train(
-        manifest,
-        run,
-        parts=2,
-        schedule=train.Schedule(steps=steps, batch=2, check_every=2, bfloat16=False),
-        network=network,
-        spacing=(16.0, 4.0, 4.0),
-        data="Ten simulated phantoms, no patient.",
-    )
+def test_an_ensemble_is_the_mean_of_its_members(ensemble):
+    members, path = ensemble
+    volume = torch.rand(2, 1, *SMALL)
+    forward = StagingModel.load(path).run(volume.numpy())
+    with torch.no_grad():
+        alone = torch.stack([member(volume) for member in members], dim=1).numpy()
+        maps = torch.cat([member.features(volume) for member in members], dim=1).numpy()
+    np.testing.assert_allclose(forward.tensors["member_logits"], alone, atol=1e-4)
+    np.testing.assert_allclose(forward.logits, alone.mean(axis=1), atol=1e-4)
+    np.testing.assert_allclose(forward.tensors["features"], maps, atol=1e-4)
 
 
-def test_a_short_run_ends_with_a_valid_file(cohort, tmp_path):
-    figures = run_small(cohort, tmp_path, steps=4)
-    card = StagingModel.load(tmp_path / "LFS.onnx").card
-    assert card.training["auc"] == figures
-    assert card.training["cases_per_stage"] == [1] * 5
-    assert json.loads((tmp_path / "metrics.json").read_text())["auc"] == figures
-    log = (tmp_path / "log.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in log] == ["step", "2", "4"]
+def test_an_ensemble_is_explained_by_the_sum_of_its_members(ensemble):
+    """Against autograd: the score is the mean logit, the maps are those of all members."""
+    members, path = ensemble
+    volume = torch.rand(2, 1, *SMALL)
+    model = StagingModel.load(path)
+    ours = model.location_map(model.run(volume.numpy()), (4,))
+    features = [member.features(volume).detach().requires_grad_() for member in members]
+    score = sum(member.tail(maps)[:, 4].sum() for member, maps in zip(members, features)) / 3
+    gradients = torch.autograd.grad(score, features)
+    joined = (torch.cat(parts, dim=1).detach().numpy() for parts in (features, gradients))
+    expected = grad_cam(*joined)
+    np.testing.assert_allclose(ours, expected, atol=1e-4 * expected.max())
 
 
-def test_an_interrupted_run_goes_on_and_ends_the_same(cohort, tmp_path, monkeypatch):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_small(cohort, whole, steps=4)
-    drawn = train.draw_batch
+def test_a_description_can_be_replaced_without_touching_the_network(small, tmp_path):
+    path = tmp_path / "copy.onnx"
+    path.write_bytes(small[1].read_bytes())
+    export.describe(path, {"name": "renamed"})
+    assert StagingModel.load(path).card.name == "renamed"
+    graphs = [onnx.load(file).graph.SerializeToString() for file in (small[1], path)]
+    assert graphs[0] == graphs[1]
 
-    def interrupt(*arguments):
-        if (broken / "checkpoint.pt").exists():
-            raise KeyboardInterrupt
-        return drawn(*arguments)
 
-    monkeypatch.setattr(train, "draw_batch", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run_small(cohort, broken, steps=4)
-    monkeypatch.setattr(train, "draw_batch", drawn)
-    run_small(cohort, broken, steps=4)
-    weights = [
-        {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
-        for model in (onnx.load(run / "LFS.onnx") for run in (whole, broken))
+def cases_of(stages, scans=1):
+    return [
+        Case(line=i, name=f"c{i}", patient=f"p{i // scans}", ct=Path(f"{i}.nii"), stage=int(stage))
+        for i, stage in enumerate(np.repeat(stages, scans))
     ]
-    for name, values in weights[0].items():
-        np.testing.assert_allclose(weights[1][name], values, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_a_patient_is_never_on_both_sides():
-    cases = [train.Case(f"p{i // 2}", Path(), Path(), i // 2 % 5) for i in range(40)]
-    kept, held = train.hold_out(cases, 4, seed=3)
-    assert sorted(kept + held) == list(range(40))
-    assert not {cases[i].patient for i in kept} & {cases[i].patient for i in held}
-    assert sorted({cases[i].stage for i in held}) == [0, 1, 2, 3, 4]
+def test_a_patient_with_two_scans_never_stands_in_two_folds():
+    cases = cases_of(np.tile(np.arange(5), 12), scans=2)
+    parts = split(cases, 5, seed=3)
+    assert sorted(i for part in parts for i in part.held) == list(range(len(cases)))
+    for part in parts:
+        assert sorted(i for indices in part for i in indices) == list(range(len(cases)))
+        patients = [{cases[i].patient for i in indices} for indices in part]
+        assert not patients[0] & patients[1] and not patients[2] & (patients[0] | patients[1])
+        assert {cases[i].stage for i in part.held} == {0, 1, 2, 3, 4}
 
 
-def test_batches_are_balanced_whatever_the_cohort():
-    volumes = [np.full((6, 8, 8), 50 * stage, np.uint8) for stage in (0, 0, 0, 0, 4)]
-    stages = np.array([0, 0, 0, 0, 4])
-    patches, truth = train.draw_batch(volumes, stages, 400, 4, np.random.default_rng(0))
-    assert patches.shape == (400, 1, 4, 8, 8)
-    assert 0.4 < (truth == 4).float().mean() < 0.6
-    assert torch.allclose(patches[:, 0, 0, 0, 0] * 255, truth * 50.0)
+def bright_cases(stages, seed):
+    """Prepared cases without files: the picture is as bright as the stage is high."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "volume": torch.from_numpy(
+                (165 + 8 * (stage - 2) + rng.normal(0, 3, (1, 12, *SMALL[1:]))).astype(np.uint8)
+            ),
+            "liver": torch.tensor([[6, 12, 16]], dtype=torch.int16),
+            "spleen": torch.empty((0, 3), dtype=torch.int16),
+        }
+        for stage in stages
+    ]
 
 
-def test_rotation_acts_in_mm():
+QUICK = fit.Schedule(
+    steps=60, batch=8, crop_steps=30, crop=16, check_every=10, sparsity=0.0, learning_rate=1e-2
+)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_true_labels_are_learned_and_shuffled_ones_are_not(shuffled, tmp_path):
+    """One fold held out, as train.py does it; the AUC of shuffled labels is that of chance."""
+    cases = cases_of(np.repeat(np.arange(5), 24))
+    prepared = bright_cases([case.stage for case in cases], seed=1)
+    if shuffled:
+        cases = train.exchange_stages(cases, seed=0)
+    stages = np.array([case.stage for case in cases])
+    parts = split(cases, 5, seed=0)[0]
+    learned, validated = (([prepared[i] for i in part], stages[part]) for part in parts[:2])
+    torch.manual_seed(0)
+    network = LFSNetwork(SMALL, channels=(3, 4, 5, 6), dense=8, dropout=0.0)
+    fit.fit(network, learned, validated, QUICK, tmp_path, workers=0)
+    held = [prepared[i] for i in parts.held]
+    logits = fit.case_logits(network, held, torch.device("cpu"))
+    found = list(fit.aucs(fit.softmax(logits), stages[parts.held]).values())
+    if shuffled:
+        assert np.mean(found) == pytest.approx(0.5, abs=0.25)
+    else:
+        assert min(found) > 0.9
+
+
+def test_exchanged_stages_stay_with_the_patient():
+    cases = cases_of(np.tile(np.arange(5), 8), scans=2)
+    exchanged = train.exchange_stages(cases, seed=0)
+    stages = {}
+    for case in exchanged:
+        assert stages.setdefault(case.patient, case.stage) == case.stage
+    assert [c.stage for c in exchanged] != [c.stage for c in cases]
+    assert sorted(c.stage for c in exchanged) == sorted(c.stage for c in cases)
+
+
+def test_training_stops_when_it_no_longer_gets_better(tmp_path):
+    stages = np.repeat(np.arange(5), 4)
+    prepared = bright_cases(stages, seed=2), stages
+    schedule = replace(QUICK, steps=400, crop_steps=0, patience=2, learning_rate=1e-9)
+    network = LFSNetwork(SMALL, channels=(2, 3, 4, 5), dense=4)
+    fit.fit(network, prepared, prepared, schedule, tmp_path, workers=0)
+    steps = [int(line.split(",")[0]) for line in (tmp_path / "log.csv").read_text().split()[1:]]
+    assert 30 <= steps[-1] < 400
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["stopped"]
+
+
+class Draw:
+    """Draws of a cohort in which F4 is one case in five."""
+
+    stages = np.array([0] * 16 + [4] * 4)
+
+    @classmethod
+    def of(cls, steps=range(200), temper=0.5, **parts):
+        return list(data.Draws(cls.stages, steps, 8, 100, 16, temper, 0, **parts))
+
+
+@pytest.mark.parametrize("temper, share", [(1.0, 0.2), (0.5, 1 / 3), (0.0, 0.5)])
+def test_rare_stages_are_drawn_as_often_as_asked(temper, share):
+    drawn = [Draw.stages[draw.case] for batch in Draw.of(temper=temper) for draw in batch]
+    assert np.mean(np.array(drawn) == 4) == pytest.approx(share, abs=0.04)
+
+
+def test_draws_depend_on_the_step_alone_and_are_shared_among_processes():
+    whole = Draw.of()
+    assert Draw.of(steps=range(150, 200)) == whole[150:]
+    assert [len(batch) for batch in whole[99:101]] == [16, 8]  # close looks, then whole sections
+    assert [batch[0].crop for batch in whole[99:101]] == [16, 0]
+    halves = [Draw.of(rank=rank, ranks=2) for rank in range(2)]
+    for batch, first, second in zip(whole, *halves):
+        assert sorted(batch) == sorted(first + second)
+
+
+def test_the_same_draw_gives_the_same_patch():
+    stages = np.array([0, 4])
+    prepared = bright_cases(stages, seed=0)
+    draw = data.Draw(1, 7, 16)
+    patches = [data.Patches(prepared, stages, SMALL[0]) for _ in range(2)]
+    patches[0][data.Draw(0, 1, 0)]  # what was drawn before does not matter
+    (first, stage), (second, _) = (one[draw] for one in patches)
+    assert first.shape == (1, 8, 16, 16) and stage == 4
+    assert torch.equal(first, second)
+    assert not torch.equal(first, patches[0][data.Draw(1, 8, 16)][0])
+
+
+def test_movement_acts_in_mm():
     """A rod keeps its length on a grid of unequal spacing, up to the change of scale."""
     spacing = (4.0, 2.0, 2.0)
     z, y, x = np.ogrid[-15.5:16, -31.5:32, -31.5:32]
     rod = (abs(z * 4) < 5) & (abs(y * 2) < 5) & (abs(x * 2) < 50)
-    patches = torch.from_numpy(rod.astype(np.float32))[None, None].repeat(8, 1, 1, 1, 1)
-    moved = train.augment(patches, spacing, np.random.default_rng(1))[:, 0].numpy() > 0.5
-    for volume in moved:
+    move = data.RandMove(spacing)
+    for seed in range(8):
+        move.set_random_state(seed)
+        volume = move(torch.from_numpy(rod.astype(np.float32))[None])[0].numpy() > 0.5
         points = np.argwhere(volume) * spacing
         length = 4 * np.sqrt(np.linalg.eigvalsh(np.cov(points.T))[-1] * 0.75)
         assert length == pytest.approx(100, rel=0.13)
@@ -230,25 +321,7 @@ def test_rotation_acts_in_mm():
 
 def test_the_loss_knows_the_order():
     logits = 4 * torch.eye(5)
-    losses = [float(train.ordinal_loss(logits[[said]], torch.tensor([4]))) for said in range(5)]
+    losses = [float(fit.ordinal_loss(logits[[said]], torch.tensor([4]))) for said in range(5)]
     assert losses == sorted(losses, reverse=True)
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
     assert losses[4] < losses[3] < losses[2]
-
-
-def test_aucs_with_intervals():
-    rng = np.random.default_rng(0)
-    stages = np.repeat(np.arange(5), 40)
-    probabilities = rng.dirichlet(np.ones(5), len(stages))
-    chance = train.evaluate(probabilities, stages, repeats=200)
-    perfect = train.evaluate(np.eye(5)[stages], stages, repeats=200)
-    for group in GROUPS:
-        assert chance[group]["low"] < 0.5 < chance[group]["high"]
-        assert perfect[group] == {"value": 1, "low": 1, "high": 1}
-
-
-def test_an_unknown_stage_in_the_manifest_is_named_by_line(tmp_path):
-    manifest = tmp_path / "manifest.csv"
-    manifest.write_text("patient,ct,liver,spleen,stage\na,a.nii,a.nii,,F1\nb,b.nii,b.nii,,F7\n")
-    with pytest.raises(ValueError, match="line 3: stage 'F7'"):
-        train.read_manifest(manifest)

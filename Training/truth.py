@@ -80,10 +80,8 @@ def held_out(run: Path) -> list[Case]:
 
 def table(found: Sequence[Weight]) -> list[list[str]]:
     """A line for each effect, layer and method: trained against shuffled labels."""
-    lines = [
-        ["Signal in", "Layer", "Method", "CTs", "Volume", "Weight", "Ratio (quartiles)"]
-        + ["Shuffled labels: ratio (quartiles)", "Wilcoxon p"]
-    ]
+    header = ["Signal in", "Layer", "Method", "CTs", "Volume", "Weight", "Ratio (quartiles)"]
+    lines = [[*header, "Shuffled labels: ratio (quartiles)", "Wilcoxon p"]]
     for effect, layer, method in dict.fromkeys(w[:3] for w in found):
         ours, theirs = (
             [w for w in found if w[:4] == (effect, layer, method, network)]

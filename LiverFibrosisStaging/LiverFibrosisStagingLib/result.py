@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from .ensemble import spread
 from .errors import StagingError
 from .grid import WorkingGrid
-from .ensemble import spread
 from .model import MEMBERS, Forward, StagingModel
 from .stages import GROUPS, RESEARCH_USE, STAGES, softmax
 

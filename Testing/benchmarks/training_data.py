@@ -17,15 +17,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "Training"), str(ROOT / "LiverFibrosisStaging")]
 
-import numpy as np
-import torch
-from data import Draws, Patches, WorkingGrid, prepare
-from fit import ordinal_loss
-from manifest import read_manifest
-from monai.data import Dataset
-from network import PATCH_SIZE, SPACING_MM, LFSNetwork
-from phantom import write_cohort
-from torch.utils.data import DataLoader
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from data import Draws, Patches, WorkingGrid, prepare  # noqa: E402
+from fit import ordinal_loss  # noqa: E402
+from manifest import read_manifest  # noqa: E402
+from monai.data import Dataset  # noqa: E402
+from network import PATCH_SIZE, SPACING_MM, LFSNetwork  # noqa: E402
+from phantom import write_cohort  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
 
 
 def seconds_a_step(
