@@ -80,7 +80,7 @@ def train(
     *,
     test: Path | None = None,
     grades: str = "metavir",
-    criteria: Criteria = PAPER_CRITERIA,
+    criteria: Criteria = EVERYONE,
     folds: int = 5,
     only: int | None = None,
     build: Build = FULL,
@@ -317,7 +317,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN")
     parser.add_argument("--test", type=Path, help="manifest of a cohort to measure the result on")
     parser.add_argument("--grades", choices=("metavir", "ishak"), default="metavir")
-    parser.add_argument("--include-all", action="store_true", help="no inclusion criteria")
+    parser.add_argument(
+        "--paper-criteria",
+        action="store_true",
+        help="include only: 16 or older, portal venous, complete liver, histology within 183 days",
+    )
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--fold", type=int, metavar="K", help="train this fold alone")
     parser.add_argument("--small", action="store_true", help="try everything out in minutes")
@@ -355,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.output,
             test=test,
             grades=options.grades,
-            criteria=EVERYONE if options.include_all else PAPER_CRITERIA,
+            criteria=PAPER_CRITERIA if options.paper_criteria else EVERYONE,
             folds=options.folds,
             only=options.fold,
             build=SMALL if options.small else FULL,
