@@ -293,7 +293,7 @@ def test_few_slices_and_a_tiny_liver(case):
 def test_result_is_written_as_png(case, picture, tmp_path):
     found = findings()
     model = {"name": found.pop("model_name"), "trained_on": found.pop("model_training")}
-    result = SimpleNamespace(**case, **found, provenance={"model": model})
+    result = SimpleNamespace(**case, **found, provenance={"model": model}, spread=None)
     path = tmp_path / "Übersicht 1.png"
     write_overview(result, path)
     read = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))

@@ -4,6 +4,7 @@ import csv
 import itertools
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -122,12 +123,13 @@ def test_an_unknown_stage_or_effect_is_refused(arguments):
 
 
 def test_the_command_writes_a_cohort(tmp_path):
-    command = [sys.executable, TRAINING / "phantom.py", "-n", "2", "--seed", "9", "-o", tmp_path]
+    command = [sys.executable, TRAINING / "phantom.py", "-n", "5", "--seed", "9", "-o", tmp_path]
     subprocess.run(command, check=True, capture_output=True)
     with (tmp_path / "manifest.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert [row["stage"] for row in rows] == ["F0", "F1"]
-    assert len({row["patient"] for row in rows}) == 2
+    # The first and the last patient have two scans.
+    assert Counter(row["stage"] for row in rows) == {"F0": 2, "F1": 1, "F2": 1, "F3": 1, "F4": 2}
+    assert len({row["patient"] for row in rows}) == 5
     for row in rows:
         sizes = {
             sitk.ReadImage(tmp_path / row[kind]).GetSize() for kind in ("ct", "liver", "spleen")
