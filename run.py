@@ -3,7 +3,8 @@
 python3 run.py stage                the sample CT, with the shipped model (options may follow)
 python3 run.py stage CT --liver MASK -o FOLDER
 python3 run.py test                 all tests (arguments go to pytest)
-python3 run.py train                the training companion (arguments go to Training/train.py)
+python3 run.py train                cohorts of phantoms, and a model from them, in run/
+python3 run.py train --manifest COHORT.csv -o RUN     the same from a cohort of patients
 
 Only the standard library is used here. What is installed once is not asked for again, so that
 everything also runs without a network after the first time.
@@ -63,6 +64,7 @@ def _command(task: str, rest: list[str]) -> list[str]:
     if task == "test":
         return ["-m", "pytest", str(ROOT / "Testing"), f"--rootdir={ROOT}", *rest]
     if task == "train":
+        rest = rest or ["--phantoms", "252", "-o", "run"]
         return [str(ROOT / "Training" / "train.py"), *rest]
     if not rest:
         names = {

@@ -1,4 +1,4 @@
-"""What a result says of itself: how far the ensemble's networks agree, and whether its map is usual."""
+"""What a result says of itself: do the ensemble's networks agree, and is its map usual?"""
 
 import json
 from pathlib import Path
@@ -24,7 +24,8 @@ def result(sample, model):
 def test_the_shipped_model_is_an_ensemble_and_reports_its_spread(result, model):
     members = result.member_probabilities
     assert members.shape == (5, len(STAGES))
-    logits = np.mean([f.tensors["member_logits"][0] for f in result.seen.forwards], axis=0)
+    given = [f.tensors["member_logits"][0] for f in result.seen.forwards]
+    logits = np.mean(given, axis=0, dtype=np.float64)
     np.testing.assert_allclose(members, softmax(logits, model.card.temperature))
     np.testing.assert_allclose(logits.mean(axis=0), result.seen.logits, atol=1e-4)
     found = result.summary()["ensemble"]
