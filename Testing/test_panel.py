@@ -224,6 +224,7 @@ def test_staging_the_sample_shows_progress_result_and_map(ready):
     assert ui.resultWidget.visible and not ui.emptyLabel.visible and ui.overlayWidget.enabled
     assert "esearch use" in ui.researchUseLabel.text
     assert "Trained on" in ui.behindLabel.text
+    assert " of 5 say F4, with probabilities from " in ui.behindLabel.text
     assert "Liver surface" in ui.measurementsLabel.text
     check_overlay()
 

@@ -282,10 +282,12 @@ def _test(
         describe(file, {"training": described["training"] | evaluated, "reference": reference})
 
 
-def _aucs(found: Figures) -> dict[str, dict[str, float | None]]:
+def _aucs(found: Figures) -> dict[str, dict[str, float]]:
+    """AUCs with their intervals, of the groups of which both sides have cases."""
     return {
-        group: {k: None if v is None else round(v, 4) for k, v in measured["auc"].items()}
+        group: {key: round(value, 4) for key, value in measured["auc"].items()}
         for group, measured in found["groups"].items()
+        if None not in measured["auc"].values()
     }
 
 

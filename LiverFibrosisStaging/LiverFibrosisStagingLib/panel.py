@@ -264,12 +264,20 @@ def _measurements_html(summary: Mapping[str, Any]) -> str:
 
 
 def _behind_html(summary: Mapping[str, Any]) -> str:
-    return _definition_html(
-        [
-            (_("Model"), summary["model"]["name"]),
-            (_("Trained on"), summary["model"]["trained_on"]),
-            (_("Staged"), f"{summary['date'][:16].replace('T', ' ')} UTC"),
-        ]
+    lines = [
+        (_("Model"), summary["model"]["name"]),
+        (_("Trained on"), summary["model"]["trained_on"]),
+        (_("Staged"), f"{summary['date'][:16].replace('T', ' ')} UTC"),
+    ]
+    if "ensemble" in summary:
+        lines.insert(0, (_("Networks"), _agreement(summary["ensemble"], summary["stage"])))
+    return _definition_html(lines)
+
+
+def _agreement(ensemble: Mapping[str, Any], stage: str) -> str:
+    low, high = (f"{100 * end:.0f} %" for end in ensemble["range"][stage])
+    return _("{agreeing} of {members} say {stage}, with probabilities from {low} to {high}").format(
+        stage=stage, low=low, high=high, agreeing=ensemble["agreeing"], members=ensemble["members"]
     )
 
 
