@@ -87,22 +87,28 @@ def test_randomisation_shuffles_from_the_scores_down_and_leaves_the_file(model):
     target = model.card.target_layer
     np.testing.assert_array_equal(old.tensors[target], new.tensors[target])
     assert np.abs(old.logits - new.logits).max() > 1e-3
-    weights = [w for w in read_onnx(model.path).weights.values() if w.values.ndim >= 2]
+    file = read_onnx(model.path)
+    weights = [w for n, w in file.weights.items() if w.values.ndim >= 2 and "member" not in n]
     every, _ = randomized(model, len(weights))
     assert np.abs(every.run(x).tensors[target] - old.tensors[target]).max() > 1e-3
     with pytest.raises(StagingError, match=f"has {len(weights)} layers"):
         randomized(model, len(weights) + 1)
 
 
-def test_command_measures_the_phantom_and_draws(sample, tmp_path, capsys):
-    """The map of the phantom's stage says more than chance, and depends on the weights."""
+def test_command_measures_the_phantom_and_draws(sample, model_path, tmp_path, capsys):
+    """The map of the phantom's stage says more than chance, and depends on the weights.
+
+    Only deletion tells them apart: fibrosis is everywhere in the liver, so that pieces by chance
+    soon bring some of it back.
+    """
     arguments = [str(sample["ct"]), "--liver", str(sample["liver"]), "-o", str(tmp_path / "out")]
+    arguments += ["--model", str(model_path.with_name("LFS_single.onnx"))]
     assert main(["check-explanation", *arguments, "--explain", "F4", "-q"]) == 0
     assert "Deletion: area" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "faithfulness.json").read_text())
     areas = found["areas"]
-    assert areas["map"]["deletion"] < areas["by_chance"]["deletion"]
-    assert areas["map"]["insertion"] > areas["by_chance"]["insertion"]
+    assert areas["map"]["deletion"] < 0.6 * areas["by_chance"]["deletion"]
+    assert areas["map"]["insertion"] > 0.9 * areas["by_chance"]["insertion"]
     assert all(rho is None or rho < 0.9 for _, rho in found["shuffled"][-2:])
     picture = (tmp_path / "out" / "faithfulness.png").read_bytes()
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"

@@ -65,7 +65,7 @@ class _Operator(nn.Module):
         if self.op == "Clip":
             return x.clamp(c[0], c[1] if len(c) > 1 else None)
         if self.op == "Conv":
-            return F.conv3d(x, *c, padding=a["pads"][:3])
+            return F.conv3d(x, *c, padding=a["pads"][:3], groups=a.get("group", 1))
         if self.op == "LeakyRelu":
             return F.leaky_relu(x, a["alpha"])
         if self.op == "MaxPool":
@@ -77,6 +77,8 @@ class _Operator(nn.Module):
         if self.op == "Gemm":
             assert a.get("transB") == 1
             return F.linear(x, *c)
+        if self.op == "Reshape":
+            return x.reshape(*c[0].int().tolist())
         if self.op == "Softmax":
             return x.softmax(1)
         raise NotImplementedError(self.op)

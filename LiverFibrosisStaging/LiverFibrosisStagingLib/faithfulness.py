@@ -136,7 +136,7 @@ def randomized(model: Model, layers: int, seed: int = 0) -> tuple[Model, str]:
     # The weights lie in the file as they are in memory: shuffling them there needs no writer.
     data = bytearray(model.path.read_bytes())
     file = parse_onnx(memoryview(data), str(model.path))
-    names = _weights(file)
+    names = _weights(file, model.layer.scores)
     if layers > len(names):
         raise StagingError(f"The model {model.path} has {len(names)} layers of weights.")
     random = np.random.default_rng(seed)
@@ -215,7 +215,9 @@ def check_explanation(
 
     shuffled = []
     before = np.concatenate([raw.ravel() for raw in original])
-    for layer in range(1, 1 + (len(_weights(read_onnx(model.path))) if layers is None else layers)):
+    if layers is None:
+        layers = len(_weights(read_onnx(model.path), model.layer.scores))
+    for layer in range(1, 1 + layers):
         say(0.6, "Shuffling the model's weights")
         other, name = randomized(model, layer)
         after = np.concatenate([raw.ravel() for raw in maps(other)])
@@ -223,10 +225,15 @@ def check_explanation(
     return Faithfulness(result.explained, curves, by_chance, tuple(shuffled))
 
 
-def _weights(file: OnnxFile) -> list[str]:
-    """Names of the arrays of weights, from the scores to the input."""
-    used = [name for node in reversed(file.nodes) for name in node.inputs if name in file.weights]
-    return [name for name in dict.fromkeys(used) if np.ndim(file.weights[name].values) >= 2]
+def _weights(file: OnnxFile, scores: str) -> list[str]:
+    """Names of the arrays of weights that the scores depend on, from there to the input."""
+    needed = {scores}
+    found: dict[str, None] = {}
+    for node in reversed(file.nodes):
+        if needed.intersection(node.outputs):
+            needed.update(node.inputs)
+            found.update(dict.fromkeys(name for name in node.inputs if name in file.weights))
+    return [name for name in found if np.ndim(file.weights[name].values) >= 2]
 
 
 def _area(values: tuple[float, ...], fractions: tuple[float, ...]) -> float:
