@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from LiverFibrosisStagingLib import StagingError, StagingModel
-from LiverFibrosisStagingLib.explainable import SAFE_IR, SAFE_OPSET
 from LiverFibrosisStagingLib.model import METADATA_KEY
 from LiverFibrosisStagingLib.onnx_file import read_onnx
+from LiverFibrosisStagingLib.session import SAFE_IR, SAFE_OPSET
 
 onnx = pytest.importorskip("onnx", reason="makes the broken model files")
 from onnx import TensorProto, external_data_helper, helper  # noqa: E402

@@ -171,7 +171,11 @@ def test_several_processes_train_one_network(cohorts, tmp_path):
     options = ["--manifest", cohorts[0], "-o", run, "--folds", "2", "--fold", "1", "--small"]
     options += ["--steps", "3", "--crop-steps", "1", "--check-every", "1", "--workers", "0"]
     done = subprocess.run(
-        [*launch, SCRIPT, *options], capture_output=True, text=True, check=False, timeout=300
+        [*launch, SCRIPT, *options],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     log = (run / "fold_1" / "log.csv").read_text().splitlines()

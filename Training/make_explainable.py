@@ -30,11 +30,10 @@ from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.explainable import (
     EXPLAINABLE_KEY,
     EXPLAINABLE_VERSION,
-    SAFE_IR,
-    SAFE_OPSET,
     ExplainableModel,
 )
 from LiverFibrosisStagingLib.onnx_file import parse_onnx
+from LiverFibrosisStagingLib.session import SAFE_IR, SAFE_OPSET
 
 # Constants larger than this are left to be computed at run time.
 LARGEST_FOLDED = 1 << 24  # numbers

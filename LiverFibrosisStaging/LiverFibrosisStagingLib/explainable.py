@@ -11,26 +11,21 @@ layer is a list of tokens: the spatial shape of its last tokens, or null.
 """
 
 import json
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .backprop import Tail
-from .errors import Cancelled, CancelToken, StagingError
+from .errors import CancelToken, StagingError
 from .gradcam import METHODS, weighted
 from .onnx_file import OnnxFile, read_onnx
+from .session import check_weights, open_session, run_session
 
 EXPLAINABLE_KEY = "explainable"
 EXPLAINABLE_VERSION = 1
-# What every onnxruntime that a Slicer >= 5.8 can install is able to load.
-SAFE_OPSET, SAFE_IR = 18, 10
-CANCEL_POLL_SECONDS = 0.05
 
 Target = int | Sequence[int] | np.ndarray
 
@@ -75,8 +70,8 @@ class ExplainableModel:
         self.path = Path(path)
         file = read_onnx(self.path)
         self.layer = self._read_layer(file)
-        _check_weights(file, self.path)
-        self._session = _session(file, self.path, threads)
+        check_weights(file, self.path)
+        self._session = open_session(file, self.path, threads)
         self._check_signature()
         self._tail = Tail.of(file, self.layer.target, self.layer.scores, str(self.path))
         self._fetched = self._tail.tensors
@@ -88,16 +83,7 @@ class ExplainableModel:
         operator. Raises StagingError where the network fails or gives scores that are not finite,
         and Cancelled.
         """
-        (given,) = self._session.get_inputs()
-        try:
-            with _terminable(cancel) as options:
-                values = self._session.run(self._fetched, {given.name: x}, options)
-        except Exception as error:  # onnxruntime raises a class of its own for every status
-            if cancel is not None and cancel.is_set():
-                raise Cancelled("The run was cancelled.") from None
-            raise StagingError(
-                f"The model {self.path} failed to run: {_first_line(error)}"
-            ) from None
+        values = run_session(self._session, self._fetched, x, self.path, cancel)
         tensors = dict(zip(self._fetched, values))
         logits = tensors[self.layer.scores]
         if not np.isfinite(logits).all():
@@ -197,77 +183,3 @@ class ExplainableModel:
         weighting = np.zeros(logits.shape)
         np.add.at(weighting, (slice(None), given), 1.0)
         return weighting
-
-
-def _check_weights(file: OnnxFile, path: Path) -> None:
-    folder = path.resolve().parent
-    for name, tensor in file.weights.items():
-        if tensor.external is not None:
-            place = (folder / tensor.external).resolve()
-            if not place.is_relative_to(folder):
-                raise StagingError(
-                    f"The model {path} keeps weights outside its own folder ({tensor.external}); "
-                    "such a file is not opened."
-                )
-            raise StagingError(
-                f"The model {path} keeps weights in another file ({tensor.external}); export it as "
-                "one file."
-            )
-        values = tensor.values
-        if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise StagingError(f"The model {path} has weights that are not numbers, in {name!r}.")
-
-
-def _session(file: OnnxFile, path: Path, threads: int) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise StagingError(
-            "Staging needs the Python package onnxruntime, which is not installed."
-        ) from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a class of its own for every status
-        version = onnxruntime.__version__
-        if file.opset > SAFE_OPSET or file.ir_version > SAFE_IR:
-            raise StagingError(
-                f"The model {path} uses ONNX opset {file.opset} and IR version {file.ir_version}, "
-                f"too new for the installed onnxruntime {version}; export it with opset "
-                f"{SAFE_OPSET} and IR version {SAFE_IR} at most."
-            ) from None
-        raise StagingError(
-            f"onnxruntime {version} cannot load the model {path}: {_first_line(error)}"
-        ) from None
-
-
-@contextmanager
-def _terminable(cancel: CancelToken | None) -> Iterator[Any]:
-    """Options of one run, which a watching thread ends when the user cancels."""
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
-    if cancel is None:
-        yield options
-        return
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(CANCEL_POLL_SECONDS):
-            if cancel.is_set():
-                options.terminate = True
-                return
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield options
-    finally:
-        over.set()
-        watcher.join()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

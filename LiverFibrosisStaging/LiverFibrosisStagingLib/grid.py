@@ -57,11 +57,11 @@ def working_grid(
     neighbouring patches; smoothing_mm: sigma of a Gaussian over the working grid, so that the noise
     of different kernels, slice thicknesses and oblique grids looks alike.
     """
-    ct, liver = _upright(ct), _upright(liver)
+    ct, liver = upright(ct), upright(liver)
     low, high = _liver_extent(liver)
     centre, cut_mm = _body_centre(ct, (low, high), patch_size, spacing)
     reference, padded, about_slices = _reference_grid(ct, (low, high), centre, spacing, patch_size)
-    hu = _resample_ct(ct, reference)
+    hu = resample_ct(ct, reference)
 
     def placed(mask: sitk.Image) -> sitk.Image:
         mask = sitk.Resample(mask != 0, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
@@ -79,7 +79,7 @@ def working_grid(
         volume=_from_zero(volume),
         body=_from_zero(placed(_body_mask(hu, OPENING_MM))),
         liver=_from_zero(placed(liver)),
-        spleen=None if spleen is None else _from_zero(placed(_upright(spleen))),
+        spleen=None if spleen is None else _from_zero(placed(upright(spleen))),
         starts=patch_starts(volume.GetSize()[2], patch_size[0], overlap),
         padded=padded,
         warnings=tuple(warnings),
@@ -102,7 +102,7 @@ def patch_array(grid: WorkingGrid, start: int, slices: int) -> np.ndarray:
     return np.array(volume[start : start + slices], np.float32)[None, None]
 
 
-def _upright(image: sitk.Image) -> sitk.Image:
+def upright(image: sitk.Image) -> sitk.Image:
     """Axes in the order and direction that come closest to LPS, by moving voxels only.
 
     From here on, nothing depends on the order in which the voxels were stored.
@@ -125,7 +125,7 @@ def _liver_extent(liver: sitk.Image) -> tuple[float, float]:
     return float(np.quantile(z, 0.001) - half), float(np.quantile(z, 0.999) + half)
 
 
-def _bounds(ct: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
+def bounds(ct: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper corner (x, y, z) of the box around the CT's voxels, LPS mm."""
     size = ct.GetSize()
     corners = [
@@ -135,7 +135,7 @@ def _bounds(ct: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
     return np.min(corners, axis=0), np.max(corners, axis=0)
 
 
-def _lps_grid(centre: np.ndarray, size: np.ndarray, spacing: np.ndarray) -> sitk.Image:
+def lps_grid(centre: np.ndarray, size: np.ndarray, spacing: np.ndarray) -> sitk.Image:
     """An empty image with LPS axes; centre, size and spacing in the order x, y, z."""
     grid = sitk.Image([int(n) for n in size], sitk.sitkUInt8)
     grid.SetSpacing([float(s) for s in spacing])
@@ -150,11 +150,11 @@ def _body_centre(
     spacing: tuple[float, float, float],
 ) -> tuple[np.ndarray, float]:
     """Centre of the body (x, y) at the liver's height, and the mm that the patch cuts off."""
-    low, high = _bounds(ct)
+    low, high = bounds(ct)
     low[2], high[2] = max(low[2], extent[0]), min(high[2], extent[1])
     step = np.full(3, COARSE_MM)
     size = np.maximum(np.floor((high - low) / step), 1)
-    coarse = _lps_grid((low + high) / 2, size, step)
+    coarse = lps_grid((low + high) / 2, size, step)
     hu = sitk.Resample(ct, coarse, sitk.Transform(), sitk.sitkLinear, AIR_HU, sitk.sitkFloat32)
     body = sitk.GetArrayFromImage(_body_mask(hu, COARSE_MM)) > 0
     if not body.any():
@@ -177,7 +177,7 @@ def _reference_grid(
     patch_size: tuple[int, int, int],
 ) -> tuple[sitk.Image, tuple[int, int], list[str]]:
     """The empty working grid inside the scan, the slices to pad at either end, and warnings."""
-    low, high = _bounds(ct)
+    low, high = bounds(ct)
     step, slices = spacing[0], patch_size[0]
     # A hair less: rounding noise must not decide about a slice.
     holding = math.ceil((extent[1] - extent[0]) / step - 1e-3)
@@ -187,7 +187,7 @@ def _reference_grid(
     half = count * step / 2
     middle = (extent[0] + extent[1]) / 2
     middle = min(max(middle, low[2] + half), max(high[2] - half, low[2] + half))
-    grid = _lps_grid(
+    grid = lps_grid(
         np.array([*centre, middle]),
         np.array([patch_size[2], patch_size[1], count]),
         np.array(spacing[::-1]),
@@ -207,7 +207,7 @@ def _reference_grid(
     return grid, (missing // 2, missing - missing // 2), warnings
 
 
-def _resample_ct(ct: sitk.Image, reference: sitk.Image) -> sitk.Image:
+def resample_ct(ct: sitk.Image, reference: sitk.Image, outside: float = AIR_HU) -> sitk.Image:
     """HU as float32 on the reference grid: block means where that is coarser, then linear."""
     factors = [
         max(1, min(int(wanted / found + 1e-3), count))
@@ -215,7 +215,9 @@ def _resample_ct(ct: sitk.Image, reference: sitk.Image) -> sitk.Image:
     ]
     if max(factors) > 1:
         ct = sitk.BinShrink(ct, factors)
-    return sitk.Resample(ct, reference, sitk.Transform(), sitk.sitkLinear, AIR_HU, sitk.sitkFloat32)
+    return sitk.Resample(
+        ct, reference, sitk.Transform(), sitk.sitkLinear, outside, sitk.sitkFloat32
+    )
 
 
 def _body_mask(hu: sitk.Image, opening_mm: float) -> sitk.Image:

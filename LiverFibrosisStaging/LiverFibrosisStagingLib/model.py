@@ -161,14 +161,14 @@ def read_card(path: str | Path) -> Card:
     return _card(read_onnx(path), path)
 
 
-def default_model_path() -> Path:
-    """The shipped model: beside the module in Slicer, inside the package when installed."""
+def default_model_path(name: str = "LFS.onnx") -> Path:
+    """A shipped model: beside the module in Slicer, inside the package when installed."""
     package = Path(__file__).parent
     for folder in (package.parent / "Resources" / "Models", package / "Models"):
-        found = folder / "LFS.onnx"
+        found = folder / name
         if found.is_file():
             return found
-    raise StagingError(f"The shipped model LFS.onnx is not in {package.parent}: reinstall, please.")
+    raise StagingError(f"The shipped model {name} is not in {package.parent}: reinstall, please.")
 
 
 def _card(file: OnnxFile, path: Path) -> Card:

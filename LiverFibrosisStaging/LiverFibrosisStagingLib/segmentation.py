@@ -1,0 +1,305 @@
+"""Liver and spleen by themselves: a V-Net finds them where the user brings no mask.
+
+The network (Training/vnet.py, after Milletari et al. 2016, 3DV, and Yin et al. 2021, "Liver
+segmentation") sees the whole CT at a few millimetres. Its probabilities, not its labels, are
+carried back to the CT's grid, so that outlines are as smooth as the organs.
+
+The file is a contract as the staging model's: input `volume` float32 [N, 1, slices, rows, columns],
+the CT windowed to 0..1; output `probabilities` [N, 3, slices, rows, columns]; the metadata entry
+`liver_segmentation` is JSON; `SegmentationCard` lists what it holds.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from .checks import check_ct
+from .errors import Cancelled, CancelToken, StagingError
+from .grid import bounds, lps_grid, patch_starts, resample_ct, upright
+from .masks import LIVER_LABEL, SPLEEN_LABEL
+from .model import default_model_path
+from .onnx_file import read_onnx
+from .reading import NAME_KEY, read_ct
+from .session import check_weights, open_session, run_session
+
+METADATA_KEY = "liver_segmentation"
+CONTRACT = 1
+CLASSES = ("background", "liver", "spleen")
+SLAB_SLICES = 96  # of a longer scan that the network sees at once
+SLAB_OVERLAP = 0.25
+PROBABLE = 0.05  # below, a voxel of the network's grid is not worth bringing back
+MIN_FOUND_ML = {"liver": 150.0, "spleen": 15.0}  # less is no organ but a mistake
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class SegmentationCard:
+    """The network's own metadata, as read from the file.
+
+    window_hu: (low, high) HU that become 0 and 1. spacing_mm: (slice, row, column). multiple_of:
+    what each length of the input has to be a multiple of. training: what it was trained and
+    evaluated on.
+    """
+
+    contract: int
+    name: str
+    classes: tuple[str, ...]
+    window_hu: tuple[float, float]
+    spacing_mm: tuple[float, float, float]
+    multiple_of: int
+    intended_use: str
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+class SegmentationModel:
+    """The network in its file. path: a contract file. threads: as for `StagingModel`.
+
+    Raises StagingError, with the reason, for a file that breaks the contract.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        self.path = Path(path)
+        file = read_onnx(self.path)
+        self.card = _card(file.metadata.get(METADATA_KEY), self.path)
+        check_weights(file, self.path)
+        self._session = open_session(file, self.path, threads)
+        outputs = [item.name for item in self._session.get_outputs()]
+        if len(self._session.get_inputs()) != 1 or "probabilities" not in outputs:
+            raise StagingError(
+                f"The model {self.path} needs one input and the output 'probabilities'; its "
+                f"outputs are {', '.join(outputs)}."
+            )
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, threads: int = 0) -> "SegmentationModel":
+        """The network in a file, by default the shipped one."""
+        return cls(default_model_path("VNet.onnx") if path is None else path, threads)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def run(self, volume: np.ndarray, cancel: CancelToken | None = None) -> np.ndarray:
+        """Probabilities float32 [3, slices, rows, columns] of a volume of the last three axes."""
+        given = np.ascontiguousarray(volume, np.float32)[None, None]
+        return run_session(self._session, ["probabilities"], given, self.path, cancel)[0][0]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """Liver and spleen of one CT.
+
+    labels: uint8 image on the CT's grid, 1 liver, 2 spleen. volumes_ml: by organ. warnings:
+    sentences for the reader. provenance: which network made it.
+    """
+
+    labels: sitk.Image
+    volumes_ml: dict[str, float]
+    warnings: tuple[str, ...]
+    provenance: dict[str, str]
+
+    @property
+    def liver(self) -> sitk.Image:
+        """Mask on the CT's grid."""
+        return self.labels == LIVER_LABEL
+
+    @property
+    def spleen(self) -> sitk.Image | None:
+        """Mask on the CT's grid; None where no spleen was found."""
+        return self.labels == SPLEEN_LABEL if self.volumes_ml["spleen"] else None
+
+
+def segment_organs(ct: sitk.Image | str | Path) -> sitk.Image:
+    """Label image of a portal-venous CT, on its grid: 1 liver, 2 spleen. See `segment`."""
+    return segment(ct).labels
+
+
+def segment(
+    ct: sitk.Image | str | Path,
+    model: SegmentationModel | str | Path | None = None,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Segmentation:
+    """Find liver and spleen on a CT.
+
+    ct: in HU, an image or a path, as for `stage`. model: a contract file, the shipped one by
+    default. progress: called with a fraction 0..1 and the step's name. cancel: asked between steps
+    and while the network runs. Raises StagingError for what is no CT and where no liver is found,
+    and Cancelled.
+    """
+
+    def begin(fraction: float, step: str) -> None:
+        if cancel is not None and cancel.is_set():
+            raise Cancelled("Segmentation was cancelled.")
+        if progress is not None:
+            progress(fraction, step)
+
+    begin(0.0, "Reading")
+    if not isinstance(ct, sitk.Image):
+        name, ct = str(ct), read_ct(ct)
+    else:
+        name = ct.GetMetaData(NAME_KEY) if ct.HasMetaDataKey(NAME_KEY) else "The CT"
+    check_ct(ct, name)
+    begin(0.1, "Segmenting liver and spleen")
+    if not isinstance(model, SegmentationModel):
+        model = SegmentationModel.load(model)
+    card = model.card
+    grid = network_grid(ct, card.spacing_mm, card.multiple_of, card.window_hu)
+    probabilities = _run(model, grid, begin, cancel)
+    begin(0.8, "Outlining liver and spleen")
+    labels = _on_ct(probabilities, grid, ct)
+    volumes = _volumes_ml(labels)
+    if volumes["liver"] < MIN_FOUND_ML["liver"]:
+        raise StagingError(
+            f"{name}: no liver was found; needed is a CT of the abdomen, or a liver mask."
+        )
+    warnings = []
+    if volumes["spleen"] < MIN_FOUND_ML["spleen"]:
+        labels = sitk.ChangeLabel(labels, {SPLEEN_LABEL: 0})
+        volumes["spleen"] = 0.0
+        warnings.append("No spleen was found, so nothing is said about it.")
+    found = ", ".join(f"{organ} {volume:.0f} mL" for organ, volume in volumes.items())
+    warnings.append(f"The organs were outlined automatically ({found}): look whether they fit.")
+    begin(1.0, "Done")
+    provenance = {"name": card.name, "sha256": model.sha256}
+    return Segmentation(labels, volumes, tuple(warnings), provenance)
+
+
+def network_grid(
+    ct: sitk.Image,
+    spacing: tuple[float, float, float],
+    multiple: int,
+    window: tuple[float, float] | None = None,
+) -> sitk.Image:
+    """A CT on LPS axes at the network's spacing (slice, row, column; mm), float32.
+
+    All of the scan, with air around it up to a multiple of `multiple` voxels along each axis; in HU
+    or, with a window, 0..1.
+    """
+    ct = upright(ct)
+    low, high = bounds(ct)
+    step = np.array(spacing[::-1])
+    size = np.ceil((high - low) / step / multiple - 1e-6) * multiple
+    grid = resample_ct(ct, lps_grid((low + high) / 2, np.maximum(size, multiple), step))
+    return grid if window is None else sitk.IntensityWindowing(grid, *window, 0.0, 1.0)
+
+
+def _run(
+    model: SegmentationModel,
+    grid: sitk.Image,
+    begin: Callable[[float, str], None],
+    cancel: CancelToken | None,
+) -> np.ndarray:
+    """Probabilities of the whole grid; of long scans, slab by slab, their overlaps averaged."""
+    volume = sitk.GetArrayViewFromImage(grid)
+    slices = min(len(volume), SLAB_SLICES)
+    total = np.zeros((len(CLASSES), *volume.shape), np.float32)
+    count = np.zeros((len(volume), 1, 1), np.float32)
+    starts = patch_starts(len(volume), slices, SLAB_OVERLAP)
+    for number, start in enumerate(starts):
+        begin(0.2 + 0.6 * number / len(starts), "Segmenting liver and spleen")
+        slab = slice(start, start + slices)
+        total[:, slab] += model.run(volume[slab], cancel)
+        count[slab] += 1
+    return total / count
+
+
+def _on_ct(probabilities: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> sitk.Image:
+    """The most probable organ of each of the CT's voxels: one piece each, without holes."""
+    labels = sitk.Image(ct.GetSize(), sitk.sitkUInt8)
+    labels.CopyInformation(ct)
+    box = _box(probabilities[1:].max(axis=0) > PROBABLE, grid, ct)
+    if box is None:
+        return labels
+    first, size = box
+    region = sitk.RegionOfInterest(labels, size, first)
+    organs = []
+    for values in probabilities[1:]:
+        image = sitk.GetImageFromArray(values)
+        image.CopyInformation(grid)
+        placed = sitk.Resample(image, region, sitk.Transform(), sitk.sitkLinear, 0.0)
+        organs.append(sitk.GetArrayFromImage(placed))
+    liver, spleen = organs
+    nothing = 1.0 - liver - spleen
+    for label, ours, other in ((LIVER_LABEL, liver, spleen), (SPLEEN_LABEL, spleen, liver)):
+        inside = (ours > np.maximum(nothing, other)).astype(np.uint8)
+        pieces = sitk.ConnectedComponent(sitk.GetImageFromArray(inside))
+        largest = sitk.BinaryFillhole(sitk.RelabelComponent(pieces) == 1)
+        largest.CopyInformation(region)
+        # A hole in one organ is filled only where the other is not.
+        region = (
+            sitk.Maximum(region, largest * label) if label == LIVER_LABEL else _add(region, largest)
+        )
+    return sitk.Paste(labels, region, size, destinationIndex=first)
+
+
+def _add(region: sitk.Image, spleen: sitk.Image) -> sitk.Image:
+    return region + sitk.Cast(sitk.And(spleen, region == 0), sitk.sitkUInt8) * SPLEEN_LABEL
+
+
+def _box(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list[int], list[int]] | None:
+    """First voxel and size of the part of the CT that holds `where` of the grid."""
+    places = [np.flatnonzero(where.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    if not len(places[0]):
+        return None
+    ends = [(float(axis[0]) - 1, float(axis[-1]) + 1) for axis in places[::-1]]
+    corners = [
+        ct.TransformPhysicalPointToContinuousIndex(
+            grid.TransformContinuousIndexToPhysicalPoint([e[c] for e, c in zip(ends, corner)])
+        )
+        for corner in np.ndindex(2, 2, 2)
+    ]
+    limits = np.array(ct.GetSize())
+    first = np.clip(np.floor(np.min(corners, axis=0)), 0, limits - 1).astype(int)
+    last = np.clip(np.ceil(np.max(corners, axis=0)), first, limits - 1).astype(int)
+    return first.tolist(), (last - first + 1).tolist()
+
+
+def _volumes_ml(labels: sitk.Image) -> dict[str, float]:
+    counts = np.bincount(sitk.GetArrayViewFromImage(labels).ravel(), minlength=len(CLASSES))
+    voxel = math.prod(labels.GetSpacing()) / 1000.0
+    return {organ: float(counts[n] * voxel) for n, organ in enumerate(CLASSES) if n}
+
+
+def _card(text: str | None, path: Path) -> SegmentationCard:
+    if text is None:
+        raise StagingError(
+            f"The model {path} has no {METADATA_KEY!r} metadata: it is none that segments; export "
+            "one with Training/train_vnet.py."
+        )
+    try:
+        data = json.loads(text)
+        known = SegmentationCard.__dataclass_fields__
+        card = SegmentationCard(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
+        )
+        numbers = [*card.window_hu, *card.spacing_mm]
+        sensible = (
+            card.contract == CONTRACT
+            and card.classes == CLASSES
+            and (len(card.window_hu), len(card.spacing_mm)) == (2, 3)
+            and all(math.isfinite(float(number)) for number in numbers)
+            and card.window_hu[0] < card.window_hu[1]
+            and min(card.spacing_mm) > 0
+            and isinstance(card.multiple_of, int)
+            and card.multiple_of > 0
+        )
+    except (ValueError, TypeError) as error:
+        raise StagingError(f"The model {path} has incomplete metadata: {error}.") from None
+    if not sensible:
+        raise StagingError(
+            f"The model {path} has metadata out of range, or follows another contract than version "
+            f"{CONTRACT}: classes {card.classes}, window {card.window_hu}, spacing "
+            f"{card.spacing_mm} mm."
+        )
+    return card

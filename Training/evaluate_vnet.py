@@ -1,0 +1,173 @@
+"""How well does a V-Net find liver and spleen? Measured as users get it, through the library.
+
+    python Training/evaluate_vnet.py cases.csv --model RUN/VNet.onnx -o FOLDER
+    python Training/evaluate_vnet.py cases.csv --model-of hcc002=RUN2/VNet.onnx ... -o FOLDER
+
+The second gives every case the model that did not learn from it (train_vnet.py --leave-out); only
+cases with a model are measured. FOLDER receives segmentation.csv, segmentation.md (Dice, 95th
+percentile of the surface distances in mm, volumes) and a picture of the contours of every case.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from figures import save
+from matplotlib.figure import Figure
+from monai.metrics import compute_dice, compute_hausdorff_distance
+from tqdm import tqdm
+from vnet_data import Outlined, read_cases
+
+from LiverFibrosisStagingLib import StagingError, read_ct
+from LiverFibrosisStagingLib.masks import organ_masks
+from LiverFibrosisStagingLib.segmentation import Segmentation, segment
+from LiverFibrosisStagingLib.stages import RESEARCH_USE
+
+COLORS = {"liver": "#ff5a36", "spleen": "#35c9ff"}
+
+
+class Measured(NamedTuple):
+    """Of one organ of one case: agreement with its outline by hand; volumes in mL, lengths in mm."""
+
+    case: str
+    organ: str
+    dice: float
+    hd95_mm: float
+    volume_ml: float
+    true_ml: float
+
+    @property
+    def volume_error(self) -> float:
+        """Relative, signed."""
+        return self.volume_ml / self.true_ml - 1
+
+
+def measure(case: str, organ: str, found: sitk.Image | None, truth: sitk.Image) -> Measured:
+    """Agreement of two masks on one grid; an organ that was not found has Dice 0."""
+    if found is None:
+        found = truth * 0
+    spacing = truth.GetSpacing()[::-1]
+    ours, theirs = (sitk.GetArrayFromImage(m).astype(bool) for m in (found, truth))
+    where = [np.flatnonzero((ours | theirs).any(axis=a)) for a in ((1, 2), (0, 2), (0, 1))]
+    box = tuple(slice(w[0], w[-1] + 1) for w in where)
+    pair = [torch.from_numpy(np.ascontiguousarray(m[box]))[None, None] for m in (ours, theirs)]
+    dice = float(compute_dice(*(p.float() for p in pair)))
+    distance = compute_hausdorff_distance(*pair, percentile=95, spacing=spacing)
+    voxel = np.prod(spacing) / 1000
+    return Measured(case, organ, dice, float(distance), ours.sum() * voxel, theirs.sum() * voxel)
+
+
+def truth_of(case: Outlined, ct: sitk.Image) -> dict[str, sitk.Image]:
+    """The masks that a case has, by organ, on the CT's grid."""
+    liver, spleen = (None if mask is None else mask.image() for mask in case[2:])
+    if liver is None:
+        return {"spleen": organ_masks(ct, spleen, None)[0]}
+    masks = organ_masks(ct, liver, spleen)[:2]
+    return {organ: mask for organ, mask in zip(COLORS, masks) if mask is not None}
+
+
+def contours(ct: sitk.Image, found: Segmentation, truth: dict[str, sitk.Image]) -> Figure:
+    """Six sections and two planes along the body: found as lines, outlined by hand as dots."""
+    hu = sitk.GetArrayViewFromImage(ct)
+    organs = {"liver": found.liver, "spleen": found.spleen}
+    arrays = {o: None if m is None else sitk.GetArrayFromImage(m) for o, m in organs.items()}
+    hand = {organ: sitk.GetArrayFromImage(mask) for organ, mask in truth.items()}
+    z, y, x = (np.flatnonzero(arrays["liver"].any(axis=a)) for a in ((1, 2), (0, 2), (0, 1)))
+    steps = ct.GetSpacing()[::-1]
+    middle = {name: int(np.median(np.nonzero(a)[1])) for name, a in arrays.items() if a is not None}
+    views = [(0, int(k)) for k in np.linspace(z[0], z[-1], 8)[1:-1]]
+    views += [(1, middle["liver"]), (1, middle.get("spleen", int(y[len(y) // 2])))]
+    drawn = Figure(figsize=(16, 8), layout="constrained")
+    for axes, (axis, index) in zip(drawn.subplots(2, 4).flat, views):
+        ahead = ct.GetDirection()[8] > 0  # the head belongs at the top of a coronal plane
+
+        def plane(array: np.ndarray, axis: int = axis, index: int = index) -> np.ndarray:
+            taken = array.take(index, axis=axis)
+            return taken[::-1] if axis and ahead else taken
+
+        aspect = 1.0 if axis == 0 else steps[0] / steps[2]
+        axes.imshow(plane(hu), cmap="gray", vmin=-125, vmax=225, aspect=aspect)
+        for organ, color in COLORS.items():
+            for source, style in ((arrays, "-"), (hand, ":")):
+                if source.get(organ) is not None and plane(source[organ]).any():
+                    axes.contour(plane(source[organ]), [0.5], colors=color, linestyles=style)
+        axes.set_axis_off()
+    return drawn
+
+
+def table(found: Sequence[Measured]) -> list[list[str]]:
+    """A line for each organ of each case, then the means."""
+    lines = [["Case", "Organ", "Dice", "95 % of surface within", "Volume", "by hand", "Error"]]
+    for m in found:
+        volumes = [f"{m.volume_ml:.0f} mL", f"{m.true_ml:.0f} mL", f"{100 * m.volume_error:+.1f} %"]
+        lines.append([m.case, m.organ, f"{m.dice:.3f}", f"{m.hd95_mm:.1f} mm", *volumes])
+    for organ in COLORS:
+        part = [m for m in found if m.organ == organ]
+        if part:
+            dice = np.mean([m.dice for m in part])
+            distance = np.mean([m.hd95_mm for m in part])
+            error = 100 * np.mean([abs(m.volume_error) for m in part])
+            lines.append(
+                ["mean", organ, f"{dice:.3f}", f"{distance:.1f} mm", "", "", f"{error:.1f} %"]
+            )
+    return lines
+
+
+def evaluate(cases: Sequence[Outlined], models: dict[str, Path], folder: Path) -> list[Measured]:
+    """Measure every case that has a model, and write tables and pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found: list[Measured] = []
+    for case in tqdm([c for c in cases if c.name in models], "Segmenting", unit="CT"):
+        ct = read_ct(case.ct)
+        segmentation, truth = segment(ct, models[case.name]), truth_of(case, ct)
+        for organ, mask in truth.items():
+            found.append(measure(case.name, organ, getattr(segmentation, organ), mask))
+        notice = "lines: network, dots: by hand"
+        save(contours(ct, segmentation, truth), folder, f"contours_{case.name}", notice)
+    with (folder / "segmentation.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerows(
+            [[*Measured._fields, "volume_error"], *([*m, m.volume_error] for m in found)]
+        )
+    lines = table(found)
+    text = "\n".join("| " + " | ".join(r) + " |" for r in [lines[0], ["---"] * 7, *lines[1:]])
+    (folder / "segmentation.md").write_text(f"{text}\n\n{RESEARCH_USE}\n", encoding="utf-8")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="CSV or Decathlon folder (see train_vnet.py)")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", type=Path, help="for all cases")
+    which.add_argument("--model-of", nargs="+", metavar="CASE=ONNX", help="for each its own")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    try:
+        cases = read_cases(options.data)
+        if options.model:
+            models = {case.name: options.model for case in cases}
+        else:
+            pairs = [text.partition("=")[::2] for text in options.model_of]
+            models = {name: Path(file) for name, file in pairs}
+            strangers = set(models) - {case.name for case in cases}
+            if strangers:
+                raise StagingError(f"{options.data} has no case {', '.join(sorted(strangers))}.")
+        found = evaluate(cases, models, options.output)
+    except (StagingError, OSError) as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
+    for line in table(found):
+        print("  ".join(line))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
