@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 import torch
-from figures import save
 from matplotlib.figure import Figure
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from tqdm import tqdm
@@ -33,7 +32,7 @@ COLORS = {"liver": "#ff5a36", "spleen": "#35c9ff"}
 
 
 class Measured(NamedTuple):
-    """Of one organ of one case: agreement with its outline by hand; volumes in mL, lengths in mm."""
+    """Of one organ of one case: agreement with its outline by hand; volumes mL, lengths mm."""
 
     case: str
     organ: str
@@ -78,18 +77,18 @@ def contours(ct: sitk.Image, found: Segmentation, truth: dict[str, sitk.Image]) 
     organs = {"liver": found.liver, "spleen": found.spleen}
     arrays = {o: None if m is None else sitk.GetArrayFromImage(m) for o, m in organs.items()}
     hand = {organ: sitk.GetArrayFromImage(mask) for organ, mask in truth.items()}
-    z, y, x = (np.flatnonzero(arrays["liver"].any(axis=a)) for a in ((1, 2), (0, 2), (0, 1)))
+    z, y = (np.flatnonzero(arrays["liver"].any(axis=a)) for a in ((1, 2), (0, 2)))
     steps = ct.GetSpacing()[::-1]
     middle = {name: int(np.median(np.nonzero(a)[1])) for name, a in arrays.items() if a is not None}
     views = [(0, int(k)) for k in np.linspace(z[0], z[-1], 8)[1:-1]]
     views += [(1, middle["liver"]), (1, middle.get("spleen", int(y[len(y) // 2])))]
+    upwards = ct.GetDirection()[8] > 0  # the head belongs at the top of a coronal plane
     drawn = Figure(figsize=(16, 8), layout="constrained")
     for axes, (axis, index) in zip(drawn.subplots(2, 4).flat, views):
-        ahead = ct.GetDirection()[8] > 0  # the head belongs at the top of a coronal plane
 
         def plane(array: np.ndarray, axis: int = axis, index: int = index) -> np.ndarray:
             taken = array.take(index, axis=axis)
-            return taken[::-1] if axis and ahead else taken
+            return taken[::-1] if axis and upwards else taken
 
         aspect = 1.0 if axis == 0 else steps[0] / steps[2]
         axes.imshow(plane(hu), cmap="gray", vmin=-125, vmax=225, aspect=aspect)
@@ -98,6 +97,7 @@ def contours(ct: sitk.Image, found: Segmentation, truth: dict[str, sitk.Image]) 
                 if source.get(organ) is not None and plane(source[organ]).any():
                     axes.contour(plane(source[organ]), [0.5], colors=color, linestyles=style)
         axes.set_axis_off()
+    drawn.supxlabel(f"Lines: the network. Dots: by hand. {RESEARCH_USE}", fontsize=9)
     return drawn
 
 
@@ -128,8 +128,8 @@ def evaluate(cases: Sequence[Outlined], models: dict[str, Path], folder: Path) -
         segmentation, truth = segment(ct, models[case.name]), truth_of(case, ct)
         for organ, mask in truth.items():
             found.append(measure(case.name, organ, getattr(segmentation, organ), mask))
-        notice = "lines: network, dots: by hand"
-        save(contours(ct, segmentation, truth), folder, f"contours_{case.name}", notice)
+        drawn = contours(ct, segmentation, truth)
+        drawn.savefig(folder / f"contours_{case.name}.png", dpi=90)
     with (folder / "segmentation.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerows(

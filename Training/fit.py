@@ -34,8 +34,9 @@ class Schedule:
     Grad-CAM, which sums them up, shows the background instead of organs. temper: see `data.Draws`.
     ordinal: soft ordinal labels, otherwise plain cross-entropy. check_every: steps between two
     looks at the validation cases. patience: looks without a lower loss after which training stops,
-    counted once whole sections are seen. mixed_precision: bfloat16 on GPUs. On CPUs it saves a fifth
-    of a step, and on some of them gradients of convolutions come out as nan (PyTorch 2.13).
+    counted once whole sections are seen.
+    mixed_precision: bfloat16 on GPUs. On CPUs it saves a fifth of a step, and on some of them
+    gradients of convolutions come out as nan (PyTorch 2.13).
     """
 
     steps: int = 260
