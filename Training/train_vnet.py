@@ -4,7 +4,8 @@
     python Training/train_vnet.py cases.csv --phantoms COHORT/manifest.csv \\
         --start-from PRETRAINED/checkpoint.pt -o RUN
 
-The second fine-tunes on CTs, with phantoms mixed in. cases.csv has the columns ct, liver and, where
+The second fine-tunes on CTs, with phantoms mixed in; --start-from also takes the shipped VNet.onnx.
+cases.csv has the columns ct, liver and, where
 wanted, spleen and case (FILE:LABEL takes one label; a label image may hold 1 liver and 2 spleen); a
 folder in Medical Segmentation Decathlon layout will do too. RUN receives checkpoint.pt, log.csv,
 VNet.onnx. Called again after an interruption the command goes on where it stopped.
@@ -24,7 +25,7 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from vnet import VNet, export
+from vnet import VNet, export, load_weights
 from vnet_data import SPACING_MM, WINDOW_HU, Patches, prepare, read_cases
 
 from LiverFibrosisStagingLib import StagingError, __version__
@@ -83,8 +84,7 @@ def train(
     torch.manual_seed(schedule.seed)
     network = VNet()
     if start_from is not None:
-        state = torch.load(start_from, map_location="cpu", weights_only=True)
-        network.load_state_dict(state["network"])
+        load_weights(network, start_from)
     network.to(device, memory_format=torch.channels_last_3d)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-4)
     checkpoint, log, first = run / "checkpoint.pt", run / "log.csv", 0
@@ -157,7 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--phantoms", type=Path, help="CSV of phantoms (phantom.py)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN")
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="CASE", help="to test on")
-    parser.add_argument("--start-from", type=Path, metavar="CHECKPOINT", help="fine-tune this one")
+    parser.add_argument(
+        "--start-from", type=Path, metavar="FILE", help="fine-tune: checkpoint.pt or VNet.onnx"
+    )
     for field in dataclasses.fields(Schedule):
         option = "--" + field.name.replace("_", "-")
         parser.add_argument(option, type=type(field.default), default=field.default)
@@ -185,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.name,
             options.about,
         )
-    except (StagingError, OSError) as refusal:
+    except (StagingError, ValueError, OSError) as refusal:
         print(refusal, file=sys.stderr)
         return 1
     print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")

@@ -38,6 +38,7 @@ from LiverFibrosisStagingLib.staging import stage
 
 REGIONS = {"texture": "liver", "surface": "liver_surface", "spleen": "spleen"}
 METHODS = ("gradcam", "hirescam")
+LABELS = {"trained": "true labels", "shuffled": "shuffled labels"}
 F4 = len(STAGES) - 1
 
 
@@ -111,10 +112,12 @@ def figure(found: Sequence[Weight]) -> Figure:
             boxes = axes.boxplot(ratios, positions=places, widths=0.3, patch_artist=True)
             for box in boxes["boxes"]:
                 box.set(facecolor=color, alpha=0.6)
-            axes.plot([], [], "s", color=color, alpha=0.6, label=f"labels {network}")
+            axes.plot([], [], "s", color=color, alpha=0.6, label=LABELS[network])
         axes.axhline(1, color="black", lw=0.8, ls=":")
         axes.set(title=f"Signal in the {REGIONS[effect].replace('_', ' ')}")
-        axes.set_xticks(range(len(ways)), [f"{layer}\n{method}" for layer, method in ways])
+        axes.set_xticks(
+            range(len(ways)), ["\n".join([*layer.split(), method]) for layer, method in ways]
+        )
         axes.set_ylabel("weight in the region / its volume")
         axes.legend(frameon=False)
     return drawn

@@ -84,6 +84,47 @@ def _scaled(convolution: nn.Module) -> nn.Sequential:
     return nn.Sequential(convolution, nn.InstanceNorm3d(outputs, affine=True), nn.PReLU(outputs))
 
 
+def load_weights(network: VNet, path: Path) -> None:
+    """Take over the weights of a checkpoint.pt, or of an exported VNet.onnx of the same shape.
+
+    Raises ValueError where the shapes differ.
+    """
+    if path.suffix == ".onnx":
+        graph = onnx.load(path).graph
+        found = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Identity":  # the exporter keeps equal weights once
+                found[node.output[0]] = found[node.input[0]]
+        # The exporter renames the slopes of the PReLUs: they are told by their order.
+        slopes = [node.input[1] for node in graph.node if node.op_type == "PRelu"]
+        found |= {name: found[slope] for name, slope in zip(_activations(network), slopes)}
+        found = {name.removeprefix("network."): values for name, values in found.items()}
+    else:
+        found = torch.load(path, map_location="cpu", weights_only=True)["network"]
+    wanted = network.state_dict()
+    sizes = {name: np.size(found[name]) for name in wanted if name in found}
+    if sizes != {name: values.numel() for name, values in wanted.items()}:
+        raise ValueError(f"The weights in {path} are those of another network.")
+    network.load_state_dict(
+        {name: torch.as_tensor(np.array(found[name])).view_as(v) for name, v in wanted.items()}
+    )
+
+
+def _activations(network: VNet) -> list[str]:
+    """Names of the slopes of the PReLUs, in the order in which they come to work."""
+    order: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: order.append(f"{name}.weight"))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.PReLU)
+    ]
+    with torch.no_grad():
+        network(torch.zeros(1, 1, *[2 * network.multiple] * 3))
+    for hook in hooks:
+        hook.remove()
+    return order
+
+
 class _Probabilities(nn.Module):
     def __init__(self, network: VNet) -> None:
         super().__init__()

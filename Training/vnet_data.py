@@ -39,6 +39,7 @@ LIVER, SPLEEN = CLASSES.index("liver"), CLASSES.index("spleen")
 # Whole sections of most patients, and the height of most livers: 19 x 29 x 38 cm.
 PATCH_SIZE = (48, 72, 96)
 MULTIPLE = 8
+NOTHING_SHARE = 0.08  # of the patches: what has neither organ
 
 
 class Mask(NamedTuple):
@@ -125,7 +126,11 @@ class OnGrid(Transform):
         ct = read_ct(case.ct)
         grid = network_grid(ct, SPACING_MM, MULTIPLE, WINDOW_HU)
         given = [None if organ is None else Mask(*organ).image() for organ in case[2:]]
-        masks = organ_masks(ct, *given)[:2] if given[0] else (None, organ_masks(ct, given[1])[0])
+        liver, spleen = given
+        if liver is None:
+            masks = (None, organ_masks(ct, spleen, None)[0])
+        else:
+            masks = organ_masks(ct, liver, spleen)[:2]
         volume = np.round(sitk.GetArrayFromImage(grid) * 255).astype(np.uint8)
         labels = np.zeros_like(volume)
         for label, mask in zip((LIVER, SPLEEN), masks):
@@ -158,7 +163,7 @@ def prepare(cases: Sequence[Outlined], cache: Path) -> PersistentDataset:
 
 
 class Patches(Dataset):
-    """`count` augmented patches, each drawn by its number: of phantoms, with a share, or of CTs.
+    """Augmented patches, each drawn by its number: of CTs, of phantoms, and of what has no liver.
 
     Item n depends on the seed and n alone. Gives `volume` float32 [1, slices, rows, columns],
     `labels` uint8 of the same shape, and `known` bool [3].
@@ -181,6 +186,8 @@ class Patches(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([self.seed, self.numbers[index]])
+        if rng.random() < NOTHING_SHARE:
+            return without_organs(rng)
         simulated = self.cases is None or (self.phantoms is not None and rng.random() < self.share)
         source = self.phantoms if simulated else self.cases
         item = dict(source[int(rng.integers(len(source)))])
@@ -190,6 +197,44 @@ class Patches(Dataset):
         made = self.augment(item)
         volume, labels = (torch.as_tensor(np.asarray(made[key])) for key in ("volume", "labels"))
         return volume.float().clamp_(0, 1), labels.round().to(torch.uint8), known
+
+
+def without_organs(
+    rng: np.random.Generator,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A patch, as `Patches` gives it, of a head, a chest, or a vessel with balls in it.
+
+    Instance normalisation stretches whatever there is, so that a network that has only seen
+    abdomens finds a liver everywhere.
+    """
+    axes = [step * (np.arange(n) - (n - 1) / 2) for n, step in zip(PATCH_SIZE, SPACING_MM)]
+    z, y, x = np.ix_(*(axis + shift for axis, shift in zip(axes, rng.normal(0, 15, 3))))
+    hu = np.full(PATCH_SIZE, -1000.0)
+
+    def paint(centre: Sequence[float], radii: Sequence[float], value: float) -> None:
+        parts = ((a - c) / r for a, c, r in zip((z, y, x), centre, radii))
+        hu[sum(part**2 for part in parts) < 1] = value
+
+    kind = rng.integers(3)
+    length = rng.choice((90.0, 1e4))
+    wide = rng.uniform(110, 180)
+    if kind == 0:
+        size = np.array([95.0, rng.uniform(85, 100), rng.uniform(65, 80)])
+        paint((0, 0, 0), size, rng.uniform(300, 1200))
+        paint((0, 0, 0), size - 7, rng.uniform(20, 60))
+    else:
+        paint((0, 0, 0), (length, rng.uniform(0.6, 0.8) * wide, wide), rng.uniform(-100, 120))
+    if kind == 1:
+        for side in (-0.48, 0.48):
+            paint((0, -10, side * wide), (length, rng.uniform(55, 80), 0.38 * wide), -850)
+        paint((0, rng.uniform(60, 90), 0), (length, 20, 20), rng.uniform(200, 500))
+        paint(rng.normal(0, 15, 3), rng.uniform(35, 60, 3), rng.uniform(30, 180))
+    for _ in range(rng.integers(4)):
+        paint(rng.normal(0, 40, 3), rng.uniform(8, 40, 3), rng.uniform(-100, 200))
+    hu += rng.normal(0, rng.uniform(3, 30), PATCH_SIZE)
+    low, high = WINDOW_HU
+    volume = torch.from_numpy(((hu - low) / (high - low)).clip(0, 1).astype(np.float32))[None]
+    return volume, torch.zeros(volume.shape, dtype=torch.uint8), torch.ones(3, dtype=torch.bool)
 
 
 def augmentation() -> Compose:

@@ -38,10 +38,9 @@ def seconds_a_step(
     optimizer = torch.optim.AdamW(network.parameters())
     began = 0.0
     for number, (batch, truth) in enumerate(loader):
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = network(batch.to(memory_format=torch.channels_last_3d))
+        logits = network(batch.to(memory_format=torch.channels_last_3d))
         optimizer.zero_grad()
-        ordinal_loss(logits.float(), truth).backward()
+        ordinal_loss(logits, truth).backward()
         optimizer.step()
         if number == 0:
             began = time.perf_counter()
