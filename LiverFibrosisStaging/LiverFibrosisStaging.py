@@ -40,8 +40,8 @@ class LiverFibrosisStaging(ScriptedLoadableModule):
         self.parent.contributors = ["The LiverFibrosisStaging developers"]
         self.parent.helpText = _(
             "Stages liver fibrosis (F0 to F4) on a portal-venous CT with a neural network and "
-            "shows where the network looked: choose a CT and a segmentation with the liver, then "
-            "click Stage. Research use only: not a medical device, not for diagnosis. "
+            "shows where the network looked: choose a CT, then click Stage. Liver and spleen are "
+            "found, unless you choose a segmentation. Research use only: not for diagnosis. "
             'See the <a href="{homepage}">documentation</a>.'
         ).format(homepage="https://github.com/liver-fibrosis-staging/SlicerLiverFibrosisStaging")
         self.parent.acknowledgementText = _(
@@ -350,7 +350,7 @@ class LiverFibrosisStagingLogic(ScriptedLoadableModuleLogic):
         self._wrapped = (None, None)  # parameter node and its wrapper
 
     def getParameterNode(self) -> LiverFibrosisStagingParameterNode:
-        """The scene's parameter node, made where there is none yet."""
+        """The scene's parameter node."""
         node = super().getParameterNode()
         if self._wrapped[0] is not node:
             self._wrapped = (node, LiverFibrosisStagingParameterNode(node))
@@ -371,9 +371,9 @@ class LiverFibrosisStagingLogic(ScriptedLoadableModuleLogic):
 
         liverSegmentation: segmentation node with the liver and, where there is one, the spleen, or
         a label map volume node (1 liver, 2 spleen); segments are found by terminology and name
-        unless their ids are given. The rest as in LiverFibrosisStagingLib.stage. Parent transforms
-        are respected. The scene is not changed. Raises StagingError for every refusal and Cancelled
-        when cancelled.
+        unless their ids are given. Without it liver and spleen are found. The rest as in
+        LiverFibrosisStagingLib.stage. Parent transforms are respected. The scene is not changed.
+        Raises StagingError for every refusal and Cancelled when cancelled.
         """
         from LiverFibrosisStagingLib import stage
         from LiverFibrosisStagingLib.mrml import staging_inputs
@@ -396,16 +396,19 @@ class LiverFibrosisStagingLogic(ScriptedLoadableModuleLogic):
     def stagingJob(
         self,
         volumeNode: vtkMRMLScalarVolumeNode,
-        segmentationNode: vtkMRMLSegmentationNode,
+        segmentationNode: vtkMRMLSegmentationNode | None,
         modelPath: str | None = None,
         threads: int = 0,
         smooth: bool = False,
     ) -> Callable:
-        """A job that stages a CT: gives its result, and the same ready for `showResult`."""
+        """A job that stages a CT, with the organs given, found before, or to be found now: gives
+        its result, and the same ready for `showResult`.
+        """
         from LiverFibrosisStagingLib.jobs import staging_job
         from LiverFibrosisStagingLib.mrml import scene_inputs
+        from LiverFibrosisStagingLib.scene_results import find_part
 
-        inputs = scene_inputs(volumeNode, segmentationNode)
+        inputs = scene_inputs(volumeNode, segmentationNode or find_part(volumeNode, "organs"))
         return staging_job(inputs, modelPath, threads, smooth)
 
     def explainingJob(self, result: Any, explain: str | None, smooth: bool) -> Callable:
@@ -489,11 +492,8 @@ class LiverFibrosisStagingTest(ScriptedLoadableModuleTest):
         self.assertEqual(logic.storedSummary(volume)["stage"], result.stage)
 
     def test_refusal(self) -> None:
-        """Without a segmentation there is a sentence, and nothing new in the scene."""
-        from LiverFibrosisStagingLib import StagingError
-
-        volume, _segmentation = loadSample()
+        """Without a CT there is a sentence, and nothing new in the scene."""
         count = slicer.mrmlScene.GetNumberOfNodes()
-        with self.assertRaisesRegex(StagingError, "segment the liver"):
-            LiverFibrosisStagingLogic().stageVolume(volume)
+        with self.assertRaisesRegex(Exception, "load a CT"):
+            LiverFibrosisStagingLogic().stageVolume(None)
         self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), count)

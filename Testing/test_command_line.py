@@ -15,7 +15,13 @@ from conftest import ROOT
 from LiverFibrosisStagingLib.__main__ import main
 
 LIBRARY = ROOT / "LiverFibrosisStaging"
-FILES = ["location_map.nrrd", "location_map_label.nrrd", "overview.png", "staging.json"]
+FILES = [
+    "location_map.nrrd",
+    "location_map_label.nrrd",
+    "organs.seg.nrrd",
+    "overview.png",
+    "staging.json",
+]
 
 
 def run(*arguments, **options):

@@ -17,7 +17,7 @@ from vtkmodules.vtkCommonMath import vtkMatrix4x4
 from vtkmodules.vtkCommonTransforms import vtkThinPlateSplineTransform
 from vtkmodules.vtkFiltersSources import vtkSphereSource
 
-from LiverFibrosisStagingLib import Cancelled, StagingError, stage
+from LiverFibrosisStagingLib import Cancelled, StagingError, read_ct, stage
 from LiverFibrosisStagingLib.colors import BANDS
 from LiverFibrosisStagingLib.mrml import find_segments, staging_inputs, volume_to_image
 from LiverFibrosisStagingLib.scene_results import (
@@ -495,10 +495,6 @@ def volume_without_voxels(abdomen):
     return slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Nothing"), None
 
 
-def no_segmentation(abdomen):
-    return add_volume(abdomen[0]), None
-
-
 def model_as_segmentation(abdomen):
     return add_volume(abdomen[0]), slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", "Bone")
 
@@ -533,7 +529,6 @@ def liver_of_another_patient(abdomen):
         (no_volume, "No CT volume is chosen"),
         (label_map_as_ct, "'Mask' is a .*scalar volume is needed"),
         (volume_without_voxels, "'Nothing' holds no voxels"),
-        (no_segmentation, "'CT' has no liver segmentation: segment the liver first"),
         (model_as_segmentation, "'Bone' is a .*a segmentation with the liver is needed"),
         (no_liver, "'Organs' has no liver: none of its 2 segments"),
         (two_livers, r"several segments that are the liver \('liver', 'Liver'\)"),
@@ -589,6 +584,7 @@ def test_results_are_nodes_named_after_the_ct_and_updated_by_a_second_run(abdome
         "probabilities": "CT stage probabilities",
         "series": "CT probability",
         "plot": "CT fibrosis stage plot",
+        "organs": None,  # they were given
     }
     table = find_part(volume, "probabilities").GetTable()
     values = [table.GetValueByName(row, "Probability").ToDouble() for row in range(5)]
@@ -687,7 +683,7 @@ def test_saved_scene_brings_results_back(abdomen, result, tmp_path, scene):
 
     volume = slicer.util.getNode("CT")
     assert stored_summary(volume) == summary
-    assert all(find_part(volume, part) is not None for part in PARTS)
+    assert all(find_part(volume, part) is not None for part in PARTS if part != "organs")
     np.testing.assert_array_equal(
         slicer.util.arrayFromVolume(find_part(volume, "bands")),
         sitk.GetArrayViewFromImage(result.label_map),
@@ -723,3 +719,32 @@ def test_sample_is_loaded_with_terminology_and_stages(logic, model, sample, scen
     same_result(
         logic.stageVolume(volume, segmentation, model=model), stage(*sample.values(), model)
     )
+
+
+# -------------------------------------------------------------------- organs that were found
+
+
+def test_found_organs_become_segments_that_can_be_chosen(sample, logic):
+    """Without a segmentation Stage makes one; staged with that, the result is the same."""
+    volume = add_volume(read_ct(sample["ct"]))
+    result = logic.stageVolume(volume)
+    logic.showResult(result, volume)
+    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    segmentation = node.GetSegmentation()
+    assert [find_segments(node, organ) for organ in ("liver", "spleen")] == [
+        ("liver",),
+        ("spleen",),
+    ]
+    for organ, code in (("liver", "10200004"), ("spleen", "78961009")):
+        segment = segmentation.GetSegment(organ)
+        assert f"~SCT^{code}^{organ.capitalize()}~" in segment.GetTerminology()
+        segment.SetName("x")  # found by its code, not by its name
+        assert find_segments(node, organ) == (organ,)
+        found = slicer.util.arrayFromSegmentBinaryLabelmap(node, organ, volume)
+        mask = sitk.GetArrayFromImage(getattr(result, organ))
+        np.testing.assert_array_equal(found > 0, mask > 0)
+    assert node.GetNodeReferenceID("referenceImageGeometryRef") == volume.GetID()
+    again = logic.stageVolume(volume, node)
+    np.testing.assert_allclose(again.probabilities, result.probabilities, atol=1e-6)
+    logic.showResult(logic.stageVolume(volume), volume)
+    assert slicer.util.getNodesByClass("vtkMRMLSegmentationNode") == [node]

@@ -143,7 +143,7 @@ def check_overlay(opacity=1.0):
 def test_an_empty_panel_says_what_is_missing(panel):
     ui = panel.ui
     assert not ui.stageButton.enabled and ui.stageButton.text == "&Stage"
-    assert "a CT volume" in ui.missingLabel.text and "a segmentation" in ui.missingLabel.text
+    assert "a CT volume" in ui.missingLabel.text and "automatically" in ui.foundLabel.text
     assert ui.missingLabel.visible and "CT" in ui.stageButton.toolTip
     assert ui.emptyLabel.visible and not ui.resultWidget.visible and not ui.overlayWidget.enabled
 
@@ -153,6 +153,23 @@ def test_a_chosen_ct_and_segmentation_can_be_staged(ready):
     assert ui.stageButton.enabled and not ui.missingLabel.visible
     assert "Liver" in ui.foundLabel.text and "Spleen" in ui.foundLabel.text
     assert "not staged yet" in ui.emptyLabel.text
+
+
+def test_a_ct_alone_is_enough_and_corrections_are_kept(ready):
+    """Organs that were outlined become a segmentation; corrected by hand, it is what counts."""
+    ui, ct = ready.ui, ready.ui.inputVolumeSelector.currentNode()
+    before = of_class("vtkMRMLSegmentationNode")
+    choose(ready, ct, None)
+    assert ui.stageButton.enabled and "automatically" in ui.foundLabel.text
+    stage(ready)
+    (made,) = [node for node in of_class("vtkMRMLSegmentationNode") if node not in before]
+    assert "automatically" in ui.warningsLabel.text and "Spleen" in ui.measurementsLabel.text
+    assert "Liver" in ui.foundLabel.text and ui.segmentationSelector.currentNode() is None
+    made.GetSegmentation().RemoveSegment("spleen")
+    stage(ready)
+    assert "automatically" not in ui.warningsLabel.text
+    assert "Spleen" not in ui.measurementsLabel.text
+    assert made.GetSegmentation().GetNumberOfSegments() == 1
 
 
 def test_what_is_in_the_scene_is_chosen_when_the_module_is_opened(host):
@@ -445,8 +462,8 @@ def test_deleting_a_node_while_it_is_staged_is_harmless(ready, which):
     until_under_way(ready)
     slicer.mrmlScene.RemoveNode(getattr(ready.ui, which).currentNode())
     wait_until(lambda: not is_busy(ready))
-    assert not ready.ui.stageButton.enabled
     if which == "inputVolumeSelector":
+        assert not ready.ui.stageButton.enabled
         assert not of_class("vtkMRMLLabelMapVolumeNode") and not of_class("vtkMRMLTableNode")
 
 

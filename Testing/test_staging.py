@@ -15,7 +15,13 @@ from LiverFibrosisStagingLib.analysis import SURFACE_MM
 from LiverFibrosisStagingLib.result import FILES
 from LiverFibrosisStagingLib.stages import STAGES
 
-EXPECTED_FILES = {"staging.json", "location_map.nrrd", "location_map_label.nrrd", "overview.png"}
+EXPECTED_FILES = {
+    "staging.json",
+    "location_map.nrrd",
+    "location_map_label.nrrd",
+    "organs.seg.nrrd",
+    "overview.png",
+}
 
 
 @pytest.fixture(scope="module")
@@ -214,19 +220,17 @@ def test_cancelled_between_steps(step, sample, model):
 
 
 def test_cancelled_inside_the_network(model):
-    """One run of a hundred patches would take half a minute; cancelling ends it at once."""
+    """One run of two dozen patches would take half a minute; cancelling ends it at once."""
     cancel = threading.Event()
     threading.Timer(0.3, cancel.set).start()
     started = time.perf_counter()
     with pytest.raises(Cancelled):
-        model.run(np.zeros((100, 1, *model.card.patch_size), np.float32), cancel)
+        model.run(np.zeros((24, 1, *model.card.patch_size), np.float32), cancel)
     assert time.perf_counter() - started < 10
     model.run(np.zeros((1, 1, *model.card.patch_size), np.float32), threading.Event())
 
 
 def test_refusals_name_what_is_missing(sample, model):
-    with pytest.raises(StagingError, match="liver mask"):
-        stage(sample["ct"], model=model)
     with pytest.raises(StagingError, match="Cannot explain 'F5'"):
         stage(sample["ct"], sample["liver"], model=model, explain="F5")
     with pytest.raises(StagingError, match=r"none\.onnx"):

@@ -85,7 +85,7 @@ def train(
     network = VNet()
     if start_from is not None:
         load_weights(network, start_from)
-    network.to(device, memory_format=torch.channels_last_3d)
+    network.to(device, memory_format=torch.channels_last_3d).train()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-4)
     checkpoint, log, first = run / "checkpoint.pt", run / "log.csv", 0
     if checkpoint.exists():
@@ -108,7 +108,6 @@ def train(
     began = time.monotonic()
     bar = tqdm(loader, run.name, initial=first, total=schedule.steps, unit="step")
     for done, (volume, labels, known) in enumerate(bar, start=first + 1):
-        network.train()
         volume = volume.to(device, memory_format=torch.channels_last_3d)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = network(volume)

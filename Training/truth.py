@@ -115,9 +115,8 @@ def figure(found: Sequence[Weight]) -> Figure:
             axes.plot([], [], "s", color=color, alpha=0.6, label=LABELS[network])
         axes.axhline(1, color="black", lw=0.8, ls=":")
         axes.set(title=f"Signal in the {REGIONS[effect].replace('_', ' ')}")
-        axes.set_xticks(
-            range(len(ways)), ["\n".join([*layer.split(), method]) for layer, method in ways]
-        )
+        names = ["\n".join([*layer.split(), method]) for layer, method in ways]
+        axes.set_xticks(range(len(ways)), names, fontsize=9)
         axes.set_ylabel("weight in the region / its volume")
         axes.legend(frameon=False)
     return drawn

@@ -204,8 +204,7 @@ def without_organs(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A patch, as `Patches` gives it, of a head, a chest, or a vessel with balls in it.
 
-    Instance normalisation stretches whatever there is, so that a network that has only seen
-    abdomens finds a liver everywhere.
+    A network that has only seen abdomens finds a liver everywhere.
     """
     axes = [step * (np.arange(n) - (n - 1) / 2) for n, step in zip(PATCH_SIZE, SPACING_MM)]
     z, y, x = np.ix_(*(axis + shift for axis, shift in zip(axes, rng.normal(0, 15, 3))))

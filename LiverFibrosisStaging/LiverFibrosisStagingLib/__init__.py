@@ -1,7 +1,7 @@
 """Stage liver fibrosis (F0 to F4) on portal-venous CT, and see why. Research use only.
 
 >>> from LiverFibrosisStagingLib import stage
->>> result = stage("ct.nii.gz", liver="liver.nii.gz")
+>>> result = stage("ct.nii.gz")  # or with liver="liver.nii.gz", spleen="spleen.nii.gz"
 >>> result.stage, result.probabilities
 >>> result.save("result")
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .model import StagingModel
     from .reading import read_ct, read_mask
     from .result import StagingResult
+    from .segmentation import segment_organs
     from .staging import stage
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "StagingResult",
     "read_ct",
     "read_mask",
+    "segment_organs",
     "stage",
     "stage_folder",
 ]
@@ -39,6 +41,7 @@ _HOME = {
     "StagingResult": "result",
     "read_ct": "reading",
     "read_mask": "reading",
+    "segment_organs": "segmentation",
     "stage": "staging",
     "stage_folder": "batch",
 }

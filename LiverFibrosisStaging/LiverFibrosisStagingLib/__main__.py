@@ -1,4 +1,4 @@
-"""Command line: python -m LiverFibrosisStagingLib stage|batch|check-explanation|model-info.
+"""Command line: python -m LiverFibrosisStagingLib stage|segment|batch|check-explanation|model-info.
 
 Exit codes: 0 done; 1 refused, with the reason in one sentence on standard error; 2 wrong usage;
 3 batch finished, but some cases failed (results.csv says why); 130 cancelled (Ctrl+C).
@@ -21,6 +21,7 @@ from .stages import EXPLAIN_CHOICES, RESEARCH_USE, STAGES
 if TYPE_CHECKING:
     from .result import StagingResult
 
+AUTO = "auto"
 DONE, REFUSED, SOME_FAILED, CANCELLED = 0, 1, 3, 130
 
 
@@ -81,8 +82,22 @@ def _staged(
 ) -> "StagingResult":
     from .staging import stage
 
-    masks = (options.liver, options.spleen)
+    masks = (None if options.liver == AUTO else options.liver, options.spleen)
     return stage(options.ct, *masks, options.model, options.explain, progress, cancel)
+
+
+def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
+    from .segmentation import segment, write_labels
+
+    with _ProgressLine(options.quiet) as progress:
+        found = segment(options.ct, options.model, progress, cancel)
+        write_labels(found.labels, options.output)
+    for organ, volume in found.volumes_ml.items():
+        print(f"{organ}: {volume:.0f} mL")
+    for warning in found.warnings:
+        print(f"Warning: {warning}")
+    print(f"{RESEARCH_USE} Labels (1 liver, 2 spleen) are in {options.output}")
+    return DONE
 
 
 def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
@@ -175,12 +190,14 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("-q", "--quiet", action="store_true", help="no progress line")
 
     one = argparse.ArgumentParser(add_help=False)
-    one.add_argument("ct", metavar="CT", help="DICOM folder, NIfTI, NRRD or MHA file, in HU")
+    about_ct = "DICOM folder, NIfTI, NRRD or MHA file, in HU"
+    one.add_argument("ct", metavar="CT", help=about_ct)
     one.add_argument(
         "--liver",
         metavar="MASK",
-        required=True,
-        help="liver mask; FILE:LABEL for one label; a label image may hold 1 liver and 2 spleen",
+        default=AUTO,
+        help="liver mask; FILE:LABEL for one label; a label image may hold 1 liver and 2 spleen; "
+        "auto (the default) finds both",
     )
     one.add_argument("--spleen", metavar="MASK", help="spleen mask, likewise")
     stage = commands.add_parser("stage", parents=[one, shared], help="stage one CT")
@@ -194,6 +211,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(run=_check_explanation)
 
+    segment = commands.add_parser("segment", help="find liver and spleen on a CT")
+    segment.add_argument("ct", metavar="CT", help=about_ct)
+    segment.add_argument(
+        "-o",
+        "--output",
+        metavar="MASK",
+        required=True,
+        help="label image to write, 1 liver and 2 spleen: .seg.nrrd for Slicer, .nii.gz, .mha",
+    )
+    segment.add_argument("--model", metavar="ONNX", help="a model file (default: the shipped one)")
+    segment.add_argument("-q", "--quiet", action="store_true", help="no progress line")
+    segment.set_defaults(run=_segment)
+
     batch = commands.add_parser(
         "batch",
         parents=[shared],
@@ -201,7 +231,8 @@ def _parser() -> argparse.ArgumentParser:
         description="INPUT is a CSV with the columns ct, liver and, where wanted, spleen and case, "
         "or a folder of image files and DICOM folders; there the masks of NAME.nii.gz are "
         "NAME_liver and NAME_spleen, or NAME_seg (1 liver, 2 spleen); in a folder with one CT, "
-        "liver, spleen or seg*. Cases that are already staged are skipped.",
+        "liver, spleen or seg*. Without a mask, liver and spleen are found. Cases that are already "
+        "staged are skipped.",
     )
     batch.add_argument("input", metavar="INPUT", help="folder or CSV list")
     batch.set_defaults(run=_batch)

@@ -35,7 +35,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One line of work: name of its result folder, its CT, its masks (None: not found)."""
+    """One line of work: name of its result folder, its CT, its masks (None: to be made)."""
 
     name: str
     ct: Path

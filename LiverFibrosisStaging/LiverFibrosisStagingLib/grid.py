@@ -135,6 +135,23 @@ def bounds(ct: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
     return np.min(corners, axis=0), np.max(corners, axis=0)
 
 
+def body_bounds(ct: sitk.Image, margin_mm: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
+    """Corners, as `bounds` gives them, of the part of a CT that holds the patient."""
+    low, high = bounds(ct)
+    step = np.full(3, COARSE_MM)
+    coarse = lps_grid((low + high) / 2, np.maximum(np.ceil((high - low) / step), 1), step)
+    body = sitk.GetArrayFromImage(_body_mask(resample_ct(ct, coarse), COARSE_MM)) > 0
+    if not body.any():
+        return low, high
+    ends = []
+    for axis in (2, 1, 0):
+        held = np.flatnonzero(body.any(axis=tuple({0, 1, 2} - {axis})))
+        ends.append((held[0], held[-1]))
+    origin = np.array(coarse.GetOrigin())
+    first, last = (origin + COARSE_MM * np.array(end) for end in zip(*ends))
+    return np.maximum(first - margin_mm, low), np.minimum(last + margin_mm, high)
+
+
 def lps_grid(centre: np.ndarray, size: np.ndarray, spacing: np.ndarray) -> sitk.Image:
     """An empty image with LPS axes; centre, size and spacing in the order x, y, z."""
     grid = sitk.Image([int(n) for n in size], sitk.sitkUInt8)

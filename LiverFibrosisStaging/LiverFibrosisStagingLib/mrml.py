@@ -125,15 +125,17 @@ class SceneInputs:
     """What `stage` needs, taken hold of in the scene; make it with `scene_inputs`."""
 
     _ct: _Volume
-    _liver: _Organ | _Volume
+    _liver: _Organ | _Volume | None
     _spleen: _Organ | None
 
-    def images(self) -> tuple[sitk.Image, sitk.Image, sitk.Image | None]:
-        """CT, liver mask and, where there is one, spleen mask; in any thread.
+    def images(self) -> tuple[sitk.Image, sitk.Image | None, sitk.Image | None]:
+        """CT and, where they are there, liver mask and spleen mask; in any thread.
 
         Raises StagingError for a segment that is empty within the CT.
         """
         ct = self._ct.image()
+        if self._liver is None:
+            return ct, None, None
         if isinstance(self._liver, _Volume):
             return ct, self._liver.image(), None
         return ct, self._liver.image(ct), self._spleen and self._spleen.image(ct)
@@ -151,16 +153,13 @@ def scene_inputs(
     from DICOM and Slicer's database still knows it, its image carries `dicom_series.KEPT_TAGS` for
     the checks. segmentation_node: a segmentation whose liver and spleen are named by the ids or
     found by `find_segments`; or a label map volume (1 liver, 2 spleen, or the liver alone), which
-    needs no ids. Adds nothing to the scene. Raises StagingError for a node that is no scalar
-    volume, holds no voxels, or lies under a transform that bends, shears or scales it, and where
-    there is no liver.
+    needs no ids; or None, and `stage` finds both. Adds nothing to the scene. Raises StagingError
+    for a node that is no scalar volume, holds no voxels, or lies under a transform that bends,
+    shears or scales it, and for a segmentation without a liver.
     """
     ct = _ct_volume(volume_node)
     if segmentation_node is None:
-        raise StagingError(
-            f"'{volume_node.GetName()}' has no liver segmentation: segment the liver first and "
-            "choose the segmentation."
-        )
+        return SceneInputs(ct, None, None)
     if segmentation_node.GetClassName() == "vtkMRMLLabelMapVolumeNode":
         return SceneInputs(ct, _volume(segmentation_node), None)
     if segmentation_node.GetClassName() != "vtkMRMLSegmentationNode":
@@ -186,7 +185,7 @@ def staging_inputs(
     segmentation_node: Any,
     liver_segment_id: str | None = None,
     spleen_segment_id: str | None = None,
-) -> tuple[sitk.Image, sitk.Image, sitk.Image | None]:
+) -> tuple[sitk.Image, sitk.Image | None, sitk.Image | None]:
     """`scene_inputs` and its images at once, for scripts."""
     return scene_inputs(
         volume_node, segmentation_node, liver_segment_id, spleen_segment_id

@@ -14,7 +14,7 @@ from slicer.i18n import tr as _
 from .errors import StagingError
 from .model import default_model_path, read_card
 from .mrml import find_segments
-from .scene_results import Display, is_result
+from .scene_results import Display, find_part, is_result
 from .stages import GROUPS, STAGES
 from .summary import table_text
 from .worker import Progress
@@ -51,16 +51,10 @@ def explained_names() -> list[str]:
 
 def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, can_cancel: bool) -> None:
     """Say what is missing before a CT can be staged, or what goes on."""
-    missing = []
-    if volume is None:
-        missing.append(_("a CT volume"))
-    if segmentation is None:
-        missing.append(_("a segmentation with the liver"))
-    sentence = _("To stage, choose {missing}.").format(missing=_(" and ").join(missing))
+    missing, sentence = volume is None, _("To stage, choose a CT volume.")
     ui.missingLabel.text = sentence
-    ui.missingLabel.visible = bool(missing) and not busy
-    ui.foundLabel.text = _found_text(segmentation)
-    ui.foundLabel.visible = ui.foundTitleLabel.visible = segmentation is not None
+    ui.missingLabel.visible = missing and not busy
+    ui.foundLabel.text = _found_text(segmentation or find_part(volume, "organs"))
     ui.progressWidget.visible = busy
     for widget in (ui.inputVolumeSelector, ui.segmentationSelector, ui.advancedCollapsibleButton):
         widget.enabled = not busy
@@ -195,7 +189,7 @@ def card_html(path: str) -> str:
 def _found_text(segmentation_node: Any) -> str:
     """Which segments are taken for liver and spleen, or why none is."""
     if segmentation_node is None:
-        return ""
+        return _("liver and spleen will be outlined automatically")
     try:
         liver, spleen = (find_segments(segmentation_node, organ) for organ in ("liver", "spleen"))
     except StagingError as error:
@@ -217,6 +211,7 @@ def _steps() -> dict[str, str]:
         "Loading the model": _("Loading the model"),
         "Reading": _("Reading"),
         "Checking": _("Checking"),
+        "Segmenting liver and spleen": _("Segmenting liver and spleen"),
         "Resampling to the network's grid": _("Resampling to the network's grid"),
         "Running the network": _("Running the network"),
         "Explaining": _("Explaining"),

@@ -13,13 +13,20 @@ import SimpleITK as sitk
 from .ensemble import spread
 from .errors import StagingError
 from .grid import WorkingGrid
+from .masks import LIVER_LABEL, SPLEEN_LABEL
 from .model import MEMBERS, Forward, StagingModel
 from .stages import GROUPS, RESEARCH_USE, STAGES, softmax
 
 SCHEMA = 1
 BANDS_TEXT = "10 % steps of this case's own maximum"
 # In the order in which they appear in the folder; the JSON comes last, so where it is, all is.
-FILES = ("location_map.nrrd", "location_map_label.nrrd", "overview.png", "staging.json")
+FILES = (
+    "location_map.nrrd",
+    "location_map_label.nrrd",
+    "organs.seg.nrrd",
+    "overview.png",
+    "staging.json",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +104,15 @@ class StagingResult:
         members = self.member_probabilities
         return None if members is None else spread(members, self.stage)
 
+    @property
+    def organs(self) -> sitk.Image:
+        """Label image on the CT's grid, uint8: 1 liver, 2 spleen (where it is no liver)."""
+        liver = sitk.Cast(self.liver != 0, sitk.sitkUInt8) * LIVER_LABEL
+        if self.spleen is None:
+            return liver
+        spleen = sitk.And(self.spleen != 0, liver == 0)
+        return liver + sitk.Cast(spleen, sitk.sitkUInt8) * SPLEEN_LABEL
+
     def explain(self, explain: str) -> "StagingResult":
         """This result with the location map of another stage or group; the network rests.
 
@@ -129,11 +145,13 @@ class StagingResult:
     def save(self, folder: str | Path) -> Path:
         """Write the result's files into `folder`, made where it is missing; returns the folder.
 
-        staging.json, location_map.nrrd, location_map_label.nrrd and overview.png. Each is written
+        staging.json, location_map.nrrd, location_map_label.nrrd, organs.seg.nrrd (the liver and
+        spleen that were used) and overview.png. Each is written
         under a temporary name first; a failure leaves none of them behind. Raises StagingError
         where the folder cannot be written.
         """
         from .overview import write_overview
+        from .segmentation import write_labels
 
         folder = Path(folder)
         made = not folder.exists()
@@ -143,9 +161,10 @@ class StagingResult:
             partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
             _write_image(self.location_map, partial / FILES[0])
             _write_image(self.label_map, partial / FILES[1])
-            write_overview(self, partial / FILES[2])
+            write_labels(self.organs, partial / FILES[2])
+            write_overview(self, partial / FILES[3])
             text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
-            (partial / FILES[3]).write_text(text + "\n", encoding="utf-8")
+            (partial / FILES[4]).write_text(text + "\n", encoding="utf-8")
             for name in FILES:
                 (partial / name).replace(folder / name)
             made = False

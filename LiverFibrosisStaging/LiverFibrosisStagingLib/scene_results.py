@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from .colors import BAND_COUNT, BANDS
 from .errors import StagingError
 from .result import StagingResult
+from .segmentation import ORGANS
 from .stages import STAGES
 from .summary import COLUMNS, table_rows
 
@@ -37,6 +38,7 @@ PARTS = {
     "probabilities": ("vtkMRMLTableNode", "stage probabilities"),
     "series": ("vtkMRMLPlotSeriesNode", "probability"),
     "plot": ("vtkMRMLPlotChartNode", "fibrosis stage plot"),
+    "organs": ("vtkMRMLSegmentationNode", "liver and spleen"),
 }
 
 
@@ -46,12 +48,14 @@ class SceneResult:
 
     summary: as in staging.json, with `strongest_ijk`, the voxel of the CT where the location map is
     highest, or None where it is empty. labels: uint8 [slice, row, column], the bands. relative:
-    float32, the same shape, the location map itself, or None where it is not wanted.
+    float32, the same shape, the location map itself, or None where it is not wanted. organs: uint8,
+    the same shape, 1 liver and 2 spleen, where these were found and not given.
     """
 
     summary: dict[str, Any]
     labels: np.ndarray
     relative: np.ndarray | None
+    organs: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,9 @@ def scene_result(result: StagingResult, smooth: bool = False) -> SceneResult:
         strongest = [int(index) for index in np.unravel_index(values.argmax(), values.shape)[::-1]]
     summary["strongest_ijk"] = strongest
     labels = sitk.GetArrayFromImage(result.label_map)
-    return SceneResult(summary, labels, values.copy() if smooth else None)
+    made = summary["segmentation"] is not None
+    organs = sitk.GetArrayFromImage(result.organs) if made else None
+    return SceneResult(summary, labels, values.copy() if smooth else None, organs)
 
 
 def show_result(
@@ -89,7 +95,8 @@ def show_result(
     """Put a result into the scene and its map over the CT; returns the label map volume node.
 
     The volumes lie on the CT's grid and under its parent transform, with the scene's one colour
-    table and a legend. A second result for the same CT replaces the first in the same nodes. Raises
+    table and a legend. A second result for the same CT replaces the first in the same nodes. Liver
+    and spleen that were found become a segmentation. Raises
     StagingError where the result does not fit the volume; whatever fails, no new node stays behind.
     """
     import slicer
@@ -117,6 +124,8 @@ def show_result(
             _window(smooth, table, result.summary["location_map"]["maximum"])
         elif find_part(volume_node, "smooth") is not None:  # of an earlier result
             slicer.mrmlScene.RemoveNode(find_part(volume_node, "smooth"))
+        if result.organs is not None:
+            _part(volume_node, "organs", lambda n: _fill_organs(n, volume_node, result.organs))
         _show_in_slices(volume_node)
         set_display(volume_node, display)
     return bands
@@ -226,6 +235,26 @@ def _fill(node: Any, volume_node: Any, voxels: np.ndarray) -> None:
     image.SetDimensions(*voxels.shape[::-1])
     image.GetPointData().SetScalars(numpy_to_vtk(voxels.ravel(), deep=False))
     node.SetAndObserveImageData(image)
+
+
+def _fill_organs(node: Any, volume_node: Any, organs: np.ndarray) -> None:
+    """Liver and spleen as segments with the field's names, codes and colours, as outlines."""
+    import slicer
+
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+    node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+    segmentation = node.GetSegmentation()
+    segmentation.RemoveAllSegments()
+    for organ in ORGANS:
+        mask = (organs == organ.label).astype(np.uint8)
+        if mask.any():
+            segment_id = segmentation.AddEmptySegment(organ.name.lower(), organ.name)
+            segment = segmentation.GetSegment(segment_id)
+            segment.SetColor(*(part / 255 for part in organ.rgb))
+            segment.SetTerminology(organ.terminology)
+            slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, segment_id, volume_node)
+    node.GetDisplayNode().SetAllSegmentsVisibility2DFill(False)  # the map stays readable
 
 
 def _window(smooth_node: Any, table: Any, maximum: float) -> None:

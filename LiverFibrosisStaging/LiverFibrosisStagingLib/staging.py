@@ -16,7 +16,7 @@ from . import __version__
 from .analysis import measure
 from .checks import check_ct, check_organs
 from .ensemble import disagreement, spread
-from .errors import Cancelled, CancelToken, StagingError
+from .errors import Cancelled, CancelToken
 from .grid import WorkingGrid, patch_array, working_grid
 from .location_map import merge_patches, on_ct
 from .masks import organ_masks, read_organ
@@ -24,9 +24,11 @@ from .model import StagingModel, default_model_path
 from .quality import unusual
 from .reading import NAME_KEY, notes, read_ct
 from .result import Seen, StagingResult
+from .segmentation import segment
 from .stages import STAGES, explained_stages, group_scores, softmax
 
 Progress = Callable[[float, str], None]
+SEGMENTING = "Segmenting liver and spleen"
 
 
 def stage(
@@ -42,7 +44,8 @@ def stage(
 
     ct: portal-venous CT in HU, an image or a path (DICOM folder, NIfTI, NRRD, MHA). liver, spleen:
     masks, images or paths, on the CT's grid or another over the same space; a label image with 1
-    liver and 2 spleen serves as both. model: a contract file, the shipped one by default. explain:
+    liver and 2 spleen serves as both; without a liver, both are found (`segmentation.segment`; a
+    spleen that is given is kept). model: a contract file, the shipped one by default. explain:
     "predicted", "F0" to "F4", "significant", "advanced" or "cirrhosis". progress: called with a
     fraction 0..1 and the step's name. cancel: asked between steps and patches.
 
@@ -58,8 +61,6 @@ def stage(
 
     steps.begin(0.02, "Reading")
     name = _name(ct)
-    if liver is None:
-        raise StagingError(f"{name} has no liver mask: segment the liver first and give its mask.")
     ct = ct if isinstance(ct, sitk.Image) else read_ct(ct)
     liver, spleen = (
         mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask)
@@ -68,6 +69,15 @@ def stage(
 
     steps.begin(0.25, "Checking")
     warnings = [*notes(ct), *check_ct(ct, name)]
+    found = None
+    if liver is None:
+
+        def within(part: float, _: str) -> None:
+            steps.begin(0.25 + 0.1 * part, SEGMENTING)
+
+        found = segment(ct, None, within, cancel)
+        liver, spleen = found.liver, found.spleen if spleen is None else spleen
+        warnings += found.warnings
     liver, spleen, about_masks = organ_masks(ct, liver, spleen)
     warnings += [*about_masks, *check_organs(ct, liver, spleen, name)]
 
@@ -84,6 +94,7 @@ def stage(
         warnings += disagreement(spread(members, predicted), predicted)
     explanation = _explain(seen, ct, explain, steps)
     provenance = _provenance(model, ct, grid)
+    provenance["segmentation"] = None if found is None else found.provenance
     provenance["seconds"] = steps.end()
     return StagingResult(
         probabilities=probabilities,

@@ -1,0 +1,132 @@
+"""Liver and spleen of a large CT: our runtime against MONAI's transforms and sliding window.
+
+    python Testing/benchmarks/segment_against_monai.py [--ct CT] [--slices 200]
+
+Both run the shipped V-Net on the same CT, from the image in memory to labels on its grid: ours with
+ONNX Runtime, MONAI's with PyTorch (Orientation, Spacing, sliding_window_inference, probabilities
+back by ResampleToMatch, largest components, holes filled). Each in a process of its own, for its
+peak memory. Printed are seconds, MB, their ratios, how far the labels agree, and the share of
+segmentation in a whole Stage job. Without --ct a phantom of 512 x 512 voxels is used.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "Training"), str(ROOT / "LiverFibrosisStaging")]
+
+import numpy as np  # noqa: E402
+import SimpleITK as sitk  # noqa: E402
+
+from LiverFibrosisStagingLib.segmentation import SegmentationModel, segment  # noqa: E402
+
+
+def ours(ct: sitk.Image) -> np.ndarray:
+    """The library, its model loaded anew."""
+    return sitk.GetArrayFromImage(segment(ct).labels)
+
+
+def with_monai(ct: sitk.Image) -> np.ndarray:
+    """The same network as a MONAI user would run it."""
+    import torch
+    from monai.data import MetaTensor
+    from monai.inferers import sliding_window_inference
+    from monai.transforms import (
+        FillHoles,
+        KeepLargestConnectedComponent,
+        Orientation,
+        ResampleToMatch,
+        ScaleIntensityRange,
+        Spacing,
+    )
+    from vnet import VNet, load_weights
+    from vnet_data import PATCH_SIZE
+
+    model = SegmentationModel.load()
+    network = VNet().eval()
+    load_weights(network, model.path)
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(ct.GetDirection()).reshape(3, 3) * ct.GetSpacing()
+    affine[:3, 3] = ct.GetOrigin()
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # MONAI's axes are RAS
+    voxels = sitk.GetArrayFromImage(ct).astype(np.float32).transpose(2, 1, 0)[None]
+    original = MetaTensor(voxels, affine=affine)
+    upright = Orientation("LPS")(original)
+    coarse = Spacing(model.card.spacing_mm[::-1])(upright)
+    windowed = ScaleIntensityRange(*model.card.window_hu, 0.0, 1.0, clip=True)(coarse)
+    with torch.no_grad():
+        probabilities = sliding_window_inference(
+            windowed.permute(0, 3, 2, 1)[None], PATCH_SIZE, 1, lambda x: network(x).softmax(1)
+        )[0].permute(0, 3, 2, 1)
+    there = MetaTensor(probabilities.as_tensor(), affine=coarse.affine)
+    labels = ResampleToMatch()(there, original).argmax(dim=0, keepdim=True)
+    labels = KeepLargestConnectedComponent(applied_labels=[1, 2])(labels)
+    labels = FillHoles(applied_labels=[1, 2])(labels)
+    return np.asarray(labels)[0].transpose(2, 1, 0).astype(np.uint8)
+
+
+def measured(which: str, ct: Path, labels: Path) -> dict[str, float]:
+    """Run one of both in a process of its own; seconds and peak MB."""
+    command = [sys.executable, __file__, "--ct", str(ct), "--only", which, "--labels", str(labels)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _only(which: str, ct: sitk.Image, labels: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    found = {"ours": ours, "monai": with_monai}[which](ct)
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    np.save(labels, found)
+    print(json.dumps({"seconds": seconds, "peak_mb": peak / 1024, "before_mb": before / 1024}))
+
+
+def main() -> None:
+    """Print the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ct", type=Path)
+    parser.add_argument("--slices", type=int, default=200)
+    parser.add_argument("--only", choices=("ours", "monai"), help=argparse.SUPPRESS)
+    parser.add_argument("--labels", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        _only(options.only, sitk.ReadImage(str(options.ct)), options.labels)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        ct = options.ct
+        if ct is None:
+            from phantom import phantom
+
+            size = (options.slices, 512, 512)
+            made = phantom(4, 7, spacing=(230 / options.slices, 0.78, 0.78), size=size)
+            ct = Path(folder) / "ct.mha"
+            sitk.WriteImage(made.ct, str(ct))
+        found, arrays = {}, {}
+        for which in ("ours", "monai"):
+            labels = Path(folder) / f"{which}.npy"
+            found[which] = measured(which, ct, labels)
+            arrays[which] = np.load(labels)
+            print(which, {key: round(value, 1) for key, value in found[which].items()})
+        ratio = {k: found["monai"][k] / found["ours"][k] for k in ("seconds", "peak_mb")}
+        said = "MONAI takes {seconds:.1f} times as long and {peak_mb:.1f} of the memory"
+        print(said.format(**ratio))
+        for label, organ in ((1, "liver"), (2, "spleen")):
+            a, b = (array == label for array in arrays.values())
+            print(f"{organ}: Dice of both {2 * (a & b).sum() / max(1, a.sum() + b.sum()):.4f}")
+        from LiverFibrosisStagingLib import stage
+
+        seconds = stage(ct).provenance["seconds"]
+        part = seconds["Segmenting liver and spleen"]
+        rest = sum(seconds.values()) - part
+        print(f"Stage: {part:.1f} s of segmentation beside {rest:.1f} s, {part / rest:.2f} of it")
+
+
+if __name__ == "__main__":
+    main()
