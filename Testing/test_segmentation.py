@@ -129,7 +129,7 @@ AIR = (((0, 0, 0), (5, 5, 5), 50),)
 WATER = (((0, 0, 0), (400, 110, 160), 0),)
 
 
-# What the present network cannot do yet; a better one makes these tests fail until the mark is gone.
+# What the present network cannot do yet; with a better one these tests fail until the mark is gone.
 not_yet = pytest.mark.xfail(strict=True, reason="the shipped V-Net has learned too little")
 
 
