@@ -401,9 +401,7 @@ class LiverFibrosisStagingLogic(ScriptedLoadableModuleLogic):
         threads: int = 0,
         smooth: bool = False,
     ) -> Callable:
-        """A job that stages a CT, with the organs given, found before, or to be found now: gives
-        its result, and the same ready for `showResult`.
-        """
+        """A job that stages a CT: gives its result, and the same ready for `showResult`."""
         from LiverFibrosisStagingLib.jobs import staging_job
         from LiverFibrosisStagingLib.mrml import scene_inputs
         from LiverFibrosisStagingLib.scene_results import find_part
@@ -493,7 +491,9 @@ class LiverFibrosisStagingTest(ScriptedLoadableModuleTest):
 
     def test_refusal(self) -> None:
         """Without a CT there is a sentence, and nothing new in the scene."""
+        from LiverFibrosisStagingLib import StagingError
+
         count = slicer.mrmlScene.GetNumberOfNodes()
-        with self.assertRaisesRegex(Exception, "load a CT"):
+        with self.assertRaisesRegex(StagingError, "load a CT"):
             LiverFibrosisStagingLogic().stageVolume(None)
         self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), count)

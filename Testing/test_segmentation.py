@@ -15,6 +15,7 @@ from LiverFibrosisStagingLib.segmentation import (
     SLAB_SLICES,
     SegmentationModel,
     segment,
+    shipped,
     write_labels,
 )
 
@@ -23,7 +24,7 @@ onnx = pytest.importorskip("onnx", reason="changes the model file")
 
 @pytest.fixture(scope="module")
 def network():
-    return SegmentationModel.load()
+    return shipped()
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ def test_staging_needs_a_ct_and_nothing_else(ct, found, sample, model, tmp_path)
     assert alone.measurements.keys() == given.measurements.keys()
     assert [w for w in alone.warnings if "automatically" in w] == [found.warnings[-1]]
     assert given.summary()["segmentation"] is None
-    assert alone.summary()["segmentation"]["name"] == SegmentationModel.load().card.name
+    assert alone.summary()["segmentation"]["name"] == shipped().card.name
     alone.save(tmp_path / "result")
     labels = sitk.ReadImage(str(tmp_path / "result" / "organs.seg.nrrd"))
     assert dice(labels == 1, found.liver) == 1.0 and dice(labels == 2, found.spleen) == 1.0

@@ -101,8 +101,13 @@ def prepare(
                 "recipe": repr(recipe),
             }
         )
+    return filled(items, WorkingGrid(tuple(patch_size), tuple(spacing)), cache)
+
+
+def filled(items: list[dict[str, Any]], transform: Transform, cache: Path) -> PersistentDataset:
+    """The items, transformed, each of them in `cache` already."""
     cache.mkdir(parents=True, exist_ok=True)
-    prepared = PersistentDataset(items, WorkingGrid(tuple(patch_size), tuple(spacing)), cache)
+    prepared = PersistentDataset(items, transform, cache)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         everything = pool.map(lambda i: prepared[i] is None, range(len(items)))
         for _ in tqdm(everything, "Preprocessing", len(items), unit="CT"):

@@ -3,14 +3,15 @@
 import json
 import re
 import sys
+from abc import abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 import torch
+from data import filled
 from monai.data import PersistentDataset
 from monai.transforms import (
     Compose,
@@ -24,7 +25,6 @@ from monai.transforms import (
     Transform,
 )
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "LiverFibrosisStaging"))
 from LiverFibrosisStagingLib import StagingError, __version__, read_ct, read_mask
@@ -153,13 +153,7 @@ def prepare(cases: Sequence[Outlined], cache: Path) -> PersistentDataset:
         changed = [Path(file).stat().st_mtime_ns for file in files]
         plain = [case.name, str(case.ct), *(m and [m.file, list(m.labels)] for m in case[2:])]
         items.append({"case": plain, "changed": changed, "recipe": recipe})
-    cache.mkdir(parents=True, exist_ok=True)
-    prepared = PersistentDataset(items, OnGrid(), cache)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        everything = pool.map(lambda i: prepared[i] is None, range(len(items)))
-        for _ in tqdm(everything, "Preprocessing", len(items), unit="CT"):
-            pass
-    return prepared
+    return filled(items, OnGrid(), cache)
 
 
 class Patches(Dataset):
@@ -284,8 +278,9 @@ class _OnVolume(MapTransform, RandomizableTransform):
         self.change(volume, labels)
         return {**data, "volume": volume, "labels": labels}
 
+    @abstractmethod
     def change(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
-        raise NotImplementedError
+        """Change both in place."""
 
 
 class Contrast(_OnVolume):

@@ -87,8 +87,9 @@ def _staged(
 
 
 def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
-    from .segmentation import segment, write_labels
+    from .segmentation import check_image_name, segment, write_labels
 
+    check_image_name(options.output)
     with _ProgressLine(options.quiet) as progress:
         found = segment(options.ct, options.model, progress, cancel)
         write_labels(found.labels, options.output)

@@ -67,7 +67,7 @@ class ExplainableModel:
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
-        self.path = Path(path)
+        self.path, self.threads = Path(path), threads
         file = read_onnx(self.path)
         self.layer = self._read_layer(file)
         check_weights(file, self.path)

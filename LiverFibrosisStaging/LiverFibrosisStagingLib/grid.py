@@ -138,9 +138,7 @@ def bounds(ct: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
 def body_bounds(ct: sitk.Image, margin_mm: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
     """Corners, as `bounds` gives them, of the part of a CT that holds the patient."""
     low, high = bounds(ct)
-    step = np.full(3, COARSE_MM)
-    coarse = lps_grid((low + high) / 2, np.maximum(np.ceil((high - low) / step), 1), step)
-    body = sitk.GetArrayFromImage(_body_mask(resample_ct(ct, coarse), COARSE_MM)) > 0
+    coarse, body = _coarse_body(ct, low, high)
     if not body.any():
         return low, high
     ends = []
@@ -150,6 +148,17 @@ def body_bounds(ct: sitk.Image, margin_mm: float = 12.0) -> tuple[np.ndarray, np
     origin = np.array(coarse.GetOrigin())
     first, last = (origin + COARSE_MM * np.array(end) for end in zip(*ends))
     return np.maximum(first - margin_mm, low), np.minimum(last + margin_mm, high)
+
+
+def _coarse_body(
+    ct: sitk.Image, low: np.ndarray, high: np.ndarray
+) -> tuple[sitk.Image, np.ndarray]:
+    """A grid of COARSE_MM between two corners, and where on it the patient is."""
+    step = np.full(3, COARSE_MM)
+    size = np.maximum(np.floor((high - low) / step), 1)
+    coarse = lps_grid((low + high) / 2, size, step)
+    hu = sitk.Resample(ct, coarse, sitk.Transform(), sitk.sitkLinear, AIR_HU, sitk.sitkFloat32)
+    return coarse, sitk.GetArrayFromImage(_body_mask(hu, COARSE_MM)) > 0
 
 
 def lps_grid(centre: np.ndarray, size: np.ndarray, spacing: np.ndarray) -> sitk.Image:
@@ -169,11 +178,7 @@ def _body_centre(
     """Centre of the body (x, y) at the liver's height, and the mm that the patch cuts off."""
     low, high = bounds(ct)
     low[2], high[2] = max(low[2], extent[0]), min(high[2], extent[1])
-    step = np.full(3, COARSE_MM)
-    size = np.maximum(np.floor((high - low) / step), 1)
-    coarse = lps_grid((low + high) / 2, size, step)
-    hu = sitk.Resample(ct, coarse, sitk.Transform(), sitk.sitkLinear, AIR_HU, sitk.sitkFloat32)
-    body = sitk.GetArrayFromImage(_body_mask(hu, COARSE_MM)) > 0
+    coarse, body = _coarse_body(ct, low, high)
     if not body.any():
         return ((low + high) / 2)[:2], 0.0
     _, j, i = np.nonzero(body)

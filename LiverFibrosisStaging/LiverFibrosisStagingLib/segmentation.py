@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .reading import NAME_KEY, read_ct
 from .session import check_weights, open_session, run_session
 
 METADATA_KEY = "liver_segmentation"
+IMAGES = (".nrrd", ".nii.gz", ".nii", ".mha")
 CONTRACT = 1
 CLASSES = ("background", "liver", "spleen")
 SLAB_SLICES = 96  # of a longer scan that the network sees at once
@@ -105,9 +106,9 @@ class SegmentationModel:
             )
 
     @classmethod
-    def load(cls, path: str | Path | None = None, threads: int = 0) -> "SegmentationModel":
-        """The network in a file, by default the shipped one."""
-        return cls(default_model_path("VNet.onnx") if path is None else path, threads)
+    def load(cls, path: str | Path, threads: int = 0) -> "SegmentationModel":
+        """The network in a file."""
+        return cls(path, threads)
 
     @cached_property
     def sha256(self) -> str:
@@ -144,6 +145,12 @@ class Segmentation:
         return self.labels == SPLEEN_LABEL if self.volumes_ml["spleen"] else None
 
 
+@lru_cache(maxsize=1)
+def shipped(threads: int = 0) -> SegmentationModel:
+    """The shipped network, loaded once for a whole cohort. threads: as for `StagingModel`."""
+    return SegmentationModel(default_model_path("VNet.onnx"), threads)
+
+
 def segment_organs(ct: sitk.Image | str | Path) -> sitk.Image:
     """Label image of a portal-venous CT, on its grid: 1 liver, 2 spleen. See `segment`."""
     return segment(ct).labels
@@ -162,6 +169,26 @@ def segment(
     and while the network runs. Raises StagingError for what is no CT and where no liver is found,
     and Cancelled.
     """
+    if progress is not None:
+        progress(0.0, "Reading")
+    if isinstance(ct, sitk.Image):
+        name = ct.GetMetaData(NAME_KEY) if ct.HasMetaDataKey(NAME_KEY) else "The CT"
+    else:
+        name, ct = str(ct), read_ct(ct)
+    check_ct(ct, name)
+    if not isinstance(model, SegmentationModel):
+        model = shipped() if model is None else SegmentationModel(model)
+    return outline(ct, name, model, progress, cancel)
+
+
+def outline(
+    ct: sitk.Image,
+    name: str,
+    model: SegmentationModel,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Segmentation:
+    """`segment` for a CT that `check_ct` has seen; name: of it, for the refusal."""
 
     def begin(fraction: float, step: str) -> None:
         if cancel is not None and cancel.is_set():
@@ -169,15 +196,7 @@ def segment(
         if progress is not None:
             progress(fraction, step)
 
-    begin(0.0, "Reading")
-    if not isinstance(ct, sitk.Image):
-        name, ct = str(ct), read_ct(ct)
-    else:
-        name = ct.GetMetaData(NAME_KEY) if ct.HasMetaDataKey(NAME_KEY) else "The CT"
-    check_ct(ct, name)
     begin(0.1, "Segmenting liver and spleen")
-    if not isinstance(model, SegmentationModel):
-        model = SegmentationModel.load(model)
     card = model.card
     grid = network_grid(ct, card.spacing_mm, card.multiple_of, card.window_hu)
     probabilities = _run(model, grid, begin, cancel)
@@ -200,12 +219,19 @@ def segment(
     return Segmentation(labels, volumes, tuple(warnings), provenance)
 
 
+def check_image_name(path: str | Path) -> None:
+    """See, before work starts, that a file is to have a known format. Raises StagingError."""
+    if not str(path).lower().endswith(IMAGES):
+        raise StagingError(f"Cannot write {path}: its name must end in {', '.join(IMAGES)}.")
+
+
 def write_labels(labels: sitk.Image, path: str | Path) -> None:
     """Write a label image; as .nrrd with names, colours and codes, which Slicer shows as segments.
 
     Raises StagingError where it cannot be written.
     """
     path = Path(path)
+    check_image_name(path)
     if path.suffix == ".nrrd":
         labels = sitk.Image(labels)
         last = " ".join(f"0 {n - 1}" for n in labels.GetSize())
@@ -235,8 +261,7 @@ def write_labels(labels: sitk.Image, path: str | Path) -> None:
     except (RuntimeError, OSError):
         unfinished.unlink(missing_ok=True)
         raise StagingError(
-            f"Cannot write {path}: is it an image file (.seg.nrrd, .nii.gz, .mha) in a folder that "
-            "can be written?"
+            f"Cannot write {path}: can its folder be written, and is there room on the disk?"
         ) from None
 
 

@@ -24,7 +24,7 @@ from .model import StagingModel, default_model_path
 from .quality import unusual
 from .reading import NAME_KEY, notes, read_ct
 from .result import Seen, StagingResult
-from .segmentation import segment
+from .segmentation import outline, shipped
 from .stages import STAGES, explained_stages, group_scores, softmax
 
 Progress = Callable[[float, str], None]
@@ -44,7 +44,7 @@ def stage(
 
     ct: portal-venous CT in HU, an image or a path (DICOM folder, NIfTI, NRRD, MHA). liver, spleen:
     masks, images or paths, on the CT's grid or another over the same space; a label image with 1
-    liver and 2 spleen serves as both; without a liver, both are found (`segmentation.segment`; a
+    liver and 2 spleen serves as both; without a liver, both are found (`segmentation.outline`; a
     spleen that is given is kept). model: a contract file, the shipped one by default. explain:
     "predicted", "F0" to "F4", "significant", "advanced" or "cirrhosis". progress: called with a
     fraction 0..1 and the step's name. cancel: asked between steps and patches.
@@ -75,7 +75,7 @@ def stage(
         def within(part: float, _: str) -> None:
             steps.begin(0.25 + 0.1 * part, SEGMENTING)
 
-        found = segment(ct, None, within, cancel)
+        found = outline(ct, name, shipped(model.threads), within, cancel)
         liver, spleen = found.liver, found.spleen if spleen is None else spleen
         warnings += found.warnings
     liver, spleen, about_masks = organ_masks(ct, liver, spleen)

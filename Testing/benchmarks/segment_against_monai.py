@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT / "Training"), str(ROOT / "LiverFibrosisStaging")]
 import numpy as np  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
 
-from LiverFibrosisStagingLib.segmentation import SegmentationModel, segment  # noqa: E402
+from LiverFibrosisStagingLib.segmentation import segment, shipped  # noqa: E402
 
 
 def ours(ct: sitk.Image) -> np.ndarray:
@@ -46,7 +46,7 @@ def with_monai(ct: sitk.Image) -> np.ndarray:
     from vnet import VNet, load_weights
     from vnet_data import PATCH_SIZE
 
-    model = SegmentationModel.load()
+    model = shipped()
     network = VNet().eval()
     load_weights(network, model.path)
     affine = np.eye(4)
