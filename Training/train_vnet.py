@@ -39,13 +39,16 @@ SAVE_EVERY = 25
 class Schedule:
     """How long and how fast to learn, with AdamW under a one-cycle rate.
 
-    phantom_share: of the patches, where there are CTs and phantoms.
+    phantom_share: of the patches, where there are CTs and phantoms. settled: share of the steps at
+    the end in which batch normalisation uses the statistics that it will use for users, instead of
+    those of the two patches at hand.
     """
 
     steps: int = 600
     batch: int = 2
     learning_rate: float = 3e-3
     phantom_share: float = 0.3
+    settled: float = 0.4
     seed: int = 0
 
 
@@ -66,6 +69,13 @@ def loss(logits: torch.Tensor, labels: torch.Tensor, known: torch.Tensor) -> tor
     dice = both / ((seen**2).sum(axes) + truth.sum(axes) + 1.0)
     counted = known[:, 1:].float()
     return entropy + ((1 - dice[:, 1:]) * counted).sum() / counted.sum().clamp_min(1.0)
+
+
+def _settle(network: VNet, settled: bool) -> None:
+    """Whether batch normalisation keeps the statistics that it has gathered."""
+    for part in network.modules():
+        if isinstance(part, torch.nn.BatchNorm3d):
+            part.train(not settled)
 
 
 def train(
@@ -108,6 +118,7 @@ def train(
     began = time.monotonic()
     bar = tqdm(loader, run.name, initial=first, total=schedule.steps, unit="step")
     for done, (volume, labels, known) in enumerate(bar, start=first + 1):
+        _settle(network, done > (1 - schedule.settled) * schedule.steps)
         volume = volume.to(device, memory_format=torch.channels_last_3d)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = network(volume)

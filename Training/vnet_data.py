@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,29 +12,19 @@ import SimpleITK as sitk
 import torch
 from data import filled
 from monai.data import PersistentDataset
-from monai.transforms import (
-    Compose,
-    MapTransform,
-    Rand3DElasticd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandomizableTransform,
-    RandSpatialCropd,
-    SpatialPadd,
-    Transform,
-)
+from monai.transforms import Transform
 from torch.utils.data import Dataset
+from vnet_augmentation import LIVER, SPLEEN, augmentation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "LiverFibrosisStaging"))
 from LiverFibrosisStagingLib import StagingError, __version__, read_ct, read_mask
 from LiverFibrosisStagingLib.batch import read_list
 from LiverFibrosisStagingLib.grid import resample_ct
 from LiverFibrosisStagingLib.masks import organ_masks, read_organ
-from LiverFibrosisStagingLib.segmentation import CLASSES, network_grid
+from LiverFibrosisStagingLib.segmentation import network_grid
 
 SPACING_MM = (4.0, 4.0, 4.0)
 WINDOW_HU = (-150.0, 250.0)
-LIVER, SPLEEN = CLASSES.index("liver"), CLASSES.index("spleen")
 # Whole sections of most patients, and the height of most livers: 19 x 29 x 38 cm.
 PATCH_SIZE = (48, 72, 96)
 MULTIPLE = 8
@@ -173,7 +162,7 @@ class Patches(Dataset):
     ) -> None:
         self.cases, self.phantoms, self.share = cases, phantoms, phantom_share
         self.numbers, self.seed = numbers, seed
-        self.augment = augmentation()
+        self.augment = augmentation(PATCH_SIZE, WINDOW_HU)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -189,8 +178,8 @@ class Patches(Dataset):
         item["volume"] = item["volume"].float() / 255
         self.augment.set_random_state(int(rng.integers(2**31)))
         made = self.augment(item)
-        volume, labels = (torch.as_tensor(np.asarray(made[key])) for key in ("volume", "labels"))
-        return volume.float().clamp_(0, 1), labels.round().to(torch.uint8), known
+        volume = torch.as_tensor(np.asarray(made["volume"]))
+        return volume.clamp_(0, 1), made["labels"], known
 
 
 def without_organs(
@@ -228,133 +217,3 @@ def without_organs(
     low, high = WINDOW_HU
     volume = torch.from_numpy(((hu - low) / (high - low)).clip(0, 1).astype(np.float32))[None]
     return volume, torch.zeros(volume.shape, dtype=torch.uint8), torch.ones(3, dtype=torch.bool)
-
-
-def augmentation() -> Compose:
-    """Patients are built and lie differently; phase, dose, kernel, slices and scanners differ.
-
-    No flips: the liver has a side.
-    """
-    both = ("volume", "labels")
-    larger = [n + 8 for n in PATCH_SIZE]  # what turns need at the edges
-    return Compose(
-        [
-            SpatialPadd(both, PATCH_SIZE),
-            RandSpatialCropd(both, larger, max_roi_size=None, random_size=False),
-            Rand3DElasticd(
-                both,
-                sigma_range=(4, 6),
-                magnitude_range=(20, 60),
-                prob=0.9,
-                spatial_size=PATCH_SIZE,
-                rotate_range=(0.1, 0.15, 0.15),
-                scale_range=(0.15, 0.15, 0.15),
-                translate_range=(3, 4, 4),
-                mode=("bilinear", "nearest"),
-                padding_mode="zeros",
-            ),
-            Contrast(),
-            ThickSlices(),
-            RandGaussianSmoothd(("volume",), (0.3, 0.8), (0.3, 0.8), (0.3, 0.8), prob=0.3),
-            RandGaussianNoised(("volume",), prob=0.5, std=0.06),
-            FieldOfView(),
-            Surroundings(),
-        ]
-    )
-
-
-class _OnVolume(MapTransform, RandomizableTransform):
-    """A random change of `volume`, and of `labels` where the picture goes black."""
-
-    def __init__(self, prob: float) -> None:
-        MapTransform.__init__(self, ("volume", "labels"))
-        RandomizableTransform.__init__(self, prob)
-
-    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        self.randomize(None)
-        if not self._do_transform:
-            return data
-        volume, labels = (torch.as_tensor(np.asarray(data[key])).clone() for key in self.keys)
-        self.change(volume, labels)
-        return {**data, "volume": volume, "labels": labels}
-
-    @abstractmethod
-    def change(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
-        """Change both in place."""
-
-
-class Contrast(_OnVolume):
-    """Contrast phase and disease: less enhancement everywhere, organs a little apart from it."""
-
-    def __init__(self) -> None:
-        super().__init__(0.8)
-
-    def change(self, volume: torch.Tensor, labels: torch.Tensor) -> None:  # noqa: D102
-        low, high = WINDOW_HU
-        if self.R.rand() < 0.35:
-            plain = (40.0 - low) / (high - low)  # muscle; what enhances lies above
-            kept = self.R.uniform(0.1, 0.9)
-            volume.copy_(torch.where(volume > plain, plain + kept * (volume - plain), volume))
-        for label in (LIVER, SPLEEN):
-            volume += (labels == label) * (self.R.normal(0, 18) / (high - low))
-        soft = (volume > 0.3) & (volume < 0.95)
-        volume += soft * (self.R.normal(0, 8) / (high - low))
-
-
-class ThickSlices(_OnVolume):
-    """Two or three slices become one that is seen several times."""
-
-    def __init__(self) -> None:
-        super().__init__(0.2)
-
-    def change(self, volume: torch.Tensor, labels: torch.Tensor) -> None:  # noqa: D102
-        count = int(self.R.randint(2, 4))
-        whole = volume.shape[1] // count * count
-        blocks = volume[:, :whole].unflatten(1, (-1, count))
-        volume[:, :whole] = blocks.mean(dim=2, keepdim=True).expand_as(blocks).flatten(1, 2)
-
-
-class FieldOfView(_OnVolume):
-    """The scan ends within the patient: above, below, or at a round field of view."""
-
-    def __init__(self) -> None:
-        super().__init__(0.4)
-
-    def change(self, volume: torch.Tensor, labels: torch.Tensor) -> None:  # noqa: D102
-        _, slices, rows, columns = volume.shape
-        black = torch.zeros(volume.shape, dtype=torch.bool)
-        if self.R.rand() < 0.7:
-            cut = int(self.R.randint(1, slices // 2))
-            black[:, -cut:] = True
-            black = black if self.R.rand() < 0.5 else black.flip(1)
-        if self.R.rand() < 0.4:
-            y, x = np.ogrid[:rows, :columns]
-            middle = self.R.normal((rows / 2, columns / 2), 3)
-            radius = self.R.uniform(0.38, 0.55) * columns
-            outside = (y - middle[0]) ** 2 + (x - middle[1]) ** 2 > radius**2
-            black |= torch.from_numpy(outside)
-        volume[black], labels[black] = 0.0, 0
-
-
-class Surroundings(_OnVolume):
-    """What lies in the air: a table behind the patient, arms at the sides."""
-
-    def __init__(self) -> None:
-        super().__init__(0.4)
-
-    def change(self, volume: torch.Tensor, labels: torch.Tensor) -> None:  # noqa: D102
-        rows, columns = volume.shape[2:]
-        y, x = np.ogrid[:rows, :columns]
-        kind = self.R.randint(3)
-        if kind == 0:  # a curved shell
-            top = self.R.uniform(0.7, 0.95) * rows
-            bow = self.R.uniform(0, 0.004) * (x - columns / 2) ** 2
-            there = np.abs(y - (top - bow)) < self.R.uniform(0.5, 1.5)
-        else:
-            side = self.R.choice((0.03, 0.97)) * columns
-            centre = np.array([self.R.uniform(0.3, 0.8) * rows, side])
-            radius = self.R.uniform(6, 13)
-            there = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
-        air = (volume < 0.02) & (labels == 0)
-        air &= torch.from_numpy(np.broadcast_to(there, volume.shape[1:]).copy())
-        volume[air] = float(self.R.uniform(0.3, 0.7))

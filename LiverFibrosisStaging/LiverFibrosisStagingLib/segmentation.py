@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from .checks import check_ct
+from .checks import check_ct, check_organs
 from .errors import Cancelled, CancelToken, StagingError
 from .grid import body_bounds, lps_grid, patch_starts, resample_ct, upright
 from .masks import LIVER_LABEL, SPLEEN_LABEL
 from .model import default_model_path
 from .onnx_file import read_onnx
-from .reading import NAME_KEY, read_ct
+from .reading import NAME_KEY, notes, read_ct
 from .session import check_weights, open_session, run_session
 
 METADATA_KEY = "liver_segmentation"
@@ -36,7 +36,6 @@ CONTRACT = 1
 CLASSES = ("background", "liver", "spleen")
 SLAB_SLICES = 96  # of a longer scan that the network sees at once
 SLAB_OVERLAP = 0.25
-PROBABLE = 0.05  # below, a voxel of the network's grid is not worth bringing back
 MIN_FOUND_ML = {"liver": 150.0, "spleen": 15.0}  # less is no organ but a mistake
 
 Progress = Callable[[float, str], None]
@@ -166,8 +165,9 @@ def segment(
 
     ct: in HU, an image or a path, as for `stage`. model: a contract file, the shipped one by
     default. progress: called with a fraction 0..1 and the step's name. cancel: asked between steps
-    and while the network runs. Raises StagingError for what is no CT and where no liver is found,
-    and Cancelled.
+    and while the network runs. The warnings are also those about the CT and about an organ that is
+    cut off or of an unusual volume. Raises StagingError for what is no CT and where no liver is
+    found, and Cancelled.
     """
     if progress is not None:
         progress(0.0, "Reading")
@@ -175,10 +175,12 @@ def segment(
         name = ct.GetMetaData(NAME_KEY) if ct.HasMetaDataKey(NAME_KEY) else "The CT"
     else:
         name, ct = str(ct), read_ct(ct)
-    check_ct(ct, name)
+    doubts = (*notes(ct), *check_ct(ct, name))
     if not isinstance(model, SegmentationModel):
         model = shipped() if model is None else SegmentationModel(model)
-    return outline(ct, name, model, progress, cancel)
+    found = outline(ct, name, model, progress, cancel)
+    about_organs = check_organs(ct, found.liver, found.spleen, name)
+    return replace(found, warnings=(*doubts, *found.warnings, *about_organs))
 
 
 def outline(
@@ -311,33 +313,46 @@ def _on_ct(probabilities: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> sitk.
     """The most probable organ of each of the CT's voxels: one piece each, without holes."""
     labels = sitk.Image(ct.GetSize(), sitk.sitkUInt8)
     labels.CopyInformation(ct)
-    box = _box(probabilities[1:].max(axis=0) > PROBABLE, grid, ct)
-    if box is None:
-        return labels
-    first, size = box
-    region = sitk.RegionOfInterest(labels, size, first)
-    organs = []
-    for values in probabilities[1:]:
-        image = sitk.GetImageFromArray(values)
+    for organ in ORGANS:
+        others = np.delete(probabilities, organ.label, axis=0).max(axis=0)
+        margin = _one_piece(probabilities[organ.label] - others)
+        box = _box(margin > 0, grid, ct)
+        if box is None:
+            continue
+        first, size = box
+        region = sitk.RegionOfInterest(labels, size, first)
+        image = sitk.GetImageFromArray(margin)
         image.CopyInformation(grid)
-        placed = sitk.Resample(image, region, sitk.Transform(), sitk.sitkLinear, 0.0)
-        organs.append(sitk.GetArrayFromImage(placed))
-    liver, spleen = organs
-    nothing = 1.0 - liver - spleen
-    for label, ours, other in ((LIVER_LABEL, liver, spleen), (SPLEEN_LABEL, spleen, liver)):
-        inside = (ours > np.maximum(nothing, other)).astype(np.uint8)
-        pieces = sitk.ConnectedComponent(sitk.GetImageFromArray(inside))
-        largest = sitk.BinaryFillhole(sitk.RelabelComponent(pieces) == 1)
-        largest.CopyInformation(region)
-        # A hole in one organ is filled only where the other is not.
-        region = (
-            sitk.Maximum(region, largest * label) if label == LIVER_LABEL else _add(region, largest)
-        )
-    return sitk.Paste(labels, region, size, destinationIndex=first)
+        placed = sitk.Resample(image, region, sitk.Transform(), sitk.sitkLinear, -1.0)
+        free = sitk.GetArrayViewFromImage(region) == 0
+        inside = _largest((sitk.GetArrayViewFromImage(placed) > 0) & free)
+        added = sitk.GetImageFromArray(inside.astype(np.uint8) * np.uint8(organ.label))
+        added.CopyInformation(region)
+        labels = sitk.Paste(labels, region + added, size, destinationIndex=first)
+    return labels
 
 
-def _add(region: sitk.Image, spleen: sitk.Image) -> sitk.Image:
-    return region + sitk.Cast(sitk.And(spleen, region == 0), sitk.sitkUInt8) * SPLEEN_LABEL
+def _one_piece(margin: np.ndarray) -> np.ndarray:
+    """How much more probable an organ is than all else, -1..1: its largest piece, filled.
+
+    Done on the network's grid, where it takes no time.
+    """
+    inside = margin > 0
+    largest = _largest(inside)
+    filled = sitk.GetArrayFromImage(
+        sitk.BinaryFillhole(sitk.GetImageFromArray(largest.astype(np.uint8)))
+    )
+    kept = np.where(inside & ~largest, np.float32(-1.0), margin)
+    return np.where((filled != 0) & ~inside, np.float32(1.0), kept)
+
+
+def _largest(inside: np.ndarray) -> np.ndarray:
+    """The largest piece of a mask, bool; empty where the mask is."""
+    pieces = sitk.ConnectedComponent(sitk.GetImageFromArray(inside.astype(np.uint8)))
+    numbers = sitk.GetArrayViewFromImage(pieces)
+    if numbers.max() <= 1:
+        return inside
+    return numbers == np.bincount(numbers[inside]).argmax()
 
 
 def _box(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list[int], list[int]] | None:
@@ -359,9 +374,9 @@ def _box(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list[int]
 
 
 def _volumes_ml(labels: sitk.Image) -> dict[str, float]:
-    counts = np.bincount(sitk.GetArrayViewFromImage(labels).ravel(), minlength=len(CLASSES))
-    voxel = math.prod(labels.GetSpacing()) / 1000.0
-    return {organ: float(counts[n] * voxel) for n, organ in enumerate(CLASSES) if n}
+    voxels = sitk.GetArrayViewFromImage(labels)
+    each = math.prod(labels.GetSpacing()) / 1000.0
+    return {o: float(np.count_nonzero(voxels == n) * each) for n, o in enumerate(CLASSES) if n}
 
 
 def _card(text: str | None, path: Path) -> SegmentationCard:
