@@ -113,14 +113,15 @@ class OnGrid(Transform):
         """One case: item has `case`, an Outlined."""
         case = Outlined(*item["case"])
         ct = read_ct(case.ct)
-        grid = network_grid(ct, SPACING_MM, MULTIPLE, WINDOW_HU)
+        grid = network_grid(ct, SPACING_MM, MULTIPLE)
         given = [None if organ is None else Mask(*organ).image() for organ in case[2:]]
         liver, spleen = given
         if liver is None:
             masks = (None, organ_masks(ct, spleen, None)[0])
         else:
             masks = organ_masks(ct, liver, spleen)[:2]
-        volume = np.round(sitk.GetArrayFromImage(grid) * 255).astype(np.uint8)
+        volume = sitk.GetArrayFromImage(sitk.IntensityWindowing(grid, *WINDOW_HU, 0.0, 255.0))
+        volume = np.round(volume).astype(np.uint8)
         labels = np.zeros_like(volume)
         for label, mask in zip((LIVER, SPLEEN), masks):
             if mask is not None:

@@ -2,7 +2,7 @@
 
 The network (Training/vnet.py, after Milletari et al. 2016, 3DV, and Yin et al. 2021, "Liver
 segmentation") sees the whole CT at a few millimetres. Its probabilities, not its labels, are
-carried back to the CT's grid, so that outlines are as smooth as the organs.
+carried back to the CT's grid (outlining.py), so that outlines are as smooth as the organs.
 
 The file is a contract as the staging model's: input `volume` float32 [N, 1, slices, rows, columns],
 the CT windowed to 0..1; output `probabilities` [N, 3, slices, rows, columns]; the metadata entry
@@ -27,6 +27,7 @@ from .grid import body_bounds, lps_grid, patch_starts, resample_ct, upright
 from .masks import LIVER_LABEL, SPLEEN_LABEL
 from .model import default_model_path
 from .onnx_file import read_onnx
+from .outlining import judged_by_hu, on_ct
 from .reading import NAME_KEY, notes, read_ct
 from .session import check_weights, open_session, run_session
 
@@ -200,10 +201,12 @@ def outline(
 
     begin(0.1, "Segmenting liver and spleen")
     card = model.card
-    grid = network_grid(ct, card.spacing_mm, card.multiple_of, card.window_hu)
-    probabilities = _run(model, grid, begin, cancel)
+    grid = network_grid(ct, card.spacing_mm, card.multiple_of)
+    windowed = sitk.IntensityWindowing(grid, *card.window_hu, 0.0, 1.0)
+    probabilities = _run(model, windowed, begin, cancel)
     begin(0.8, "Outlining liver and spleen")
-    labels = _on_ct(probabilities, grid, ct)
+    hu = np.clip(sitk.GetArrayViewFromImage(grid), *card.window_hu)
+    labels = on_ct(judged_by_hu(probabilities, hu), grid, ct)
     volumes = _volumes_ml(labels)
     if volumes["liver"] < MIN_FOUND_ML["liver"]:
         raise StagingError(
@@ -267,23 +270,17 @@ def write_labels(labels: sitk.Image, path: str | Path) -> None:
         ) from None
 
 
-def network_grid(
-    ct: sitk.Image,
-    spacing: tuple[float, float, float],
-    multiple: int,
-    window: tuple[float, float] | None = None,
-) -> sitk.Image:
-    """A CT on LPS axes at the network's spacing (slice, row, column; mm), float32.
+def network_grid(ct: sitk.Image, spacing: tuple[float, float, float], multiple: int) -> sitk.Image:
+    """A CT on LPS axes at the network's spacing (slice, row, column; mm), HU as float32.
 
     All of the patient that was scanned, with air around up to a multiple of `multiple` voxels along
-    each axis; in HU or, with a window, 0..1.
+    each axis.
     """
     ct = upright(ct)
     low, high = body_bounds(ct)
     step = np.array(spacing[::-1])
     size = np.ceil((high - low) / step / multiple - 1e-6) * multiple
-    grid = resample_ct(ct, lps_grid((low + high) / 2, np.maximum(size, multiple), step))
-    return grid if window is None else sitk.IntensityWindowing(grid, *window, 0.0, 1.0)
+    return resample_ct(ct, lps_grid((low + high) / 2, np.maximum(size, multiple), step))
 
 
 def _run(
@@ -307,70 +304,6 @@ def _run(
         total[:, slab] += weight * model.run(volume[slab], cancel)
         count[slab] += weight
     return total / count
-
-
-def _on_ct(probabilities: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> sitk.Image:
-    """The most probable organ of each of the CT's voxels: one piece each, without holes."""
-    labels = sitk.Image(ct.GetSize(), sitk.sitkUInt8)
-    labels.CopyInformation(ct)
-    for organ in ORGANS:
-        others = np.delete(probabilities, organ.label, axis=0).max(axis=0)
-        margin = _one_piece(probabilities[organ.label] - others)
-        box = _box(margin > 0, grid, ct)
-        if box is None:
-            continue
-        first, size = box
-        region = sitk.RegionOfInterest(labels, size, first)
-        image = sitk.GetImageFromArray(margin)
-        image.CopyInformation(grid)
-        placed = sitk.Resample(image, region, sitk.Transform(), sitk.sitkLinear, -1.0)
-        free = sitk.GetArrayViewFromImage(region) == 0
-        inside = _largest((sitk.GetArrayViewFromImage(placed) > 0) & free)
-        added = sitk.GetImageFromArray(inside.astype(np.uint8) * np.uint8(organ.label))
-        added.CopyInformation(region)
-        labels = sitk.Paste(labels, region + added, size, destinationIndex=first)
-    return labels
-
-
-def _one_piece(margin: np.ndarray) -> np.ndarray:
-    """How much more probable an organ is than all else, -1..1: its largest piece, filled.
-
-    Done on the network's grid, where it takes no time.
-    """
-    inside = margin > 0
-    largest = _largest(inside)
-    filled = sitk.GetArrayFromImage(
-        sitk.BinaryFillhole(sitk.GetImageFromArray(largest.astype(np.uint8)))
-    )
-    kept = np.where(inside & ~largest, np.float32(-1.0), margin)
-    return np.where((filled != 0) & ~inside, np.float32(1.0), kept)
-
-
-def _largest(inside: np.ndarray) -> np.ndarray:
-    """The largest piece of a mask, bool; empty where the mask is."""
-    pieces = sitk.ConnectedComponent(sitk.GetImageFromArray(inside.astype(np.uint8)))
-    numbers = sitk.GetArrayViewFromImage(pieces)
-    if numbers.max() <= 1:
-        return inside
-    return numbers == np.bincount(numbers[inside]).argmax()
-
-
-def _box(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list[int], list[int]] | None:
-    """First voxel and size of the part of the CT that holds `where` of the grid."""
-    places = [np.flatnonzero(where.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    if not len(places[0]):
-        return None
-    ends = [(float(axis[0]) - 1, float(axis[-1]) + 1) for axis in places[::-1]]
-    corners = [
-        ct.TransformPhysicalPointToContinuousIndex(
-            grid.TransformContinuousIndexToPhysicalPoint([e[c] for e, c in zip(ends, corner)])
-        )
-        for corner in np.ndindex(2, 2, 2)
-    ]
-    limits = np.array(ct.GetSize())
-    first = np.clip(np.floor(np.min(corners, axis=0)), 0, limits - 1).astype(int)
-    last = np.clip(np.ceil(np.max(corners, axis=0)), first, limits - 1).astype(int)
-    return first.tolist(), (last - first + 1).tolist()
 
 
 def _volumes_ml(labels: sitk.Image) -> dict[str, float]:
