@@ -5,7 +5,8 @@ import pytest
 import SimpleITK as sitk
 from sklearn.naive_bayes import CategoricalNB
 
-from LiverFibrosisStagingLib.outlining import BIN_HU, judged_by_hu, on_ct
+from LiverFibrosisStagingLib import outlining
+from LiverFibrosisStagingLib.outlining import BIN_HU, on_ct
 
 SIZE = (20, 40, 48)
 
@@ -37,6 +38,12 @@ def patient():
     return probabilities, hu
 
 
+def judged_by_hu(probabilities, hu):
+    image = sitk.GetImageFromArray(hu)
+    image.SetSpacing((4.0, 4.0, 4.0))
+    return outlining.judged_by_hu(probabilities, image)
+
+
 def most_probable(probabilities):
     return probabilities.argmax(axis=0)
 
@@ -60,8 +67,10 @@ def test_phase_does_not_matter(patient):
     np.testing.assert_allclose(judged_by_hu(probabilities, hu - 50), expected, atol=1e-3)
 
 
-def test_it_is_bayes_rule(patient):
+def test_one_round_is_bayes_rule(patient, monkeypatch):
     """scikit-learn's naive Bayes, taught the same voxels, finds the same classes."""
+    monkeypatch.setattr(outlining, "ROUNDS", 1)
+    monkeypatch.setattr(outlining, "REACH_MM", {1: 1e3, 2: 1e3})
     probabilities, hu = patient
     probabilities[1][STOMACH] = 0.01  # nothing is odd, everything near enough
     probabilities[0] = 1 - probabilities[1:].sum(axis=0)
@@ -74,6 +83,19 @@ def test_it_is_bayes_rule(patient):
     theirs = bayes.predict_log_proba(bins).T + np.log(probabilities.reshape(3, -1))
     ours = most_probable(judged_by_hu(probabilities, hu)).ravel()
     assert np.mean(ours == theirs.argmax(axis=0)) > 0.99
+
+
+def test_a_spleen_that_was_half_seen_is_found_whole(patient):
+    """But not what lies further off than the spleen may grow, bright as it may be."""
+    probabilities, hu = patient
+    upper, lower = SPLEEN & box((10, 20), (0, 40), (0, 48)), box((6, 10), (22, 32), (36, 44))
+    far = box((0, 2), (0, 8), (40, 48))
+    probabilities[2][lower] = 0.02
+    probabilities[0] = 1 - probabilities[1:].sum(axis=0)
+    hu[far] = 125
+    found = most_probable(judged_by_hu(probabilities, hu)) == 2
+    assert np.mean(found[upper]) > 0.98 and np.mean(found[lower]) > 0.9
+    assert not found[far].any()
 
 
 def test_where_there_is_nothing_nothing_appears(patient):

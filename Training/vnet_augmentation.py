@@ -74,7 +74,7 @@ class _OfBoth(MapTransform, RandomizableTransform):
 
 
 class Deform(_OfBoth):
-    """A patch of another patient: turned, scaled, bent; liver and spleen larger or smaller.
+    """A patch of another patient: turned, scaled, bent; liver and spleen of another size and place.
 
     One interpolation does it all, so that pictures stay as sharp as they can. (MONAI's
     Rand3DElastic knows no organs, and takes three times as long for waves of this length.)
@@ -96,11 +96,11 @@ class Deform(_OfBoth):
         away = torch.stack(torch.meshgrid(*axes, indexing="ij"))
         places = torch.einsum("ij,jzyx->izyx", torch.from_numpy(matrix).float(), away)
         places += _column(centre)
-        places += self.R.uniform(0, 3) * self.waves(self.size, 16.0, 3)
+        places += self.R.uniform(0, 4) * self.waves(self.size, 16.0, 3)
         places += self.R.uniform(0, 1) * self.waves(self.size, 7.0, 3)
         for label in (LIVER, SPLEEN):
-            if self.R.rand() < 0.5:
-                self._resize(places, labels[0] == label)
+            if self.R.rand() < 0.6:
+                self._move(places, labels[0] == label)
         scale = _column(2.0 / (whole - 1))
         grid = (places * scale - 1).flip(0).movedim(0, -1)[None]
         source = torch.cat([volume, labels == LIVER, labels == SPLEEN]).float()[None]
@@ -109,8 +109,8 @@ class Deform(_OfBoth):
         labels[seen[2:3] > 0.5] = SPLEEN
         return seen[:1], labels.to(torch.uint8)
 
-    def _resize(self, places: torch.Tensor, organ: torch.Tensor) -> None:
-        """Let what lies around the organ's centre be seen larger or smaller."""
+    def _move(self, places: torch.Tensor, organ: torch.Tensor) -> None:
+        """Let what lies around the organ's centre be seen larger or smaller, and elsewhere."""
         voxels = organ.nonzero().float()
         if len(voxels) < 100:
             return
@@ -119,7 +119,8 @@ class Deform(_OfBoth):
         away = places - centre[:, None, None, None]
         near = torch.exp(-away.square().sum(dim=0) / (2 * reach**2))
         larger = np.exp(np.clip(self.R.normal(0, 0.3), -0.5, 0.5))
-        places += (1 / larger - 1) * near * away
+        shift = _column(self.R.normal(0, 0.25, 3)) * reach
+        places += near * ((1 / larger - 1) * away + shift)
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:

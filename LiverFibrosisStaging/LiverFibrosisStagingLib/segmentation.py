@@ -205,8 +205,8 @@ def outline(
     windowed = sitk.IntensityWindowing(grid, *card.window_hu, 0.0, 1.0)
     probabilities = _run(model, windowed, begin, cancel)
     begin(0.8, "Outlining liver and spleen")
-    hu = np.clip(sitk.GetArrayViewFromImage(grid), *card.window_hu)
-    labels = on_ct(judged_by_hu(probabilities, hu), grid, ct)
+    seen = sitk.Clamp(grid, lowerBound=card.window_hu[0], upperBound=card.window_hu[1])
+    labels = on_ct(judged_by_hu(probabilities, seen), grid, ct)
     volumes = _volumes_ml(labels)
     if volumes["liver"] < MIN_FOUND_ML["liver"]:
         raise StagingError(
