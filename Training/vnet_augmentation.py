@@ -90,7 +90,7 @@ class Deform(_OfBoth):
         whole, patch = np.array(volume.shape[1:]), np.array(self.size)
         room = abs(whole - patch) + 8
         centre = (whole - 1) / 2 + self.R.uniform(-0.5, 0.5, 3) * room
-        turned = _rotation(self.R.normal(0, (0.12, 0.07, 0.07)))
+        turned = _rotation(self.R.normal(0, (0.2, 0.12, 0.12)))
         matrix = turned * np.exp(self.R.normal(0, 0.1) + self.R.normal(0, 0.06, 3))
         axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in self.size]
         away = torch.stack(torch.meshgrid(*axes, indexing="ij"))

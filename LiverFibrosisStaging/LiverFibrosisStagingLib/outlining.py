@@ -64,8 +64,9 @@ def _rounds(
     prior = judged = _likely(network, hu, allowed)
     for number in range(ROUNDS):
         if number:
-            neighbours = np.stack([_smooth(one, spacing) for one in judged])
-            mixed = TRUST * network + (1 - TRUST) * neighbours
+            mixed = TRUST * network
+            for label in LABELS:
+                mixed[label] += (1 - TRUST) * _smooth(judged[label], spacing)
             prior = _likely(mixed, hu, allowed)
         common = np.empty_like(judged)
         for label, one in enumerate(judged):

@@ -37,7 +37,8 @@ CONTRACT = 1
 CLASSES = ("background", "liver", "spleen")
 SLAB_SLICES = 96  # of a longer scan that the network sees at once
 SLAB_OVERLAP = 0.25
-MIN_FOUND_ML = {"liver": 150.0, "spleen": 15.0}  # less is no organ but a mistake
+FEW_SLICES = 32  # of the network's: shorter scans get air around them, as in training
+MIN_FOUND_ML = {"liver": 300.0, "spleen": 15.0}  # less is no organ but a mistake
 
 Progress = Callable[[float, str], None]
 
@@ -291,6 +292,11 @@ def _run(
 ) -> np.ndarray:
     """Probabilities of the whole grid; of long scans, slab by slab, their overlaps averaged."""
     volume = sitk.GetArrayViewFromImage(grid)
+    multiple = model.card.multiple_of
+    missing = multiple * math.ceil(max(0, FEW_SLICES - len(volume)) / (2 * multiple))
+    if missing:
+        padded = np.pad(volume, ((missing, missing), (0, 0), (0, 0)))
+        return model.run(padded, cancel)[:, missing:-missing]
     slices = min(len(volume), SLAB_SLICES)
     total = np.zeros((len(CLASSES), *volume.shape), np.float32)
     count = np.zeros((len(volume), 1, 1), np.float32)
