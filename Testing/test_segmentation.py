@@ -138,16 +138,12 @@ AIR = (((0, 0, 0), (5, 5, 5), 50),)
 WATER = (((0, 0, 0), (400, 110, 160), 0),)
 
 
-# What the present network cannot do yet; with a better one these tests fail until the mark is gone.
-not_yet = pytest.mark.xfail(strict=True, reason="the shipped V-Net has learned too little")
-
-
 @pytest.mark.parametrize(
     "parts",
     [
-        pytest.param(HEAD, id="head", marks=not_yet),
+        pytest.param(HEAD, id="head"),
         pytest.param(CHEST, id="chest"),
-        pytest.param(WATER, id="water", marks=not_yet),
+        pytest.param(WATER, id="water"),
     ],
 )
 def test_no_liver_is_said_where_there_is_none(parts, network):
@@ -252,9 +248,7 @@ def test_a_staging_model_does_not_segment(model):
         SegmentationModel.load(model.path)
 
 
-@pytest.mark.parametrize(
-    "orientation", ["RAS", "PIR", pytest.param("oblique_header", marks=not_yet)]
-)
+@pytest.mark.parametrize("orientation", ["RAS", "PIR", "oblique_header"])
 def test_the_shared_variants_have_the_same_volumes(orientation, shared_data, network):
     """A real CT without contrast, with its axes in another order, and under an oblique header."""
     folder = shared_data / "neg_geom_variants_ts"
@@ -263,6 +257,34 @@ def test_the_shared_variants_have_the_same_volumes(orientation, shared_data, net
     )
     for organ, volume in other.items():
         assert volume == pytest.approx(upright[organ], rel=0.02), organ
+
+
+def test_a_pelvis_has_no_liver(shared_data, network):
+    """The lower 12 cm of a real CT."""
+    ct = read_ct(shared_data / "ts_example_ct_nc_masks" / "ct.nii.gz")
+    with pytest.raises(StagingError, match="no liver was found"):
+        segment(ct[:, :, :40], network)
+
+
+def test_three_centimetres_of_one_of_two_phases(shared_data, network):
+    """A folder with two acquisitions: the liver of one, which both ends of the scan cut off."""
+    found = segment(shared_data / "neg_dcm_hcc002_2phases_dupz" / "dicom", network)
+    said = " ".join(found.warnings)
+    assert "acquisition 2" in said and "lower and upper end" in said
+    assert 300 < found.volumes_ml["liver"] < 900
+
+
+@pytest.mark.parametrize("thickness", [1.0, 5.0])
+def test_slices_of_a_real_ct_may_be_thin_or_thick(thickness, shared_data, network):
+    ct = read_ct(shared_data / "hcc011_cirrA_pv" / "ct.nii.gz")
+    size = [*ct.GetSize()[:2], int(ct.GetSize()[2] * ct.GetSpacing()[2] / thickness)]
+    spacing = [*ct.GetSpacing()[:2], thickness]
+    other = sitk.Resample(
+        ct, size, sitk.Transform(), sitk.sitkLinear, ct.GetOrigin(), spacing, ct.GetDirection()
+    )
+    expected = segment(ct, network).volumes_ml
+    for organ, volume in segment(other, network).volumes_ml.items():
+        assert volume == pytest.approx(expected[organ], rel=0.05), organ
 
 
 @pytest.mark.parametrize("case", ["neg_mr_abdomen_ts", "neg_dcm_dcmqi_ct3slice"])
@@ -280,7 +302,7 @@ def test_real_non_livers_are_refused(case, shared_data, network):
         ("hcc007_cirrA_bl_pv", 2145, 221),
         ("hcc011_cirrA_pv", 1976, 228),
         ("hcc048_cirrA_pv", 1367, 417),
-        pytest.param("ts_example_ct_nc_masks", 1123, 261, marks=not_yet),
+        ("ts_example_ct_nc_masks", 1123, 261),
     ],
 )
 def test_real_volumes(case, liver_ml, spleen_ml, shared_data, network):

@@ -3,8 +3,8 @@
     python Testing/benchmarks/segment_against_monai.py [--ct CT] [--slices 200]
 
 Both run the shipped V-Net on the same axial CT, from the image in memory to labels on its grid:
-ours with ONNX Runtime, its largest pieces and filled holes included; MONAI's with PyTorch and
-without these (Spacing, sliding_window_inference, probabilities back by ResampleToMatch). Each in a
+ours with ONNX Runtime, and with all that outlining.py does; MONAI's with PyTorch and without that
+(Spacing, sliding_window_inference, probabilities back by ResampleToMatch). Each in a
 process of its own, for its peak memory. Printed are seconds, MB, their ratios, how far the labels
 agree, and the share of segmentation in a whole Stage job. Without --ct a phantom of 512 x 512
 voxels is used.
