@@ -272,16 +272,24 @@ def write_labels(labels: sitk.Image, path: str | Path) -> None:
 
 
 def network_grid(ct: sitk.Image, spacing: tuple[float, float, float], multiple: int) -> sitk.Image:
-    """A CT on LPS axes at the network's spacing (slice, row, column; mm), HU as float32.
+    """A CT at the network's spacing (slice, row, column; mm), HU as float32.
 
     All of the patient that was scanned, with air around up to a multiple of `multiple` voxels along
-    each axis.
+    each axis. Its axes are those of the CT, turned towards LPS by quarters only: a scan whose
+    header was turned, by a registration for instance, still shows the patient as scanners do.
     """
     ct = upright(ct)
-    low, high = body_bounds(ct)
+    straight = sitk.Image(ct)
+    straight.SetOrigin((0.0, 0.0, 0.0))
+    straight.SetDirection(np.eye(3).ravel().tolist())
+    low, high = body_bounds(straight)
     step = np.array(spacing[::-1])
     size = np.ceil((high - low) / step / multiple - 1e-6) * multiple
-    return resample_ct(ct, lps_grid((low + high) / 2, np.maximum(size, multiple), step))
+    grid = resample_ct(straight, lps_grid((low + high) / 2, np.maximum(size, multiple), step))
+    first = straight.TransformPhysicalPointToContinuousIndex(grid.GetOrigin())
+    grid.SetOrigin(ct.TransformContinuousIndexToPhysicalPoint(first))
+    grid.SetDirection(ct.GetDirection())
+    return grid
 
 
 def _run(
