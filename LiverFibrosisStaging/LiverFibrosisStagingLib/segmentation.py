@@ -211,7 +211,8 @@ def outline(
     volumes = _volumes_ml(labels)
     if volumes["liver"] < MIN_FOUND_ML["liver"]:
         raise StagingError(
-            f"{name}: no liver was found; needed is a CT of the abdomen, or a liver mask."
+            f"{name}: no liver was found: {volumes['liver']:.0f} mL look like one, less than "
+            f"{MIN_FOUND_ML['liver']:g} mL; needed is a CT of the abdomen, or a liver mask."
         )
     warnings = []
     if volumes["spleen"] < MIN_FOUND_ML["spleen"]:
