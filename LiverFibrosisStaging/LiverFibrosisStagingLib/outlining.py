@@ -133,10 +133,9 @@ def on_ct(probabilities: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> sitk.I
     for label in LABELS:
         others = np.delete(probabilities, label, axis=0).max(axis=0)
         margin = _one_piece(probabilities[label] - others, THICK_MM[label], grid.GetSpacing())
-        box = _box(margin > 0, grid, ct)
-        if box is None:
+        if not (margin > 0).any():
             continue
-        first, size = box
+        first, size = _box(margin > 0, grid, ct)
         region = sitk.RegionOfInterest(labels, size, first)
         image = sitk.GetImageFromArray(margin)
         image.CopyInformation(grid)
@@ -186,12 +185,9 @@ def _largest(inside: np.ndarray, share: float = 1.0) -> np.ndarray:
     return (sizes >= share * max(1, sizes.max()))[numbers]
 
 
-def _box(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list[int], list[int]] | None:
+def _box(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list[int], list[int]]:
     """First voxel and size of the part of the CT that holds `where` of the grid."""
-    places = [np.flatnonzero(where.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    if not len(places[0]):
-        return None
-    ends = [(float(axis[0]) - 1, float(axis[-1]) + 1) for axis in places[::-1]]
+    ends = [(held.start - 1.0, float(held.stop)) for held in _bounding_box(where)[::-1]]
     corners = [
         ct.TransformPhysicalPointToContinuousIndex(
             grid.TransformContinuousIndexToPhysicalPoint([e[c] for e, c in zip(ends, corner)])
