@@ -61,6 +61,21 @@ def test_exported_network_is_that_of_pytorch(tmp_path):
         load_weights(VNet((4, 8), (1, 2)), tmp_path / "VNet.onnx")
 
 
+@pytest.mark.parametrize("settled", [True, False])
+def test_settled_normalisation_is_that_of_users_and_still_learned(settled):
+    torch.manual_seed(0)
+    network = VNet((4, 6), (1, 1)).train()
+    train_vnet._settle(network, settled)
+    volume = torch.rand(1, 1, 8, 8, 8)
+    before = {name: values.clone() for name, values in network.named_buffers()}
+    network(volume).sum().backward()
+    kept = all(torch.equal(values, before[name]) for name, values in network.named_buffers())
+    assert kept == settled
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    seen_in_training = network(volume)
+    assert torch.allclose(seen_in_training, network.eval()(volume), atol=1e-6) == settled
+
+
 def test_loss_is_dice_and_cross_entropy():
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 4, 5, 6)

@@ -8,8 +8,10 @@ Volumes are float32 [1, slices, rows, columns], 0..1 in the window; labels of th
 the index of `CLASSES`.
 """
 
+import sys
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,13 @@ from monai.transforms import (
     RandGaussianSmoothd,
     RandomizableTransform,
 )
+from monai.transforms.utils import create_rotate
 from torch.nn import functional
 
-LIVER, SPLEEN = 1, 2
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "LiverFibrosisStaging"))
+from LiverFibrosisStagingLib.segmentation import CLASSES
+
+LIVER, SPLEEN = CLASSES.index("liver"), CLASSES.index("spleen")
 BOTH = ("volume", "labels")
 
 
@@ -90,7 +96,7 @@ class Deform(_OfBoth):
         whole, patch = np.array(volume.shape[1:]), np.array(self.size)
         room = abs(whole - patch) + 8
         centre = (whole - 1) / 2 + self.R.uniform(-0.5, 0.5, 3) * room
-        turned = _rotation(self.R.normal(0, (0.2, 0.12, 0.12)))
+        turned = create_rotate(3, self.R.normal(0, (0.2, 0.12, 0.12)))[:3, :3]
         matrix = turned * np.exp(self.R.normal(0, 0.1) + self.R.normal(0, 0.06, 3))
         axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in self.size]
         away = torch.stack(torch.meshgrid(*axes, indexing="ij"))
@@ -121,18 +127,6 @@ class Deform(_OfBoth):
         larger = np.exp(np.clip(self.R.normal(0, 0.3), -0.5, 0.5))
         shift = _column(self.R.normal(0, 0.25, 3)) * reach
         places += near * ((1 / larger - 1) * away + shift)
-
-
-def _rotation(angles: np.ndarray) -> np.ndarray:
-    """About the slice, row and column axis, in this order (radians); acts on (z, y, x)."""
-    turned = np.eye(3)
-    for axis, angle in enumerate(angles):
-        first, second = (other for other in range(3) if other != axis)
-        one = np.eye(3)
-        one[first, first] = one[second, second] = np.cos(angle)
-        one[first, second], one[second, first] = -np.sin(angle), np.sin(angle)
-        turned = one @ turned
-    return turned
 
 
 def _column(values: np.ndarray) -> torch.Tensor:
@@ -233,7 +227,7 @@ class FieldOfView(_OfBoth):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         _, slices, rows, columns = volume.shape
         black = torch.zeros(volume.shape, dtype=torch.bool)
-        kind = self.R.choice(4, p=(0.25, 0.25, 0.25, 0.25))
+        kind = self.R.randint(4)
         if kind < 2:
             cut = int(self.R.randint(1, slices // 2))
             black[:, -cut:] = True

@@ -276,8 +276,9 @@ def network_grid(ct: sitk.Image, spacing: tuple[float, float, float], multiple: 
     """A CT at the network's spacing (slice, row, column; mm), HU as float32.
 
     All of the patient that was scanned, with air around up to a multiple of `multiple` voxels along
-    each axis. Its axes are those of the CT, turned towards LPS by quarters only: a scan whose
-    header was turned, by a registration for instance, still shows the patient as scanners do.
+    each axis and to FEW_SLICES slices. Its axes are those of the CT, turned towards LPS by quarters
+    only: a scan whose header was turned, by a registration for instance, still shows the patient as
+    scanners do.
     """
     ct = upright(ct)
     straight = sitk.Image(ct)
@@ -285,8 +286,9 @@ def network_grid(ct: sitk.Image, spacing: tuple[float, float, float], multiple: 
     straight.SetDirection(np.eye(3).ravel().tolist())
     low, high = body_bounds(straight)
     step = np.array(spacing[::-1])
-    size = np.ceil((high - low) / step / multiple - 1e-6) * multiple
-    grid = resample_ct(straight, lps_grid((low + high) / 2, np.maximum(size, multiple), step))
+    least = np.maximum((high - low) / step, (1, 1, FEW_SLICES))
+    size = np.ceil(least / multiple - 1e-6) * multiple
+    grid = resample_ct(straight, lps_grid((low + high) / 2, size, step))
     first = straight.TransformPhysicalPointToContinuousIndex(grid.GetOrigin())
     grid.SetOrigin(ct.TransformContinuousIndexToPhysicalPoint(first))
     grid.SetDirection(ct.GetDirection())
@@ -301,11 +303,6 @@ def _run(
 ) -> np.ndarray:
     """Probabilities of the whole grid; of long scans, slab by slab, their overlaps averaged."""
     volume = sitk.GetArrayViewFromImage(grid)
-    multiple = model.card.multiple_of
-    missing = multiple * math.ceil(max(0, FEW_SLICES - len(volume)) / (2 * multiple))
-    if missing:
-        padded = np.pad(volume, ((missing, missing), (0, 0), (0, 0)))
-        return model.run(padded, cancel)[:, missing:-missing]
     slices = min(len(volume), SLAB_SLICES)
     total = np.zeros((len(CLASSES), *volume.shape), np.float32)
     count = np.zeros((len(volume), 1, 1), np.float32)
