@@ -376,12 +376,12 @@ class LiverFibrosisStagingLogic(ScriptedLoadableModuleLogic):
         Raises StagingError for every refusal and Cancelled when cancelled.
         """
         from LiverFibrosisStagingLib import stage
-        from LiverFibrosisStagingLib.mrml import staging_inputs
+        from LiverFibrosisStagingLib.mrml import scene_inputs
 
-        ct, liver, spleen = staging_inputs(
-            volumeNode, liverSegmentation, liverSegmentId, spleenSegmentId
+        inputs = scene_inputs(volumeNode, liverSegmentation, liverSegmentId, spleenSegmentId)
+        return stage(
+            **inputs.arguments(), model=model, explain=explain, progress=progress, cancel=cancel
         )
-        return stage(ct, liver, spleen, model, explain, progress, cancel)
 
     def stageFolder(self, input: str | Path, output: str | Path, **options: Any) -> list[dict]:
         """Stage a folder of CTs or a CSV list, without the scene; returns the rows of results.csv.

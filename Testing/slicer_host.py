@@ -24,7 +24,9 @@ import parameter_node_host
 import qt_host
 import slicer
 import slicer_names
+from vtkmodules.util.misc import calldata_type
 from vtkmodules.util.numpy_support import vtk_to_numpy
+from vtkmodules.util.vtkConstants import VTK_OBJECT
 from vtkmodules.vtkCommonCore import vtkCollection, vtkObject
 from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
@@ -164,7 +166,16 @@ class _LayoutManager:
         return slicer.app.applicationLogic().GetSliceLogics()
 
     def setLayout(self, layout: int) -> None:
+        """Views of a kind are there from the first layout on that has one."""
         self.layout = layout
+        names = vars(slicer.vtkMRMLLayoutNode)
+        shown = next(n for n in names if n.startswith("SlicerLayout") and names[n] == layout)
+        for kind in ("Table", "Plot"):
+            if kind in shown and not slicer.util.getNodesByClass(f"vtkMRML{kind}ViewNode"):
+                slicer.mrmlScene.AddNewNodeByClass(f"vtkMRML{kind}ViewNode", f"{kind}View1")
+
+    def resetThreeDViews(self) -> None:
+        """There is no 3D view."""
 
     def resetSliceViews(self) -> None:
         for view in self._views.values():
@@ -193,9 +204,21 @@ def start() -> Any:
     path = str(MODULE_FOLDER / "LiverFibrosisStaging.py")
     modules.liverfibrosisstaging = types.SimpleNamespace(path=path)
     slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene, True)
+    scene.AddObserver(scene.NodeAddedEvent, _file_at_the_root)
     slicer.mrmlScene, slicer.app, slicer.modules = scene, _Application(application), modules
     _stand_in_for_qt()
     return scene
+
+
+@calldata_type(VTK_OBJECT)
+def _file_at_the_root(scene: Any, event: str, node: Any) -> None:
+    """As Slicer does: data that is added to the scene is filed at the subject hierarchy's root."""
+    kinds = ("Volume", "Segmentation", "Table", "PlotChart", "PlotSeries", "Model", "Transform")
+    if scene.IsImporting() or not any(node.IsA(f"vtkMRML{kind}Node") for kind in kinds):
+        return
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    if hierarchy.GetItemByDataNode(node) == hierarchy.GetInvalidItemID():
+        hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
 
 
 def _stand_in_for_qt() -> None:

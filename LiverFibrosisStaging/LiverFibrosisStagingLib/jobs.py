@@ -30,11 +30,10 @@ def staging_job(
         progress(0.0, "Loading the model")
         model = StagingModel.load(model_path or default_model_path(), threads)
         progress(0.02, "Reading")
-        ct, liver, spleen = inputs.images()
+        arguments = inputs.arguments()
         within = _part(progress, STAGING_FROM, STAGING_TO)
-        return _showable(
-            stage(ct, liver, spleen, model, progress=within, cancel=cancel), smooth, progress
-        )
+        result = stage(**arguments, model=model, progress=within, cancel=cancel)
+        return _showable(result, smooth, progress)
 
     return job
 

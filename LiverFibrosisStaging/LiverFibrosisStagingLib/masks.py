@@ -1,5 +1,7 @@
 """Liver and spleen masks as users have them: one file each, or one label image for both."""
 
+import hashlib
+import math
 import re
 from pathlib import Path
 
@@ -74,7 +76,7 @@ def _on_grid(
         binary.CopyInformation(ct)
         return binary
     placed = sitk.Resample(binary, ct, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-    kept = _volume(placed) / _volume(binary)
+    kept = volume_ml(placed) / volume_ml(binary)
     if kept < 0.05:
         raise StagingError(
             f"The {organ} mask lies outside the CT: they do not cover the same space, so it "
@@ -83,6 +85,22 @@ def _on_grid(
     cut = f"; {100 * (1 - kept):.0f} % of it lies outside the CT" if kept < 0.98 else ""
     warnings.append(f"The {organ} mask has another grid than the CT and was resampled{cut}.")
     return placed
+
+
+def volume_ml(mask: sitk.Image) -> float:
+    """Volume of what is not 0 in a mask."""
+    each = math.prod(mask.GetSpacing()) / 1000.0
+    return float(np.count_nonzero(sitk.GetArrayViewFromImage(mask)) * each)
+
+
+def voxels_sha256(liver: sitk.Image, spleen: sitk.Image | None) -> str:
+    """Hash of masks on one grid; the images as they are, so a mask is the same only in its type."""
+    found = hashlib.sha256()
+    for mask in (liver, spleen):
+        if mask is not None:
+            found.update(repr((mask.GetSize(), mask.GetPixelIDTypeAsString())).encode())
+            found.update(sitk.GetArrayViewFromImage(mask))
+    return found.hexdigest()
 
 
 def same_grid(image: sitk.Image, other: sitk.Image) -> bool:
@@ -98,7 +116,3 @@ def same_grid(image: sitk.Image, other: sitk.Image) -> bool:
         for corner in corners
     ]
     return float(np.abs(apart).max()) < 0.05 * min(other.GetSpacing())
-
-
-def _volume(mask: sitk.Image) -> float:
-    return float(sitk.GetArrayViewFromImage(mask).sum()) * float(np.prod(mask.GetSpacing()))

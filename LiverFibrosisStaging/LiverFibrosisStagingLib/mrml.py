@@ -6,6 +6,7 @@ This file, `scene_results` and `sample_data` speak MRML; they are imported where
 Slicer's axes are RAS, the library's LPS, both in mm; arrays are [slice, row, column] in both.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import SimpleITK as sitk
 
 from .dicom_series import KEPT_TAGS
 from .errors import StagingError
+from .masks import voxels_sha256
 from .reading import NAME_KEY
 
 # SNOMED CT and, from older DICOM, SNOMED RT; DICOM PS3.16, CID 7154.
@@ -43,6 +45,9 @@ _COUINAUD_NAME = re.compile(
     r"(?:couinaud |liver |hepatic )+segment (viii|vii|vi|v|iv|iii|ii|i|[1-8])[ab]?"
 )
 _ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii")
+
+# Of a segmentation node: JSON of which network outlined it, and the hash of the masks it found.
+OUTLINED_ATTRIBUTE = "LiverFibrosisStaging.outlined"
 
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -122,11 +127,25 @@ class _Organ:
 
 @dataclass(frozen=True)
 class SceneInputs:
-    """What `stage` needs, taken hold of in the scene; make it with `scene_inputs`."""
+    """What `stage` needs, taken hold of in the scene; make it with `scene_inputs`.
+
+    _outlined: where a network outlined the organs: its name and sha256, and that of its masks.
+    """
 
     _ct: _Volume
     _liver: _Organ | _Volume | None
     _spleen: _Organ | None
+    _outlined: dict[str, str] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of `stage` that are in the scene; in any thread. Raises what `images` does."""
+        ct, liver, spleen = self.images()
+        segmentation = None
+        if self._outlined is not None:
+            edited = voxels_sha256(liver, spleen) != self._outlined["masks_sha256"]
+            segmentation = {key: self._outlined[key] for key in ("name", "sha256")}
+            segmentation["edited"] = edited
+        return {"ct": ct, "liver": liver, "spleen": spleen, "segmentation": segmentation}
 
     def images(self) -> tuple[sitk.Image, sitk.Image | None, sitk.Image | None]:
         """CT and, where they are there, liver mask and spleen mask; in any thread.
@@ -177,24 +196,27 @@ def scene_inputs(
     spleens = _chosen(segmentation_node, "spleen", spleen_segment_id)
     liver = _organ(segmentation_node, livers, volume_node)
     spleen = _organ(segmentation_node, spleens, volume_node) if spleens else None
-    return SceneInputs(ct, liver, spleen)
-
-
-def staging_inputs(
-    volume_node: Any,
-    segmentation_node: Any,
-    liver_segment_id: str | None = None,
-    spleen_segment_id: str | None = None,
-) -> tuple[sitk.Image, sitk.Image | None, sitk.Image | None]:
-    """`scene_inputs` and its images at once, for scripts."""
-    return scene_inputs(
-        volume_node, segmentation_node, liver_segment_id, spleen_segment_id
-    ).images()
+    return SceneInputs(ct, liver, spleen, outlined_by(segmentation_node))
 
 
 def volume_to_image(volume_node: Any) -> sitk.Image:
     """A CT volume node as an image in the patient's axes (LPS, mm); see `scene_inputs`."""
     return _ct_volume(volume_node).image()
+
+
+def outlined_by(segmentation_node: Any) -> dict[str, str] | None:
+    """What OUTLINED_ATTRIBUTE says of a segmentation (name, sha256, masks_sha256), or None."""
+    found = json_attribute(segmentation_node, OUTLINED_ATTRIBUTE)
+    known = isinstance(found, dict) and {*found} == {"name", "sha256", "masks_sha256"}
+    return found if known else None
+
+
+def json_attribute(node: Any, name: str) -> Any:
+    """The value of an attribute that is JSON; None where there is none, or no JSON."""
+    try:
+        return json.loads(node.GetAttribute(name) or "null")
+    except ValueError:
+        return None
 
 
 def find_segments(segmentation_node: Any, organ: str) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def judged_by_hu(probabilities: np.ndarray, grid: sitk.Image) -> np.ndarray:
     judged = _without_others(probabilities * allowed)
     where = allowed[1:].any(axis=0)
     if where.any():  # time is spent only there
-        box = _bounding_box(where)
+        box = bounding_box(where)
         part = (slice(None), *box)
         judged[part] = _rounds(probabilities[part], hu[box], allowed[part], grid.GetSpacing())
     return judged
@@ -103,7 +103,8 @@ def _within(inside: np.ndarray, reach_mm: float, grid: sitk.Image) -> np.ndarray
     return sitk.GetArrayFromImage(distance) <= reach_mm
 
 
-def _bounding_box(where: np.ndarray) -> tuple[slice, ...]:
+def bounding_box(where: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box [slice, row, column] that holds all that is not 0; there must be some."""
     places = [np.flatnonzero(where.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     return tuple(slice(int(held[0]), int(held[-1]) + 1) for held in places)
 
@@ -187,7 +188,7 @@ def _largest(inside: np.ndarray, share: float = 1.0) -> np.ndarray:
 
 def _box(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list[int], list[int]]:
     """First voxel and size of the part of the CT that holds `where` of the grid."""
-    ends = [(held.start - 1.0, float(held.stop)) for held in _bounding_box(where)[::-1]]
+    ends = [(held.start - 1.0, float(held.stop)) for held in bounding_box(where)[::-1]]
     corners = [
         ct.TransformPhysicalPointToContinuousIndex(
             grid.TransformContinuousIndexToPhysicalPoint([e[c] for e, c in zip(ends, corner)])

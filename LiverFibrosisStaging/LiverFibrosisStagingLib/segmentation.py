@@ -127,13 +127,13 @@ class Segmentation:
     """Liver and spleen of one CT.
 
     labels: uint8 image on the CT's grid, 1 liver, 2 spleen. volumes_ml: by organ. warnings:
-    sentences for the reader. provenance: which network made it.
+    sentences for the reader. provenance: which network made it, as in staging.json.
     """
 
     labels: sitk.Image
     volumes_ml: dict[str, float]
     warnings: tuple[str, ...]
-    provenance: dict[str, str]
+    provenance: dict[str, Any]
 
     @property
     def liver(self) -> sitk.Image:
@@ -214,16 +214,19 @@ def outline(
             f"{name}: no liver was found: {volumes['liver']:.0f} mL look like one, less than "
             f"{MIN_FOUND_ML['liver']:g} mL; needed is a CT of the abdomen, or a liver mask."
         )
-    warnings = []
     if volumes["spleen"] < MIN_FOUND_ML["spleen"]:
         labels = sitk.ChangeLabel(labels, {SPLEEN_LABEL: 0})
         volumes["spleen"] = 0.0
-        warnings.append("No spleen was found, so nothing is said about it.")
-    found = ", ".join(f"{organ} {volume:.0f} mL" for organ, volume in volumes.items())
-    warnings.append(f"The organs were outlined automatically ({found}): look whether they fit.")
     begin(1.0, "Done")
-    provenance = {"name": card.name, "sha256": model.sha256}
-    return Segmentation(labels, volumes, tuple(warnings), provenance)
+    provenance = {"name": card.name, "sha256": model.sha256, "edited": False}
+    return Segmentation(labels, volumes, about_outlines(volumes), provenance)
+
+
+def about_outlines(volumes_ml: dict[str, float]) -> tuple[str, ...]:
+    """Warnings that go with organs as a network outlined them; a volume of 0: not found."""
+    missing = () if volumes_ml["spleen"] else ("No spleen was found, so nothing is said about it.",)
+    found = ", ".join(f"{organ} {volume:.0f} mL" for organ, volume in volumes_ml.items())
+    return *missing, f"The organs were outlined automatically ({found}): look whether they fit."
 
 
 def check_image_name(path: str | Path) -> None:

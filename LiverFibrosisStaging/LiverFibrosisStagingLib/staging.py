@@ -19,12 +19,12 @@ from .ensemble import disagreement, spread
 from .errors import Cancelled, CancelToken
 from .grid import WorkingGrid, patch_array, working_grid
 from .location_map import merge_patches, on_ct
-from .masks import organ_masks, read_organ
+from .masks import organ_masks, read_organ, volume_ml
 from .model import StagingModel, default_model_path
 from .quality import unusual
 from .reading import NAME_KEY, notes, read_ct
 from .result import Seen, StagingResult
-from .segmentation import outline, shipped
+from .segmentation import about_outlines, outline, shipped
 from .stages import STAGES, explained_stages, group_scores, softmax
 
 Progress = Callable[[float, str], None]
@@ -39,6 +39,7 @@ def stage(
     explain: str = "predicted",
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
+    segmentation: dict[str, Any] | None = None,
 ) -> StagingResult:
     """Stage one CT and say where the network looked.
 
@@ -47,7 +48,9 @@ def stage(
     liver and 2 spleen serves as both; without a liver, both are found (`segmentation.outline`; a
     spleen that is given is kept). model: a contract file, the shipped one by default. explain:
     "predicted", "F0" to "F4", "significant", "advanced" or "cirrhosis". progress: called with a
-    fraction 0..1 and the step's name. cancel: asked between steps and patches.
+    fraction 0..1 and the step's name. cancel: asked between steps and patches. segmentation: of
+    masks that a network outlined before, what a result says of them (name, sha256, edited); masks
+    that were not edited since carry the warnings of such outlines.
 
     Raises StagingError for every refusal and Cancelled when cancelled.
     """
@@ -69,7 +72,6 @@ def stage(
 
     steps.begin(0.25, "Checking")
     warnings = [*notes(ct), *check_ct(ct, name)]
-    found = None
     if liver is None:
 
         def within(part: float, _: str) -> None:
@@ -78,6 +80,12 @@ def stage(
         found = outline(ct, name, shipped(model.threads), within, cancel)
         liver, spleen = found.liver, found.spleen if spleen is None else spleen
         warnings += found.warnings
+        segmentation = found.provenance
+    elif segmentation is not None and not segmentation["edited"]:
+        volumes = {"liver": volume_ml(liver), "spleen": 0.0}
+        if spleen is not None:
+            volumes["spleen"] = volume_ml(spleen)
+        warnings += about_outlines(volumes)
     liver, spleen, about_masks = organ_masks(ct, liver, spleen)
     warnings += [*about_masks, *check_organs(ct, liver, spleen, name)]
 
@@ -94,7 +102,7 @@ def stage(
         warnings += disagreement(spread(members, predicted), predicted)
     explanation = _explain(seen, ct, explain, steps)
     provenance = _provenance(model, ct, grid)
-    provenance["segmentation"] = None if found is None else found.provenance
+    provenance["segmentation"] = segmentation
     provenance["seconds"] = steps.end()
     return StagingResult(
         probabilities=probabilities,

@@ -1,0 +1,126 @@
+"""How long the panel's main thread does not answer, action by action, and the memory it takes.
+
+    python Testing/benchmarks/panel_gaps.py [--slices 300 454] [--where 80]
+
+The real panel on the tests' host: a 5 ms timer ticks while an action goes on, and the longest time
+between two ticks is printed, for the sample and for the sample on 512 x 512 voxels in as many
+slices as given. --where: after so many ms without a tick, print what each thread was doing. What
+Slicer itself draws is not in it.
+"""
+
+import argparse
+import faulthandler
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "LiverFibrosisStaging")]
+
+import numpy as np  # noqa: E402
+import SimpleITK as sitk  # noqa: E402
+import slicer  # noqa: E402
+import slicer_host  # noqa: E402
+from PySide6.QtCore import QTimer  # noqa: E402
+from slicer_host import wait_until  # noqa: E402
+
+SAMPLE = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData" / "phantom_F4_ct.nii.gz"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--slices", type=int, nargs="*", default=[300, 454])
+    parser.add_argument("--where", type=float, default=0.0, help="ms")
+    options = parser.parse_args()
+    slicer_host.start()
+    panel = slicer_host.open_panel()
+    sample = sitk.ReadImage(str(SAMPLE))
+    print(f"{'CT':>18} {'action':>10} {'longest gap':>12} {'took':>8} {'memory, peak':>18}")
+    for slices in (None, *options.slices):
+        ct = sample if slices is None else enlarged(sample, (512, 512, slices))
+        size = " x ".join(map(str, ct.GetSize()))
+        panel.ui.inputVolumeSelector.setCurrentNode(add_volume(ct))
+        del ct
+        panel.ui.segmentationSelector.setCurrentNode(None)
+        for name, click in actions(panel.ui):
+            gap, seconds = longest_gap(panel, click, options.where / 1000)
+            now, peak = memory_gb()
+            print(
+                f"{size:>18} {name:>10} {1000 * gap:9.0f} ms {seconds:6.1f} s "
+                f"{now:6.2f}, {peak:5.2f} GB",
+                flush=True,
+            )
+        slicer.mrmlScene.Clear(0)
+    slicer_host.close_panel(panel)
+
+
+def actions(ui: Any) -> list[tuple[str, Callable[[], None]]]:
+    def explain() -> None:
+        ui.explainedComboBox.setCurrentIndex(1)
+        ui.explainedComboBox.activated.emit(1)
+
+    return [
+        ("stage", ui.stageButton.click),
+        ("again", ui.stageButton.click),
+        ("explain", explain),
+        ("smooth", ui.smoothCheckBox.click),
+        ("bands", ui.smoothCheckBox.click),
+        ("outline", ui.outlineCheckBox.click),
+    ]
+
+
+def longest_gap(panel: Any, click: Callable[[], None], where: float) -> tuple[float, float]:
+    """Longest time between two ticks while an action goes on, and all its time; seconds."""
+    ticks, timer = [], QTimer()
+
+    def tick() -> None:
+        ticks.append(time.monotonic())
+        if where:
+            faulthandler.dump_traceback_later(where)
+
+    timer.timeout.connect(tick)
+    timer.start(5)
+    end = time.monotonic() + 0.2
+    wait_until(lambda: time.monotonic() > end)
+    begun = time.monotonic()
+    QTimer.singleShot(0, click)
+    wait_until(lambda: len(ticks) > 2 and ticks[-1] > begun)
+    wait_until(lambda: not panel.ui.progressWidget.visible, 900)
+    took = time.monotonic() - begun
+    end = time.monotonic() + 0.5  # what is let go is freed; the last tick comes after the result
+    wait_until(lambda: time.monotonic() > end)
+    faulthandler.cancel_dump_traceback_later()
+    timer.stop()
+    after = [tick for tick in ticks if tick > begun - 0.1]
+    return float(np.diff(after).max()), took
+
+
+def enlarged(image: sitk.Image, size: tuple[int, int, int]) -> sitk.Image:
+    """The same field of view in as many voxels as wanted."""
+    grid = sitk.Image(size, image.GetPixelID())
+    grid.SetDirection(image.GetDirection())
+    grid.SetSpacing([s * n / m for s, n, m in zip(image.GetSpacing(), image.GetSize(), size)])
+    grid.SetOrigin(image.GetOrigin())
+    return sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, -1000)
+
+
+def add_volume(image: sitk.Image) -> Any:
+    lps = np.eye(4)
+    lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    lps[:3, 3] = image.GetOrigin()
+    ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+    return slicer.util.addVolumeFromArray(sitk.GetArrayFromImage(image), ras, "CT")
+
+
+def memory_gb() -> tuple[float, float]:
+    """Memory in use now, and the most that was."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return pages * resource.getpagesize() / 2**30, peak / 2**20
+
+
+if __name__ == "__main__":
+    main()
