@@ -43,12 +43,13 @@ def set_display(volume_node: Any, display: Display) -> None:
     import slicer
 
     bands, smooth = find_part(volume_node, "bands"), find_part(volume_node, "smooth")
-    if bands is None:
+    summary = stored_summary(volume_node)
+    if bands is None or summary is None:
         return
     shown = smooth if display.smooth and smooth is not None else bands
     _fade_bands(band_table(), display.hidden_below)
     if shown is smooth:
-        highest = stored_summary(volume_node)["location_map"]["maximum"] or 1.0
+        highest = summary["location_map"]["maximum"] or 1.0
         lowest = max(display.hidden_below, SMOOTH_FROM)
         smooth.GetDisplayNode().SetThreshold(lowest * highest, highest)
     for view in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
@@ -56,10 +57,11 @@ def set_display(volume_node: Any, display: Display) -> None:
             _set_layers(view, shown, bands, smooth, display.opacity)
     for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
         view.SetUseLabelOutline(display.outline and shown is bands)
-    title = stored_summary(volume_node)["location_map"]["explained"]
     for node in (bands, smooth):
         if node is not None:
-            _set_legend(node, title, display.legend and node is shown)
+            _set_legend(
+                node, summary["location_map"]["explained"], display.legend and node is shown
+            )
 
 
 def jump_to_strongest(volume_node: Any) -> None:
