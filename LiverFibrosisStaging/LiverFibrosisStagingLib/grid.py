@@ -150,6 +150,27 @@ def body_bounds(ct: sitk.Image, margin_mm: float = 12.0) -> tuple[np.ndarray, np
     return np.maximum(first - margin_mm, low), np.minimum(last + margin_mm, high)
 
 
+def bounding_box(where: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box [slice, row, column] that holds all that is not 0; there must be some."""
+    places = [np.flatnonzero(where.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    return tuple(slice(int(held[0]), int(held[-1]) + 1) for held in places)
+
+
+def box_on_ct(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list[int], list[int]]:
+    """First voxel and size of the part of the CT that holds `where` of the grid."""
+    ends = [(held.start - 1.0, float(held.stop)) for held in bounding_box(where)[::-1]]
+    corners = [
+        ct.TransformPhysicalPointToContinuousIndex(
+            grid.TransformContinuousIndexToPhysicalPoint([e[c] for e, c in zip(ends, corner)])
+        )
+        for corner in np.ndindex(2, 2, 2)
+    ]
+    limits = np.array(ct.GetSize())
+    first = np.clip(np.floor(np.min(corners, axis=0)), 0, limits - 1).astype(int)
+    last = np.clip(np.ceil(np.max(corners, axis=0)), first, limits - 1).astype(int)
+    return first.tolist(), (last - first + 1).tolist()
+
+
 def _coarse_body(
     ct: sitk.Image, low: np.ndarray, high: np.ndarray
 ) -> tuple[sitk.Image, np.ndarray]:

@@ -11,7 +11,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from .colors import BAND_COUNT
-from .grid import WorkingGrid
+from .grid import WorkingGrid, box_on_ct
+
+SLAB_SLICES = 32  # of the CT that get their map at once
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,22 @@ def on_ct(
     The label map holds ten bands: label n where the map lies above n - 1 and up to n tenths of
     this case's own maximum; 0 outside the body, and where there is no attention.
     """
-    relative = _linear(location.relative, ct)
-    body = sitk.Resample(grid.body, ct, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-    relative = sitk.Mask(relative, body)
+    relative = sitk.Image(ct.GetSize(), sitk.sitkFloat32)
+    relative.CopyInformation(ct)
+    inside = sitk.GetArrayViewFromImage(grid.body) > 0
+    if inside.any():
+        # Only the CT's voxels that hold the map, and few slices at once: a CT of 500 slices takes
+        # half a gigabyte for each float copy.
+        (x, y, z), (columns, rows, slices) = box_on_ct(inside, grid.body, ct)
+        for first in range(z, z + slices, SLAB_SLICES):
+            last = min(first + SLAB_SLICES, z + slices)
+            part = sitk.Image((columns, rows, last - first), sitk.sitkUInt8)
+            part.SetOrigin(ct.TransformIndexToPhysicalPoint((x, y, first)))
+            part.SetSpacing(ct.GetSpacing())
+            part.SetDirection(ct.GetDirection())
+            body = sitk.Resample(grid.body, part, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+            values = sitk.Mask(_linear(location.relative, part), body)
+            relative[x : x + columns, y : y + rows, first:last] = values
     return relative, band_labels(relative)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import SimpleITK as sitk
 
+from .grid import bounding_box, box_on_ct
 from .masks import LIVER_LABEL, SPLEEN_LABEL
 
 LABELS = (LIVER_LABEL, SPLEEN_LABEL)
@@ -103,12 +104,6 @@ def _within(inside: np.ndarray, reach_mm: float, grid: sitk.Image) -> np.ndarray
     return sitk.GetArrayFromImage(distance) <= reach_mm
 
 
-def bounding_box(where: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box [slice, row, column] that holds all that is not 0; there must be some."""
-    places = [np.flatnonzero(where.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    return tuple(slice(int(held[0]), int(held[-1]) + 1) for held in places)
-
-
 def _smooth(values: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
     image = sitk.GetImageFromArray(values)
     variance = [(NEIGHBOURS_MM / step) ** 2 for step in spacing]
@@ -136,7 +131,7 @@ def on_ct(probabilities: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> sitk.I
         margin = _one_piece(probabilities[label] - others, THICK_MM[label], grid.GetSpacing())
         if not (margin > 0).any():
             continue
-        first, size = _box(margin > 0, grid, ct)
+        first, size = box_on_ct(margin > 0, grid, ct)
         region = sitk.RegionOfInterest(labels, size, first)
         image = sitk.GetImageFromArray(margin)
         image.CopyInformation(grid)
@@ -184,18 +179,3 @@ def _largest(inside: np.ndarray, share: float = 1.0) -> np.ndarray:
     sizes = np.bincount(numbers.ravel())
     sizes[0] = 0
     return (sizes >= share * max(1, sizes.max()))[numbers]
-
-
-def _box(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list[int], list[int]]:
-    """First voxel and size of the part of the CT that holds `where` of the grid."""
-    ends = [(held.start - 1.0, float(held.stop)) for held in bounding_box(where)[::-1]]
-    corners = [
-        ct.TransformPhysicalPointToContinuousIndex(
-            grid.TransformContinuousIndexToPhysicalPoint([e[c] for e, c in zip(ends, corner)])
-        )
-        for corner in np.ndindex(2, 2, 2)
-    ]
-    limits = np.array(ct.GetSize())
-    first = np.clip(np.floor(np.min(corners, axis=0)), 0, limits - 1).astype(int)
-    last = np.clip(np.ceil(np.max(corners, axis=0)), first, limits - 1).astype(int)
-    return first.tolist(), (last - first + 1).tolist()

@@ -102,7 +102,7 @@ def band_table() -> Any:
         table.SetNumberOfColors(len(BANDS))
         for label, band in enumerate(BANDS):
             table.SetColor(label, band.name, *band.rgb, band.opacity)
-    table.SetColorDefined(0, False)  # else it is a black cell of the legend; files do not keep it
+    table.SetColorDefined(0, False)  # else it is a black cell of the legend
     return table
 
 

@@ -15,9 +15,9 @@ import SimpleITK as sitk
 
 from .colors import BAND_COUNT, BANDS
 from .errors import StagingError
+from .grid import bounding_box
 from .masks import voxels_sha256
 from .mrml import OUTLINED_ATTRIBUTE, outlined_by
-from .outlining import bounding_box
 from .result import StagingResult
 from .scene_display import (
     Display,

@@ -21,7 +21,7 @@ def group_stages(name: str) -> str:
     return first if first == last else f"{first}-{last}"
 
 
-def outlined_by(summary: Mapping[str, Any]) -> str:
+def _outlined_by(summary: Mapping[str, Any]) -> str:
     """The network that outlined the organs, and whether they were edited; else the user."""
     segmentation = summary["segmentation"]
     if segmentation is None:
@@ -59,7 +59,7 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ]
     rows += [("Warning", warning, "") for warning in summary["warnings"]]
     rows += [
-        ("Liver and spleen outlined by", outlined_by(summary), ""),
+        ("Liver and spleen outlined by", _outlined_by(summary), ""),
         ("Model", summary["model"]["name"], ""),
         ("Trained on", summary["model"]["trained_on"], ""),
         ("Date", summary["date"], ""),
