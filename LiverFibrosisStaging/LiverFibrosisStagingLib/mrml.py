@@ -207,8 +207,9 @@ def volume_to_image(volume_node: Any) -> sitk.Image:
 def outlined_by(segmentation_node: Any) -> dict[str, str] | None:
     """What OUTLINED_ATTRIBUTE says of a segmentation (name, sha256, masks_sha256), or None."""
     found = json_attribute(segmentation_node, OUTLINED_ATTRIBUTE)
-    known = isinstance(found, dict) and {*found} == {"name", "sha256", "masks_sha256"}
-    return found if known else None
+    names = {"name", "sha256", "masks_sha256"}
+    known = isinstance(found, dict) and {*found} == names
+    return found if known and all(isinstance(text, str) for text in found.values()) else None
 
 
 def json_attribute(node: Any, name: str) -> Any:
