@@ -137,6 +137,8 @@ SLICER_FACING = (
     "pumped_worker.py",
     "requirements.py",
     "sample_data.py",
+    "scene_display.py",
+    "scene_nodes.py",
     "scene_results.py",
 )
 

@@ -1,6 +1,6 @@
 """From the scene to the library: a CT volume node and a segmentation become images.
 
-This file, `scene_results` and `sample_data` speak MRML; they are imported where Slicer (or its
+This file, the `scene_` files and `sample_data` speak MRML; they are imported where Slicer (or its
 `slicer-core` wheel) is. What touches the scene is for the main thread and copies no voxels:
 `scene_inputs` only takes hold of them, `SceneInputs.images` does the work, in any thread.
 Slicer's axes are RAS, the library's LPS, both in mm; arrays are [slice, row, column] in both.
