@@ -58,10 +58,10 @@ def registerSampleData() -> None:
     """Offer the sample CT, which is installed with the module, in the Sample Data module."""
     from LiverFibrosisStagingLib.sample_data import register
 
-    register(RESOURCES, loadSample)
+    register(RESOURCES)
 
 
-def loadSample(source: Any = None) -> list[Any]:
+def loadSample() -> list[Any]:
     """Load the sample CT and its segmentation from the module's own files, without a download."""
     from LiverFibrosisStagingLib.sample_data import load_sample
 

@@ -36,7 +36,13 @@ def model(model_path):
 
 
 @pytest.fixture(scope="session")
-def sample() -> dict[str, Path]:
-    """The phantom that ships with the repository: paths of its CT, liver and spleen."""
-    folder = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
-    return {part: folder / f"phantom_F4_{part}.nii.gz" for part in ("ct", "liver", "spleen")}
+def sample(tmp_path_factory) -> dict[str, Path]:
+    """The phantom that ships with the repository: paths of its CT and of one mask each."""
+    import SimpleITK as sitk
+
+    folder, made = ROOT / "LiverFibrosisStaging/Resources/SampleData", {}
+    organs = sitk.ReadImage(folder / "phantom_F4.seg.nrrd")
+    for label, organ in enumerate(("liver", "spleen"), start=1):
+        made[organ] = tmp_path_factory.mktemp("sample") / f"phantom_F4_{organ}.nii.gz"
+        sitk.WriteImage(sitk.Cast(organs == label, sitk.sitkUInt8), made[organ])
+    return {"ct": folder / "phantom_F4_ct.nii.gz", **made}
