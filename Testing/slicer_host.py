@@ -52,7 +52,6 @@ class Dialog:
 
 dialogs: list[Dialog] = []
 dialog_answers: list[str] = []  # names of buttons, for the next message boxes; without one, Ok
-pip_installed: list[str] = []  # what slicer.util.pip_install was asked for
 status_messages: list[str] = []
 
 
@@ -209,7 +208,6 @@ def _stand_in_for_qt() -> None:
     util.tryWithErrorDisplay = lambda message=None, show=True, waitCursor=False: show_errors(
         message, show
     )
-    util.pip_install = lambda requirements, **_: pip_installed.append(str(requirements))
     util.showStatusMessage = lambda message, duration=0: status_messages.append(message)
     util.loadVolume = lambda path, properties=None: load_volume(Path(path))
     slicer.util = sys.modules["slicer.util"] = _CheckedUtil(util)
