@@ -107,9 +107,9 @@ def fill_state(
         "feature maps are kept only for the CT that was staged last, and not in a saved scene."
     )
     waiting = _waiting() if busy else None
-    for name in ("opacitySlider", "thresholdSlider", "outlineCheckBox", "legendCheckBox"):
-        _allow(getattr(ui, name), first)
-    _allow(ui.jumpButton, first)
+    sliders, boxes = (ui.opacitySlider, ui.thresholdSlider), (ui.outlineCheckBox, ui.legendCheckBox)
+    for widget in (*sliders, *boxes, ui.jumpButton):
+        _allow(widget, first)
     for widget, possible in (
         (ui.explainedComboBox, at_hand),
         (ui.saveButton, at_hand),
