@@ -67,10 +67,8 @@ def _command(task: str, rest: list[str]) -> list[str]:
         rest = rest or ["--phantoms", "252", "-o", "run"]
         return [str(ROOT / "Training" / "train.py"), *rest]
     if not rest:
-        names = {
-            part: str(SAMPLE / f"phantom_F4_{part}.nii.gz") for part in ("ct", "liver", "spleen")
-        }
-        rest = [names["ct"], "--liver", names["liver"], "--spleen", names["spleen"]]
+        ct, organs = (str(SAMPLE / f"phantom_F4{end}") for end in ("_ct.nii.gz", ".seg.nrrd"))
+        rest = [ct, "--liver", organs]  # the spleen as well
     if not {"-o", "--output", "-h", "--help"}.intersection(rest):
         rest = [*rest, "-o", "result"]
     return ["-m", "LiverFibrosisStagingLib", "stage", *rest]

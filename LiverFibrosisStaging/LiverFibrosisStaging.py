@@ -4,6 +4,7 @@ Everything else is in LiverFibrosisStagingLib, which is imported when it is used
 starts without SimpleITK and without onnxruntime, which may not be there yet.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Annotated, Any
 
 import qt
 import slicer
-import vtk
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
@@ -22,11 +22,8 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleTest,
     ScriptedLoadableModuleWidget,
 )
-from slicer.util import VTKObservationMixin
 
 RESOURCES = Path(__file__).parent / "Resources"
-MODEL_KEY = "LiverFibrosisStaging/ModelPath"  # settings
-THREADS_KEY = "LiverFibrosisStaging/Threads"
 
 
 class LiverFibrosisStaging(ScriptedLoadableModule):
@@ -40,8 +37,9 @@ class LiverFibrosisStaging(ScriptedLoadableModule):
         self.parent.contributors = ["The LiverFibrosisStaging developers"]
         self.parent.helpText = _(
             "Stages liver fibrosis (F0 to F4) on a portal-venous CT with a neural network and "
-            "shows where the network looked: choose a CT, then click Stage. Liver and spleen are "
-            "found, unless you choose a segmentation. Research use only: not for diagnosis. "
+            "shows on a map which regions the stage depends on: choose a CT, then click Stage. "
+            "Liver and spleen are outlined, unless you choose a segmentation. Research use only: "
+            "not for diagnosis. "
             'See the <a href="{homepage}">documentation</a>.'
         ).format(homepage="https://github.com/liver-fibrosis-staging/SlicerLiverFibrosisStaging")
         self.parent.acknowledgementText = _(
@@ -58,10 +56,10 @@ def registerSampleData() -> None:
     """Offer the sample CT, which is installed with the module, in the Sample Data module."""
     from LiverFibrosisStagingLib.sample_data import register
 
-    register(RESOURCES, loadSample)
+    register(RESOURCES)
 
 
-def loadSample(source: Any = None) -> list[Any]:
+def loadSample() -> list[Any]:
     """Load the sample CT and its segmentation from the module's own files, without a download."""
     from LiverFibrosisStagingLib.sample_data import load_sample
 
@@ -85,247 +83,63 @@ class LiverFibrosisStagingParameterNode:
     legend: bool = True
 
 
-class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The panel: it collects the inputs, has the logic's jobs done and shows what is in the scene.
+class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget):
+    """The panel's frame; what the panel does is LiverFibrosisStagingLib.panel_controller's.
 
     logic: may be given, for tests; else the module's own is made in `setup`.
     """
 
     def __init__(self, parent: Any = None, logic: Any = None) -> None:
-        ScriptedLoadableModuleWidget.__init__(self, parent)
-        VTKObservationMixin.__init__(self)
         self.logic = logic
-        self._parameterNode = None
-        self._parameterNodeGuiTag = None
-        self._jobVolumeId, self._canCancel = None, True  # of what the worker is busy with
-        self._result = (None, None)  # id of a CT, and its result with all that explaining needs
-        self._shownSummary = self._shownDisplay = None
+        self._controller = None  # until the panel is built, which may fail
+        ScriptedLoadableModuleWidget.__init__(self, parent)
 
     def setup(self) -> None:
         """Build the panel; called once, when the module is first opened."""
         ScriptedLoadableModuleWidget.setup(self)
-        from LiverFibrosisStagingLib import panel
-        from LiverFibrosisStagingLib.pumped_worker import PumpedWorker
-        from LiverFibrosisStagingLib.requirements import ensure
-
+        try:
+            from LiverFibrosisStagingLib.panel_controller import PanelController
+        except ImportError as error:
+            logging.exception("The panel cannot be built.")
+            self._sayWhatIsMissing(error)
+            return
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/LiverFibrosisStaging.ui"))
         self.layout.addWidget(uiWidget)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         uiWidget.setMRMLScene(slicer.mrmlScene)
-        self._panel, self._ensureRequirements = panel, ensure
-        self._worker = PumpedWorker()
         if self.logic is None:
             self.logic = LiverFibrosisStagingLogic()
-
-        self.ui.explainedComboBox.addItems(panel.explained_names())
-        self.ui.modelPathLineEdit.currentPath = slicer.util.settingsValue(MODEL_KEY, "", str)
-        self.ui.threadsSpinBox.value = slicer.util.settingsValue(THREADS_KEY, 0, int)
-        self._connect()
-        self.initializeParameterNode()
-
-    def _connect(self) -> None:
-        scene = slicer.mrmlScene
-        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
-        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
-        self.addObserver(scene, scene.EndImportEvent, self.onSceneChanged)
-        self.addObserver(scene, scene.NodeRemovedEvent, self.onSceneChanged)
-        ui = self.ui
-        ui.stageButton.connect("clicked(bool)", self.onStageButton)
-        ui.explainedComboBox.connect("activated(int)", self.onExplainedChosen)
-        ui.smoothCheckBox.connect("clicked(bool)", self.onSmoothClicked)
-        ui.jumpButton.connect("clicked(bool)", self.onJumpButton)
-        ui.saveButton.connect("clicked(bool)", self.onSaveButton)
-        ui.copyTableButton.connect("clicked(bool)", self.onCopyTableButton)
-        ui.modelCardButton.connect("toggled(bool)", self.onModelCardToggled)
-        ui.modelPathLineEdit.connect("currentPathChanged(QString)", self.onModelPathChanged)
-        ui.threadsSpinBox.connect("valueChanged(int)", self.onThreadsChanged)
+        requirements = self.resourcePath("requirements.txt")
+        self._controller = PanelController(self.ui, self.logic, self.parent, requirements)
 
     def cleanup(self) -> None:
         """Called when the module's widget is destroyed: no thread may outlive it."""
-        self._worker.stop()
-        self.setParameterNode(None)
-        self.removeObservers()
+        if self._controller is not None:
+            self._controller.cleanup()
 
     def enter(self) -> None:
         """Called each time the user opens the module."""
-        self.initializeParameterNode()
+        if self._controller is not None:
+            self._controller.enter()
 
     def exit(self) -> None:
         """Called each time the user opens another module: what runs goes on, and the panel stays
         connected, as up to Slicer 5.10 every disconnecting leaves an observer behind.
         """
 
-    def onSceneStartClose(self, caller: Any, event: Any) -> None:
-        """Stop the worker; let go of the parameter node, which closes with the scene."""
-        self._worker.stop()
-        self._keep(None, None)
-        self.setParameterNode(None)
-
-    def onSceneEndClose(self, caller: Any, event: Any) -> None:
-        """A panel that is open needs a parameter node again."""
-        if self.parent.isEntered:
-            self.initializeParameterNode()
-
-    def onSceneChanged(self, caller: Any, event: Any) -> None:
-        """Show what a loaded scene holds; a CT that is gone needs no staging any more."""
-        scene = slicer.mrmlScene
-        if self._worker.busy and scene.GetNodeByID(self._jobVolumeId) is None:
-            self._worker.cancel()
-        if scene.GetNodeByID(self._result[0] or "") is None:
-            self._keep(None, None)
-        if not (scene.IsClosing() or scene.IsImporting()):
-            self._update()
-
-    def initializeParameterNode(self) -> None:
-        """Connect the panel to the scene's parameter node; first time, offer the scene's nodes."""
-        self.setParameterNode(self.logic.getParameterNode())
-        if self._parameterNode.inputVolume is None:
-            self._parameterNode.inputVolume = self._panel.first_node("vtkMRMLScalarVolumeNode")
-        if self._parameterNode.segmentation is None:
-            self._parameterNode.segmentation = self._panel.first_node("vtkMRMLSegmentationNode")
-
-    def setParameterNode(self, parameterNode: LiverFibrosisStagingParameterNode | None) -> None:
-        """Keep the panel and the parameter node in step, in both directions."""
-        if parameterNode is self._parameterNode:
-            self._update()
-            return
-        if self._parameterNode is not None:
-            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._update)
-        self._parameterNode = parameterNode
-        if self._parameterNode is not None:
-            self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
-            self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._update)
-        self._update()
-
-    def onStageButton(self) -> None:
-        """Stage the chosen CT in the background; while that goes on, the button cancels it."""
-        if self._worker.busy:
-            self._worker.cancel()
-            return
-        parameters, path = self._parameterNode, self.ui.modelPathLineEdit.currentPath
-        inputs = (parameters.inputVolume, parameters.segmentation)
-        try:
-            self._ensureRequirements(self.resourcePath("requirements.txt"))
-            threads = self.ui.threadsSpinBox.value
-            job = self.logic.stagingJob(*inputs, path or None, threads, parameters.smooth)
-        except Exception as error:  # whatever it is, the user reads it
-            self._showError(error)
-            return
-        self._run(job, self._onShowable)
-
-    def onExplainedChosen(self, index: int) -> None:
-        """Show the location map of another stage or group; the network rests."""
-        explained, smooth = self._panel.EXPLAINED[index], self._parameterNode.smooth
-        self._run(self.logic.explainingJob(self._result[1], explained, smooth), self._onShowable)
-
-    def onSmoothClicked(self, smooth: bool) -> None:
-        """The smooth map is made when it is first asked for."""
-        if smooth and self._hasResult() and not self.logic.hasSmoothMap(self._volume()):
-            self._run(self.logic.explainingJob(self._result[1], None, True), self._onShowable)
-
-    def onJumpButton(self) -> None:
-        """Move the slice views to where the network looked most."""
-        self.logic.jumpToStrongest(self._volume())
-
-    def onSaveButton(self) -> None:
-        """Save the result's files into a folder."""
-        window, title = slicer.util.mainWindow(), _("Folder for the result")
-        folder = qt.QFileDialog.getExistingDirectory(window, title)
-        if folder:
-            self._run(self.logic.savingJob(self._result[1], folder), self._onSaved, False)
-
-    def onCopyTableButton(self) -> None:
-        """Put the table on the clipboard."""
-        qt.QApplication.clipboard().setText(self._panel.table_text(self._shownSummary))
-        slicer.util.showStatusMessage(_("The table is on the clipboard."), 3000)
-
-    def onModelCardToggled(self, shown: bool) -> None:
-        """Show what the model says about itself, or why it cannot be used."""
-        self.ui.modelCardLabel.visible = shown
-        if shown:
-            path = self.ui.modelPathLineEdit.currentPath
-            self.ui.modelCardLabel.text = self._panel.card_html(path)
-
-    def onModelPathChanged(self, path: str) -> None:
-        """Remember the model for the next session."""
-        qt.QSettings().setValue(MODEL_KEY, path)
-        self.onModelCardToggled(self.ui.modelCardButton.checked)
-
-    def onThreadsChanged(self, threads: int) -> None:
-        """Remember the number of threads for the next session."""
-        qt.QSettings().setValue(THREADS_KEY, threads)
-
-    def _run(self, job: Callable, done: Callable[[Any], None], canCancel: bool = True) -> None:
-        self._jobVolumeId, self._canCancel = self._volume().GetID(), canCancel
-        self._worker.start(job, lambda outcome: self._onEnded(outcome, done), self._onProgress)
-        self.ui.progressBar.value = 0
-        self.ui.stepLabel.text = ""
-        self._update()
-
-    def _onProgress(self, progress: Any) -> None:
-        self.ui.progressBar.value = int(1000 * progress.fraction)
-        self.ui.stepLabel.text = self._panel.progress_text(progress)
-
-    def _onEnded(self, outcome: Any, done: Callable[[Any], None]) -> None:
-        error = None if outcome.cancelled else outcome.error
-        try:
-            if outcome.error is None:
-                done(outcome.value)
-        except Exception as failure:  # the scene changed in a way that the result does not fit
-            error = failure
-        self._jobVolumeId = None
-        self._shownSummary = None  # the list of what is explained may show another choice
-        self._update()
-        if outcome.cancelled:
-            slicer.util.showStatusMessage(_("Cancelled."), 3000)
-        if error is not None:
-            self._showError(error)
-
-    def _onShowable(self, value: tuple[Any, Any]) -> None:
-        result, showable = value
-        volume = slicer.mrmlScene.GetNodeByID(self._jobVolumeId)
-        self.logic.showResult(showable, volume, self._shownDisplay)
-        self._keep(self._jobVolumeId, result)
-
-    def _keep(self, volumeId: str | None, result: Any) -> None:
-        """Keep one result, not those before it: they are large."""
-        before, self._result = [*self._result], (volumeId, result)
-        self._worker.let_go(before)
-
-    def _onSaved(self, folder: Path) -> None:
-        slicer.util.showStatusMessage(_("Saved in {folder}").format(folder=folder), 5000)
-
-    def _showError(self, error: BaseException) -> None:
-        sentence, details = self._panel.error_text(error)
-        slicer.util.errorDisplay(sentence, detailedText=details)
-
-    def _volume(self) -> Any:
-        return self._parameterNode.inputVolume if self._parameterNode is not None else None
-
-    def _hasResult(self) -> bool:
-        """Whether the chosen CT's result is at hand, not only what the scene keeps of it."""
-        volume = self._volume()
-        return volume is not None and volume.GetID() == self._result[0]
-
-    def _update(self, caller: Any = None, event: Any = None) -> None:
-        """Make the panel, and the views, show what the parameters and the scene say."""
-        if self._parameterNode is None:
-            return
-        volume, summary = self._volume(), self.logic.storedSummary(self._volume())
-        worker, segmentation = self._worker, self._parameterNode.segmentation
-        self._panel.fill_inputs(self.ui, volume, segmentation, worker.busy, self._canCancel)
-        if summary is not None and summary != self._shownSummary:
-            self._panel.fill_summary(self.ui, summary)
-        hasSmooth = self.logic.hasSmoothMap(volume)
-        self._panel.fill_state(
-            self.ui, volume, summary is not None, self._hasResult(), hasSmooth, worker.busy
-        )
-        self._shownSummary = summary
-        display = self._panel.display_of(self._parameterNode)
-        if display != self._shownDisplay:
-            self._shownDisplay = display
-            self.logic.setDisplay(volume, display)
+    def _sayWhatIsMissing(self, error: ImportError) -> None:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "LiverFibrosisStagingLib"):
+            remedy = _("Install the extension again.")
+        else:
+            remedy = _(
+                "Install {package} with slicer.util.pip_install('{package}') in the Python console "
+                "(Ctrl+3), then start Slicer again."
+            ).format(package=package)
+        text = _("Liver Fibrosis Staging cannot be used: {error}. {remedy}")
+        label = qt.QLabel(text.format(error=error, remedy=remedy))
+        label.wordWrap = True
+        self.layout.addWidget(label)
 
 
 class LiverFibrosisStagingLogic(ScriptedLoadableModuleLogic):
@@ -444,6 +258,33 @@ class LiverFibrosisStagingLogic(ScriptedLoadableModuleLogic):
         from LiverFibrosisStagingLib.scene_results import find_part
 
         return find_part(volumeNode, "smooth") is not None
+
+    def showTable(self, volumeNode: Any) -> None:
+        """Show the CT's results in a table view."""
+        from LiverFibrosisStagingLib.scene_display import show_table
+
+        show_table(volumeNode)
+
+    def showPlot(self, volumeNode: Any) -> None:
+        """Show the probabilities of the CT's stages in a plot view."""
+        from LiverFibrosisStagingLib.scene_display import show_plot
+
+        show_plot(volumeNode)
+
+    def setOrgans3D(self, volumeNode: Any, visible: bool, segmentationNode: Any = None) -> None:
+        """Show the CT's liver and spleen as surfaces in the 3D views, or hide them.
+
+        segmentationNode: that of the user; without it, the one that staging has made.
+        """
+        from LiverFibrosisStagingLib.scene_display import show_3d
+
+        show_3d(volumeNode, visible, segmentationNode)
+
+    def organs3DShown(self, volumeNode: Any, segmentationNode: Any = None) -> bool:
+        """Whether the surfaces of `setOrgans3D` are shown."""
+        from LiverFibrosisStagingLib.scene_display import shows_3d
+
+        return shows_3d(volumeNode, segmentationNode)
 
     def jumpToStrongest(self, volumeNode: Any) -> None:
         """Move the slice views to where the CT's location map is highest."""

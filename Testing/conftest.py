@@ -36,7 +36,75 @@ def model(model_path):
 
 
 @pytest.fixture(scope="session")
-def sample() -> dict[str, Path]:
-    """The phantom that ships with the repository: paths of its CT, liver and spleen."""
-    folder = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
-    return {part: folder / f"phantom_F4_{part}.nii.gz" for part in ("ct", "liver", "spleen")}
+def sample(tmp_path_factory) -> dict[str, Path]:
+    """The phantom that ships with the repository: paths of its CT and of one mask each."""
+    import SimpleITK as sitk
+
+    folder, made = ROOT / "LiverFibrosisStaging/Resources/SampleData", {}
+    organs = sitk.ReadImage(folder / "phantom_F4.seg.nrrd")
+    for label, organ in enumerate(("liver", "spleen"), start=1):
+        made[organ] = tmp_path_factory.mktemp("sample") / f"phantom_F4_{organ}.nii.gz"
+        sitk.WriteImage(sitk.Cast(organs == label, sitk.sitkUInt8), made[organ])
+    return {"ct": folder / "phantom_F4_ct.nii.gz", **made}
+
+
+# ---------------------------------------------------------------------------- the panel
+
+
+@pytest.fixture(scope="session", autouse=True)
+def names():
+    """While slicer_names.json is made anew: what the tests have used."""
+    yield
+    import slicer_names
+
+    slicer_names.write_used()
+
+
+@pytest.fixture
+def host():
+    """An empty scene; nothing may be raised or shown that the test does not look at."""
+    import qt_host
+    import slicer_host
+
+    slicer_host.start().Clear(0)
+    records = (slicer_host.dialogs, qt_host.exceptions)
+    for record in (*records, slicer_host.dialog_answers, slicer_host.status_messages):
+        record.clear()
+    yield slicer_host
+    assert records == ([], [])
+
+
+@pytest.fixture
+def panel(host):
+    """The open panel in an empty scene."""
+    panel = host.open_panel()
+    yield panel
+    host.close_panel(panel)
+
+
+@pytest.fixture
+def ready(panel):
+    """The open panel with the sample loaded and chosen."""
+    import slicer_host
+    from panel_steps import choose
+
+    choose(panel, *slicer_host.import_module().loadSample())
+    return panel
+
+
+@pytest.fixture
+def staged(ready):
+    """The open panel with the sample staged."""
+    from panel_steps import stage
+
+    stage(ready)
+    return ready
+
+
+@pytest.fixture
+def single_network(monkeypatch, model_path):
+    """The panel stages with one network, not five, where the numbers do not matter."""
+    from LiverFibrosisStagingLib import jobs
+
+    path = model_path.with_name("LFS_single.onnx")
+    monkeypatch.setattr(jobs, "default_model_path", lambda: path)

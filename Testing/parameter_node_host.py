@@ -1,7 +1,8 @@
 """A stand-in for slicer.parameterNodeWrapper: typed properties kept in a node, tied to widgets.
 
-As in Slicer 5.10, connectGui returns nothing and disconnectGui therefore disconnects nothing: a
-panel has to bear that the parameter nodes it had before stay tied to its widgets.
+As in Slicer 5.10, connectGui returns nothing, so that nobody can disconnect what it connected;
+connectParametersToGui returns a tag, and disconnectGui(tag) lets the widgets go, though the
+observer of the parameter node stays.
 """
 
 import enum
@@ -126,7 +127,7 @@ class _Connector:
         import ctk
         import qt
 
-        self._widget, kind, self._values = widget, parameter.kind, None
+        self._widget, kind, self._values, self._slot = widget, parameter.kind, None, None
         if parameter.is_node:
             expected, self._attribute, self.signal = "qMRMLNodeComboBox", None, "currentNodeChanged"
             widget.nodeTypes = [kind.__name__]
@@ -178,6 +179,15 @@ class _Connector:
         if bounds is not None:
             self._widget.minimum, self._widget.maximum = bounds.minimum, bounds.maximum
 
+    def follow(self, slot: Any) -> None:
+        """Call `slot` when the user changes the widget; None: no more."""
+        signal = getattr(self._widget, self.signal)
+        if self._slot is not None:
+            signal.disconnect(self._slot)
+        self._slot = slot
+        if slot is not None:
+            signal.connect(slot)
+
     def read(self) -> Any:
         if self._values is not None:
             return self._values[self._widget.currentIndex]
@@ -201,7 +211,7 @@ class _Wrapper:
     _parameters: dict[str, _Parameter]
 
     def __init__(self, parameterNode: Any) -> None:
-        self.parameterNode, self._connectors, self._updating = parameterNode, {}, False
+        self.parameterNode, self._connected, self._updating = parameterNode, [], False
         for parameter in self._parameters.values():
             if not parameter.is_node and parameter.name not in parameterNode.GetParameterNames():
                 parameter.write(parameterNode, parameter.default)
@@ -218,26 +228,35 @@ class _Wrapper:
     def connectGui(self, gui: Any) -> None:
         widgets = {w.property("SlicerParameterName"): w for w in vars(gui).values()}
         widgets.pop(None, None)
-        unknown = set(widgets) - set(self._parameters)
+        self.connectParametersToGui(widgets)
+
+    def connectParametersToGui(self, mapping: dict[str, Any]) -> int:
+        unknown = set(mapping) - set(self._parameters)
         if unknown:
             raise ValueError(f"Cannot find a param with the given name: {sorted(unknown)}")
-        connectors = {n: _Connector(w, self._parameters[n]) for n, w in widgets.items()}
-        self._connectors.update(connectors)
+        connectors = {n: _Connector(w, self._parameters[n]) for n, w in mapping.items()}
+        self._connected.append(connectors)
         for name, connector in connectors.items():
             connector.write(self.getValue(name))
-            self._follow(name, connector, getattr(widgets[name], connector.signal))
+            connector.follow(self._writer(name, connector))
         self.AddObserver(vtkCommand.ModifiedEvent, self._to_widgets)
+        return len(self._connected) - 1
 
     def disconnectGui(self, tag: Any) -> None:
-        """With the nothing that connectGui returns there is nothing to find."""
+        """Let go of what the tag stands for; with the None of connectGui there is nothing to do."""
+        if tag is None:
+            return
+        for connector in self._connected[tag].values():
+            connector.follow(None)
+        self._connected[tag] = {}
 
-    def _follow(self, name: str, connector: _Connector, signal: Any) -> None:
+    def _writer(self, name: str, connector: _Connector) -> Any:
         def changed() -> None:
             with slicer.util.NodeModify(self):
                 if not self._updating:
                     self.setValue(name, connector.read())
 
-        signal.connect(changed)
+        return changed
 
     def _to_widgets(self, *_event: Any) -> None:
         if self._updating:
@@ -245,8 +264,9 @@ class _Wrapper:
         self._updating = True
         try:
             with slicer.util.NodeModify(self):
-                for name, connector in self._connectors.items():
-                    connector.write(self.getValue(name))
+                for connectors in self._connected:
+                    for name, connector in connectors.items():
+                        connector.write(self.getValue(name))
         finally:
             self._updating = False
 

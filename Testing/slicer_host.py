@@ -13,6 +13,7 @@ import tempfile
 import time
 import types
 import unittest
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -53,7 +54,6 @@ class Dialog:
 
 dialogs: list[Dialog] = []
 dialog_answers: list[str] = []  # names of buttons, for the next message boxes; without one, Ok
-pip_installed: list[str] = []  # what slicer.util.pip_install was asked for
 status_messages: list[str] = []
 
 
@@ -231,7 +231,6 @@ def _stand_in_for_qt() -> None:
     util.tryWithErrorDisplay = lambda message=None, show=True, waitCursor=False: show_errors(
         message, show
     )
-    util.pip_install = lambda requirements, **_: pip_installed.append(str(requirements))
     util.showStatusMessage = lambda message, duration=0: status_messages.append(message)
     util.loadVolume = lambda path, properties=None: load_volume(Path(path))
     slicer.util = sys.modules["slicer.util"] = _CheckedUtil(util)
@@ -405,7 +404,10 @@ def _translate(context: str, text: str) -> str:
 
 
 class SampleDataLogic:
-    """SampleData.SampleDataLogic: sources are kept, and loaded without the network."""
+    """SampleData.SampleDataLogic: sources are kept; files of this machine are loaded as by Slicer.
+
+    A custom downloader is called by the button of the Sample Data module only.
+    """
 
     sources: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -418,16 +420,55 @@ class SampleDataLogic:
         nodeNames: Any = None,
         customDownloader: Callable | None = None,
         thumbnailFileName: str | None = None,
-        loadFileType: Any = None,
+        loadFileType: Any = "VolumeFile",
         loadFiles: Any = None,
         loadFileProperties: Any = None,
         checksums: Any = None,
     ) -> None:
-        SampleDataLogic.sources[sampleName] = dict(locals())
+        kinds = [loadFileType] * len(uris) if isinstance(loadFileType, str) else loadFileType
+        nodes, sums = nodeNames or [None] * len(uris), checksums or [None] * len(uris)
+        if len({len(each) for each in (uris, fileNames, nodes, kinds, sums)}) != 1:
+            raise ValueError("All fields of sample data source must have the same length")
+        SampleDataLogic.sources[sampleName] = types.SimpleNamespace(
+            files=list(zip(uris, fileNames, nodes, kinds, sums)),
+            customDownloader=customDownloader,
+            thumbnailFileName=thumbnailFileName,
+        )
 
     def downloadSample(self, name: str) -> Any:
-        source = types.SimpleNamespace(**self.sources[name])
-        return source.customDownloader(source)
+        return self.downloadSamples(name)[0]
+
+    def downloadSamples(self, name: str) -> list[Any]:
+        return self.downloadFromSource(self.sources[name])
+
+    def clickButton(self, name: str) -> None:
+        """What the button of the Sample Data module does."""
+        source = self.sources[name]
+        (source.customDownloader or self.downloadFromSource)(source)
+
+    def downloadFromSource(self, source: Any) -> list[Any]:
+        """Through copies in the cache folder, whose storage nodes do not stay."""
+        cache, loaded = Path(slicer.app.temporaryPath), []
+        for uri, file_name, node_name, kind, checksum in source.files:
+            path = cache / file_name
+            if not path.exists() or checksum is not None:
+                urllib.request.urlretrieve(uri, path)
+            if checksum is not None:
+                algorithm, _, digest = checksum.partition(":")
+                assert slicer.util.computeChecksum(algorithm, str(path)) == digest
+            if node_name is None:
+                continue
+            if kind == "VolumeFile":
+                node = slicer.modules.volumes.logic().AddArchetypeVolume(str(path), node_name)
+                slicer.util.setSliceViewerLayers(background=node, fit=True)
+            elif kind == "SegmentationFile":
+                logic = slicer.modules.segmentations.logic()
+                node = logic.LoadSegmentationFromFile(str(path), True, node_name)
+            else:
+                raise NotImplementedError(f"the host reads no {kind}")
+            slicer.mrmlScene.RemoveNode(node.GetStorageNode())
+            loaded.append(node)
+        return loaded
 
 
 @cache

@@ -140,5 +140,6 @@ def _sorted(value: Any) -> Any:
 if __name__ == "__main__":
     if sys.argv[1:] != ["--update"] or not RECORDING.is_file():
         sys.exit(f"usage: python {sys.argv[0]} --update   (needs {RECORDING.name})")
-    tests = [sys.executable, "-m", "pytest", "-p", "no:xdist", str(ROOT / "Testing/test_panel.py")]
+    files = sorted(map(str, (ROOT / "Testing").glob("test_panel*.py")))
+    tests = [sys.executable, "-m", "pytest", "-p", "no:xdist", *files]
     sys.exit(subprocess.call(tests, env={**os.environ, _UPDATE: str(NAMES)}))

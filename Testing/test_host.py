@@ -252,6 +252,34 @@ def test_parameters_and_widgets_follow_each_other(scene):
     gui.volume.setMRMLScene(None)  # so that it follows no scene of another test
 
 
+def test_a_node_selector_loses_its_node_while_a_scene_is_imported(scene, tmp_path):
+    """Observed in Slicer 5.10: connected to a parameter node, it writes the None into it."""
+
+    @parameter_node_host.parameterNodeWrapper
+    class Parameters:
+        volume: slicer.vtkMRMLScalarVolumeNode
+
+    selector = slicer.qMRMLNodeComboBox()
+    selector.noneEnabled = True
+    selector.setMRMLScene(scene)
+    parameters = Parameters(slicer_host.ScriptedLoadableModuleLogic().getParameterNode())
+    assert parameters.connectGui(types.SimpleNamespace()) is None  # no tag to disconnect with
+    tag = parameters.connectParametersToGui({"volume": selector})
+    ct = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT")
+    file = tmp_path / "empty.mrml"
+    file.write_text('<MRML version="Slicer4.4.0" userTags=""></MRML>')
+    for connected in (True, False):
+        parameters.volume = ct
+        if not connected:
+            parameters.disconnectGui(tag)
+        scene.SetURL(str(file))
+        assert scene.Import()
+        assert parameters.volume is (None if connected else ct)
+    parameters.connectParametersToGui({"volume": selector})
+    assert selector.currentNode() is ct
+    selector.setMRMLScene(None)  # so that it follows no scene of another test
+
+
 def test_a_widget_must_fit_its_parameter():
     @parameter_node_host.parameterNodeWrapper
     class Parameters:

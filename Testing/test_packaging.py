@@ -134,12 +134,14 @@ def test_importing_loads_nothing_heavy(statement):
 SLICER_FACING = (
     "mrml.py",
     "panel.py",
+    "panel_controller.py",
     "pumped_worker.py",
     "requirements.py",
     "sample_data.py",
     "scene_display.py",
     "scene_nodes.py",
     "scene_results.py",
+    "suggestions.py",
 )
 
 

@@ -158,6 +158,19 @@ def test_progress_says_how_long_it_will_take():
     assert [report.seconds_left for report in told] == [None, pytest.approx(9.0)]
 
 
+@pytest.mark.parametrize("how", ["cancel", "stop"])
+def test_a_job_that_writes_is_not_cut_off(how):
+    """Neither the user nor Slicer's end makes a result that is written look as if it were not."""
+    worker, outcomes, go_on = Worker(), [], threading.Event()
+    worker.start(until(go_on), outcomes.append, cancellable=False)
+    assert not worker.cancellable
+    threading.Timer(0.1, go_on.set).start()
+    getattr(worker, how)()
+    finish(worker)
+    assert outcomes == [Outcome(value="value")]
+    assert run(worker, lambda progress, cancel: 7) == Outcome(value=7) and worker.cancellable
+
+
 def test_jobs_explain_and_prepare_without_the_network(sample, model, tmp_path, monkeypatch):
     result = stage(*sample.values(), model)
     monkeypatch.setattr(type(model), "run", None)  # the network rests

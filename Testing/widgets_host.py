@@ -287,8 +287,9 @@ class qMRMLNodeComboBox(QComboBox):
             return
         for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent):
             self._observe(scene, event, self._on_node)
-        for event in (scene.EndBatchProcessEvent, scene.EndCloseEvent, scene.EndImportEvent):
+        for event in (scene.EndBatchProcessEvent, scene.EndCloseEvent):
             self._observe(scene, event, self._fill)
+        self._observe(scene, scene.EndImportEvent, self._refill)
         self._fill()
 
     def _observe(self, observed: Any, event: int, function: Any) -> None:
@@ -317,9 +318,21 @@ class qMRMLNodeComboBox(QComboBox):
             for (_, name), value in attributes
         )
 
+    def _refill(self, *_event: Any) -> None:
+        """After an import the items are made anew: for a moment there is none, and that is told,
+        even where there was none before.
+        """
+        self._shown = None
+        if self._none:
+            self.currentNodeChanged.emit(None)
+            self.currentNodeIDChanged.emit("")
+        self._fill_now()
+
     def _fill(self, *_event: Any, without: Any = None) -> None:
-        if self._scene is None or self._scene.IsBatchProcessing():
-            return
+        if self._scene is not None and not self._scene.IsBatchProcessing():
+            self._fill_now(without)
+
+    def _fill_now(self, without: Any = None) -> None:
         nodes = slicer.util.getNodesByClass("vtkMRMLNode")
         nodes = [node for node in nodes if node is not without and self._offers(node)]
         self._filling = True

@@ -24,6 +24,7 @@ inside.
 import argparse
 import csv
 import os
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -34,6 +35,10 @@ import numpy as np
 import scipy.fft
 import SimpleITK as sitk
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "LiverFibrosisStaging"))
+from LiverFibrosisStagingLib.masks import LIVER_LABEL, SPLEEN_LABEL
+from LiverFibrosisStagingLib.segmentation import write_labels
 
 EFFECTS = ("surface", "texture", "spleen", "lobes", "portal", "ascites", "varices")
 # Patients per stage, and their median age, share of men, specimens and etiologies: Yin et al. 2021,
@@ -467,6 +472,15 @@ def write(case: Phantom, prefix: Path) -> dict[str, str]:
     return names
 
 
+def write_sample(folder: Path) -> None:
+    """Write the project's sample: its CT, and its organs as a segmentation of Slicer's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    case, name = phantom(SAMPLE_STAGE, SAMPLE_SEED), f"phantom_F{SAMPLE_STAGE}"
+    sitk.WriteImage(case.ct, folder / f"{name}_ct.nii.gz", useCompression=True)
+    spleen = sitk.And(case.spleen, case.liver == 0)
+    write_labels(case.liver * LIVER_LABEL + spleen * SPLEEN_LABEL, folder / f"{name}.seg.nrrd")
+
+
 def stage_counts(count: int) -> list[int]:
     """Patients per stage F0..F4 among `count` >= 5: as in the paper, one of each at least."""
     if count < len(PATIENTS):
@@ -575,8 +589,7 @@ def main() -> None:
     if not (arguments.output or arguments.sample):
         parser.error("give -o FOLDER or --sample FOLDER")
     if arguments.sample:
-        arguments.sample.mkdir(parents=True, exist_ok=True)
-        write(phantom(SAMPLE_STAGE, SAMPLE_SEED), arguments.sample / f"phantom_F{SAMPLE_STAGE}")
+        write_sample(arguments.sample)
     if arguments.output:
         write_cohort(
             arguments.output,

@@ -4,9 +4,11 @@ Beside the module file, this is the second that knows Slicer's panel; it is impo
 is built. It computes nothing and keeps nothing: widgets come in as `ui`, facts as a summary.
 """
 
+import re
 import traceback
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from slicer.i18n import tr as _
@@ -14,8 +16,10 @@ from slicer.i18n import tr as _
 from .errors import StagingError
 from .model import default_model_path, read_card
 from .mrml import find_segments
-from .scene_results import Display, find_part, is_result
+from .result import FILES
+from .scene_results import Display, find_part
 from .stages import GROUPS, STAGES
+from .suggestions import drawn_on
 from .summary import table_text
 from .worker import Progress
 
@@ -28,8 +32,8 @@ __all__ = [
     "fill_inputs",
     "fill_state",
     "fill_summary",
-    "first_node",
     "progress_text",
+    "result_folder",
     "table_text",
 ]
 
@@ -49,24 +53,24 @@ def explained_names() -> list[str]:
     ]
 
 
-def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, can_cancel: bool) -> None:
+def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancellable: bool) -> None:
     """Say what is missing before a CT can be staged, or what goes on."""
     missing, sentence = volume is None, _("To stage, choose a CT volume.")
     ui.missingLabel.text = sentence
     ui.missingLabel.visible = missing and not busy
-    ui.foundLabel.text = _found_text(segmentation or find_part(volume, "organs"))
+    ui.foundLabel.text = _found_text(segmentation or find_part(volume, "organs"), volume)
     ui.progressWidget.visible = busy
-    for widget in (ui.inputVolumeSelector, ui.segmentationSelector, ui.advancedCollapsibleButton):
-        widget.enabled = not busy
+    inputs = (ui.inputVolumeSelector, ui.segmentationSelector)
+    for widget in (*inputs, ui.modelPathLineEdit, ui.threadsSpinBox):
+        _allow(widget, _waiting() if busy else None)
+    ui.stageButton.text = _("&Cancel") if busy else _("&Stage")
     if busy:
-        ui.stageButton.text = _("&Cancel")
-        ui.stageButton.toolTip = _("Stop; nothing of it stays in the scene.")
-        ui.stageButton.enabled = can_cancel
-        return
-    ui.stageButton.text = _("&Stage")
-    ready = _("Stage the CT and show where the network looked.")
-    ui.stageButton.toolTip = sentence if missing else ready
-    ui.stageButton.enabled = not missing
+        unsafe = _("The files are being written: wait until that is done.")
+        _allow(ui.stageButton, None if cancellable else unsafe)
+        if cancellable:
+            ui.stageButton.toolTip = _("Stop; nothing of it stays in the scene.")
+    else:
+        _allow(ui.stageButton, sentence if missing else None)
 
 
 def fill_summary(ui: Any, summary: Mapping[str, Any]) -> None:
@@ -86,7 +90,7 @@ def fill_summary(ui: Any, summary: Mapping[str, Any]) -> None:
 def fill_state(
     ui: Any, volume: Any, has_summary: bool, at_hand: bool, has_smooth: bool, busy: bool
 ) -> None:
-    """Say whether there is a result, and enable what can be done with it.
+    """Say whether there is a result, and enable what can be done with it, or say why not.
 
     at_hand: not only what the scene keeps of the result is there (has_summary), but all that
     explaining and saving need. has_smooth: the scene holds the smooth map.
@@ -97,18 +101,21 @@ def fill_state(
         ui.emptyLabel.text = _("No result yet: choose a CT.")
     else:
         ui.emptyLabel.text = _("{name} is not staged yet.").format(name=volume.GetName())
-    again = _("Not kept in a saved scene: stage again for this.")
-    for widget, possible, tip in (
-        (ui.explainedComboBox, at_hand, _("Which stage or group the location map explains.")),
-        (ui.saveButton, at_hand, _("Save the map, a picture and the numbers into a folder.")),
-        (
-            ui.smoothCheckBox,
-            at_hand or has_smooth,
-            _("Interpolate between voxels, as a scalar volume, instead of bands as labels."),
-        ),
+    first = None if has_summary else _("There is no result yet: stage the CT first.")
+    again = _(
+        "Stage the CT again for this: the scene keeps the result's table and map; the network's "
+        "feature maps are kept only for the CT that was staged last, and not in a saved scene."
+    )
+    waiting = _waiting() if busy else None
+    sliders, boxes = (ui.opacitySlider, ui.thresholdSlider), (ui.outlineCheckBox, ui.legendCheckBox)
+    for widget in (*sliders, *boxes, ui.jumpButton):
+        _allow(widget, first)
+    for widget, possible in (
+        (ui.explainedComboBox, at_hand),
+        (ui.saveButton, at_hand),
+        (ui.smoothCheckBox, at_hand or has_smooth),
     ):
-        widget.enabled = possible and not busy
-        widget.toolTip = tip if possible or not has_summary else again
+        _allow(widget, first or (None if possible else again) or waiting)
 
 
 def display_of(parameters: Any) -> Display:
@@ -122,15 +129,23 @@ def display_of(parameters: Any) -> Display:
     )
 
 
-def first_node(class_name: str) -> Any:
-    """The scene's first node of a class that is not a result of ours, or None."""
-    import slicer
+def result_folder(chosen: str, volume: Any) -> Path:
+    """Where a CT's result is saved: in a subfolder of the chosen one, named after the CT.
 
-    # A label map is a scalar volume too, but never a CT.
-    for node in slicer.util.getNodesByClass(class_name):
-        if node.GetClassName() == class_name and not is_result(node):
-            return node
-    return None
+    The name is one that Windows, macOS and Linux can have. Where the chosen folder has that name
+    itself, it is the one.
+    """
+    name = re.sub(r"[^\w.+-]+", "_", volume.GetName())[:80].strip("._") or "CT"
+    if re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name):
+        name = f"_{name}"
+    return Path(chosen) if Path(chosen).name == name else Path(chosen) / name
+
+
+def question_before_saving(folder: Path) -> str | None:
+    """What to ask before a result is saved in a folder, or None where nothing is replaced there."""
+    if not any((folder / name).exists() for name in FILES):
+        return None
+    return _("{folder} holds a result already. Replace it?").format(folder=folder)
 
 
 def error_text(error: BaseException) -> tuple[str, str]:
@@ -151,7 +166,7 @@ def progress_text(progress: Progress) -> str:
 
 
 def card_html(path: str) -> str:
-    """What a model file, or without a path the shipped one, says about itself.
+    """The description in a model file, or without a path in the shipped one.
 
     Where the file cannot be used, why.
     """
@@ -186,7 +201,21 @@ def card_html(path: str) -> str:
     return _definition_html([*lines, (_("Sees"), sees)])
 
 
-def _found_text(segmentation_node: Any) -> str:
+def _allow(widget: Any, reason: str | None) -> None:
+    """Enable a widget, or disable it; then its tool tip says why, and what to do about it."""
+    tip = widget.property("toolTipOfUse")
+    if tip is None:
+        tip = widget.toolTip
+        widget.setProperty("toolTipOfUse", tip)
+    widget.enabled = reason is None
+    widget.toolTip = tip if reason is None else reason
+
+
+def _waiting() -> str:
+    return _("Not while something is under way: wait, or cancel it.")
+
+
+def _found_text(segmentation_node: Any, volume_node: Any) -> str:
     """Which segments are taken for liver and spleen, or why none is."""
     if segmentation_node is None:
         return _("liver and spleen will be outlined automatically")
@@ -201,9 +230,14 @@ def _found_text(segmentation_node: Any) -> str:
     ]
     if not liver:
         return _("No liver: name a segment Liver, or give it that terminology.")
-    if not spleen:
-        return _("{liver}; no spleen, which is optional").format(liver=names[0])
-    return _("{liver}; {spleen}").format(liver=names[0], spleen=names[1])
+    if spleen:
+        found = _("{liver}; {spleen}").format(liver=names[0], spleen=names[1])
+    else:
+        found = _("{liver}; no spleen, which is optional").format(liver=names[0])
+    other = drawn_on(segmentation_node)
+    if volume_node is None or other in (None, volume_node):
+        return found
+    return _("{found} (drawn on another CT: {name})").format(found=found, name=other.GetName())
 
 
 def _steps() -> dict[str, str]:

@@ -30,9 +30,10 @@ class PumpedWorker(Worker):
         job: Job,
         ended: Callable[[Outcome], None],
         progressed: Callable[[Progress], None] | None = None,
+        cancellable: bool = True,
     ) -> None:
         """Start a job, as Worker does, and the timer."""
-        super().start(job, ended, progressed)
+        super().start(job, ended, progressed, cancellable)
         self._timer.start()
 
     def pump(self) -> None:

@@ -1,41 +1,34 @@
 """The sample CT that ships with the module, a simulated abdomen, as nodes in the scene."""
 
-from collections.abc import Callable
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from .errors import StagingError
 
 SAMPLE_NAME = "LiverFibrosisPhantom"
-FILES = {
-    "ct": "phantom_F4_ct.nii.gz",
-    "liver": "phantom_F4_liver.nii.gz",
-    "spleen": "phantom_F4_spleen.nii.gz",
-}
-# Slicer's terminology entry, name and colour of an organ in its General Anatomy list.
-_ORGANS = {
-    "liver": ("10200004", "Liver", (221, 130, 101)),
-    "spleen": ("78961009", "Spleen", (157, 108, 162)),
-}
-_TERMINOLOGY = (
-    "Segmentation category and type - 3D Slicer General Anatomy list"
-    "~SCT^123037004^Anatomical Structure~SCT^{code}^{name}~^^~Anatomic codes - DICOM master list"
-    "~^^~^^"
+# File of the sample, what Slicer's reader for it is called, and the name of its node.
+FILES = (
+    ("phantom_F4_ct.nii.gz", "VolumeFile", SAMPLE_NAME),
+    ("phantom_F4.seg.nrrd", "SegmentationFile", f"{SAMPLE_NAME} organs"),
 )
 
 
-def register(resources: Path, load: Callable[[Any], list[Any]]) -> None:
-    """Offer the sample in Slicer's Sample Data module, which calls `load` when it is clicked."""
+def register(resources: Path) -> None:
+    """Offer the sample in Slicer's Sample Data module and to SampleData.downloadSamples."""
     import SampleData
     from slicer.i18n import tr as _
 
+    paths = [resources / "SampleData" / name for name, _reader, _node in FILES]
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
         category=_("Liver Fibrosis Staging"),
         sampleName=SAMPLE_NAME,
-        uris=[(resources / "SampleData" / name).as_uri() for name in FILES.values()],
-        fileNames=list(FILES.values()),
-        nodeNames=[f"{SAMPLE_NAME} {part}" for part in FILES],
-        customDownloader=load,
+        uris=[path.as_uri() for path in paths],
+        fileNames=[path.name for path in paths],
+        nodeNames=[node for _name, _reader, node in FILES],
+        loadFileType=[reader for _name, reader, _node in FILES],
+        # Slicer keeps a copy; that of an older version is told by it.
+        checksums=[f"SHA256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in paths],
         thumbnailFileName=str(resources / "Icons" / "LiverFibrosisStagingSample.png"),
     )
 
@@ -46,36 +39,22 @@ def load_sample(resources: str | Path) -> tuple[Any, Any]:
     Nothing is downloaded and nothing copied. The segments, liver and spleen, carry terminology. The
     CT is shown in the slice views. Raises StagingError where the files are not there.
     """
-    import SimpleITK as sitk
     import slicer
 
     folder = Path(resources) / "SampleData"
-    missing = [name for name in FILES.values() if not (folder / name).is_file()]
+    missing = [name for name, _reader, _node in FILES if not (folder / name).is_file()]
     if missing:
         raise StagingError(
             f"The sample's {', '.join(missing)} is not in {folder}: reinstall the extension."
         )
-    volume = slicer.modules.volumes.logic().AddArchetypeVolume(
-        str(folder / FILES["ct"]), SAMPLE_NAME
-    )
+    (ct, _reader, ct_name), (organs, _reader, organs_name) = FILES
+    volume = slicer.modules.volumes.logic().AddArchetypeVolume(str(folder / ct), ct_name)
     volume.GetDisplayNode().SetAutoWindowLevel(False)
     volume.GetDisplayNode().SetWindowLevel(350, 50)  # abdomen
-    segmentation = slicer.mrmlScene.AddNewNodeByClass(
-        "vtkMRMLSegmentationNode", f"{SAMPLE_NAME} organs"
+    segmentation = slicer.modules.segmentations.logic().LoadSegmentationFromFile(
+        str(folder / organs), True, organs_name
     )
-    segmentation.CreateDefaultDisplayNodes()
     segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-    for organ, (code, name, color) in _ORGANS.items():
-        mask = sitk.ReadImage(str(folder / FILES[organ]), sitk.sitkUInt8)
-        segment_id = segmentation.GetSegmentation().AddEmptySegment(
-            organ, name, [part / 255 for part in color]
-        )
-        slicer.util.updateSegmentBinaryLabelmapFromArray(
-            sitk.GetArrayFromImage(mask), segmentation, segment_id, volume
-        )
-        segmentation.GetSegmentation().GetSegment(segment_id).SetTerminology(
-            _TERMINOLOGY.format(code=code, name=name)
-        )
     # Filled in 2D, the organs would hide the location map.
     segmentation.GetDisplayNode().SetVisibility2DFill(False)
     slicer.util.setSliceViewerLayers(background=volume, fit=True)

@@ -45,13 +45,14 @@ class Worker:
     """Runs jobs in a thread; every method is for the main thread.
 
     Cancelling ends a job at once for whoever waits for it. Its thread ends when the job next asks
-    for the user's wish; until then the next job's thread waits, so that never two compute.
+    for the user's wish; until then the next job's thread waits, so that never two compute. A job
+    that writes files is started as one that cannot be cancelled: it ends when it has written them.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._thread: threading.Thread | None = None
-        self._cancel = threading.Event()
+        self._cancel, self._cancellable = threading.Event(), True
         self._reports: queue.SimpleQueue[Progress | Outcome] = queue.SimpleQueue()
         self._progressed: Callable[[Progress], None] | None = None
         self._ended: Callable[[Outcome], None] | None = None
@@ -60,6 +61,11 @@ class Worker:
     def busy(self) -> bool:
         """Whether a job has been started and its end not yet been delivered."""
         return self._ended is not None
+
+    @property
+    def cancellable(self) -> bool:
+        """Whether `cancel` ends the job that was started last."""
+        return self._cancellable
 
     @property
     def resting(self) -> bool:
@@ -71,11 +77,13 @@ class Worker:
         job: Job,
         ended: Callable[[Outcome], None],
         progressed: Callable[[Progress], None] | None = None,
+        cancellable: bool = True,
     ) -> None:
         """Start a job. Raises RuntimeError while another one is at work."""
         if self.busy:
             raise RuntimeError("A job is at work already.")
         self._cancel, self._reports = threading.Event(), queue.SimpleQueue()
+        self._cancellable = cancellable
         self._progressed, self._ended = progressed, ended
         # Not a daemon: an interpreter that leaves while onnxruntime computes would abort.
         self._thread = threading.Thread(
@@ -102,15 +110,17 @@ class Worker:
             self._progressed(latest)
 
     def cancel(self) -> None:
-        """End the job as cancelled; `pump` delivers that."""
-        self._cancel.set()
+        """End the job as cancelled, where it can be; `pump` delivers that."""
+        if self._cancellable:
+            self._cancel.set()
 
     def stop(self) -> None:
-        """End the job as cancelled, now, and wait until its thread is over."""
+        """End the job, now as cancelled or when it is done, and wait until its thread is over."""
         self.cancel()
         self.pump()
         if self._thread is not None:
             self._thread.join()
+            self.pump()
 
     @staticmethod
     def let_go(values: list[Any]) -> None:

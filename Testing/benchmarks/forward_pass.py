@@ -223,7 +223,8 @@ def _sample_patch() -> "np.ndarray":
 
     card = read_card(default_model_path())
     folder = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
-    ct, liver = (sitk.ReadImage(folder / f"phantom_F4_{n}.nii.gz") for n in ("ct", "liver"))
+    ct = sitk.ReadImage(folder / "phantom_F4_ct.nii.gz")
+    liver = sitk.ReadImage(folder / "phantom_F4.seg.nrrd") == 1
     grid = working_grid(ct, liver, **card.preprocessing)
     return patch_array(grid, grid.starts[0], card.patch_size[0])
 

@@ -1,0 +1,52 @@
+"""What the tests of the panel do and look at; the fixtures are in conftest.py."""
+
+from collections import Counter
+
+import numpy as np
+import slicer
+import slicer_host
+from slicer_host import wait_until
+
+
+def choose(panel, volume, segmentation):
+    panel.ui.inputVolumeSelector.setCurrentNode(volume)
+    panel.ui.segmentationSelector.setCurrentNode(segmentation)
+
+
+def is_busy(panel):
+    return panel.ui.progressWidget.visible
+
+
+def stage(panel):
+    panel.ui.stageButton.click()
+    assert is_busy(panel)
+    wait_until(lambda: not is_busy(panel), 120)
+
+
+def until_under_way(panel):
+    """Start staging and wait for the network to run."""
+    panel.ui.stageButton.click()
+    wait_until(lambda: panel.ui.progressBar.value >= 400)
+    assert is_busy(panel)
+
+
+def of_class(name):
+    return [n for n in slicer.util.getNodesByClass(name) if n.GetClassName() == name]
+
+
+def in_scene():
+    return Counter(node.GetClassName() for node in slicer.util.getNodesByClass("vtkMRMLNode"))
+
+
+def label_node():
+    (node,) = of_class("vtkMRMLLabelMapVolumeNode")
+    return node
+
+
+def point_in(node, value):
+    """RAS of a voxel of a label volume that lies among its like, [slice, row, column] +-2."""
+    voxels = slicer.util.arrayFromVolume(node)
+    inside = np.zeros(voxels.shape, bool)
+    block = np.lib.stride_tricks.sliding_window_view(voxels == value, (1, 5, 5))
+    inside[:, 2:-2, 2:-2] = block.all(axis=(3, 4, 5))
+    return slicer_host.voxel_point(node, np.argwhere(inside)[0])
