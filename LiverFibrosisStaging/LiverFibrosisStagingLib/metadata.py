@@ -14,7 +14,7 @@ from .errors import StagingError
 
 # Takes a value as JSON gives it and returns it in its type, or raises Wrong.
 Check = Callable[[Any], Any]
-_SHOWN = 60  # characters of what was found
+_SHOWN = 100  # characters of what was found
 
 
 class Wrong(Exception):
