@@ -138,7 +138,9 @@ class ExplainableModel:
             raise StagingError(
                 f"The method {method!r} is unknown: expected one of {', '.join(METHODS)}."
             )
-        location = self._map(forward, self._weighting(forward.logits, target), method)
+        dscore = self._weighting(forward.logits, target)
+        with np.errstate(all="ignore"):  # what overflows is refused below
+            location = self._map(forward, dscore, method)
         if not np.isfinite(location).all():
             raise StagingError(
                 f"The model {self.path} gave a location map that is not finite: the gradient of "

@@ -25,7 +25,8 @@ DEEPEST = 100  # messages within messages; protobuf's own limit
 LONGEST_NAME = 1000
 
 # onnx.proto (ONNX specification, IR version 8 to 13). For each message its fields by number: name
-# and kind, with * where the field may be repeated. Every message that a tensor can lie in is here.
+# and kind, with * where the field may be repeated. Every message that a tensor can lie in is here,
+# and every name that onnxruntime hands on.
 _MESSAGES = {
     "Model": {
         1: "ir_version int",
@@ -44,9 +45,14 @@ _MESSAGES = {
         5: "initializer Tensor*",
         11: "input Value*",
         12: "output Value*",
+        13: "value_info Value*",
         15: "sparse_initializer SparseTensor*",
     },
-    "Value": {1: "name name"},
+    "Value": {1: "name name", 2: "type Type"},
+    "Type": {1: "tensor_type TensorType"},
+    "TensorType": {2: "shape Shape"},
+    "Shape": {1: "dim Dimension*"},
+    "Dimension": {2: "dim_param name"},
     "Node": {
         1: "input name*",
         2: "output name*",

@@ -104,6 +104,6 @@ def _terminable(cancel: CancelToken | None) -> Iterator[Any]:
 
 
 def _first_line(error: Exception) -> str:
-    """What onnxruntime says, in one line of bounded length."""
-    said = str(error).strip() or type(error).__name__
-    return "".join(c if c.isprintable() else " " for c in said.splitlines()[0][:300])
+    """What onnxruntime says, in one sentence of bounded length."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .")[:200]
+    return "".join(c if c.isprintable() else " " for c in said) + "."
