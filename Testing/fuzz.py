@@ -1,4 +1,4 @@
-"""The long fuzz test: damaged files of every format, for as long as one likes.
+"""The long fuzz test: damaged files of every format and damaged models, for as long as one likes.
 
 python Testing/fuzz.py --minutes 5 [--seed 7] [--only plain.nii dicom]
 
@@ -14,6 +14,7 @@ from pathlib import Path
 TESTING = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTING), str(TESTING.parent / "LiverFibrosisStaging")]
 
+from fuzz_models import model_targets, shipped_targets  # noqa: E402
 from fuzz_targets import image_targets  # noqa: E402
 from fuzzing import hunt  # noqa: E402
 
@@ -27,7 +28,8 @@ def main() -> int:
     options = parser.parse_args()
     findings = 0
     with tempfile.TemporaryDirectory() as folder:
-        targets = image_targets(Path(folder))
+        kinds = (image_targets, model_targets, shipped_targets)
+        targets = {name: t for kind in kinds for name, t in kind(Path(folder)).items()}
         targets = {name: targets[name] for name in options.only or targets}
         seconds = 60.0 * options.minutes / len(targets)
         for name, target in targets.items():

@@ -15,6 +15,7 @@ from .card import METADATA_KEY, Card, parse_card
 from .errors import CancelToken, StagingError
 from .explainable import ExplainableModel, Forward, Layer
 from .onnx_file import OnnxFile, listed, read_onnx
+from .session import described
 from .stages import STAGES, score_gradient
 
 MEMBERS = "member_logits"
@@ -88,10 +89,10 @@ class StagingModel(ExplainableModel):
             not isinstance(a, int) or a == b for a, b in zip(shape, wanted)
         )
         if set(inputs) != {"volume"} or not fits or inputs["volume"].type != "tensor(float)":
-            found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs.values())
+            found = inputs.get("volume") if len(inputs) == 1 else None
             raise StagingError(
-                f"The model {self.path} has the input {found}; needed is one input, volume, "
-                f"tensor(float) [N, {', '.join(map(str, wanted))}]."
+                f"The model {self.path} has {described(found, inputs)}; needed is one input, "
+                f"volume, tensor(float) [N, {', '.join(map(str, wanted))}]."
             )
         outputs = {item.name: item for item in self._session.get_outputs()}
         needed = {"logits": 2, "probabilities": 2}
@@ -101,10 +102,9 @@ class StagingModel(ExplainableModel):
             item = outputs.get(name)
             fits = item is not None and item.type == "tensor(float)" and len(item.shape) == axes
             if not fits or item.shape[-1] != len(STAGES):
-                found = listed([f"{o.name} {o.type} {o.shape}" for o in outputs.values()])
                 sizes = ", ".join(["N", "members"][: axes - 1])
                 raise StagingError(
-                    f"The model {self.path} has the outputs {found}; needed is {name} "
+                    f"The model {self.path} has {described(item, outputs)}; needed is {name} "
                     f"tensor(float) [{sizes}, {len(STAGES)}]."
                 )
         if self.card.target_layer not in outputs:

@@ -34,10 +34,10 @@ from .metadata import (
     window_hu,
 )
 from .model import default_model_path
-from .onnx_file import listed, read_onnx
+from .onnx_file import read_onnx
 from .outlining import judged_by_hu, on_ct
 from .reading import NAME_KEY, notes, read_ct
-from .session import check_weights, open_session, run_session
+from .session import check_weights, described, open_session, run_session
 
 METADATA_KEY = "liver_segmentation"
 IMAGES = (".nrrd", ".nii.gz", ".nii", ".mha")
@@ -130,21 +130,15 @@ class SegmentationModel:
         return found[0]
 
     def _check_signature(self) -> None:
-        inputs, outputs = (
-            {item.name: item for item in items}
-            for items in (self._session.get_inputs(), self._session.get_outputs())
-        )
-        for kind, name, named in (
-            ("input", "volume", inputs),
-            ("output", "probabilities", outputs),
-        ):
-            item = named.get(name)
+        given, made = self._session.get_inputs(), self._session.get_outputs()
+        for named, name, needed in ((given, "volume", "one input, "), (made, "probabilities", "")):
+            item = next((item for item in named if item.name == name), None)
             fits = item is not None and item.type == "tensor(float)" and len(item.shape) == 5
-            if not fits or (kind == "input" and len(named) != 1):
-                found = listed([f"{one.name} {one.type} {one.shape}" for one in named.values()])
+            if not fits or (named is given and len(given) != 1):
+                found = described(item, [other.name for other in named])
                 raise StagingError(
-                    f"The model {self.path} has the {kind}s {found}; needed is {name} "
-                    "tensor(float) of five axes."
+                    f"The model {self.path} has {found}; needed is {needed}{name} tensor(float) of "
+                    "five axes."
                 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .errors import Cancelled, CancelToken, StagingError
-from .onnx_file import OnnxFile
+from .onnx_file import OnnxFile, listed
 
 # What every onnxruntime that a Slicer >= 5.10 can install is able to load.
 SAFE_OPSET, SAFE_IR = 18, 10
@@ -75,6 +75,11 @@ def run_session(
         if cancel is not None and cancel.is_set():
             raise Cancelled("The run was cancelled.") from None
         raise StagingError(f"The model {path} failed to run: {_first_line(error)}") from None
+
+
+def described(item: Any, others: Sequence[str]) -> str:
+    """An input or output for a sentence; where it is not there, the names of those that are."""
+    return f"{item.name} {item.type} {item.shape}" if item is not None else listed([*others])
 
 
 @contextmanager
