@@ -301,9 +301,10 @@ def _values(found: dict[str, Any]) -> np.ndarray | None:
     if found.get("data_location", 0) or found["external_data"]:
         places = {e.get("key"): e.get("value", "") for e in found["external_data"]}
         raise _External(repr(places.get("location", "")))
-    called, dims = f"its tensor {found.get('name', '')!r}", found["dims"].tolist()
+    dims = found["dims"].tolist()
+    called = f"its tensor {found.get('name', '')!r} of shape [{listed([*map(str, dims)])}]"
     if any(n < 0 for n in dims):
-        raise _Malformed(f"{called} has the shape {dims}")
+        raise _Malformed(f"{called} has a negative size")
     kind = found.get("data_type", 0)
     if kind not in _DTYPES:
         return None
@@ -311,7 +312,7 @@ def _values(found: dict[str, Any]) -> np.ndarray | None:
     dtype = np.dtype(dtype).newbyteorder("<")
     if "raw_data" in found:
         if len(found["raw_data"]) != dtype.itemsize * prod(dims):
-            raise _Malformed(f"{called} has the shape {dims} and {len(found['raw_data'])} bytes")
+            raise _Malformed(f"{called} has {len(found['raw_data'])} bytes")
         values = np.frombuffer(found["raw_data"], dtype)
     else:
         # Half floats are stored as their bit pattern.
@@ -322,11 +323,11 @@ def _values(found: dict[str, Any]) -> np.ndarray | None:
         values = values.view(dtype)
         values.flags.writeable = False  # a copy: what is written to it would not reach the file
         if len(values) != prod(dims):
-            raise _Malformed(f"{called} has the shape {dims} and {len(values)} numbers")
+            raise _Malformed(f"{called} has {len(values)} numbers")
     try:
         return values.reshape(dims)
     except ValueError:  # more axes, or longer ones, than numpy's arrays have
-        raise _Malformed(f"{called} has the shape {listed(list(map(str, dims)))}") from None
+        raise _Malformed(f"{called} has too many axes or too long ones") from None
 
 
 def _message(data: memoryview, message: str, depth: int = 0) -> dict[str, Any]:
