@@ -1,6 +1,7 @@
 """The card of a staging model: what its metadata says about it, checked field by field."""
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, TypedDict
 
 from .metadata import (
@@ -23,6 +24,7 @@ from .summary import REGION_NAMES
 
 METADATA_KEY = "liver_fibrosis_staging"
 CONTRACT = 1
+MOST_VOXELS = 1 << 26  # of a patch: more take gigabytes
 MIDDLE = (2.5, 97.5)  # percentiles between which a location map is usual
 
 
@@ -120,6 +122,13 @@ def parse_card(text: str | None, name: str) -> Card:
     return Card(**{key: found[key] for key in Card.__dataclass_fields__ if key in found})
 
 
+def _patch_size(value: Any) -> tuple[int, int, int]:
+    size = items(whole(1, 2048), 3)(value)
+    if prod(size) > MOST_VOXELS:
+        raise Wrong(value, f"a patch of at most {MOST_VOXELS} voxels")
+    return size
+
+
 def _interval(value: Any) -> Interval:
     share = number(0, 1)
     found = fields({"value": share, "low": share, "high": share}, optional=())(value)
@@ -161,7 +170,7 @@ _CARD = fields(
         "stages": lambda value: tuple(exactly(list(STAGES))(value)),
         "window_hu": window_hu,
         "spacing_mm": spacing_mm,
-        "patch_size": items(whole(1, 4096), 3),
+        "patch_size": _patch_size,
         "patch_overlap": number(0, 0.9),
         "target_layer": line,
         "tail": items(line),

@@ -23,6 +23,7 @@ from .errors import StagingError
 LARGEST_FILE = (1 << 31) - 1  # bytes: what a protocol buffer can be
 DEEPEST = 100  # messages within messages; protobuf's own limit
 LONGEST_NAME = 1000
+_SHOWN = 100  # characters of a text of any length in a message
 
 # onnx.proto (ONNX specification, IR version 8 to 13). For each message its fields by number: name
 # and kind, with * where the field may be repeated. Every message that a tensor can lie in is here,
@@ -291,7 +292,7 @@ def _unique(entries: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in entries:
         if name in found:
-            raise _Malformed(f"it holds {name[:LONGEST_NAME]!r} twice")
+            raise _Malformed(f"it holds {name[:_SHOWN]!r} twice")
         found[name] = value
     return found
 
@@ -300,7 +301,7 @@ def _values(found: dict[str, Any]) -> np.ndarray | None:
     """A tensor's numbers in its shape; None for a type that is not read."""
     if found.get("data_location", 0) or found["external_data"]:
         places = {e.get("key"): e.get("value", "") for e in found["external_data"]}
-        raise _External(repr(places.get("location", "")))
+        raise _External(repr(places.get("location", "")[:_SHOWN]))
     dims = found["dims"].tolist()
     called = f"its tensor {found.get('name', '')!r} of shape [{listed([*map(str, dims)])}]"
     if any(n < 0 for n in dims):
@@ -373,7 +374,7 @@ def _single(kind: str, value: int | memoryview) -> Any:
         raise _Malformed("it holds text that is not UTF-8") from None
     # Names stand in messages, which have one line.
     if kind == "name" and not (text.isprintable() and len(text) <= LONGEST_NAME):
-        raise _Malformed(f"it holds the name {text[:40]!r}")
+        raise _Malformed(f"it holds the name {text[:_SHOWN]!r}")
     return text
 
 

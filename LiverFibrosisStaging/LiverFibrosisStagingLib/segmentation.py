@@ -345,7 +345,7 @@ def _volumes_ml(labels: sitk.Image) -> dict[str, float]:
 
 
 def _card(text: str | None, path: Path) -> SegmentationCard:
-    advice = "it does not segment: export one with Training/train_vnet.py"
+    advice = "it is none that segments: export one with Training/train_vnet.py"
     found = read_fields(text, METADATA_KEY, _CARD, str(path), advice)
     known = SegmentationCard.__dataclass_fields__
     return SegmentationCard(**{key: found[key] for key in known if key in found})
