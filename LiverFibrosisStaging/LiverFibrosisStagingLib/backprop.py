@@ -140,8 +140,8 @@ class Tail:
         # Its only user comes first among the steps that remain: nothing else depends on the target.
         step = self._steps[first]
         g = self._walk(tensors, dscore, self._steps[first + 1 :])[node.outputs[0]]
+        arguments = self._arguments(step, self._values(tensors))
         with self._refusing(node):
-            arguments = self._arguments(step, self._values(tensors))
             return conv_sum(g, *arguments, **node.attributes) / voxels
 
     def _only_user(self, tensor: str) -> Node | None:
@@ -152,8 +152,9 @@ class Tail:
         """Tensors by name; one of which only the shape is known holds NaN, in no memory."""
         values = {**self.constants, **tensors}
         for step in self._steps:
-            for name in step.shapes - values.keys():
-                values[name] = np.broadcast_to(np.float32(np.nan), values[shape_name(name)])
+            with self._refusing(step.node):
+                for name in step.shapes - values.keys():
+                    values[name] = np.broadcast_to(np.float32(np.nan), values[shape_name(name)])
         return values
 
     @staticmethod
@@ -165,8 +166,7 @@ class Tail:
         self, tensors: dict[str, np.ndarray], dscore: np.ndarray, steps: tuple[_Step, ...]
     ) -> dict[str, np.ndarray]:
         """Gradients of what the steps start from, of which the last gives the score."""
-        with self._refusing(steps[-1].node if steps else self._steps[-1].node):
-            values = self._values(tensors)
+        values = self._values(tensors)
         dtype = values[self.target].dtype
         gradients: dict[str, Any] = {self.score: dscore.astype(dtype)}
         for step in reversed(steps):

@@ -81,8 +81,9 @@ class Forward:
 class ExplainableModel:
     """An ONNX classifier that can say where it looked.
 
-    path: a prepared file. threads: that the network may use; 0 leaves it to onnxruntime, which
-    takes one for each core. Raises StagingError, with the reason, for a file that is not prepared.
+    path: a prepared file, which is read once; `file` is what was in it. threads: that the network
+    may use; 0 leaves it to onnxruntime, which takes one for each core. Raises StagingError, with
+    the reason, for a file that is not prepared.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
