@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 from .metadata import (
     MISSING,
     Wrong,
+    as_arguments,
     entries,
     exactly,
     fields,
@@ -47,7 +48,7 @@ class Training(TypedDict, total=False):
     """What a model was trained and evaluated on. auc: by group."""
 
     data: str
-    cases_per_stage: tuple[int, ...]
+    cases_per_stage: list[int]
     date: str
     code_version: str
     folds: int
@@ -61,7 +62,7 @@ class Reference(TypedDict, total=False):
     """
 
     source: str
-    percentiles: tuple[float, ...]
+    percentiles: list[float]
     stages: dict[str, dict[str, Any]]
 
 
@@ -119,10 +120,10 @@ def parse_card(text: str | None, name: str) -> Card:
     """
     advice = "its window, spacing and stages are unknown: export it with Training/export.py"
     found = read_fields(text, METADATA_KEY, _CARD, name, advice)
-    return Card(**{key: found[key] for key in Card.__dataclass_fields__ if key in found})
+    return Card(**as_arguments(Card, found))
 
 
-def _patch_size(value: Any) -> tuple[int, int, int]:
+def _patch_size(value: Any) -> list[int]:
     size = items(whole(1, 2048), 3)(value)
     if prod(size) > MOST_VOXELS:
         raise Wrong(value, f"a patch of at most {MOST_VOXELS} voxels")
@@ -141,10 +142,11 @@ def _reference(value: Any) -> Reference:
     found = fields({"source": line, "percentiles": items(number(0, 100), ascending=True)})(value)
     if "stages" not in found:
         return found
-    percentiles = found.get("percentiles", ())
+    percentiles = found.get("percentiles", [])
     if not set(MIDDLE) <= set(percentiles):
-        shown = list(percentiles) if percentiles else MISSING
-        raise Wrong(shown, "a list with {:g} and {:g}".format(*MIDDLE), "percentiles")
+        raise Wrong(
+            percentiles or MISSING, "a list with {:g} and {:g}".format(*MIDDLE), "percentiles"
+        )
     weights = items(number(0, 1e6), len(percentiles), ascending=True)
     regions = {region: weights for region in REGION_NAMES}
     usual = fields({"cases": whole(0, 10**9), **regions}, optional=tuple(regions))
@@ -167,7 +169,7 @@ _CARD = fields(
     {
         "contract": version(CONTRACT),
         "name": line,
-        "stages": lambda value: tuple(exactly(list(STAGES))(value)),
+        "stages": exactly(list(STAGES)),
         "window_hu": window_hu,
         "spacing_mm": spacing_mm,
         "patch_size": _patch_size,

@@ -171,7 +171,8 @@ class ExplainableModel:
             str(self.path),
             "its target layer is unknown: prepare it with Training/make_explainable.py",
         )
-        return Layer(found["target_layer"], found["scores"], found["channel_axis"], found["grid"])
+        grid = None if found["grid"] is None else tuple(found["grid"])
+        return Layer(found["target_layer"], found["scores"], found["channel_axis"], grid)
 
     def _check_signature(self) -> None:
         inputs = [item.name for item in self._session.get_inputs()]

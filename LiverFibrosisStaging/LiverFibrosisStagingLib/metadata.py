@@ -55,6 +55,12 @@ def read_fields(text: str | None, key: str, check: Check, name: str, advice: str
         ) from None
 
 
+def as_arguments(cls: type, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a frozen dataclass takes of the fields that were found, its lists as tuples."""
+    known = cls.__dataclass_fields__
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in known}
+
+
 def number(low: float, high: float) -> Check:
     """A number from `low` to `high`, as float."""
 
@@ -113,14 +119,14 @@ def exactly(*allowed: Any) -> Check:
 
 
 def items(each: Check, *lengths: int, ascending: bool = False) -> Check:
-    """A list, as tuple, of one of the `lengths`, if they are given; `ascending`: in order."""
+    """A list of one of the `lengths`, if they are given; `ascending`: numbers in order."""
     count = f" of {' or '.join(map(str, lengths))} values" if lengths else ""
 
-    def check(value: Any) -> tuple:
+    def check(value: Any) -> list:
         if not isinstance(value, list) or (lengths and len(value) not in lengths):
             raise Wrong(value, f"a list{count}")
-        found = tuple(_within(str(i), each, one) for i, one in enumerate(value))
-        if ascending and list(found) != sorted(found):
+        found = [_within(str(i), each, one) for i, one in enumerate(value)]
+        if ascending and found != sorted(found):
             raise Wrong(value, "numbers in ascending order")
         return found
 
@@ -159,12 +165,12 @@ def nullable(each: Check) -> Check:
     return lambda value: None if value is None else each(value)
 
 
-def window_hu(value: Any) -> tuple[float, float]:
+def window_hu(value: Any) -> list[float]:
     """The HU that become 0 and 1, the lower first."""
-    low, high = items(number(-1e5, 1e5), 2)(value)
-    if not low < high:
+    found = items(number(-1e5, 1e5), 2)(value)
+    if not found[0] < found[1]:
         raise Wrong(value, "the lower HU first")
-    return low, high
+    return found
 
 
 spacing_mm = items(number(0.5, 50), 3)  # a whole CT on a finer grid takes gigabytes

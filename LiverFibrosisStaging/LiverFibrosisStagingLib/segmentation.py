@@ -24,6 +24,7 @@ from .errors import Cancelled, CancelToken, StagingError
 from .grid import body_bounds, lps_grid, patch_starts, resample_ct, upright
 from .masks import LIVER_LABEL, SPLEEN_LABEL
 from .metadata import (
+    as_arguments,
     exactly,
     fields,
     line,
@@ -347,15 +348,14 @@ def _volumes_ml(labels: sitk.Image) -> dict[str, float]:
 def _card(text: str | None, path: Path) -> SegmentationCard:
     advice = "it is none that segments: export one with Training/train_vnet.py"
     found = read_fields(text, METADATA_KEY, _CARD, str(path), advice)
-    known = SegmentationCard.__dataclass_fields__
-    return SegmentationCard(**{key: found[key] for key in known if key in found})
+    return SegmentationCard(**as_arguments(SegmentationCard, found))
 
 
 _CARD = fields(
     {
         "contract": version(CONTRACT),
         "name": line,
-        "classes": lambda value: tuple(exactly(list(CLASSES))(value)),
+        "classes": exactly(list(CLASSES)),
         "window_hu": window_hu,
         "spacing_mm": spacing_mm,
         "multiple_of": whole(1, 256),
