@@ -12,8 +12,10 @@ everything also runs without a network after the first time.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +26,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 SAMPLE = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
 
-RUNTIME = ["numpy", "SimpleITK", "onnxruntime", "scikit-learn", "vtk"]
+RUNTIME = ["numpy", "SimpleITK", "onnxruntime>=1.19", "scikit-learn", "vtk"]
 LIBRARIES_OF_QT = [
     "libegl1",
     "libgl1",
@@ -66,12 +68,37 @@ def _command(task: str, rest: list[str]) -> list[str]:
     if task == "train":
         rest = rest or ["--phantoms", "252", "-o", "run"]
         return [str(ROOT / "Training" / "train.py"), *rest]
-    if not rest:
-        ct, organs = (str(SAMPLE / f"phantom_F4{end}") for end in ("_ct.nii.gz", ".seg.nrrd"))
-        rest = [ct, "--liver", organs]  # the spleen as well
-    if not {"-o", "--output", "-h", "--help"}.intersection(rest):
-        rest = [*rest, "-o", "result"]
-    return ["-m", "LiverFibrosisStagingLib", "stage", *rest]
+    # Of an option that is given twice the last counts: what the user says overrules what we say.
+    return ["-m", "LiverFibrosisStagingLib", "stage", *_defaults(rest), *rest]
+
+
+def _defaults(rest: list[str]) -> list[str]:
+    """The sample, where the user names no CT; its masks, where no mask either; a result folder."""
+    try:
+        options, others = _stage_options().parse_known_args(rest)
+    except ValueError:  # the command itself says what is wrong
+        return []
+    chosen = ["-o", "result"]
+    if any(not word.startswith("-") for word in others):
+        return chosen
+    if options.liver is None and options.spleen is None:
+        chosen += ["--liver", str(SAMPLE / "phantom_F4.seg.nrrd")]  # the spleen as well
+    return [str(SAMPLE / "phantom_F4_ct.nii.gz"), *chosen]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise ValueError(message)
+
+
+def _stage_options() -> argparse.ArgumentParser:
+    """The options of the stage command, to tell a CT from an option's value."""
+    parser = _Parser(add_help=False)
+    for names in (("--liver",), ("--spleen",), ("--model",), ("--explain",), ("-o", "--output")):
+        parser.add_argument(*names)
+    for names in (("-q", "--quiet"), ("-h", "--help")):
+        parser.add_argument(*names, action="store_true")
+    return parser
 
 
 def _make_venv() -> None:
@@ -80,38 +107,42 @@ def _make_venv() -> None:
     print("Making .venv ...", flush=True)
     has_pip = [sys.executable, "-m", "ensurepip", "--version"]
     if not _succeeds(*has_pip):
-        _install_ensurepip()
+        # Debian and Ubuntu keep half of the venv module in a package of its own.
+        _install_with_apt(f"python3.{sys.version_info.minor}-venv")
     if not _succeeds(*has_pip):
-        name = f"python3.{sys.version_info.minor}-venv"
-        raise SystemExit(f"Python's venv is not complete: install {name}, then try again.")
+        raise SystemExit("Python's modules venv and ensurepip are needed to make .venv.")
     # A child process: one that has just got ensurepip from Debian does not see it itself.
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
-
-
-def _install_ensurepip() -> None:
-    """Debian and Ubuntu keep half of the venv module in a package of its own."""
-    _install_with_apt(f"python3.{sys.version_info.minor}-venv")
 
 
 def _install_libraries_of_qt() -> None:
     """The panel's tests draw with Qt, which takes a few libraries and a font from the system.
 
-    Where they cannot be installed those tests are skipped, saying so.
+    Where they are missing those tests are skipped, saying so.
     """
     if not _succeeds(PYTHON, "-c", "import PySide6.QtUiTools"):
+        print("Qt cannot be loaded; without it the tests of the panel are skipped.", flush=True)
         _install_with_apt(*LIBRARIES_OF_QT)
 
 
 def _install_with_apt(*packages: str) -> None:
-    """On Debian and Ubuntu, as root or with sudo; elsewhere nothing happens."""
+    """On Debian and Ubuntu, as root or where CI asks for it; else the user is told the command."""
     if not shutil.which("apt-get"):
+        print(f"Needed from the system, by their names in Debian: {' '.join(packages)}.")
         return
-    become_root = [] if os.geteuid() == 0 else ["sudo"]
-    if become_root and not shutil.which("sudo"):
+    is_root = os.geteuid() == 0
+    commands = [
+        [*([] if is_root else ["sudo"]), "apt-get", *words]
+        for words in (["update", "-qq"], ["install", "-y", "-qq", *packages])
+    ]
+    asked = os.environ.get("CI", "").lower() in ("true", "1") and shutil.which("sudo")
+    if not is_root and not asked:
+        print("System packages are missing; to install them, run", flush=True)
+        print(f"    {' && '.join(map(shlex.join, commands))}", flush=True)
         return
     print(f"Installing the system packages {' '.join(packages)} ...", flush=True)
-    for command in (["update", "-qq"], ["install", "-y", "-qq", *packages]):
-        subprocess.run([*become_root, "apt-get", *command], check=False)
+    for command in commands:
+        subprocess.run(command, check=False)
 
 
 def _install(task: str) -> None:

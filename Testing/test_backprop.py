@@ -5,7 +5,7 @@ import pytest
 
 from LiverFibrosisStagingLib.backprop import Tail, shape_name
 from LiverFibrosisStagingLib.errors import StagingError
-from LiverFibrosisStagingLib.onnx_file import Node, OnnxFile, Tensor
+from LiverFibrosisStagingLib.onnx_file import Node, OnnxFile
 
 torch = pytest.importorskip("torch", reason="the independent implementation")
 F = torch.nn.functional
@@ -16,7 +16,7 @@ MATRIX = RANDOM.normal(size=(24, 5))
 def _file(nodes: list[Node], weights: dict, outputs: list[str]) -> OnnxFile:
     file = OnnxFile(opset=17)
     file.nodes = nodes
-    file.weights = {name: Tensor(values) for name, values in weights.items()}
+    file.weights = dict(weights)
     file.outputs = outputs
     return file
 
@@ -188,7 +188,7 @@ REFUSED = {
     ),
     "old opset": (lambda f: setattr(f, "opset", 11), "opset 11, and 13 at least is needed"),
     "weights of an unread type": (
-        lambda f: f.weights.__setitem__("w", Tensor(None)),
+        lambda f: f.weights.__setitem__("w", None),
         "w is stored in a type",
     ),
 }

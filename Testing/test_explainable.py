@@ -246,12 +246,12 @@ def test_a_file_that_was_not_prepared_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "incomplete"),
-        ('{"version": 1}', "incomplete"),
+        ("{", "not readable JSON"),
+        ('{"version": 1}', "target_layer is missing"),
         (
             '{"version": 2, "target_layer": "relu", "scores": "scores", "channel_axis": 1, '
             '"grid": null}',
-            "version 2",
+            "version is 2; needed is 1",
         ),
     ],
 )

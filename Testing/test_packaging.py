@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import importlib.util
 import json
 import re
 import shutil
@@ -38,6 +39,11 @@ def listed(name):
     text = (MODULE / "CMakeLists.txt").read_text(encoding="utf-8")
     body = re.search(rf"set\({name}\s([^)]*)\)", text)[1]
     return sorted(body.replace("${MODULE_NAME}", "LiverFibrosisStaging").split())
+
+
+def listed_requirements():
+    lines = (MODULE / "Resources" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
 def on_disk(*patterns):
@@ -213,12 +219,27 @@ def test_version_is_the_same_everywhere():
 
 
 def test_slicer_is_asked_for_no_exact_version_and_never_for_numpy():
-    lines = (MODULE / "Resources" / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    wanted = listed_requirements()
     assert [requirement.name for requirement in wanted] == ["onnxruntime"]
     for requirement in wanted:
         assert {specifier.operator for specifier in requirement.specifier} == {">="}
         assert importlib.metadata.version(requirement.name) in requirement.specifier
+
+
+def test_what_is_needed_is_the_same_for_slicer_pip_and_run():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for_pip = ast.literal_eval(re.search(r"^dependencies = (\[.*?\])$", text, re.M | re.S)[1])
+    spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    assert for_pip == run.RUNTIME
+    assert {str(wanted) for wanted in listed_requirements()} <= set(for_pip)
+
+
+def test_onnxruntime_is_one_that_runs_with_numpy_2():
+    (wanted,) = (line for line in listed_requirements() if line.name == "onnxruntime")
+    for release, numpy in (("1.16.3", 1), ("1.18.1", 1), ("1.19.0", 2), ("1.32.0", 2)):
+        assert (release in wanted.specifier) == (numpy == 2), release
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check", "--exclude", "*.md"]])

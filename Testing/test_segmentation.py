@@ -236,10 +236,10 @@ def test_slicer_reads_the_saved_segments(found, tmp_path):
     ("change", "sentence"),
     [
         (None, "'liver_segmentation' metadata"),
-        ({"classes": ["background", "liver"]}, "out of range"),
+        ({"classes": ["background", "liver"]}, "classes is .* needed is"),
         ({"contract": 9}, "contract"),
-        ({"spacing_mm": "wide"}, "metadata"),
-        ({"window_hu": [250, -150]}, "out of range"),
+        ({"spacing_mm": "wide"}, 'spacing_mm is "wide"'),
+        ({"window_hu": [250, -150]}, "lower HU first"),
     ],
 )
 def test_a_file_that_breaks_the_contract_is_refused(change, sentence, network, tmp_path):

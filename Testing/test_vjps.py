@@ -710,7 +710,7 @@ def prepared(path, target, score, drawn):
     file = read_onnx(path)
     for position, values in enumerate(drawn.inputs):
         if f"c{position}" in file.weights:  # in float64, as autograd has them
-            file.weights[f"c{position}"] = type(file.weights[f"c{position}"])(values)
+            file.weights[f"c{position}"] = values
     steps = trace(file, target, score, "one.onnx")
     read = {name for step in steps for name in step.values}
     file.outputs = [target, score, *read, *map(shape_name, {n for s in steps for n in s.shapes})]

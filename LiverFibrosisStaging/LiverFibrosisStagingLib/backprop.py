@@ -6,6 +6,8 @@ where an operator cares.
 """
 
 import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .errors import StagingError
-from .onnx_file import Node, OnnxFile
+from .onnx_file import Node, OnnxFile, listed
 from .vjp import Rules, Vjp
 from .vjp_elementwise import ELEMENTWISE
 from .vjp_reduce import REDUCE
@@ -29,6 +31,16 @@ FLAT = {
 }
 # Their subgraphs may use any tensor without naming it among their inputs.
 CONTROL_FLOW = {"If", "Loop", "Scan"}
+# What numpy raises where arrays or attributes are none that an operator can have.
+_UNFIT = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+# Attributes that a Constant node's numbers lie in, of one type each but for the first.
+_CONSTANTS = {
+    "value": None,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+    "value_float": np.float32,
+    "value_floats": np.float32,
+}
 # Operators behave as the products say from this opset on (axes and shapes as inputs or attributes).
 OLDEST_OPSET = 13
 
@@ -56,10 +68,11 @@ class _Step:
 class Tail:
     """The nodes between the target layer and the score, in the order in which they run.
 
-    target, score: tensor names. tensors: names of the model's outputs that the forward pass has to
-    hand over. constants: weights of the tail.
+    name: how messages call the model. target, score: tensor names. tensors: names of the model's
+    outputs that the forward pass has to hand over. constants: weights of the tail.
     """
 
+    name: str
     target: str
     score: str
     tensors: tuple[str, ...]
@@ -84,17 +97,17 @@ class Tail:
         hidden = [tensor for tensor in handed_over if tensor not in file.outputs]
         if hidden:
             raise StagingError(
-                f"The model {name} cannot be explained: {', '.join(hidden)} must be among its "
+                f"The model {name} cannot be explained: {listed(hidden)} must be among its "
                 "outputs; Training/make_explainable.py adds what is missing."
             )
         kept = {tensor: constants[tensor] for tensor in (needed | shapes) & constants.keys()}
         unread = [tensor for tensor, values in kept.items() if values is None]
         if unread:
             raise StagingError(
-                f"The model {name} cannot be explained: {', '.join(sorted(unread))} is stored in a "
+                f"The model {name} cannot be explained: {listed(sorted(unread))} is stored in a "
                 "type that is not read."
             )
-        return cls(target, score, tuple(handed_over), kept, steps)
+        return cls(name, target, score, tuple(handed_over), kept, steps)
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -106,6 +119,7 @@ class Tail:
 
         tensors: what the forward pass gave for `self.tensors`; dscore: what is explained, as its
         gradient with respect to the scores [N, C]. Branches that meet again add up (chain rule).
+        Raises StagingError where the tensors do not fit the tail's operators.
         """
         return self._walk(tensors, dscore, self._steps)[self.target]
 
@@ -126,9 +140,9 @@ class Tail:
         # Its only user comes first among the steps that remain: nothing else depends on the target.
         step = self._steps[first]
         g = self._walk(tensors, dscore, self._steps[first + 1 :])[node.outputs[0]]
-        return (
-            conv_sum(g, *self._arguments(step, self._values(tensors)), **node.attributes) / voxels
-        )
+        arguments = self._arguments(step, self._values(tensors))
+        with self._refusing(node):
+            return conv_sum(g, *arguments, **node.attributes) / voxels
 
     def _only_user(self, tensor: str) -> Node | None:
         users = [step.node for step in self._steps if tensor in step.node.inputs]
@@ -138,8 +152,9 @@ class Tail:
         """Tensors by name; one of which only the shape is known holds NaN, in no memory."""
         values = {**self.constants, **tensors}
         for step in self._steps:
-            for name in step.shapes - values.keys():
-                values[name] = np.broadcast_to(np.float32(np.nan), values[shape_name(name)])
+            with self._refusing(step.node):
+                for name in step.shapes - values.keys():
+                    values[name] = np.broadcast_to(np.float32(np.nan), values[shape_name(name)])
         return values
 
     @staticmethod
@@ -157,19 +172,33 @@ class Tail:
         for step in reversed(steps):
             given = [gradients.pop(output, None) for output in step.node.outputs]
             y = values[step.node.outputs[0]] if step.node.outputs[0] in step.values else None
-            arguments = self._arguments(step, values)
-            for position, rule in step.rules:
-                where = {"position": position} if rule.positional else {}
-                g = rule.of(
-                    given if rule.several else given[0],
-                    y,
-                    *arguments,
-                    **step.node.attributes,
-                    **where,
-                ).astype(dtype, copy=False)
-                name = step.node.inputs[position]
-                gradients[name] = gradients[name] + g if name in gradients else g
+            with self._refusing(step.node):
+                arguments = self._arguments(step, values)
+                for position, rule in step.rules:
+                    where = {"position": position} if rule.positional else {}
+                    g = rule.of(
+                        given if rule.several else given[0],
+                        y,
+                        *arguments,
+                        **step.node.attributes,
+                        **where,
+                    ).astype(dtype, copy=False)
+                    name = step.node.inputs[position]
+                    if name in values and g.shape != values[name].shape:
+                        raise ValueError(f"{g.shape} does not fit {values[name].shape}")
+                    gradients[name] = gradients[name] + g if name in gradients else g
         return gradients
+
+    @contextmanager
+    def _refusing(self, node: Node) -> Iterator[None]:
+        """Whatever a product cannot do with what the network gave is a refusal."""
+        try:
+            yield
+        except _UNFIT as error:
+            raise StagingError(
+                f"The model {self.name} cannot be explained: the gradient of its {node.op} "
+                f"{node.name!r} cannot be computed."
+            ) from error
 
 
 def trace(
@@ -188,6 +217,8 @@ def trace(
     branching = sorted({node.op for node in file.nodes} & CONTROL_FLOW)
     if branching:
         raise StagingError(f"{refused}it has control flow ({', '.join(branching)}).")
+    if file.functions:  # one of them may go by the name of an operator that is known here
+        raise StagingError(f"{refused}it defines operators itself ({listed(file.functions)}).")
     if score not in {output for node in file.nodes for output in node.outputs}:
         raise StagingError(f"{refused}it computes no {score!r}.")
     reached, forward = {target}, []
@@ -207,16 +238,20 @@ def trace(
     between = f"between {target!r} and {score!r}"
     unknown = sorted({node.op for node in nodes} - VJPS.keys())
     if unknown:
-        raise StagingError(f"{refused}no gradient is known for {', '.join(unknown)} {between}.")
+        raise StagingError(f"{refused}no gradient is known for {listed(unknown)} {between}.")
     constants = _constants(file) if constants is None else constants
     return tuple(_step(node, reached, needed, constants, f"{refused}{between}, ") for node in nodes)
 
 
 def _constants(file: OnnxFile) -> dict[str, np.ndarray | None]:
-    constants = {name: tensor.values for name, tensor in file.weights.items()}
+    """Weights and what Constant nodes hold, by name; None for a type that is not read."""
+    constants = dict(file.weights)
     for node in file.nodes:
         if node.op == "Constant":
-            constants[node.outputs[0]] = np.asarray(*node.attributes.values())
+            held = [*node.attributes.items()]
+            attribute, value = held[0] if len(held) == 1 else ("", None)
+            known = attribute in _CONSTANTS and value is not None
+            constants[node.outputs[0]] = np.asarray(value, _CONSTANTS[attribute]) if known else None
     return constants
 
 
@@ -267,9 +302,17 @@ def _check_values(
             raise StagingError(f"{refused}{node.op} has the unknown attribute {attribute!r}.")
     given |= {i: constants.get(name) for i, name in enumerate(node.inputs) if name}
     for key, allowed in rule.allows.items():
-        if key in given and not allowed(given[key]):
+        if key in given and not _accepts(allowed, given[key]):
             if isinstance(key, int):
                 what = f"this input {key + 1}, {node.inputs[key]!r}"
             else:
                 what = f"{key} {given[key]!r}"
             raise StagingError(f"{refused}no gradient is known for {node.op} with {what}.")
+
+
+def _accepts(allowed: Callable[[Any], bool], value: Any) -> bool:
+    """A value of another type than the attribute's is not supported either."""
+    try:
+        return allowed(value)
+    except (AttributeError, TypeError):
+        return False

@@ -10,7 +10,6 @@ names), `channel_axis` of the target layer (1, or -1 for transformers), and `gri
 layer is a list of tokens: the spatial shape of its last tokens, or null.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -21,11 +20,24 @@ import numpy as np
 from .backprop import Tail
 from .errors import CancelToken, StagingError
 from .gradcam import METHODS, weighted
-from .onnx_file import OnnxFile, read_onnx
+from .metadata import exactly, fields, items, line, nullable, read_fields, version, whole
+from .onnx_file import OnnxFile, listed, read_onnx
 from .session import check_weights, open_session, run_session
 
 EXPLAINABLE_KEY = "explainable"
 EXPLAINABLE_VERSION = 1
+
+_METADATA = fields(
+    {
+        "version": version(EXPLAINABLE_VERSION),
+        "target_layer": line,
+        "scores": line,
+        "channel_axis": exactly(1, -1),
+        "grid": nullable(items(whole(1, 1 << 20), 1, 2, 3)),
+    },
+    optional=(),
+)
+_FLOATS = {"tensor(float16)", "tensor(float)", "tensor(double)"}
 
 Target = int | Sequence[int] | np.ndarray
 
@@ -41,6 +53,13 @@ class Layer:
     scores: str
     channel_axis: int = 1
     grid: tuple[int, ...] | None = None
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape can be the target layer."""
+        if self.grid is None:
+            return len(shape) >= 3 and 0 not in shape
+        tokens = 1 if self.channel_axis == -1 else 2
+        return len(shape) == 3 and 0 not in shape and shape[tokens] >= prod(self.grid)
 
     def maps(self, values: np.ndarray) -> np.ndarray:
         """The target layer, or its gradient, as feature maps [N, K, spatial...]."""
@@ -62,32 +81,52 @@ class Forward:
 class ExplainableModel:
     """An ONNX classifier that can say where it looked.
 
-    path: a prepared file. threads: that the network may use; 0 leaves it to onnxruntime, which
-    takes one for each core. Raises StagingError, with the reason, for a file that is not prepared.
+    path: a prepared file, which is read once; `file` is what was in it. threads: that the network
+    may use; 0 leaves it to onnxruntime, which takes one for each core. Raises StagingError, with
+    the reason, for a file that is not prepared.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         self.path, self.threads = Path(path), threads
-        file = read_onnx(self.path)
-        self.layer = self._read_layer(file)
-        check_weights(file, self.path)
-        self._session = open_session(file, self.path, threads)
+        self.file = read_onnx(self.path)
+        self.layer = self._read_layer(self.file)
+        check_weights(self.file, self.path)
+        self._session = open_session(self.file, self.path, threads)
         self._check_signature()
-        self._tail = Tail.of(file, self.layer.target, self.layer.scores, str(self.path))
+        self._tail = Tail.of(self.file, self.layer.target, self.layer.scores, str(self.path))
         self._fetched = self._tail.tensors
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes that were checked and that run; the file may have changed since."""
+        return self.file.sha256
 
     def run(self, x: np.ndarray, cancel: CancelToken | None = None) -> Forward:
         """Scores and feature maps together, in one forward pass.
 
         x: the model's input, a batch. cancel: also heard while the network runs, at its next
-        operator. Raises StagingError where the network fails or gives scores that are not finite,
-        and Cancelled.
+        operator. Raises StagingError where the network fails, or its scores or feature maps are not
+        finite or of another shape than the metadata says, and Cancelled.
         """
         values = run_session(self._session, self._fetched, x, self.path, cancel)
         tensors = dict(zip(self._fetched, values))
-        logits = tensors[self.layer.scores]
-        if not np.isfinite(logits).all():
-            raise StagingError(f"The model {self.path} gave scores that are not finite numbers.")
+        logits, features = tensors[self.layer.scores], tensors[self.layer.target]
+        if logits.ndim != 2 or not logits.shape[1] or len(logits) != len(x):
+            raise StagingError(
+                f"The model {self.path} gave scores of shape {list(logits.shape)}; needed is "
+                f"[{len(x)}, classes]."
+            )
+        if len(features) != len(x) or not self.layer.fits(features.shape):
+            grid = "feature maps" if self.layer.grid is None else f"a grid of {self.layer.grid}"
+            raise StagingError(
+                f"The model {self.path} gave the target layer {self.layer.target!r} the shape "
+                f"{list(features.shape)}; needed is {grid} for each of {len(x)} inputs."
+            )
+        for name, found in (("scores", logits), ("feature maps", features)):
+            if not np.isfinite(found).all():
+                raise StagingError(
+                    f"The model {self.path} gave {name} that are not finite numbers."
+                )
         return Forward(logits, tensors)
 
     def explain(self, forward: Forward, target: Target, method: str = "gradcam") -> np.ndarray:
@@ -101,11 +140,14 @@ class ExplainableModel:
                 f"The method {method!r} is unknown: expected one of {', '.join(METHODS)}."
             )
         dscore = self._weighting(forward.logits, target)
-        features = self.layer.maps(forward.tensors[self.layer.target])
-        if method == "gradcam" and self.layer == Layer(self.layer.target, self.layer.scores):
-            return weighted(features, self._tail.mean_gradient(forward.tensors, dscore))
-        gradient = self.layer.maps(self._tail.gradient(forward.tensors, dscore))
-        return METHODS[method](features, gradient)
+        with np.errstate(all="ignore"):  # what overflows is refused below
+            location = self._map(forward, dscore, method)
+        if not np.isfinite(location).all():
+            raise StagingError(
+                f"The model {self.path} gave a location map that is not finite: the gradient of "
+                f"its scores {self.layer.scores!r} overflows."
+            )
+        return location
 
     def gradient(self, forward: Forward, target: Target) -> np.ndarray:
         """Gradient of the target's score with respect to the target layer, in the layer's shape."""
@@ -122,56 +164,55 @@ class ExplainableModel:
         return self.explain(self.run(x, cancel), target, method)
 
     def _read_layer(self, file: OnnxFile) -> Layer:
-        text = file.metadata.get(EXPLAINABLE_KEY)
-        if text is None:
-            raise StagingError(
-                f"The model {self.path} has no {EXPLAINABLE_KEY!r} metadata, so its target layer "
-                "is unknown; prepare it with Training/make_explainable.py."
-            )
-        try:
-            data = json.loads(text)
-            version = data["version"]
-            grid = data["grid"]
-            layer = Layer(
-                str(data["target_layer"]),
-                str(data["scores"]),
-                int(data["channel_axis"]),
-                None if grid is None else tuple(map(int, grid)),
-            )
-        except (ValueError, TypeError, KeyError):
-            raise StagingError(
-                f"The model {self.path} has {EXPLAINABLE_KEY!r} metadata that is incomplete."
-            ) from None
-        if version != EXPLAINABLE_VERSION:
-            raise StagingError(
-                f"The model {self.path} was prepared for version {version} of this software's "
-                f"reader; this one knows version {EXPLAINABLE_VERSION}."
-            )
-        return layer
+        found = read_fields(
+            file.metadata.get(EXPLAINABLE_KEY),
+            EXPLAINABLE_KEY,
+            _METADATA,
+            str(self.path),
+            "its target layer is unknown: prepare it with Training/make_explainable.py",
+        )
+        grid = None if found["grid"] is None else tuple(found["grid"])
+        return Layer(found["target_layer"], found["scores"], found["channel_axis"], grid)
 
     def _check_signature(self) -> None:
         inputs = [item.name for item in self._session.get_inputs()]
         if len(inputs) != 1:
             raise StagingError(
-                f"The model {self.path} has the inputs {', '.join(inputs)}; needed is one."
+                f"The model {self.path} has the inputs {listed(inputs)}; needed is one."
             )
-        outputs = {item.name: item.shape for item in self._session.get_outputs()}
+        outputs = {item.name: item for item in self._session.get_outputs()}
         for name in (self.layer.target, self.layer.scores):
             if name not in outputs:
                 raise StagingError(
                     f"The model {self.path} names {name!r}, which is not among its outputs "
-                    f"({', '.join(outputs)})."
+                    f"({listed([*outputs])})."
                 )
-        shape = outputs[self.layer.scores]
+            if outputs[name].type not in _FLOATS:
+                raise StagingError(
+                    f"The model {self.path} has the output {name!r} of type {outputs[name].type}; "
+                    "needed are floating-point numbers."
+                )
+        shape = outputs[self.layer.scores].shape
         if len(shape) != 2:
             raise StagingError(
                 f"The model {self.path} has scores {self.layer.scores!r} of shape {shape}; needed "
                 "is [N, classes]."
             )
 
+    def _map(self, forward: Forward, dscore: np.ndarray, method: str) -> np.ndarray:
+        features = self.layer.maps(forward.tensors[self.layer.target])
+        if method == "gradcam" and self.layer == Layer(self.layer.target, self.layer.scores):
+            return weighted(features, self._tail.mean_gradient(forward.tensors, dscore))
+        gradient = self.layer.maps(self._tail.gradient(forward.tensors, dscore))
+        return METHODS[method](features, gradient)
+
     def _weighting(self, logits: np.ndarray, target: Target) -> np.ndarray:
         """The explained score as its gradient with respect to the scores, float64 [N, C]."""
-        given, classes = np.asarray(target), logits.shape[1]
+        classes = logits.shape[1]
+        try:
+            given = np.asarray(target)
+        except ValueError:  # lists of different lengths
+            given = np.empty(0)
         if given.dtype.kind == "f" and given.shape in {(classes,), logits.shape}:
             return np.broadcast_to(given.astype(np.float64), logits.shape)
         whole = given.dtype.kind in "iu" and given.ndim <= 1 and given.size

@@ -23,7 +23,7 @@ from .errors import Cancelled, CancelToken, StagingError
 from .explainable import ExplainableModel
 from .grid import patch_array
 from .location_map import enlarge, merge_patches
-from .onnx_file import OnnxFile, parse_onnx, read_onnx
+from .onnx_file import OnnxFile, parse_onnx
 from .stages import explained_score, explained_stages
 
 if TYPE_CHECKING:
@@ -134,14 +134,14 @@ def randomized(model: Model, layers: int, seed: int = 0) -> tuple[Model, str]:
     fewer.
     """
     # The weights lie in the file as they are in memory: shuffling them there needs no writer.
-    data = bytearray(model.path.read_bytes())
+    data = bytearray(model.file.content)
     file = parse_onnx(memoryview(data), str(model.path))
     names = _weights(file, model.layer.scores)
     if layers > len(names):
         raise StagingError(f"The model {model.path} has {len(names)} layers of weights.")
     random = np.random.default_rng(seed)
     for name in names[:layers]:
-        values = file.weights[name].values
+        values = file.weights[name]
         if not values.flags.writeable:
             raise StagingError(f"The model {model.path} does not keep {name!r} as raw bytes.")
         values[...] = random.permutation(values.ravel()).reshape(values.shape)
@@ -216,7 +216,7 @@ def check_explanation(
     shuffled = []
     before = np.concatenate([raw.ravel() for raw in original])
     if layers is None:
-        layers = len(_weights(read_onnx(model.path), model.layer.scores))
+        layers = len(_weights(model.file, model.layer.scores))
     for layer in range(1, 1 + layers):
         say(0.6, "Shuffling the model's weights")
         other, name = randomized(model, layer)
@@ -233,7 +233,7 @@ def _weights(file: OnnxFile, scores: str) -> list[str]:
         if needed.intersection(node.outputs):
             needed.update(node.inputs)
             found.update(dict.fromkeys(name for name in node.inputs if name in file.weights))
-    return [name for name in found if np.ndim(file.weights[name].values) >= 2]
+    return [name for name in found if np.ndim(file.weights[name]) >= 2]
 
 
 def _area(values: tuple[float, ...], fractions: tuple[float, ...]) -> float:

@@ -6,15 +6,15 @@ predicted stage (Training/cohort_maps.py); a case outside the middle 95 % of it 
 """
 
 from collections.abc import Mapping
-from typing import Any
 
+from .card import MIDDLE, Reference
 from .summary import REGION_NAMES
 
 LEAST_CASES = 20  # of a stage: fewer do not say what is usual
 
 
 def unusual(
-    measurements: Mapping[str, Mapping[str, float]], reference: Mapping[str, Any], stage: str
+    measurements: Mapping[str, Mapping[str, float]], reference: Reference, stage: str
 ) -> list[str]:
     """A sentence where a region's mean weight is outside what is usual for the predicted stage.
 
@@ -25,7 +25,7 @@ def unusual(
     if usual.get("cases", 0) < LEAST_CASES:
         return []
     percentiles = reference["percentiles"]
-    lowest, highest = percentiles.index(2.5), percentiles.index(97.5)
+    lowest, highest = map(percentiles.index, MIDDLE)
     outside = [
         f"{REGION_NAMES[region].lower()} {values['mean']:.2f} "
         f"({usual[region][lowest]:.2f} to {usual[region][highest]:.2f})"

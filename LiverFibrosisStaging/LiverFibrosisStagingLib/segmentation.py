@@ -9,27 +9,37 @@ the CT windowed to 0..1; output `probabilities` [N, 3, slices, rows, columns]; t
 `liver_segmentation` is JSON; `SegmentationCard` lists what it holds.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+from .card import TRAINING, Training
 from .checks import check_ct, check_organs
 from .errors import Cancelled, CancelToken, StagingError
 from .grid import body_bounds, lps_grid, patch_starts, resample_ct, upright
 from .masks import LIVER_LABEL, SPLEEN_LABEL
+from .metadata import (
+    as_arguments,
+    exactly,
+    fields,
+    line,
+    read_fields,
+    spacing_mm,
+    version,
+    whole,
+    window_hu,
+)
 from .model import default_model_path
 from .onnx_file import read_onnx
 from .outlining import judged_by_hu, on_ct
 from .reading import NAME_KEY, notes, read_ct
-from .session import check_weights, open_session, run_session
+from .session import check_weights, described, open_session, run_session
 
 METADATA_KEY = "liver_segmentation"
 IMAGES = (".nrrd", ".nii.gz", ".nii", ".mha")
@@ -84,7 +94,7 @@ class SegmentationCard:
     spacing_mm: tuple[float, float, float]
     multiple_of: int
     intended_use: str
-    training: dict[str, Any] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
 
 
 class SegmentationModel:
@@ -97,29 +107,41 @@ class SegmentationModel:
         self.path = Path(path)
         file = read_onnx(self.path)
         self.card = _card(file.metadata.get(METADATA_KEY), self.path)
+        self.sha256 = file.sha256
         check_weights(file, self.path)
         self._session = open_session(file, self.path, threads)
-        outputs = [item.name for item in self._session.get_outputs()]
-        if len(self._session.get_inputs()) != 1 or "probabilities" not in outputs:
-            raise StagingError(
-                f"The model {self.path} needs one input and the output 'probabilities'; its "
-                f"outputs are {', '.join(outputs)}."
-            )
+        self._check_signature()
 
     @classmethod
     def load(cls, path: str | Path, threads: int = 0) -> "SegmentationModel":
         """The network in a file."""
         return cls(path, threads)
 
-    @cached_property
-    def sha256(self) -> str:
-        """Of the file."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
-
     def run(self, volume: np.ndarray, cancel: CancelToken | None = None) -> np.ndarray:
-        """Probabilities float32 [3, slices, rows, columns] of a volume of the last three axes."""
+        """Probabilities float32 [3, slices, rows, columns] of a volume of the last three axes.
+
+        Raises StagingError where the network fails or gives anything else, and Cancelled.
+        """
         given = np.ascontiguousarray(volume, np.float32)[None, None]
-        return run_session(self._session, ["probabilities"], given, self.path, cancel)[0][0]
+        (found,) = run_session(self._session, ["probabilities"], given, self.path, cancel)
+        if found.shape != (1, len(CLASSES), *volume.shape) or not np.isfinite(found).all():
+            raise StagingError(
+                f"The model {self.path} gave probabilities of shape {list(found.shape)}; needed "
+                f"are finite numbers of shape {[1, len(CLASSES), *volume.shape]}."
+            )
+        return found[0]
+
+    def _check_signature(self) -> None:
+        given, made = self._session.get_inputs(), self._session.get_outputs()
+        for named, name, needed in ((given, "volume", "one input, "), (made, "probabilities", "")):
+            item = next((item for item in named if item.name == name), None)
+            fits = item is not None and item.type == "tensor(float)" and len(item.shape) == 5
+            if not fits or (named is given and len(given) != 1):
+                found = described(item, [other.name for other in named])
+                raise StagingError(
+                    f"The model {self.path} has {found}; needed is {needed}{name} tensor(float) of "
+                    "five axes."
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,34 +350,21 @@ def _volumes_ml(labels: sitk.Image) -> dict[str, float]:
 
 
 def _card(text: str | None, path: Path) -> SegmentationCard:
-    if text is None:
-        raise StagingError(
-            f"The model {path} has no {METADATA_KEY!r} metadata: it is none that segments; export "
-            "one with Training/train_vnet.py."
-        )
-    try:
-        data = json.loads(text)
-        known = SegmentationCard.__dataclass_fields__
-        card = SegmentationCard(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
-        )
-        numbers = [*card.window_hu, *card.spacing_mm]
-        sensible = (
-            card.contract == CONTRACT
-            and card.classes == CLASSES
-            and (len(card.window_hu), len(card.spacing_mm)) == (2, 3)
-            and all(math.isfinite(float(number)) for number in numbers)
-            and card.window_hu[0] < card.window_hu[1]
-            and min(card.spacing_mm) > 0
-            and isinstance(card.multiple_of, int)
-            and card.multiple_of > 0
-        )
-    except (ValueError, TypeError) as error:
-        raise StagingError(f"The model {path} has incomplete metadata: {error}.") from None
-    if not sensible:
-        raise StagingError(
-            f"The model {path} has metadata out of range, or follows another contract than version "
-            f"{CONTRACT}: classes {card.classes}, window {card.window_hu}, spacing "
-            f"{card.spacing_mm} mm."
-        )
-    return card
+    advice = "it is none that segments: export one with Training/train_vnet.py"
+    found = read_fields(text, METADATA_KEY, _CARD, str(path), advice)
+    return SegmentationCard(**as_arguments(SegmentationCard, found))
+
+
+_CARD = fields(
+    {
+        "contract": version(CONTRACT),
+        "name": line,
+        "classes": exactly(list(CLASSES)),
+        "window_hu": window_hu,
+        "spacing_mm": spacing_mm,
+        "multiple_of": whole(1, 256),
+        "intended_use": line,
+        "training": TRAINING,
+    },
+    optional=("training",),
+)

@@ -9,35 +9,22 @@ from typing import Any
 import numpy as np
 
 from .errors import Cancelled, CancelToken, StagingError
-from .onnx_file import OnnxFile
+from .onnx_file import OnnxFile, listed
 
-# What every onnxruntime that a Slicer >= 5.8 can install is able to load.
+# What every onnxruntime that a Slicer >= 5.10 can install is able to load.
 SAFE_OPSET, SAFE_IR = 18, 10
 CANCEL_POLL_SECONDS = 0.05
 
 
 def check_weights(file: OnnxFile, path: Path) -> None:
-    """Refuse, with StagingError, weights in other files and weights that are not numbers."""
-    folder = path.resolve().parent
-    for name, tensor in file.weights.items():
-        if tensor.external is not None:
-            place = (folder / tensor.external).resolve()
-            if not place.is_relative_to(folder):
-                raise StagingError(
-                    f"The model {path} keeps weights outside its own folder ({tensor.external}); "
-                    "such a file is not opened."
-                )
-            raise StagingError(
-                f"The model {path} keeps weights in another file ({tensor.external}); export it as "
-                "one file."
-            )
-        values = tensor.values
+    """Refuse, with StagingError, weights that are not numbers."""
+    for name, values in file.weights.items():
         if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
             raise StagingError(f"The model {path} has weights that are not numbers, in {name!r}.")
 
 
 def open_session(file: OnnxFile, path: Path, threads: int) -> Any:
-    """An InferenceSession for a file that was read; threads: 0 takes one for each core.
+    """An InferenceSession for the bytes that were read; threads: 0 takes one for each core.
 
     Raises StagingError, with the reason, where onnxruntime is missing or cannot load the file.
     """
@@ -50,8 +37,11 @@ def open_session(file: OnnxFile, path: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
+    # Else bytes that can also be taken for onnxruntime's own format would be.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    content = bytes(file.content)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class of its own for every status
         version = onnxruntime.__version__
         if file.opset > SAFE_OPSET or file.ir_version > SAFE_IR:
@@ -87,6 +77,11 @@ def run_session(
         raise StagingError(f"The model {path} failed to run: {_first_line(error)}") from None
 
 
+def described(item: Any, others: Sequence[str]) -> str:
+    """An input or output for a sentence; where it is not there, the names of those that are."""
+    return f"{item.name} {item.type} {item.shape}" if item is not None else listed([*others])
+
+
 @contextmanager
 def _terminable(cancel: CancelToken | None) -> Iterator[Any]:
     """Options of one run, which a watching thread ends when the user cancels."""
@@ -114,4 +109,6 @@ def _terminable(cancel: CancelToken | None) -> Iterator[Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    """What onnxruntime says, in one sentence of bounded length."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .")[:200]
+    return "".join(c if c.isprintable() else " " for c in said) + "."

@@ -1,0 +1,191 @@
+"""The card of a staging model: what its metadata says about it, checked field by field."""
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, TypedDict
+
+from .metadata import (
+    MISSING,
+    Wrong,
+    as_arguments,
+    entries,
+    exactly,
+    fields,
+    items,
+    line,
+    number,
+    read_fields,
+    spacing_mm,
+    version,
+    whole,
+    window_hu,
+)
+from .stages import GROUPS, STAGES
+from .summary import REGION_NAMES
+
+METADATA_KEY = "liver_fibrosis_staging"
+CONTRACT = 1
+MOST_VOXELS = 1 << 26  # of a patch: more take gigabytes
+MIDDLE = (2.5, 97.5)  # percentiles between which a location map is usual
+
+
+class Calibration(TypedDict, total=False):
+    """`temperature` divides the logits; `operating_points` are probabilities by group."""
+
+    temperature: float
+    operating_points: dict[str, float]
+
+
+class Interval(TypedDict):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Training(TypedDict, total=False):
+    """What a model was trained and evaluated on. auc: by group."""
+
+    data: str
+    cases_per_stage: list[int]
+    date: str
+    code_version: str
+    folds: int
+    auc: dict[str, Interval]
+    evaluated_on: str
+
+
+class Reference(TypedDict, total=False):
+    """Mean weights of reference cases. stages: by predicted stage, the number of `cases` and, by
+    region, the weights at the `percentiles`.
+    """
+
+    source: str
+    percentiles: list[float]
+    stages: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """The model's own metadata, as read from the file.
+
+    window_hu: (low, high) HU that become 0 and 1. spacing_mm and patch_size: (slice, row, column).
+    smoothing_mm: sigma of the Gaussian that the working grid is smoothed with. patch_overlap: least
+    shared fraction of neighbouring patches. target_layer: tensor that the location map looks at.
+    tail: operators between it and the logits, for the reader.
+    """
+
+    contract: int
+    name: str
+    stages: tuple[str, ...]
+    window_hu: tuple[float, float]
+    spacing_mm: tuple[float, float, float]
+    patch_size: tuple[int, int, int]
+    patch_overlap: float
+    target_layer: str
+    tail: tuple[str, ...]
+    intended_use: str
+    smoothing_mm: float = 0.0
+    calibration: Calibration = field(default_factory=Calibration)
+    reference: Reference = field(default_factory=Reference)
+    training: Training = field(default_factory=Training)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What `grid.working_grid` has to know, as its keyword arguments."""
+        return {
+            "spacing": self.spacing_mm,
+            "patch_size": self.patch_size,
+            "window": self.window_hu,
+            "overlap": self.patch_overlap,
+            "smoothing_mm": self.smoothing_mm,
+        }
+
+    @property
+    def temperature(self) -> float:
+        """Divisor of the logits before the softmax (Guo 2017, temperature scaling)."""
+        return self.calibration.get("temperature", 1.0)
+
+    @property
+    def trained_on(self) -> str:
+        """One sentence on the training data."""
+        return self.training.get("data", "Training data not stated.")
+
+
+def parse_card(text: str | None, name: str) -> Card:
+    """The card in a model's metadata; `name` is how messages call the model.
+
+    Raises StagingError that names the field that is missing or has another type or range.
+    """
+    advice = "its window, spacing and stages are unknown: export it with Training/export.py"
+    found = read_fields(text, METADATA_KEY, _CARD, name, advice)
+    return Card(**as_arguments(Card, found))
+
+
+def _patch_size(value: Any) -> list[int]:
+    size = items(whole(1, 2048), 3)(value)
+    if prod(size) > MOST_VOXELS:
+        raise Wrong(value, f"a patch of at most {MOST_VOXELS} voxels")
+    return size
+
+
+def _interval(value: Any) -> Interval:
+    share = number(0, 1)
+    found = fields({"value": share, "low": share, "high": share}, optional=())(value)
+    if found["low"] > found["high"]:
+        raise Wrong(value, "low not above high")
+    return found
+
+
+def _reference(value: Any) -> Reference:
+    found = fields({"source": line, "percentiles": items(number(0, 100), ascending=True)})(value)
+    if "stages" not in found:
+        return found
+    percentiles = found.get("percentiles", [])
+    if not set(MIDDLE) <= set(percentiles):
+        raise Wrong(
+            percentiles or MISSING, "a list with {:g} and {:g}".format(*MIDDLE), "percentiles"
+        )
+    weights = items(number(0, 1e6), len(percentiles), ascending=True)
+    regions = {region: weights for region in REGION_NAMES}
+    usual = fields({"cases": whole(0, 10**9), **regions}, optional=tuple(regions))
+    return fields({"stages": fields({stage: usual for stage in STAGES})})(found)
+
+
+TRAINING = fields(
+    {
+        "data": line,
+        "cases_per_stage": items(whole(0, 10**9), len(STAGES)),
+        "date": line,
+        "code_version": line,
+        "folds": whole(1, 10**6),
+        "auc": entries(_interval),
+        "evaluated_on": line,
+    }
+)
+
+_CARD = fields(
+    {
+        "contract": version(CONTRACT),
+        "name": line,
+        "stages": exactly(list(STAGES)),
+        "window_hu": window_hu,
+        "spacing_mm": spacing_mm,
+        "patch_size": _patch_size,
+        "patch_overlap": number(0, 0.9),
+        "target_layer": line,
+        "tail": items(line),
+        "intended_use": line,
+        "smoothing_mm": number(0, 10),
+        "calibration": fields(
+            {
+                "temperature": number(0.001, 1000),
+                "operating_points": fields({group: number(0, 1) for group in GROUPS}),
+            }
+        ),
+        "reference": _reference,
+        "training": TRAINING,
+    },
+    optional=("smoothing_mm", "calibration", "reference", "training"),
+)

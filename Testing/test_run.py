@@ -1,0 +1,199 @@
+"""run.py: what it runs for what the user says, and that it installs nothing unasked."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from LiverFibrosisStagingLib.__main__ import _parser
+
+SAMPLE = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
+
+
+@pytest.fixture()
+def run():
+    spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture()
+def commands(run, monkeypatch):
+    """Commands that would be run, as words; what asks whether something is there fails."""
+    seen = []
+
+    def ran(command, **options):
+        seen.append([str(word) for word in command])
+        return subprocess.CompletedProcess(command, 1 if options.get("capture_output") else 0)
+
+    monkeypatch.setattr(run.subprocess, "run", ran)
+    return seen
+
+
+@pytest.fixture()
+def staged(run, commands, monkeypatch):
+    """Options that the library's own parser finds in what `run.py stage ...` runs."""
+    monkeypatch.setattr(run, "_make_venv", lambda: None)
+    monkeypatch.setattr(run, "_install", lambda task: None)
+
+    def stage(*words):
+        assert run.main(["stage", *words]) == 0
+        (command,) = commands
+        assert command[1:4] == ["-m", "LiverFibrosisStagingLib", "stage"]
+        return _parser().parse_args(command[3:])
+
+    return stage
+
+
+SAMPLE_CT, SAMPLE_ORGANS = (str(SAMPLE / f"phantom_F4{end}") for end in ("_ct.nii.gz", ".seg.nrrd"))
+
+
+@pytest.mark.parametrize(
+    "words", ["-o X", "-oX", "--output X", "--output=X", "--out X", "--out=X", "-qoX", "-q -o X"]
+)
+@pytest.mark.parametrize("ct", ["", "CT"])
+def test_the_users_folder_counts(words, ct, staged):
+    options = staged(*words.split(), *ct.split())
+    assert options.output == "X" and options.ct == (ct or SAMPLE_CT)
+
+
+def test_the_readmes_command_stages_the_sample(staged):
+    options = staged()
+    assert [options.ct, options.liver, options.spleen] == [SAMPLE_CT, SAMPLE_ORGANS, None]
+    assert options.output == "result" and options.explain == "predicted"
+
+
+@pytest.mark.parametrize("words", ["--explain F4", "--expl F4", "--explain=F4", "-q --explain F4"])
+def test_options_alone_are_about_the_sample(words, staged):
+    options = staged(*words.split())
+    assert options.explain == "F4"
+    assert [options.ct, options.liver, options.spleen] == [SAMPLE_CT, SAMPLE_ORGANS, None]
+
+
+@pytest.mark.parametrize("words", ["CT", "--explain F4 CT", "CT --explain F4", "-q CT", "-- CT"])
+def test_the_samples_masks_are_not_another_cts(words, staged):
+    options = staged(*words.split())
+    assert (options.ct, options.liver, options.spleen) == ("CT", "auto", None)
+    assert options.output == "result"
+
+
+@pytest.mark.parametrize("words", ["--liver auto", "--spleen=M", "--liver M --spleen N"])
+def test_the_samples_masks_are_not_mixed_with_others(words, staged):
+    options = staged(*words.split())
+    assert options.ct == SAMPLE_CT
+    assert options.liver != SAMPLE_ORGANS
+
+
+@pytest.mark.parametrize("words", ["--explain", "--whistle", "-o", "--liver", "--explain F9"])
+def test_wrong_words_reach_the_command_that_names_them(words, staged, capsys):
+    with pytest.raises(SystemExit) as usage:
+        staged(*words.split())
+    assert usage.value.code == 2 and words.split()[0] in capsys.readouterr().err
+
+
+def test_it_knows_every_option_of_the_stage_command(run):
+    (commands,) = (action for action in _parser()._actions if action.choices)
+    takes_value = {
+        name: action.nargs is None
+        for action in commands.choices["stage"]._actions
+        for name in action.option_strings
+    }
+    assert takes_value == {
+        name: action.nargs is None
+        for action in run._stage_options()._actions
+        for name in action.option_strings
+    }
+
+
+def test_arguments_of_test_and_train_are_passed_on(run):
+    assert run._command("test", ["-k", "geometry"])[-2:] == ["-k", "geometry"]
+    assert run._command("train", ["--manifest", "m.csv", "-oR"])[1:] == [
+        *("--manifest", "m.csv", "-oR")
+    ]
+    assert run._command("train", [])[1:] == ["--phantoms", "252", "-o", "run"]
+
+
+@pytest.fixture()
+def system(run, monkeypatch):
+    """A system with these tools, for a user of this number."""
+
+    def pretend(user, *tools, ci=None):
+        monkeypatch.setattr(run.os, "geteuid", lambda: user, raising=False)
+        monkeypatch.setattr(run.shutil, "which", lambda name: name if name in tools else None)
+        monkeypatch.delenv("CI", raising=False)
+        if ci is not None:
+            monkeypatch.setenv("CI", ci)
+
+    return pretend
+
+
+PACKAGES = ["liba", "libb"]
+INSTALL = ["apt-get", "install", "-y", "-qq", *PACKAGES]
+
+
+def test_root_installs(run, commands, system, capsys):
+    system(0, "apt-get")
+    run._install_with_apt(*PACKAGES)
+    assert commands == [["apt-get", "update", "-qq"], INSTALL]
+    assert "liba libb" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ci", [None, "", "false", "0"])
+def test_a_user_is_told_the_command_and_nothing_is_run(ci, run, commands, system, capsys):
+    system(1000, "apt-get", "sudo", ci=ci)
+    run._install_with_apt(*PACKAGES)
+    assert commands == []
+    told = capsys.readouterr().out
+    assert "sudo apt-get update -qq && sudo apt-get install -y -qq liba libb\n" in told
+
+
+def test_a_build_server_installs_with_sudo(run, commands, system):
+    system(1000, "apt-get", "sudo", ci="true")
+    run._install_with_apt(*PACKAGES)
+    assert commands[-1] == ["sudo", *INSTALL]
+
+
+def test_without_sudo_or_apt_it_is_said_what_is_missing(run, commands, system, capsys):
+    system(1000, "apt-get", ci="true")
+    run._install_with_apt(*PACKAGES)
+    system(1000)
+    run._install_with_apt(*PACKAGES)
+    assert commands == [] and capsys.readouterr().out.count("liba libb") == 2
+
+
+def test_a_python_without_venv(run, commands, system, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "PYTHON", tmp_path / "none")
+    system(1000, "apt-get", "sudo")
+    with pytest.raises(SystemExit, match="venv and ensurepip are needed"):
+        run._make_venv()
+    assert {command[0] for command in commands} == {sys.executable}
+    assert f"python3.{sys.version_info.minor}-venv" in capsys.readouterr().out
+    system(0, "apt-get")
+    with pytest.raises(SystemExit):
+        run._make_venv()
+    assert ["apt-get", "update", "-qq"] in commands
+
+
+def test_without_qt_the_tests_go_on(run, commands, system, capsys):
+    system(1000, "apt-get", "sudo")
+    run._install_libraries_of_qt()
+    assert not any("apt-get" in command for command in commands)
+    told = capsys.readouterr().out
+    assert "tests of the panel are skipped" in told and "libegl1" in told
+
+
+def test_it_is_a_program_of_its_own():
+    """With the standard library alone, from any folder."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(ROOT / "run.py"), "--help"],
+        env={**os.environ, "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT.anchor,
+    )
+    assert done.returncode == 0 and "run.py stage" in done.stdout
