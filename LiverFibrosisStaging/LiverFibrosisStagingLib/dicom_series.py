@@ -168,6 +168,14 @@ def is_dicom(path: Path) -> bool:
     return head[128:132] == b"DICM" and _DIRECTORY_RECORD not in head
 
 
+def opens_as_dicom(path: Path) -> bool:
+    """`is_dicom`, and False for a file that cannot be opened."""
+    try:
+        return path.is_file() and is_dicom(path)
+    except StagingError:
+        return False
+
+
 def dicom_folders(root: str | Path) -> list[Path]:
     """The folders under `root` that are one case each, sorted.
 
@@ -183,7 +191,7 @@ def dicom_folders(root: str | Path) -> list[Path]:
     for folder, subfolders, names in os.walk(root, topdown=False):
         here = Path(folder)
         found: set[str] = set()
-        first = next((p for p in _visible(here, names) if is_dicom(p)), None)
+        first = next((p for p in _visible(here, names) if opens_as_dicom(p)), None)
         if first is not None:
             direct.add(here)
             found.add(_study(first))

@@ -21,6 +21,7 @@ from .grid import WorkingGrid, patch_array, working_grid
 from .location_map import merge_patches, on_ct
 from .masks import organ_masks, read_organ
 from .model import StagingModel, default_model_path
+from .privacy import Names
 from .quality import unusual
 from .reading import NAME_KEY, notes, read_ct
 from .result import Seen, StagingResult
@@ -49,7 +50,8 @@ def stage(
     "predicted", "F0" to "F4", "significant", "advanced" or "cirrhosis". progress: called with a
     fraction 0..1 and the step's name. cancel: asked between steps and patches.
 
-    Raises StagingError for every refusal and Cancelled when cancelled.
+    Raises StagingError for every refusal, which may name the file or node, and Cancelled when
+    cancelled. The result names neither.
     """
     steps = _Steps(progress, cancel)
     explained_stages(explain, 0)  # an unknown name is refused before any work
@@ -60,7 +62,8 @@ def stage(
     card = model.card
 
     steps.begin(0.02, "Reading")
-    name = _name(ct)
+    given = [_given(image) for image in (ct, liver, spleen)]
+    name = "The CT" if given[0] is None else str(given[0])
     ct = ct if isinstance(ct, sitk.Image) else read_ct(ct)
     liver, spleen = (
         mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask)
@@ -100,7 +103,7 @@ def stage(
         probabilities=probabilities,
         stage=predicted,
         scores=group_scores(probabilities),
-        staging_warnings=tuple(warnings),
+        staging_warnings=tuple(map(Names(*given).removed, warnings)),
         ct=ct,
         liver=liver,
         spleen=spleen,
@@ -126,10 +129,11 @@ def explain_again(
     return replace(result, provenance={**result.provenance, "seconds": seconds}, **explanation)
 
 
-def _name(ct: sitk.Image | str | Path) -> str:
-    if not isinstance(ct, sitk.Image):
-        return str(ct)
-    return ct.GetMetaData(NAME_KEY) if ct.HasMetaDataKey(NAME_KEY) else "The CT"
+def _given(image: sitk.Image | str | Path | None) -> str | Path | None:
+    """Path or name of what was given; None where it has neither."""
+    if not isinstance(image, sitk.Image):
+        return image
+    return image.GetMetaData(NAME_KEY) if image.HasMetaDataKey(NAME_KEY) else None
 
 
 def _look(model: StagingModel, grid: WorkingGrid, steps: "_Steps") -> Seen:
@@ -202,9 +206,20 @@ class _Steps:
         self._since = now
 
 
-def _provenance(model: StagingModel, ct: sitk.Image, grid: WorkingGrid) -> dict[str, Any]:
-    import onnxruntime  # the model has run: it is there
+def software() -> dict[str, str]:
+    """Versions of what a result depends on; onnxruntime has to be installed."""
+    import onnxruntime
 
+    return {
+        "LiverFibrosisStaging": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "SimpleITK": sitk.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def _provenance(model: StagingModel, ct: sitk.Image, grid: WorkingGrid) -> dict[str, Any]:
     card = model.card
     voxels = hashlib.sha256(sitk.GetArrayViewFromImage(ct))
     geometry = (ct.GetSize(), ct.GetSpacing(), ct.GetOrigin(), ct.GetDirection())
@@ -225,12 +240,6 @@ def _provenance(model: StagingModel, ct: sitk.Image, grid: WorkingGrid) -> dict[
             "size": list(ct.GetSize()),
             "spacing_mm": list(ct.GetSpacing()),
         },
-        "software": {
-            "LiverFibrosisStaging": __version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "SimpleITK": sitk.__version__,
-            "onnxruntime": onnxruntime.__version__,
-        },
+        "software": software(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

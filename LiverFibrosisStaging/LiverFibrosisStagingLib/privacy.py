@@ -1,0 +1,247 @@
+"""Names of patients stay on the screen: what is written says "the CT" instead.
+
+Files and folders are named after patients more often than not, and DICOM says outright who it is.
+Sentences for the screen may quote such names; each that goes into a file passes through
+`Names.removed`. Names of cases, which become folders and a column of the table, are replaced by a
+pseudonym where they read like a person's.
+"""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from .dicom_series import opens_as_dicom, quiet
+from .masks import file_and_label
+from .stages import GROUPS, STAGES
+
+# What DICOM says about the patient (group 0010, as a whole) and in free text, where names occur.
+_PATIENT_GROUP = "0010|"
+_PATIENT_NAME = "0010|0010"
+_BIRTH_DATE = "0010|0030"
+# Names of the patient, of physicians and of operators.
+_PEOPLE = (_PATIENT_NAME, "0008|0090", "0008|1048", "0008|1050", "0008|1060", "0008|1070")
+_FREE_TEXT = (
+    "0008|0050",  # accession number
+    "0008|0080",  # institution
+    "0008|0081",
+    "0008|1010",  # station
+    "0008|1030",  # study description
+    "0008|103e",  # series description
+    "0008|1040",
+    "0018|1030",  # protocol
+    "0018|1400",
+    "0020|0010",  # study
+    "0020|4000",  # comments
+    "0032|1032",
+    "0032|1060",
+    "0040|0254",
+)
+# Words of our own sentences and of ordinary file names. They name nobody, so they are no reason to
+# replace anything: a file called liver.nii must not take the liver out of every sentence.
+_ORDINARY_WORDS = """
+a an and are as at be below but by for from has have in is it its no none not of on or so than
+that the them they this to too was what where with
+abdomen abdominal above air all anonymous arterial axial axis body bone case cases chest cohort
+contrast core ct cts data dataset delayed dicom dicomdir enhanced export fat file files folder
+gz head header hu image images img input label labels late left liver lung map mask masks mean
+mha mhd ml mm model mr mri native network nhdr nifti nii none nrrd organ organs original output
+patient patients phase plain portal post pre pv raw result results right sample scan scans seg
+segment segmentation segmented segments series share slice slices spacing spine spleen stage
+staged staging study studies sub subject surface test thick thin thorax tissue tmp train
+unknown user users venous volume volumes voxel voxels
+"""
+_ORDINARY = {*_ORDINARY_WORDS.split(), *(name.lower() for name in (*STAGES, *GROUPS))}
+
+_WORDS = re.compile(r"[^\W_]+")
+_BETWEEN = r"[\W_]{1,3}"  # what stands between a name's words: ^ or _ or a space, or ", "
+_INSIDE_DOE_JANE = re.compile("(?<=[a-z\u00df-\u00ff])(?=[A-Z\u00c0-\u00de])")
+_YEAR_OR_DATE = re.compile(r"19\d\d|20[0-2]\d|\d{8}")
+_FEWEST_DIGITS = 5  # a shorter number is no identifier but may be one of the sentence's own
+# "The mask /data/p1.nii is empty" is to become "The liver mask is empty".
+_BEFORE = r"(?:\b(?:the )?(?:mask|model|folder|file|image|table) )?"
+_ANY_PATH = re.compile(
+    rf"{_BEFORE}(?<![\w/\\])(?:[A-Z]:)?(?:[/\\][^/\\\s:;,'\"]+){{2,}}[/\\]?", re.I
+)
+
+
+class Names:
+    """What identifies the patient in one case's inputs, to be kept out of what is written.
+
+    ct, liver, spleen: paths, FILE:LABEL, or names of nodes; None where there is none. Files are
+    read only when there is a text to clean. files: other paths that the sentences may quote, and
+    what these are.
+    """
+
+    def __init__(
+        self,
+        ct: str | Path | None,
+        liver: str | Path | None = None,
+        spleen: str | Path | None = None,
+        files: Mapping[str | Path, str] | None = None,
+    ) -> None:
+        self._inputs = {"the CT": ct, "the liver mask": liver, "the spleen mask": spleen}
+        self._files = files or {}
+
+    def removed(self, text: str) -> str:
+        """A text without names of the inputs, in any letter case and however they are joined.
+
+        The inputs' paths, file and folder names become "the CT" and the like, what DICOM says of
+        the patient becomes "the patient", and a path that is none of the inputs' "a file".
+        """
+        meanings = [*self._identifiers.values()]
+
+        def begin(meant: str, match: re.Match[str]) -> str:
+            capital = match.start() == 0 or match[0].startswith("The ")
+            return meant[0].upper() + meant[1:] if capital else meant
+
+        text = unicodedata.normalize("NFC", text)
+        if meanings:
+            text = self._pattern.sub(lambda m: begin(meanings[m.lastindex - 1], m), text)
+        return _ANY_PATH.sub(lambda m: begin("a file", m), text)
+
+    @cached_property
+    def _identifiers(self) -> dict[str, str]:
+        """What each stands for, by its words joined by spaces; the longest first."""
+        found: dict[str, str] = {}
+
+        def add(text: str, meant: str, tells: bool = False) -> None:
+            words = _WORDS.findall(unicodedata.normalize("NFC", text).lower())
+            if words and (tells or any(map(_tells, words))):
+                found.setdefault(" ".join(words), meant)
+
+        def add_person(text: str) -> None:
+            for word in _name_words(text):
+                add(word, "the patient")
+
+        paths = {
+            file_and_label(given)[0]: meant
+            for meant, given in self._inputs.items()
+            if given is not None
+        }
+        paths |= {Path(file): meant for file, meant in self._files.items()}
+        for path, meant in paths.items():
+            for name in _names_of_path(path):
+                add(name, meant)
+        for path in paths:
+            for part in path.absolute().parts:
+                add(part, "a folder")
+                if reads_like_a_person(part):
+                    add_person(part)
+        for file, tags in self._dicom():
+            add(file.name, "a file of the CT")
+            add(file.stem, "a file of the CT")
+            for key, text in tags.items():
+                add(text, "the patient")
+                if key in _PEOPLE or reads_like_a_person(text):
+                    add_person(text)
+            if len(date := tags.get(_BIRTH_DATE, "")) == 8:
+                year, month, day = date[:4], date[4:6], date[6:]
+                for written in ((year, month, day), (day, month, year), (month, day, year)):
+                    add(" ".join(written), "the patient", tells=True)
+        return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+    def _dicom(self) -> Iterator[tuple[Path, dict[str, str]]]:
+        ct = self._inputs["the CT"]
+        for file in () if ct is None else _dicom_files(Path(ct)):
+            yield file, _tags(file)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        each = (_BETWEEN.join(map(re.escape, words.split())) for words in self._identifiers)
+        either = "|".join(f"({one})" for one in each)
+        # The root or drive of a path goes with it.
+        return re.compile(rf"{_BEFORE}(?:(?<!\w)[/\\]+)?(?<![^\W_])(?:{either})(?![^\W_])", re.I)
+
+
+def reads_like_a_person(name: str, people: Iterable[str] = ()) -> bool:
+    """Whether a case's name may be a person's.
+
+    It is one that has a ^, as DICOM joins names; or two words and a year or a date, as in
+    DOE_JANE_1950; or that shares a word with one of `people`, names from DICOM.
+    """
+    if "^" in name:
+        return True
+    parts = re.findall(
+        r"[^\W\d_]+|\d+", _INSIDE_DOE_JANE.sub(" ", unicodedata.normalize("NFC", name))
+    )
+    words = {part.lower() for part in parts if part.isalpha() and len(part) >= 3} - _ORDINARY
+    dated = any(map(_YEAR_OR_DATE.fullmatch, parts))
+    known = {word for person in people if "^" in person for word in _name_words(person)}
+    return (len(words) >= 2 and dated) or not known.isdisjoint(_name_words(name))
+
+
+def pseudonym(identity: str) -> str:
+    """The same name for the same case at every run, out of which nobody reads a name.
+
+    identity: what tells the case from others, such as its path in the cohort.
+    """
+    normal = unicodedata.normalize("NFC", identity)
+    return f"case-{hashlib.sha256(normal.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def patient_names(path: Path) -> list[str]:
+    """DICOM's name of the patient, from the first DICOM file of a folder or from one file."""
+    for file in _dicom_files(path):
+        tags = _tags(file)
+        if tags:
+            return [tags[_PATIENT_NAME]] if _PATIENT_NAME in tags else []
+    return []
+
+
+def _name_words(name: str) -> set[str]:
+    """The words of a name, in lower case; of one letter are initials, which tell nothing."""
+    name = unicodedata.normalize("NFC", name)
+    words = _WORDS.findall(name) + re.findall(r"[^\W\d_]+", _INSIDE_DOE_JANE.sub(" ", name))
+    return {word.lower() for word in words if not word.isdigit() and _tells(word.lower())}
+
+
+def _tells(word: str) -> bool:
+    """Whether a word in lower case may identify someone."""
+    if word.isdigit():
+        return len(word) >= _FEWEST_DIGITS
+    return word not in _ORDINARY and (len(word) >= 2 or not word.isascii())
+
+
+def _names_of_path(path: Path) -> Iterator[str]:
+    yield from (str(path), str(path.absolute()))
+    if os.path.exists(path):
+        yield str(path.resolve())
+    yield path.name
+    stem = path.name
+    while stem != (stem := Path(stem).stem):  # a.seg.nrrd, a.seg, a
+        yield stem
+
+
+def _dicom_files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        for folder, _, names in os.walk(path):
+            yield from (p for p in (Path(folder, n) for n in sorted(names)) if opens_as_dicom(p))
+    elif opens_as_dicom(path):
+        yield path
+
+
+def _tags(path: Path) -> dict[str, str]:
+    """What one DICOM file says about the patient and in free text; {} where it is no image."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        with quiet():
+            reader.ReadImageInformation()
+    except RuntimeError:
+        return {}
+    tags = {}
+    for key in reader.GetMetaDataKeys():
+        if key.startswith(_PATIENT_GROUP) or key in (*_PEOPLE, *_FREE_TEXT):
+            raw = reader.GetMetaData(key).encode("utf-8", "surrogateescape")
+            try:
+                tags[key] = raw.decode("utf-8").strip(" \0")
+            except UnicodeDecodeError:
+                tags[key] = raw.decode("latin-1").strip(" \0")
+    return tags
