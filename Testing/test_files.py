@@ -88,7 +88,7 @@ def test_failure_while_writing_leaves_nothing(error, tmp_path):
         (folder / "map").write_text("new")
         raise error
 
-    with pytest.raises((StagingError, RuntimeError), match="No space left|a bug"):
+    with pytest.raises((StagingError, RuntimeError), match=r"No space left|a bug"):
         write_folder(tmp_path / "a" / "b", NAMES, write)
     assert not (tmp_path / "a").exists()
     write_folder(tmp_path, NAMES, writer("old"))

@@ -105,18 +105,23 @@ def _row(
         return {**row, "status": "done", **_staged(case, output, model, explain, progress, cancel)}
     except Cancelled:
         raise
-    except StagingError as refusal:
-        reason = written = str(refusal)
-    except MemoryError:
-        reason = written = "Not enough memory for this CT."
     except Exception as error:  # one case is never the end of the others
-        # The message may quote the file's header, so it is for the screen alone.
-        written = f"Unexpected {type(error).__name__}: the file may be damaged."
-        reason = f"Unexpected {type(error).__name__}: {' '.join(str(error).split())}"
-    say(f"{case.name}: {reason}")
-    files = {output / case.name: "the result folder", model.path: "the model"}
-    names = Names(case.ct, case.liver, case.spleen, files)
-    return {**row, "status": "failed", "reason": names.removed(written)}
+        reason, written = _reason(error)
+        say(f"{case.name}: {reason}")
+        files = {output / case.name: "the result folder", model.path: "the model"}
+        names = Names(case.ct, case.liver, case.spleen, files)
+        return {**row, "status": "failed", "reason": names.removed(written)}
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    """Why a case failed, in a sentence for the screen and one for the table."""
+    if isinstance(error, StagingError):
+        return str(error), str(error)
+    if isinstance(error, MemoryError):
+        return ("Not enough memory for this CT.",) * 2
+    kind = f"Unexpected {type(error).__name__}"
+    # What it says may quote the file's header, in which names stand.
+    return f"{kind}: {' '.join(str(error).split())}", f"{kind}: the file may be damaged."
 
 
 def _staged(

@@ -320,6 +320,7 @@ def _holds_ct(path: Path) -> bool | None:
             reader.ReadImageInformation()
         if reader.GetNumberOfComponents() > 1 or reader.GetPixelID() in _UNSIGNED:
             return False
-        return float(sitk.GetArrayViewFromImage(read_ct(path)).min()) < AIR_HU
+        image = read_ct(path)  # kept: a view does not keep its image
+        return float(sitk.GetArrayViewFromImage(image).min()) < AIR_HU
     except Exception:  # whatever it is, staging the file says so
         return None

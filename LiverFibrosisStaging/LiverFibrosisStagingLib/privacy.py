@@ -23,7 +23,7 @@ from .stages import GROUPS, STAGES
 # What DICOM says about the patient (group 0010, as a whole) and in free text, where names occur.
 _PATIENT_GROUP = "0010|"
 _PATIENT_NAME = "0010|0010"
-_BIRTH_DATE = "0010|0030"
+_PATIENT_ID, _BIRTH_DATE = "0010|0020", "0010|0030"
 # Names of the patient, of physicians and of operators.
 _PEOPLE = (_PATIENT_NAME, "0008|0090", "0008|1048", "0008|1050", "0008|1060", "0008|1070")
 _FREE_TEXT = (
@@ -68,6 +68,7 @@ _BEFORE = r"(?:\b(?:the )?(?:mask|model|folder|file|image|table) )?"
 _ANY_PATH = re.compile(
     rf"{_BEFORE}(?<![\w/\\])(?:[A-Z]:)?(?:[/\\][^/\\\s:;,'\"]+){{2,}}[/\\]?", re.I
 )
+_REPEATED = re.compile(r"\b(\w+ \w+)(?:[\W_]{1,3}\1)+\b", re.I)  # "the patient, the patient"
 
 
 class Names:
@@ -103,7 +104,8 @@ class Names:
         text = unicodedata.normalize("NFC", text)
         if meanings:
             text = self._pattern.sub(lambda m: begin(meanings[m.lastindex - 1], m), text)
-        return _ANY_PATH.sub(lambda m: begin("a file", m), text)
+        text = _ANY_PATH.sub(lambda m: begin("a file", m), text)
+        return _REPEATED.sub(r"\1", text)
 
     @cached_property
     def _identifiers(self) -> dict[str, str]:
@@ -127,8 +129,11 @@ class Names:
         paths |= {Path(file): meant for file, meant in self._files.items()}
         for path, meant in paths.items():
             for name in _names_of_path(path):
-                add(name, meant)
+                file = name == path.name and path.suffix[1:2].isalpha()
+                add(name, meant, tells=file or "/" in name or "\\" in name)
         for path in paths:
+            for parent in path.absolute().parents:
+                add(str(parent), "a folder", tells=len(parent.parts) > 2)
             for part in path.absolute().parts:
                 add(part, "a folder")
                 if reads_like_a_person(part):
@@ -137,7 +142,7 @@ class Names:
             add(file.name, "a file of the CT")
             add(file.stem, "a file of the CT")
             for key, text in tags.items():
-                add(text, "the patient")
+                add(text, "the patient", tells=key == _PATIENT_ID and len(text) >= _FEWEST_DIGITS)
                 if key in _PEOPLE or reads_like_a_person(text):
                     add_person(text)
             if len(date := tags.get(_BIRTH_DATE, "")) == 8:
