@@ -125,6 +125,25 @@ def test_what_dicom_says_is_removed(tmp_path):
     assert names.removed("Read in the arterial phase.") == "Read in the arterial phase."
 
 
+@pytest.mark.parametrize("one_file", [False, True])
+def test_other_files_of_a_dicom_folder_are_removed(one_file, tmp_path):
+    folder = write_slices(tmp_path / "scan", image(hu_array(3)), {"0010|0010": "X"}, prefix="P")
+    (folder / "Roe.dcm").write_text("cut off")
+    names = Names(folder / "P001.dcm" if one_file else folder)
+    assert (
+        names.removed("roe.dcm and P002.dcm differ.")
+        == "A file of the CT and a file of the CT differ."
+    )
+
+
+def test_data_files_that_headers_name_are_removed(tmp_path):
+    write(tmp_path / "p1.mhd", hu_array(2))
+    text = (tmp_path / "p1.mhd").read_text().replace("p1.raw", "Roe R.zraw")
+    (tmp_path / "p1.mhd").write_text(text)
+    clean = Names(tmp_path / "p1.mhd").removed("p1.mhd: its data file Roe R.zraw is missing.")
+    assert clean == "The CT: the data file is missing."
+
+
 @pytest.fixture(scope="module")
 def inputs(sample, tmp_path_factory):
     """The phantom under a patient's name in every format, and files that cannot be read."""

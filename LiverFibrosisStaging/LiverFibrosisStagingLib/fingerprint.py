@@ -19,7 +19,7 @@ from .dicom_series import is_dicom
 from .errors import StagingError
 from .masks import file_and_label
 
-_TEXT_HEADERS = (".mha", ".mhd", ".nrrd", ".nhdr")
+TEXT_HEADERS = (".mha", ".mhd", ".nrrd", ".nhdr")
 _LONGEST_HEADER = 1 << 20
 _CHUNK = 1 << 20
 
@@ -61,7 +61,7 @@ def _with_data(file: Path) -> Iterator[Path]:
     if not file.is_file():
         return  # staging will say so
     yield file
-    if file.suffix.lower() not in _TEXT_HEADERS:
+    if file.suffix.lower() not in TEXT_HEADERS:
         return
     with _opened(file) as stream:
         head = stream.read(_LONGEST_HEADER)

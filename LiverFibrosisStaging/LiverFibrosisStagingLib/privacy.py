@@ -11,12 +11,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 import SimpleITK as sitk
 
 from .dicom_series import opens_as_dicom, quiet
+from .fingerprint import TEXT_HEADERS
 from .masks import file_and_label
 from .stages import GROUPS, STAGES
 
@@ -64,7 +66,9 @@ _INSIDE_DOE_JANE = re.compile("(?<=[a-z\u00df-\u00ff])(?=[A-Z\u00c0-\u00de])")
 _YEAR_OR_DATE = re.compile(r"19\d\d|20[0-2]\d|\d{8}")
 _FEWEST_DIGITS = 5  # a shorter number is no identifier but may be one of the sentence's own
 # "The mask /data/p1.nii is empty" is to become "The liver mask is empty".
-_BEFORE = r"(?:\b(?:the )?(?:mask|model|folder|file|image|table) )?"
+_BEFORE = r"(?:\b(?:the |its )?(?:mask|model|folder|data file|file|image|table) )?"
+_LONGEST_HEADER = 1 << 16
+_DATA_FILE = re.compile(r"^(?:ElementDataFile|data ?file)\s*[:=]+(.+)$", re.I | re.M)
 _ANY_PATH = re.compile(
     rf"{_BEFORE}(?<![\w/\\])(?:[A-Z]:)?(?:[/\\][^/\\\s:;,'\"]+){{2,}}[/\\]?", re.I
 )
@@ -138,9 +142,14 @@ class Names:
                 add(part, "a folder")
                 if reads_like_a_person(part):
                     add_person(part)
-        for file, tags in self._dicom():
+        for path in paths:
+            for name in _data_files(path):
+                add(name, "the data file", tells=True)
+        ct = self._inputs["the CT"]
+        for file in () if ct is None else _dicom_files(Path(ct)):
             add(file.name, "a file of the CT")
             add(file.stem, "a file of the CT")
+            tags = _tags(file)
             for key, text in tags.items():
                 add(text, "the patient", tells=key == _PATIENT_ID and len(text) >= _FEWEST_DIGITS)
                 if key in _PEOPLE or reads_like_a_person(text):
@@ -150,11 +159,6 @@ class Names:
                 for written in ((year, month, day), (day, month, year), (month, day, year)):
                     add(" ".join(written), "the patient", tells=True)
         return dict(sorted(found.items(), key=lambda item: -len(item[0])))
-
-    def _dicom(self) -> Iterator[tuple[Path, dict[str, str]]]:
-        ct = self._inputs["the CT"]
-        for file in () if ct is None else _dicom_files(Path(ct)):
-            yield file, _tags(file)
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -192,11 +196,8 @@ def pseudonym(identity: str) -> str:
 
 def patient_names(path: Path) -> list[str]:
     """DICOM's name of the patient, from the first DICOM file of a folder or from one file."""
-    for file in _dicom_files(path):
-        tags = _tags(file)
-        if tags:
-            return [tags[_PATIENT_NAME]] if _PATIENT_NAME in tags else []
-    return []
+    found = next(filter(None, map(_tags, _dicom_files(path))), {})
+    return [found[_PATIENT_NAME]] if _PATIENT_NAME in found else []
 
 
 def _name_words(name: str) -> set[str]:
@@ -224,15 +225,28 @@ def _names_of_path(path: Path) -> Iterator[str]:
 
 
 def _dicom_files(path: Path) -> Iterator[Path]:
+    """The files of a DICOM folder, damaged ones too, or of the folder around one DICOM file."""
     if path.is_dir():
-        for folder, _, names in os.walk(path):
-            yield from (p for p in (Path(folder, n) for n in sorted(names)) if opens_as_dicom(p))
+        yield from (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     elif opens_as_dicom(path):
         yield path
+        yield from (file for file in path.parent.iterdir() if file != path and file.is_file())
+
+
+def _data_files(path: Path) -> list[str]:
+    """What a MetaImage or NRRD header calls the files with its voxels."""
+    if path.suffix.lower() not in TEXT_HEADERS or not os.path.isfile(path):
+        return []
+    with suppress(OSError), path.open("rb") as stream:
+        head = stream.read(_LONGEST_HEADER).decode("utf-8", "replace")
+        return [name.strip() for name in _DATA_FILE.findall(head)]
+    return []
 
 
 def _tags(path: Path) -> dict[str, str]:
     """What one DICOM file says about the patient and in free text; {} where it is no image."""
+    if not opens_as_dicom(path):
+        return {}
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))

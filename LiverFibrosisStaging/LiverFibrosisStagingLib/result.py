@@ -113,7 +113,8 @@ class StagingResult:
         return liver + sitk.Cast(spleen, sitk.sitkUInt8) * SPLEEN_LABEL
 
     def explain(self, explain: str) -> "StagingResult":
-        """This result with the location map of another stage or group; the network rests.
+        """This result with the location map of another stage or group, without running
+        the network again.
 
         Takes the names that `stage` takes, and raises StagingError for others.
         """

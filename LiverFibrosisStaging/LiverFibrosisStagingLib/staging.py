@@ -41,7 +41,7 @@ def stage(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> StagingResult:
-    """Stage one CT and say where the network looked.
+    """Stage one CT and map what its stage was based on.
 
     ct: portal-venous CT in HU, an image or a path (DICOM folder, NIfTI, NRRD, MHA). liver, spleen:
     masks, images or paths, on the CT's grid or another over the same space; a label image with 1
@@ -119,7 +119,8 @@ def explain_again(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> StagingResult:
-    """The same result with the location map of another stage or group; the network rests.
+    """The same result with the location map of another stage or group, without running
+    the network again.
 
     Takes and raises what `stage` does.
     """
