@@ -99,6 +99,18 @@ def test_names_are_removed(text, clean, tmp_path):
     assert names.removed(text.format(**given)) == clean
 
 
+def test_one_word_names_are_removed_where_something_is_named(tmp_path):
+    names = Names(tmp_path / "Damaged" / "offset.nii")
+    for text, clean in (
+        ("offset: no.", "The CT: no."),
+        ("Damaged: no.", "A folder: no."),
+        ("The folder Damaged is damaged.", "A folder is damaged."),
+        ("'damaged' is Damaged: an offset.", "'a folder' is a folder: an offset."),
+        ("offset.nii: with an offset of 5 x 5 x 5.", "The CT: with an offset of 5 x 5 x 5."),
+    ):
+        assert names.removed(text) == clean
+
+
 @pytest.mark.parametrize(
     "name", ["ct", "liver", "a", "the", "12", "1.2", "cirrhosis", "segmentation"]
 )

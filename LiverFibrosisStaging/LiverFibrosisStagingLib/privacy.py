@@ -52,7 +52,8 @@ that the them they this to too was what where with
 abdomen abdominal above air all anonymous arterial axial axis body bone case cases chest cohort
 contrast core ct cts data dataset delayed dicom dicomdir enhanced export fat file files folder
 gz head header hu image images img input label labels late left liver lung map mask masks mean
-mha mhd ml mm model mr mri native network nhdr nifti nii none nrrd organ organs original output
+metaimage mha mhd ml mm model mr mri nan native network nhdr nifti nii none nrrd organ organs
+original output
 patient patients phase plain portal post pre pv raw result results right sample scan scans seg
 segment segmentation segmented segments series share slice slices spacing spine spleen stage
 staged staging study studies sub subject surface test thick thin thorax tissue tmp train
@@ -66,13 +67,15 @@ _INSIDE_DOE_JANE = re.compile("(?<=[a-z\u00df-\u00ff])(?=[A-Z\u00c0-\u00de])")
 _YEAR_OR_DATE = re.compile(r"19\d\d|20[0-2]\d|\d{8}")
 _FEWEST_DIGITS = 5  # a shorter number is no identifier but may be one of the sentence's own
 # "The mask /data/p1.nii is empty" is to become "The liver mask is empty".
-_BEFORE = r"(?:\b(?:the |its )?(?:mask|model|folder|data file|file|image|table) )?"
+_NOUN = r"\b(?:the |its )?(?:mask|model|folder|data file|file|image|table) "
 _LONGEST_HEADER = 1 << 16
 _DATA_FILE = re.compile(r"^(?:ElementDataFile|data ?file)\s*[:=]+(.+)$", re.I | re.M)
 _ANY_PATH = re.compile(
-    rf"{_BEFORE}(?<![\w/\\])(?:[A-Z]:)?(?:[/\\][^/\\\s:;,'\"]+){{2,}}[/\\]?", re.I
+    rf"(?:{_NOUN})?(?<![\w/\\])(?:[A-Z]:)?(?:[/\\][^/\\\s:;,'\"]+){{2,}}[/\\]?", re.I
 )
-_REPEATED = re.compile(r"\b(\w+ \w+)(?:[\W_]{1,3}\1)+\b", re.I)  # "the patient, the patient"
+_REPEATED = re.compile(r"\b(the patient|a folder)(?:[\W_]{1,3}\1)+\b", re.I)
+# A name of one word may be a word of ours as well: it is meant where something is named.
+_SUBJECT = rf"(?:^(?=[^\W_]+:)|{_NOUN}|(?<=['\"/\\]))"
 
 
 class Names:
@@ -99,31 +102,54 @@ class Names:
         The inputs' paths, file and folder names become "the CT" and the like, what DICOM says of
         the patient becomes "the patient", and a path that is none of the inputs' "a file".
         """
-        meanings = [*self._identifiers.values()]
 
         def begin(meant: str, match: re.Match[str]) -> str:
             capital = match.start() == 0 or match[0].startswith("The ")
             return meant[0].upper() + meant[1:] if capital else meant
 
         text = unicodedata.normalize("NFC", text)
-        if meanings:
-            text = self._pattern.sub(lambda m: begin(meanings[m.lastindex - 1], m), text)
+        for pattern, meanings in self._patterns:
+            text = pattern.sub(lambda m, known=meanings: begin(known[m.lastindex - 1], m), text)
         text = _ANY_PATH.sub(lambda m: begin("a file", m), text)
         return _REPEATED.sub(r"\1", text)
 
     @cached_property
-    def _identifiers(self) -> dict[str, str]:
-        """What each stands for, by its words joined by spaces; the longest first."""
-        found: dict[str, str] = {}
+    def _patterns(self) -> list[tuple[re.Pattern[str], list[str]]]:
+        """Patterns with a group for each identifier, and what each stands for."""
+        anywhere, as_subject = self._identifiers()
+        found = []
+        # The root or drive of a path goes with it.
+        for before, known in (
+            (rf"(?:{_NOUN})?(?:(?<!\w)[/\\]+)?(?<![^\W_])", anywhere),
+            (_SUBJECT, as_subject),
+        ):
+            if known:  # the longest first, so that none hides in another
+                ordered = sorted(known, key=len, reverse=True)
+                either = "|".join(f"({one})" for one in ordered)
+                pattern = re.compile(rf"{before}(?:{either})(?![^\W_])", re.I)
+                found.append((pattern, [known[one] for one in ordered]))
+        return found
 
-        def add(text: str, meant: str, tells: bool = False) -> None:
-            words = _WORDS.findall(unicodedata.normalize("NFC", text).lower())
-            if words and (tells or any(map(_tells, words))):
-                found.setdefault(" ".join(words), meant)
+    def _identifiers(self) -> tuple[dict[str, str], dict[str, str]]:
+        """What each stands for, by a pattern: those removed anywhere, and as a subject only."""
+        anywhere: dict[str, str] = {}
+        as_subject: dict[str, str] = {}
+
+        def add(text: str, meant: str, tells: bool = False, person: bool = False) -> None:
+            words = _WORDS.findall(unicodedata.normalize("NFC", text))
+            if not words or not (tells or any(_tells(word.lower()) for word in words)):
+                return
+            pattern = _BETWEEN.join(re.escape(word.lower()) for word in words)
+            if len(words) > 1 or person or not words[0].isalpha() or not words[0].isascii():
+                anywhere.setdefault(pattern, meant)
+                return
+            as_subject.setdefault(pattern, meant)
+            if not words[0].islower():  # as it is written, it is none of our words
+                anywhere.setdefault(f"(?-i:{words[0]})", meant)
 
         def add_person(text: str) -> None:
             for word in _name_words(text):
-                add(word, "the patient")
+                add(word, "the patient", person=True)
 
         paths = {
             file_and_label(given)[0]: meant
@@ -158,14 +184,7 @@ class Names:
                 year, month, day = date[:4], date[4:6], date[6:]
                 for written in ((year, month, day), (day, month, year), (month, day, year)):
                     add(" ".join(written), "the patient", tells=True)
-        return dict(sorted(found.items(), key=lambda item: -len(item[0])))
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        each = (_BETWEEN.join(map(re.escape, words.split())) for words in self._identifiers)
-        either = "|".join(f"({one})" for one in each)
-        # The root or drive of a path goes with it.
-        return re.compile(rf"{_BEFORE}(?:(?<!\w)[/\\]+)?(?<![^\W_])(?:{either})(?![^\W_])", re.I)
+        return anywhere, as_subject
 
 
 def reads_like_a_person(name: str, people: Iterable[str] = ()) -> bool:
