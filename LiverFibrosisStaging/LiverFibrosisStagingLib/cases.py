@@ -156,30 +156,21 @@ def read_list(path: Path, pseudonyms: bool = False) -> list[Case]:
                 )
             given.add(same)
         cases.append(Case(name, ct, liver, spleen))
-    return _named(_called_after_cts(cases, path.parent, given), path.parent, pseudonyms)
+    return _named(_called_after_cts(cases, given), path.parent, pseudonyms)
 
 
-def _called_after_cts(cases: list[Case], root: Path, given: set[str]) -> list[Case]:
-    """Cases that have a name, and the others with that of their CT, or its path where needed."""
-    stems = [_without_ending(case.ct).name for case in cases]
+def _called_after_cts(cases: list[Case], given: set[str]) -> list[Case]:
+    """Cases that have a name, and the others with that of their CT, its folder's where needed."""
+    stems = [case.ct.name if (image := _image(case.ct)) is None else image.stem for case in cases]
     count = Counter(stem.casefold() for case, stem in zip(cases, stems) if not case.name)
     count.update(given)
-    return [
-        case
-        if case.name
-        else replace(
-            case,
-            name=stem
-            if count[stem.casefold()] == 1
-            else _relative(_without_ending(case.ct), root).strip("/"),
-        )
-        for case, stem in zip(cases, stems)
-    ]
-
-
-def _without_ending(path: Path) -> Path:
-    image = _image(path)
-    return path if image is None else path.with_name(image.stem)
+    called = []
+    for case, stem in zip(cases, stems):
+        if not case.name:
+            alone = count[stem.casefold()] == 1
+            case = replace(case, name=stem if alone else f"{case.ct.parent.name}/{stem}")
+        called.append(case)
+    return called
 
 
 def usable_name(name: str) -> str:
@@ -314,8 +305,9 @@ def _folded(name: str) -> str:
 def _holds_ct(path: Path) -> bool | None:
     """Whether the voxels are HU, which reach far below zero; None where they cannot be read."""
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
+        str(path).encode()  # SimpleITK ends the process where a file's name is no text
+        reader.SetFileName(str(path))
         with quiet():
             reader.ReadImageInformation()
         if reader.GetNumberOfComponents() > 1 or reader.GetPixelID() in _UNSIGNED:

@@ -168,14 +168,6 @@ def is_dicom(path: Path) -> bool:
     return head[128:132] == b"DICM" and _DIRECTORY_RECORD not in head
 
 
-def opens_as_dicom(path: Path) -> bool:
-    """`is_dicom`, and False for a file that cannot be opened."""
-    try:
-        return path.is_file() and is_dicom(path)
-    except StagingError:
-        return False
-
-
 def dicom_folders(root: str | Path) -> list[Path]:
     """The folders under `root` that are one case each, sorted.
 
@@ -191,7 +183,7 @@ def dicom_folders(root: str | Path) -> list[Path]:
     for folder, subfolders, names in os.walk(root, topdown=False):
         here = Path(folder)
         found: set[str] = set()
-        first = next((p for p in _visible(here, names) if opens_as_dicom(p)), None)
+        first = next((p for p in _visible(here, names) if is_dicom(p)), None)
         if first is not None:
             direct.add(here)
             found.add(_study(first))
@@ -307,11 +299,14 @@ def phase(description: str) -> int:
 
 
 def _head(path: Path) -> bytes:
+    """The first bytes of a file; none of a pipe, or of a file that cannot be opened."""
     try:
+        if not path.is_file():
+            return b""
         with open(path, "rb") as file:
             return file.read(1024)
-    except OSError as error:
-        raise StagingError(f"{path.name}: cannot be opened ({error.strerror}).") from error
+    except OSError:
+        return b""
 
 
 def _visible(folder: Path, names: Iterable[str]) -> list[Path]:

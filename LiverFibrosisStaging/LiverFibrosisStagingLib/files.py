@@ -72,7 +72,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
     partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             table = csv.DictWriter(file, columns, restval="")
             table.writeheader()
             table.writerows({key: cell(value) for key, value in row.items()} for row in rows)

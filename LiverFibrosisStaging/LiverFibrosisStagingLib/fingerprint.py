@@ -34,7 +34,8 @@ def fingerprint(
     result depends on, such as the models' hashes and the options, as JSON takes it. Raises
     StagingError for a file that is there and cannot be read.
     """
-    inputs: dict[str, Any] = {"ct": [_sha256(file) for file in _files_of_ct(ct)]}
+    of_ct = [_sha256(file) for file in _files_of_ct(ct)]
+    inputs: dict[str, Any] = {"ct": sorted(of_ct) if ct.is_dir() else of_ct}
     for organ, mask in (("liver", liver), ("spleen", spleen)):
         if mask is not None:
             file, label = file_and_label(mask)
@@ -46,14 +47,14 @@ def fingerprint(
 def _files_of_ct(ct: Path) -> Iterable[Path]:
     if ct.is_dir():
         files = (Path(folder, name) for folder, _, names in os.walk(ct) for name in names)
-        return sorted(file for file in files if _is_dicom(file))
+        return filter(_is_dicom, files)
     if _is_dicom(ct):  # one file stands for its series, which lies beside it
         return [ct, *sorted(file for file in ct.parent.iterdir() if _is_dicom(file))]
     return _with_data(ct)
 
 
 def _is_dicom(file: Path) -> bool:
-    return file.is_file() and (file.suffix.lower() == ".dcm" or is_dicom(file))
+    return is_dicom(file) or (file.suffix.lower() == ".dcm" and file.is_file())
 
 
 def _with_data(file: Path) -> Iterator[Path]:

@@ -13,11 +13,12 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import SimpleITK as sitk
 
-from .dicom_series import opens_as_dicom, quiet
+from .dicom_series import is_dicom, quiet
 from .fingerprint import TEXT_HEADERS
 from .masks import file_and_label
 from .stages import GROUPS, STAGES
@@ -245,11 +246,15 @@ def _names_of_path(path: Path) -> Iterator[str]:
 
 def _dicom_files(path: Path) -> Iterator[Path]:
     """The files of a DICOM folder, damaged ones too, or of the folder around one DICOM file."""
-    if path.is_dir():
-        yield from (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    elif opens_as_dicom(path):
+    if os.path.isdir(path):
+        places = os.walk(path)
+    elif is_dicom(path):
         yield path
-        yield from (file for file in path.parent.iterdir() if file != path and file.is_file())
+        places = islice(os.walk(path.parent), 1)
+    else:
+        return
+    for folder, _, names in places:
+        yield from (Path(folder, name) for name in sorted(names))
 
 
 def _data_files(path: Path) -> list[str]:
@@ -264,15 +269,16 @@ def _data_files(path: Path) -> list[str]:
 
 def _tags(path: Path) -> dict[str, str]:
     """What one DICOM file says about the patient and in free text; {} where it is no image."""
-    if not opens_as_dicom(path):
+    if not is_dicom(path):
         return {}
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
     try:
+        str(path).encode()  # SimpleITK ends the process where a file's name is no text
+        reader.SetFileName(str(path))
         with quiet():
             reader.ReadImageInformation()
-    except RuntimeError:
+    except (RuntimeError, UnicodeEncodeError):
         return {}
     tags = {}
     for key in reader.GetMetaDataKeys():
