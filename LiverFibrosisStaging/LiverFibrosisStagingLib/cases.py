@@ -156,10 +156,10 @@ def read_list(path: Path, pseudonyms: bool = False) -> list[Case]:
                 )
             given.add(same)
         cases.append(Case(name, ct, liver, spleen))
-    return _named(_called_after_cts(cases, given), path.parent, pseudonyms)
+    return _named(_called_after_cts(cases, path.parent, given), path.parent, pseudonyms)
 
 
-def _called_after_cts(cases: list[Case], given: set[str]) -> list[Case]:
+def _called_after_cts(cases: list[Case], root: Path, given: set[str]) -> list[Case]:
     """Cases that have a name, and the others with that of their CT, its folder's where needed."""
     stems = [case.ct.name if (image := _image(case.ct)) is None else image.stem for case in cases]
     count = Counter(stem.casefold() for case, stem in zip(cases, stems) if not case.name)
@@ -167,8 +167,12 @@ def _called_after_cts(cases: list[Case], given: set[str]) -> list[Case]:
     called = []
     for case, stem in zip(cases, stems):
         if not case.name:
-            alone = count[stem.casefold()] == 1
-            case = replace(case, name=stem if alone else f"{case.ct.parent.name}/{stem}")
+            name = Path(stem)
+            if count[stem.casefold()] > 1:
+                place = case.ct.parent
+                inside = place.is_relative_to(root)
+                name = (place.relative_to(root) if inside else Path(place.name)) / stem
+            case = replace(case, name=name.as_posix())
         called.append(case)
     return called
 
