@@ -1,7 +1,6 @@
 """A cohort: cases found by name or list, one row each, a bad one never the end."""
 
 import csv
-import json
 import shutil
 import threading
 
@@ -9,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 from bad_inputs import write_slices
 
+import LiverFibrosisStagingLib.batch as batch
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage, stage_folder
 from LiverFibrosisStagingLib.__main__ import main
 from LiverFibrosisStagingLib.batch import COLUMNS, find_cases
@@ -73,7 +73,7 @@ def test_every_case_is_a_row(staged, cohort, model):
     table = rows_of(output / "results.csv")
     assert list(table) == [row["case"] for row in rows] == ["a", "broken", "dicom", "nomask", "own"]
     assert [row["status"] for row in rows] == ["done", "failed", "done", "done", "done"]
-    assert "broken.nii" in table["broken"]["reason"]
+    assert table["broken"]["reason"] == "The CT: not a NIfTI-1 file."
     assert "automatically" in table["nomask"]["warnings"]
     assert set(table["a"]) == set(COLUMNS)
     alone = stage(cohort / "a.nii.gz", cohort / "a_liver.nii.gz", cohort / "a_spleen.nii.gz", model)
@@ -96,15 +96,6 @@ def test_finished_cases_are_skipped(staged, cohort, model):
     assert not [step for step in steps if step.startswith("a:")]
     assert [r["status"] for r in rows] == [r["status"] for r in before]
     assert rows[0] == before[0]
-
-
-def test_another_question_is_not_skipped(cohort, model, tmp_path):
-    listed = tmp_path / "list.csv"
-    listed.write_text(f"ct,liver\n{cohort / 'a.nii.gz'},{cohort / 'a_liver.nii.gz'}\n")
-    for explain in ("F0", "F4"):
-        stage_folder(listed, tmp_path / "out", model=model, explain=explain)
-        summary = json.loads((tmp_path / "out" / "a" / "staging.json").read_text())
-        assert summary["location_map"]["explained"] == explain
 
 
 def test_csv_list_with_relative_paths(cohort, model, tmp_path):
@@ -167,17 +158,79 @@ def test_command_line_says_how_many_and_what_failed(staged, cohort, capsys):
     assert main(["batch", str(cohort), "-o", str(output)]) == 3
     printed = capsys.readouterr()
     assert "4 of 5 cases staged" in printed.out
-    assert "nomask" not in printed.err and "broken: " in printed.err
+    assert "nomask" not in printed.err and "broken: broken.nii: not a" in printed.err
     assert "Research use only" in printed.out
 
 
-def test_patient_names_stay_out_of_results(staged):
-    """The DICOM slices carry a name; no file of ours does."""
-    from bad_inputs import PATIENT
+@pytest.fixture
+def many(tmp_path):
+    """Three cases that nobody will read."""
+    for name in ("a", "b", "c"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{name}.nii.gz").write_text("")
+    return tmp_path / "in"
 
-    output, _ = staged
-    for path in output.rglob("*"):
-        if path.is_file():
-            content = path.read_bytes()
-            for part in PATIENT.split("^"):
-                assert part.encode() not in content, path
+
+def staging_fails(monkeypatch, error):
+    """Staging of the second case raises `error`; the others are refused."""
+
+    def stage_or_not(ct, *_):
+        raise error if ct.name == "b.nii.gz" else StagingError(f"{ct.name}: refused.")
+
+    monkeypatch.setattr(batch, "stage", stage_or_not)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("cannot convert float 'Doe' to integer"), "Unexpected ValueError: the file"),
+        (OverflowError("\n"), "Unexpected OverflowError"),
+        (OSError(5, "Input/output error", "/data/Doe.nii"), "Unexpected OSError"),
+        (UnicodeDecodeError("utf-8", b"Doe", 0, 1, "bad"), "Unexpected UnicodeDecodeError"),
+        (AssertionError(), "Unexpected AssertionError"),
+        (MemoryError(), "Not enough memory for this CT"),
+    ],
+)
+def test_whatever_a_case_raises_is_its_row(error, words, many, model, tmp_path, monkeypatch):
+    staging_fails(monkeypatch, error)
+    told = []
+    rows = stage_folder(many, tmp_path / "out", model=model, tell=told.append)
+    assert [row["status"] for row in rows] == ["failed"] * 3
+    assert rows[1]["reason"].startswith(words) and "Doe" not in rows[1]["reason"]
+    assert rows_of(tmp_path / "out" / "results.csv")["b"]["reason"] == rows[1]["reason"]
+    assert told[0] == "a: a.nii.gz: refused." and " ".join(str(error).split()) in told[1]
+    assert rows[0]["reason"] == "The CT: refused."
+
+
+@pytest.mark.parametrize("error", [Cancelled("."), KeyboardInterrupt()])
+def test_only_the_user_ends_a_batch(error, many, model, tmp_path, monkeypatch):
+    staging_fails(monkeypatch, error)
+    with pytest.raises(type(error)):
+        stage_folder(many, tmp_path / "out", model=model)
+    assert list(rows_of(tmp_path / "out" / "results.csv")) == ["a"]
+
+
+def test_debug_shows_where_a_case_failed(many, tmp_path, monkeypatch, capsys):
+    staging_fails(monkeypatch, ValueError("a bug"))
+    assert main(["--debug", "batch", str(many), "-o", str(tmp_path / "out")]) == 3
+    printed = capsys.readouterr().err
+    assert printed.count("Traceback") == 1 and "b: Unexpected ValueError: a bug" in printed
+
+
+def test_table_in_use_is_written_at_the_end(many, model, tmp_path, monkeypatch):
+    staging_fails(monkeypatch, ValueError())
+    tries, told = [], []
+    real = batch.write_table
+
+    def write_table(*arguments):
+        tries.append(arguments)
+        if len(tries) < 3 or len(tries) > 5:
+            raise StagingError("Cannot write the table.")
+        real(*arguments)
+
+    monkeypatch.setattr(batch, "write_table", write_table)
+    stage_folder(many, tmp_path / "out", model=model, tell=told.append)
+    assert told.count("Cannot write the table.") == 2
+    assert len(rows_of(tmp_path / "out" / "results.csv")) == 3
+    with pytest.raises(StagingError, match="Cannot write the table"):
+        stage_folder(many, tmp_path / "out", model=model)

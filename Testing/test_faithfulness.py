@@ -1,6 +1,7 @@
 """Measures of faithfulness: on pictures whose truth is known, and on the shipped phantom."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from LiverFibrosisStagingLib import StagingError
 from LiverFibrosisStagingLib.__main__ import main
 from LiverFibrosisStagingLib.faithfulness import (
+    Curves,
+    Faithfulness,
     deletion_and_insertion,
     randomized,
     rank_correlation,
@@ -59,6 +62,24 @@ def test_only_what_counts_is_touched():
 def test_a_picture_without_a_score_to_lose_is_refused():
     with pytest.raises(StagingError, match="same score"):
         deletion_and_insertion(lambda x: 1.0, X, np.zeros_like(X), SEEN)
+
+
+def test_failed_save_leaves_the_earlier_files(tmp_path, monkeypatch):
+    curves = Curves((0, 1), (1, 0), (0, 1))
+    found = Faithfulness("F4", curves, curves, (("weights", 0.1),))
+    found.save(tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert set(before) == {"faithfulness.json", "faithfulness.png"}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(json, "dumps", full)
+    for folder in ("out", "new"):
+        with pytest.raises(StagingError, match="No space left"):
+            replace(found, explained="F0").save(tmp_path / folder)
+    assert not (tmp_path / "new").exists()
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
 
 
 def test_rank_correlation_equals_scipy():

@@ -2,18 +2,22 @@
 
 import dataclasses
 import json
+import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import REAL_CASES, ROOT
 
+import LiverFibrosisStagingLib.staging as staging
 from LiverFibrosisStagingLib import Cancelled, StagingError, read_ct, read_mask, stage
 from LiverFibrosisStagingLib.analysis import SURFACE_MM
 from LiverFibrosisStagingLib.result import FILES
 from LiverFibrosisStagingLib.stages import STAGES
+from LiverFibrosisStagingLib.summary import table_text
 
 EXPECTED_FILES = {
     "staging.json",
@@ -197,6 +201,42 @@ def test_failed_save_leaves_nothing(result, tmp_path, monkeypatch):
     with pytest.raises(StagingError, match="No space left"):
         result.save(tmp_path / "full")
     assert not (tmp_path / "full").exists()
+
+
+def test_save_over_a_file_in_use_keeps_the_earlier_result(result, tmp_path, monkeypatch):
+    """A picture that is open in a viewer on Windows can neither be moved nor replaced."""
+    result.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real = Path.replace
+
+    def replace(self, target):
+        if tmp_path / "overview.png" in (self, target):
+            raise PermissionError(13, "The process cannot access the file")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(StagingError, match=r"overview\.png .*earlier result in it is unchanged"):
+        dataclasses.replace(result, explained="F0").save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_result_does_not_name_its_inputs(sample, model, tmp_path, monkeypatch):
+    """Whatever a warning quotes, of a file or of a node in the scene."""
+    monkeypatch.setattr(staging, "check_ct", lambda ct, name: (f"{name} is odd.", "DOE, JANE."))
+    ct = shutil.copy(sample["ct"], tmp_path / "DOE^JANE.nii.gz")
+    node = read_ct(ct)
+    node.SetMetaData(staging.NAME_KEY, "Doe Jane")
+    for given in (ct, node):
+        warnings = stage(given, sample["liver"], model=model).warnings
+        assert warnings[:2] == ("The CT is odd.", "The CT.")
+
+
+def test_copied_table_holds_no_formula(result):
+    summary = result.summary()
+    summary["model"] = {**summary["model"], "trained_on": "=HYPERLINK(1)\tand\nmore"}
+    rows = [line.split("\t") for line in table_text(summary).splitlines()]
+    assert ["Trained on", "'=HYPERLINK(1) and more", ""] in rows
+    assert {len(row) for row in rows} == {3}
 
 
 def test_progress_rises_to_one_and_names_its_steps(sample, model):

@@ -10,8 +10,10 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
+from types import NoneType
 from typing import TYPE_CHECKING
 
 from . import __version__
@@ -55,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
-    from .result import check_writable, one_line
+    from .files import check_writable
+    from .result import one_line
 
     check_writable(options.output)
     with _ProgressLine(options.quiet) as progress:
@@ -105,12 +108,24 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
     from .batch import TABLE, stage_folder
 
     with _ProgressLine(options.quiet) as progress:
+
+        def tell(sentence: str) -> None:
+            progress.clear()
+            print(sentence, file=sys.stderr)
+            if options.debug and not isinstance(sys.exc_info()[1], (StagingError, NoneType)):
+                traceback.print_exc()
+
         rows = stage_folder(
-            options.input, options.output, options.model, options.explain, progress, cancel
+            options.input,
+            options.output,
+            options.model,
+            options.explain,
+            progress,
+            cancel,
+            options.pseudonyms,
+            tell,
         )
     failed = [row for row in rows if row["status"] != "done"]
-    for row in failed:
-        print(f"{row['case']}: {row['reason']}", file=sys.stderr)
     print(f"{len(rows) - len(failed)} of {len(rows)} cases staged; see {options.output}/{TABLE}")
     print(RESEARCH_USE)
     return SOME_FAILED if failed else DONE
@@ -118,7 +133,7 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
 
 def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> int:
     from .faithfulness import check_explanation, sentences
-    from .result import check_writable
+    from .files import check_writable
 
     check_writable(options.output)
     with _ProgressLine(options.quiet) as progress:
@@ -163,9 +178,13 @@ class _ProgressLine:
         if self._show:
             print(f"\r\033[K{fraction:4.0%} {step}", end="", file=sys.stderr, flush=True)
 
-    def __exit__(self, *_: object) -> None:
+    def clear(self) -> None:
+        """Make room for a line of its own."""
         if self._show:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -233,9 +252,11 @@ def _parser() -> argparse.ArgumentParser:
         "or a folder of image files and DICOM folders; there the masks of NAME.nii.gz are "
         "NAME_liver and NAME_spleen, or NAME_seg (1 liver, 2 spleen); in a folder with one CT, "
         "liver, spleen or seg*. Without a mask, liver and spleen are found. Cases that are already "
-        "staged are skipped.",
+        "staged, from the same files and with the same options, are skipped. Nothing that is "
+        "written names a file; cases whose names read like a person's get a pseudonym.",
     )
     batch.add_argument("input", metavar="INPUT", help="folder or CSV list")
+    batch.add_argument("--pseudonyms", action="store_true", help="give every case a pseudonym")
     batch.set_defaults(run=_batch)
 
     info = commands.add_parser("model-info", help="show what a model file says about itself")

@@ -299,11 +299,14 @@ def phase(description: str) -> int:
 
 
 def _head(path: Path) -> bytes:
+    """The first bytes of a file; none of a pipe, or of a file that cannot be opened."""
     try:
+        if not path.is_file():
+            return b""
         with open(path, "rb") as file:
             return file.read(1024)
-    except OSError as error:
-        raise StagingError(f"{path.name}: cannot be opened ({error.strerror}).") from error
+    except OSError:
+        return b""
 
 
 def _visible(folder: Path, names: Iterable[str]) -> list[Path]:

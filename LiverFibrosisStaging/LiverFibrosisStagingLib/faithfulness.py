@@ -21,6 +21,7 @@ import SimpleITK as sitk
 
 from .errors import Cancelled, CancelToken, StagingError
 from .explainable import ExplainableModel
+from .files import write_folder
 from .grid import patch_array
 from .location_map import enlarge, merge_patches
 from .onnx_file import OnnxFile, parse_onnx
@@ -81,19 +82,19 @@ class Faithfulness:
         return {"areas": areas, **asdict(self)}
 
     def save(self, folder: str | Path) -> Path:
-        """Write faithfulness.json and faithfulness.png; returns the folder, made where missing."""
+        """Write faithfulness.json and faithfulness.png, both or none; returns the folder.
+
+        The folder is made where it is missing. Raises StagingError where it cannot be written.
+        """
         from .faithfulness_figure import render
         from .overview import write_png
 
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_png(render(self), folder / FILES[0])
+        def write(partial: Path) -> None:
+            write_png(render(self), partial / FILES[0])
             text = json.dumps(self.summary(), indent=2)
-            (folder / FILES[1]).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StagingError(f"Cannot write to the folder {folder}: {error.strerror}.") from None
-        return folder
+            (partial / FILES[1]).write_text(text + "\n", encoding="utf-8")
+
+        return write_folder(folder, FILES, write)
 
 
 def deletion_and_insertion(

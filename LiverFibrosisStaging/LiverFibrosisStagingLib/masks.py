@@ -17,13 +17,19 @@ LIVER_LABEL, SPLEEN_LABEL = 1, 2
 
 def read_organ(path: str | Path) -> sitk.Image:
     """Read a mask; FILE:LABEL takes one label of a label image (liver.nii.gz:5)."""
-    match = re.fullmatch(r"(.+):(\d+)", str(path))
-    if match is None:
-        return read_mask(path)
-    mask = read_mask(match[1]) == int(match[2])
+    file, label = file_and_label(path)
+    if label is None:
+        return read_mask(file)
+    mask = read_mask(file) == label
     if not sitk.GetArrayViewFromImage(mask).any():
-        raise StagingError(f"The mask {match[1]} has no voxel with the label {match[2]}.")
+        raise StagingError(f"The mask {file} has no voxel with the label {label}.")
     return mask
+
+
+def file_and_label(path: str | Path) -> tuple[Path, int | None]:
+    """FILE:LABEL taken apart; the label is None where only a file is named."""
+    match = re.fullmatch(r"(.+):(\d+)", str(path), re.DOTALL)
+    return (Path(path), None) if match is None else (Path(match[1]), int(match[2]))
 
 
 def organ_masks(

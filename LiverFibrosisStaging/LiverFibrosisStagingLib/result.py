@@ -1,8 +1,6 @@
 """What staging gives back, and how it is written to disk."""
 
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,13 @@ import SimpleITK as sitk
 
 from .ensemble import spread
 from .errors import StagingError
+from .files import write_folder
 from .grid import WorkingGrid
 from .masks import LIVER_LABEL, SPLEEN_LABEL
 from .model import MEMBERS, Forward, StagingModel
 from .stages import GROUPS, RESEARCH_USE, STAGES, softmax
 
-SCHEMA = 1
+SCHEMA = 2
 BANDS_TEXT = "10 % steps of this case's own maximum"
 # In the order in which they appear in the folder; the JSON comes last, so where it is, all is.
 FILES = (
@@ -66,7 +65,7 @@ class StagingResult:
     body or where there is no attention. measurements: mean, share and volume_ml by region. ct,
     liver, spleen: on the CT's grid. staging_warnings, map_warnings: sentences for the reader, about
     the input and about this map. provenance: model, input, software and seconds, as in
-    staging.json. seen: what `explain` needs.
+    staging.json; `batch` adds a fingerprint. seen: what `explain` needs.
     """
 
     probabilities: np.ndarray
@@ -114,7 +113,8 @@ class StagingResult:
         return liver + sitk.Cast(spleen, sitk.sitkUInt8) * SPLEEN_LABEL
 
     def explain(self, explain: str) -> "StagingResult":
-        """This result with the location map of another stage or group; the network rests.
+        """This result with the location map of another stage or group, without running
+        the network again.
 
         Takes the names that `stage` takes, and raises StagingError for others.
         """
@@ -146,50 +146,22 @@ class StagingResult:
         """Write the result's files into `folder`, made where it is missing; returns the folder.
 
         staging.json, location_map.nrrd, location_map_label.nrrd, organs.seg.nrrd (the liver and
-        spleen that were used) and overview.png. Each is written
-        under a temporary name first; a failure leaves none of them behind. Raises StagingError
-        where the folder cannot be written.
+        spleen that were used) and overview.png: all of them or, after a failure, none, and an
+        earlier result stays (`files.write_folder`). Raises StagingError where the folder cannot be
+        written.
         """
         from .overview import write_overview
         from .segmentation import write_labels
 
-        folder = Path(folder)
-        made = not folder.exists()
-        partial = None
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        def write(partial: Path) -> None:
             _write_image(self.location_map, partial / FILES[0])
             _write_image(self.label_map, partial / FILES[1])
             write_labels(self.organs, partial / FILES[2])
             write_overview(self, partial / FILES[3])
             text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
             (partial / FILES[4]).write_text(text + "\n", encoding="utf-8")
-            for name in FILES:
-                (partial / name).replace(folder / name)
-            made = False
-        except OSError as error:
-            raise _unwritable(folder, error) from None
-        finally:
-            if partial is not None:
-                shutil.rmtree(partial, ignore_errors=True)
-            if made and folder.is_dir():
-                folder.rmdir()
-        return folder
 
-
-def check_writable(folder: str | Path) -> None:
-    """See, before work starts, that a folder can be written or made. Raises StagingError."""
-    folder = Path(folder)
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        if made:
-            folder.rmdir()
-    except OSError as error:
-        raise _unwritable(folder, error) from None
+        return write_folder(folder, FILES, write)
 
 
 def one_line(result: StagingResult) -> str:
@@ -204,7 +176,3 @@ def _write_image(image: sitk.Image, path: Path) -> None:
         sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
     except RuntimeError:
         raise StagingError(f"Cannot write {path.name}: is the disk full?") from None
-
-
-def _unwritable(folder: Path, error: OSError) -> StagingError:
-    return StagingError(f"Cannot write to the folder {folder}: {error.strerror}.")

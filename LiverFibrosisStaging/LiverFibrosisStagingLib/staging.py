@@ -21,6 +21,7 @@ from .grid import WorkingGrid, patch_array, working_grid
 from .location_map import merge_patches, on_ct
 from .masks import organ_masks, read_organ, volume_ml
 from .model import StagingModel, default_model_path
+from .privacy import Names
 from .quality import unusual
 from .reading import NAME_KEY, notes, read_ct
 from .result import Seen, StagingResult
@@ -41,7 +42,7 @@ def stage(
     cancel: CancelToken | None = None,
     segmentation: dict[str, Any] | None = None,
 ) -> StagingResult:
-    """Stage one CT and say where the network looked.
+    """Stage one CT and map what its stage was based on.
 
     ct: portal-venous CT in HU, an image or a path (DICOM folder, NIfTI, NRRD, MHA). liver, spleen:
     masks, images or paths, on the CT's grid or another over the same space; a label image with 1
@@ -52,7 +53,8 @@ def stage(
     masks that a network outlined before, what a result says of them (name, sha256, edited); masks
     that were not edited since carry the warnings of such outlines.
 
-    Raises StagingError for every refusal and Cancelled when cancelled.
+    Raises StagingError for every refusal, which may name the file or node, and Cancelled when
+    cancelled. The result names neither.
     """
     steps = _Steps(progress, cancel)
     explained_stages(explain, 0)  # an unknown name is refused before any work
@@ -63,7 +65,8 @@ def stage(
     card = model.card
 
     steps.begin(0.02, "Reading")
-    name = _name(ct)
+    given = [_given(image) for image in (ct, liver, spleen)]
+    name = "The CT" if given[0] is None else str(given[0])
     ct = ct if isinstance(ct, sitk.Image) else read_ct(ct)
     liver, spleen = (
         mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask)
@@ -108,7 +111,7 @@ def stage(
         probabilities=probabilities,
         stage=predicted,
         scores=group_scores(probabilities),
-        staging_warnings=tuple(warnings),
+        staging_warnings=tuple(map(Names(*given).removed, warnings)),
         ct=ct,
         liver=liver,
         spleen=spleen,
@@ -124,7 +127,8 @@ def explain_again(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> StagingResult:
-    """The same result with the location map of another stage or group; the network rests.
+    """The same result with the location map of another stage or group, without running
+    the network again.
 
     Takes and raises what `stage` does.
     """
@@ -134,10 +138,11 @@ def explain_again(
     return replace(result, provenance={**result.provenance, "seconds": seconds}, **explanation)
 
 
-def _name(ct: sitk.Image | str | Path) -> str:
-    if not isinstance(ct, sitk.Image):
-        return str(ct)
-    return ct.GetMetaData(NAME_KEY) if ct.HasMetaDataKey(NAME_KEY) else "The CT"
+def _given(image: sitk.Image | str | Path | None) -> str | Path | None:
+    """Path or name of what was given; None where it has neither."""
+    if not isinstance(image, sitk.Image):
+        return image
+    return image.GetMetaData(NAME_KEY) if image.HasMetaDataKey(NAME_KEY) else None
 
 
 def _look(model: StagingModel, grid: WorkingGrid, steps: "_Steps") -> Seen:
@@ -210,9 +215,20 @@ class _Steps:
         self._since = now
 
 
-def _provenance(model: StagingModel, ct: sitk.Image, grid: WorkingGrid) -> dict[str, Any]:
-    import onnxruntime  # the model has run: it is there
+def software() -> dict[str, str]:
+    """Versions of what a result depends on; onnxruntime has to be installed."""
+    import onnxruntime
 
+    return {
+        "LiverFibrosisStaging": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "SimpleITK": sitk.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def _provenance(model: StagingModel, ct: sitk.Image, grid: WorkingGrid) -> dict[str, Any]:
     card = model.card
     voxels = hashlib.sha256(sitk.GetArrayViewFromImage(ct))
     geometry = (ct.GetSize(), ct.GetSpacing(), ct.GetOrigin(), ct.GetDirection())
@@ -233,12 +249,6 @@ def _provenance(model: StagingModel, ct: sitk.Image, grid: WorkingGrid) -> dict[
             "size": list(ct.GetSize()),
             "spacing_mm": list(ct.GetSpacing()),
         },
-        "software": {
-            "LiverFibrosisStaging": __version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "SimpleITK": sitk.__version__,
-            "onnxruntime": onnxruntime.__version__,
-        },
+        "software": software(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

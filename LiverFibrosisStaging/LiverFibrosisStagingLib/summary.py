@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from .files import cell
 from .stages import GROUPS, STAGES
 
 COLUMNS = ("Quantity", "Value", "Unit")
@@ -70,4 +71,5 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def table_text(summary: Mapping[str, Any]) -> str:
     """The table as tab-separated text with a header, as spreadsheets paste it."""
-    return "\n".join("\t".join(row) for row in (COLUMNS, *table_rows(summary))) + "\n"
+    rows = (COLUMNS, *table_rows(summary))
+    return "".join("\t".join(cell(" ".join(text.split())) for text in row) + "\n" for row in rows)

@@ -1,0 +1,322 @@
+"""The cases of a cohort: which files are CTs, which masks are whose, and what each case is called.
+
+No CT is passed over in silence: what may be one is a case, and where it is none, its row says so.
+"""
+
+import csv
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from .checks import AIR_HU
+from .dicom_series import dicom_folders, quiet
+from .errors import StagingError
+from .privacy import patient_names, pseudonym, reads_like_a_person
+from .reading import read_ct
+from .result import FILES
+
+IMAGES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+ORGANS = ("liver", "spleen", "seg")
+# OWNER_liver, OWNER_spleen, OWNER_seg, also OWNER.seg and OWNER_liver.seg as Slicer writes them.
+_MASK = re.compile(rf"(?:(.+?)[._])?({'|'.join(ORGANS)})(?:[._]seg)?", re.I)
+_CT = re.compile(r"(?:(.+)[._])?ct", re.I)
+_UNSIGNED = (sitk.sitkUInt8, sitk.sitkUInt16, sitk.sitkUInt32, sitk.sitkUInt64)
+# https://learn.microsoft.com/windows/win32/fileio/naming-a-file
+_RESERVED_CHARACTERS = re.compile(r'[<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')
+_RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(?=\.|$)", re.I)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of work: name of its result folder, its CT, its masks (None: to be made).
+
+    pseudonym: whether the name stands in for one that may be a person's.
+    """
+
+    name: str
+    ct: Path
+    liver: str | Path | None
+    spleen: str | Path | None
+    pseudonym: bool = False
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image file or a DICOM folder; its name without ending, and the ending in lower case."""
+
+    path: Path
+    stem: str
+    ending: str = ""
+
+    @property
+    def mask(self) -> tuple[str | None, str] | None:
+        """Whose mask this is by its name (None: the folder's only CT's), and of which organ."""
+        match = _MASK.fullmatch(self.stem)
+        if match is None:
+            return (None, "seg") if self.stem.lower().startswith("seg") else None
+        weak = match[1] is None or match[1].lower().startswith("seg")
+        return (None if weak else match[1], match[2].lower())
+
+    @property
+    def owner(self) -> str:
+        """How its masks' names begin, and what its case is called."""
+        match = _CT.fullmatch(self.stem)
+        return self.stem if match is None or match[1] is None else match[1]
+
+
+def find_cases(folder: Path, leave_out: Path | None = None, pseudonyms: bool = False) -> list[Case]:
+    """Cases in a folder and its subfolders, by name.
+
+    A case is an image file (NIfTI, NRRD, MetaImage) that is no mask, or a folder that holds DICOM
+    files. Beside NAME.nii.gz or NAME_ct.nii.gz, the masks are NAME_liver and NAME_spleen, or
+    NAME_seg with 1 liver and 2 spleen; in a folder with one CT they may also be called liver,
+    spleen, or begin with seg. The masks of a DICOM folder lie in it, or beside it under its name.
+
+    What is called like a mask and is none's, lies beside a file called ct or NAME_ct, or lies in a
+    DICOM folder, is a case only where its voxels are a CT's or cannot be read. Names of two CTs
+    that differ in nothing but their ending, letter case or a point for a _ do not make them one;
+    a mask is theirs whose name is the most alike. Hidden files and the files of earlier results
+    are no cases. `leave_out`: a folder of results that is not searched.
+
+    The names are those of the CTs or of the folders that hold one, made unique and such that every
+    system can make folders of them; where they read like a person's, and with `pseudonyms` always,
+    they are `privacy.pseudonym`. Raises StagingError where there is no case.
+    """
+    if not folder.is_dir():
+        raise StagingError(f"There is no folder {folder}: give a folder of CTs or a CSV list.")
+    series = dicom_folders(folder)
+    found: list[Case] = []
+    masks: dict[Path, dict[str, Path]] = {}
+    seen = {folder.resolve()}
+
+    def unreadable(error: OSError) -> None:  # staging it says why it cannot be read
+        place = Path(error.filename)
+        found.append(Case(_relative(place, folder), place, None, None))
+
+    for here, subfolders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        place = Path(here)
+        subfolders.sort()
+        for name in list(subfolders):
+            below = place / name
+            target = below.resolve()
+            left_out = leave_out is not None and target == leave_out.resolve()
+            if name.startswith(".") or left_out or target in seen:
+                subfolders.remove(name)
+                continue
+            seen.add(target)
+            if below.is_symlink():
+                series += dicom_folders(below)
+        found += _cases_of_folder(_images(place, names), place, folder, series, masks)
+    for place in series:
+        found.append(_case(_relative(place, folder), place, masks))
+    if not found:
+        raise StagingError(
+            f"The folder {folder} holds no CT: neither image files ({', '.join(IMAGES)}) nor DICOM."
+        )
+    found.sort(key=lambda case: (case.name, case.ct))
+    return _named(found, folder, pseudonyms)
+
+
+def read_list(path: Path, pseudonyms: bool = False) -> list[Case]:
+    """Cases of a CSV list with the columns ct, liver and, where wanted, spleen and case.
+
+    A case without a name is called after its CT. Names are as `find_cases` makes them, but those
+    in the list stay, unless they read like a person's. Raises StagingError for a list that cannot
+    be read, and for names that occur twice, in whatever letter case, or lead out of the folder.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise StagingError(f"Cannot read the list {path}: {error}.") from None
+    if not lines or "ct" not in lines[0]:
+        raise StagingError(f"The list {path} needs a header with the column ct, and a line a case.")
+    cases: list[Case] = []
+    given: set[str] = set()
+    for number, line in enumerate(lines, start=2):
+        if not (line.get("ct") or "").strip():
+            raise StagingError(f"The list {path} names no CT in line {number}.")
+        ct, liver, spleen = (
+            path.parent / line[key].strip() if (line.get(key) or "").strip() else None
+            for key in ("ct", "liver", "spleen")
+        )
+        name = (line.get("case") or "").strip()
+        if name:
+            parts = re.split(r"[\\/]", name)
+            same = usable_name(name).casefold()
+            if same in given or ".." in parts or not parts[0] or Path(name).is_absolute():
+                raise StagingError(
+                    f"The list {path} has the case name {name!r} twice, or not usable."
+                )
+            given.add(same)
+        cases.append(Case(name, ct, liver, spleen))
+    return _named(_called_after_cts(cases, path.parent, given), path.parent, pseudonyms)
+
+
+def _called_after_cts(cases: list[Case], root: Path, given: set[str]) -> list[Case]:
+    """Cases that have a name, and the others with that of their CT, its folder's where needed."""
+    stems = [case.ct.name if (image := _image(case.ct)) is None else image.stem for case in cases]
+    count = Counter(stem.casefold() for case, stem in zip(cases, stems) if not case.name)
+    count.update(given)
+    called = []
+    for case, stem in zip(cases, stems):
+        if not case.name:
+            name = Path(stem)
+            if count[stem.casefold()] > 1:
+                place = case.ct.parent
+                inside = place.is_relative_to(root)
+                name = (place.relative_to(root) if inside else Path(place.name)) / stem
+            case = replace(case, name=name.as_posix())
+        called.append(case)
+    return called
+
+
+def usable_name(name: str) -> str:
+    """A case's name as every system can make folders of it; / is kept, for folders in folders."""
+    parts = []
+    for part in re.split(r"[\\/]", unicodedata.normalize("NFC", name)):
+        part = _RESERVED_CHARACTERS.sub("-", part).strip().rstrip(". ")
+        parts.append(f"_{part}" if _RESERVED_NAMES.match(part) else part)
+    return "/".join(filter(None, parts)) or "case"
+
+
+def _named(cases: list[Case], root: Path, pseudonyms: bool) -> list[Case]:
+    """Cases with names that are usable, name nobody and differ by more than letter case."""
+    named = []
+    for case in cases:
+        identity = _relative(case.ct, root)
+        if pseudonyms or reads_like_a_person(case.name, patient_names(case.ct)):
+            named.append(replace(case, name=pseudonym(identity), pseudonym=True))
+        else:
+            named.append(replace(case, name=usable_name(case.name)))
+    firsts: dict[str, Case] = {}
+    for case in named:
+        firsts.setdefault(case.name.casefold(), case)
+    taken = set(firsts)
+    unique = []
+    for case in named:
+        name, count = case.name, 1
+        while firsts.get(name.casefold()) is not case and name.casefold() in taken:
+            count += 1
+            name = f"{case.name}-{count}"
+        taken.add(name.casefold())
+        unique.append(replace(case, name=name))
+    return unique
+
+
+def _cases_of_folder(
+    images: list[_Image],
+    place: Path,
+    root: Path,
+    series: list[Path],
+    masks: dict[Path, dict[str, Path]],
+) -> list[Case]:
+    """Cases of the images in one folder; `masks` gets those that are found there, by their CT."""
+    inside = next((one for one in series if one == place or one in place.parents), None)
+    dicom = [_Image(one, one.name) for one in series if one.parent == place]
+    cts = []
+    if inside is None:
+        called_ct = [image for image in images if _CT.fullmatch(image.stem)]
+        cts = called_ct or [image for image in images if image.mask is None]
+    only = cts[0].path if len(cts) == 1 else place if inside == place else None
+
+    taken = {
+        mask for owned in _masks_by_name(images, [*cts, *dicom]).values() for mask in owned.values()
+    }
+    for image in images:
+        if image not in cts and image.path not in taken:
+            holds_ct = _holds_ct(image.path)
+            theirs = only is not None and image.mask is not None and image.mask[0] is None
+            if holds_ct or (holds_ct is None and not theirs):
+                cts.append(image)
+    if only is None and len(cts) == 1:
+        only = cts[0].path
+
+    others = [image for image in images if image not in cts]
+    for owner, owned in _masks_by_name(others, [*cts, *dicom]).items():
+        masks.setdefault(owner, {}).update(owned)
+    if only is not None:
+        for image in others:
+            if image.mask is not None and image.mask[0] is None:
+                masks.setdefault(only, {}).setdefault(image.mask[1], image.path)
+    alone = len(cts) == 1 and place != root
+    return [
+        _case(_relative(place if alone else place / ct.owner, root), ct.path, masks) for ct in cts
+    ]
+
+
+def _case(name: str, ct: Path, masks: dict[Path, dict[str, Path]]) -> Case:
+    own = masks.get(ct, {})
+    return Case(name, ct, own.get("liver", own.get("seg")), own.get("spleen"))
+
+
+def _relative(path: Path, root: Path) -> str:
+    """What tells a path in a cohort from others; the cohort's own folder by its name."""
+    if path == root:
+        return root.absolute().name
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def _images(place: Path, names: Iterable[str]) -> list[_Image]:
+    """The image files of a folder; not hidden ones, and not those that we have written."""
+    ours = FILES if FILES[-1] in names else ()
+    found = (_image(place / name) for name in sorted(names) if name not in ours)
+    return [image for image in found if image is not None and not image.stem.startswith(".")]
+
+
+def _image(path: Path) -> _Image | None:
+    name = path.name.lower()
+    ending = next((ending for ending in IMAGES if name.endswith(ending)), None)
+    return None if ending is None else _Image(path, path.name[: -len(ending)], ending)
+
+
+def _masks_by_name(images: Iterable[_Image], cts: list[_Image]) -> dict[Path, dict[str, Path]]:
+    """The masks that name their CT, by CT and organ; where several fit, the most alike."""
+    best: dict[Path, dict[str, tuple[tuple[int, ...], Path]]] = {}
+    for image in images:
+        if image.mask is None or image.mask[0] is None:
+            continue
+        name, organ = image.mask
+        alike = {ct.path: _likeness(name, image.ending, ct) for ct in cts}
+        most = max(alike.values(), default=(0,))
+        for ct, likeness in alike.items():
+            owned = best.setdefault(ct, {})
+            if most[0] and likeness == most and most > owned.get(organ, ((0,),))[0]:
+                owned[organ] = (most, image.path)
+    return {ct: {organ: path for organ, (_, path) in own.items()} for ct, own in best.items()}
+
+
+def _likeness(name: str, ending: str, ct: _Image) -> tuple[int, ...]:
+    """How well a mask's name fits a CT's: the letters first, then the ending; (0,) not at all."""
+    same_ending = int(ending == ct.ending)
+    for rank, form in ((3, str), (2, str.casefold), (1, _folded)):
+        for direct, own in ((1, ct.stem), (0, ct.owner)):
+            if form(name) == form(own):
+                return (rank, direct, same_ending)
+    return (0,)
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace(".", "_")
+
+
+def _holds_ct(path: Path) -> bool | None:
+    """Whether the voxels are HU, which reach far below zero; None where they cannot be read."""
+    reader = sitk.ImageFileReader()
+    try:
+        str(path).encode()  # SimpleITK ends the process where a file's name is no text
+        reader.SetFileName(str(path))
+        with quiet():
+            reader.ReadImageInformation()
+        if reader.GetNumberOfComponents() > 1 or reader.GetPixelID() in _UNSIGNED:
+            return False
+        image = read_ct(path)  # kept: a view does not keep its image
+        return float(sitk.GetArrayViewFromImage(image).min()) < AIR_HU
+    except Exception:  # whatever it is, staging the file says so
+        return None

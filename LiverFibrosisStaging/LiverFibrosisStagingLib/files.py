@@ -1,0 +1,155 @@
+"""Files of ours are written whole or not at all: folders of results, and tables.
+
+What is not yet whole lies in a temporary folder or file beside its place, whose name begins with
+".partial-". A run that was killed may leave one; the next one into the same folder removes it.
+"""
+
+import csv
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .errors import StagingError
+
+PARTIAL = ".partial-"
+# How a spreadsheet's formula begins; the last four are the same characters in full width.
+_FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"
+
+
+def write_folder(folder: str | Path, names: Sequence[str], write: Callable[[Path], None]) -> Path:
+    """Put files into `folder`, made where it is missing: all of `names`, or none; the folder.
+
+    write: writes them into the temporary folder that it is given. names: the last one promises that
+    the others are there, so it is the first that goes where older files are replaced, and the last
+    that comes. Where one of the older files cannot be replaced, all of them stay.
+
+    Raises StagingError, which says what the folder holds, and whatever `write` raises.
+    """
+    folder = Path(folder)
+    made = _missing(folder)
+    partial = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{PARTIAL}*"):
+            _remove(left)
+        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+        write(partial)
+        _exchange(folder, partial, names)
+        made = []
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    finally:
+        if partial is not None:
+            _remove(partial)
+        _remove_empty(made)
+    return folder
+
+
+def check_writable(folder: str | Path) -> None:
+    """See, before work starts, that a folder can be written or made. Raises StagingError."""
+    folder = Path(folder)
+    made = _missing(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    finally:
+        _remove_empty(made)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV table, its folder made where it is missing; no cell is a formula (`cell`).
+
+    Raises StagingError where it cannot be written; an older table is then as it was.
+    """
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            table = csv.DictWriter(file, columns, restval="")
+            table.writeheader()
+            table.writerows({key: cell(value) for key, value in row.items()} for row in rows)
+        partial.replace(path)
+    except OSError as error:
+        raise StagingError(
+            f"Cannot write the table {path}: {_reason(error)}; is it open in another program?"
+        ) from None
+    finally:
+        with suppress(OSError):  # its folder cannot be written, as the error has said
+            partial.unlink(missing_ok=True)
+
+
+def cell(value: Any) -> Any:
+    """A table's cell that spreadsheets show as it is: text that would be a formula gets an '.
+
+    Numbers stay numbers, also as text. See "CSV Injection", OWASP.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith(tuple(_FORMULA)):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def _exchange(folder: Path, partial: Path, names: Sequence[str]) -> None:
+    """Move the older files aside, then the new ones in; where that fails, all the way back."""
+    aside = partial / "older"
+    aside.mkdir()
+    older = [name for name in reversed(names) if (folder / name).exists()]
+    moves = [(folder / name, aside / name) for name in older]
+    moves += [(partial / name, folder / name) for name in names]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            if source.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder has this name")
+            source.replace(target)
+            done.append((source, target))
+    except OSError as error:
+        state = "the earlier result in it is unchanged" if older else "nothing was written"
+        try:
+            for back, here in reversed(done):
+                here.replace(back)
+        except OSError:
+            state = f"it holds no whole result now, and no {names[-1]}"
+        raise StagingError(
+            f"Cannot write {source.name} to the folder {folder}: {_reason(error)}; is it open in "
+            f"another program? As the folder is, {state}."
+        ) from None
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folder and its parents as far as they do not exist, the innermost first."""
+    return [place for place in (folder, *folder.parents) if not os.path.exists(place)]
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    with suppress(OSError):  # it was never made, or something else is in it by now
+        for folder in folders:
+            folder.rmdir()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder of ours, as far as that can be done."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):  # in use by another program: the next run tries again
+            path.unlink()
+
+
+def _unwritable(folder: Path, error: OSError) -> StagingError:
+    return StagingError(f"Cannot write to the folder {folder}: {_reason(error)}.")

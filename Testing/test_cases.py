@@ -1,0 +1,234 @@
+"""Every CT of a cohort is a case, each has its own masks, and every case a name of its own."""
+
+import csv
+import os
+
+import numpy as np
+import pytest
+from bad_inputs import hu_array, image, liver_array, write, write_slices
+
+from LiverFibrosisStagingLib import StagingError
+from LiverFibrosisStagingLib.cases import find_cases, read_list, usable_name
+
+HU, MASK = hu_array(2), liver_array(12)[:2]
+
+
+def make(root, *names):
+    """Files by name: a mask where the name ends so, otherwise a CT."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stem = path.name.lower().removesuffix(".gz").rpartition(".")[0]
+        write(path, MASK if stem.endswith(("liver", "spleen", "seg")) else HU)
+
+
+def found(root, **options):
+    return {
+        case.name: tuple(p and os.path.relpath(p, root) for p in (case.ct, case.liver, case.spleen))
+        for case in find_cases(root, **options)
+    }
+
+
+def cts(root):
+    return sorted(ct for ct, _, _ in found(root).values())
+
+
+def test_names_that_differ_little_are_cases_of_their_own(tmp_path):
+    names = ["A.mha", "a.nii.gz", "a.nrrd", "p.1.nii.gz", "p_1.nii.gz"]
+    make(tmp_path, *names)
+    assert cts(tmp_path) == names
+    keys = [name.casefold() for name in found(tmp_path)]
+    assert len(set(keys)) == 5
+
+
+@pytest.mark.parametrize("name", ["B.NII.GZ", "b.Nrrd", "b.nhdr", "b.mhd", "b.MHA", "b.nii"])
+def test_every_format_is_found_in_any_letter_case(name, tmp_path):
+    write(tmp_path / name.lower(), HU)
+    (tmp_path / name.lower()).rename(tmp_path / name)
+    assert cts(tmp_path) == [name]  # and the data file beside a header is none
+
+
+@pytest.mark.parametrize(
+    "name", ["segment1.nii.gz", "ct_of_liver.nii.gz", "liver.nrrd", "p1_seg.mha", "SEG.nii.gz"]
+)
+def test_ct_with_a_masks_name_is_a_case(name, tmp_path):
+    write(tmp_path / name, HU)
+    assert cts(tmp_path) == [name]
+    write(tmp_path / "other.nii.gz", HU)
+    assert cts(tmp_path) == sorted([name, "other.nii.gz"])
+    assert all(liver is None for _, liver, _ in found(tmp_path).values())
+
+
+def test_cts_beside_a_named_one_or_in_a_dicom_folder_are_cases(tmp_path):
+    make(tmp_path, "own/ct.nrrd", "own/late.nrrd")
+    write(tmp_path / "own" / "vessels.nrrd", MASK)
+    write(tmp_path / "own" / "pet.nrrd", np.abs(HU).astype(np.float32))
+    write_slices(tmp_path / "dicom", image(HU))
+    make(tmp_path, "dicom/more.nii.gz", "dicom/sub/again.nii.gz")
+    write(tmp_path / "dicom" / "vessels.nrrd", MASK)
+    expected = ["dicom", "dicom/more.nii.gz", "dicom/sub/again.nii.gz"]
+    assert cts(tmp_path) == [*expected, "own/ct.nrrd", "own/late.nrrd"]
+
+
+def test_masks_and_other_images_without_a_ct_are_none(tmp_path):
+    make(tmp_path, "a.nii.gz", "b_liver.nii.gz", "b.seg.nrrd")
+    assert cts(tmp_path) == ["a.nii.gz"]
+
+
+def test_unreadable_file_is_a_row_unless_it_is_the_ones_mask(tmp_path):
+    (tmp_path / "x_liver.nii.gz").write_text("Dear radiologist")
+    assert cts(tmp_path) == ["x_liver.nii.gz"]
+    make(tmp_path, "one/ct.nii.gz")
+    (tmp_path / "one" / "seg.nii.gz").write_text("Dear radiologist")
+    assert found(tmp_path)["one"] == ("one/ct.nii.gz", "one/seg.nii.gz", None)
+
+
+def test_masks_are_those_whose_name_is_the_most_alike(tmp_path):
+    make(tmp_path, "p.1.nii.gz", "p_1.nii.gz", "p.1_liver.nii.gz", "p_1_seg.nii.gz")
+    make(tmp_path, "A.mha", "a.nii.gz", "a_liver.nii.gz", "A_spleen.nii.gz")
+    make(tmp_path, "Q.nii.gz", "q_liver.nii.gz", "r.nii.gz", "r.seg.nrrd", "r_spleen.seg.nrrd")
+    make(tmp_path, "t_ct.nii.gz", "t_ct_liver.nii.gz", "t_spleen.nii.gz")
+    given = {ct: masks for ct, *masks in found(tmp_path).values()}
+    assert given == {
+        "t_ct.nii.gz": ["t_ct_liver.nii.gz", "t_spleen.nii.gz"],
+        "p.1.nii.gz": ["p.1_liver.nii.gz", None],
+        "p_1.nii.gz": ["p_1_seg.nii.gz", None],
+        "A.mha": [None, "A_spleen.nii.gz"],
+        "a.nii.gz": ["a_liver.nii.gz", None],
+        "Q.nii.gz": ["q_liver.nii.gz", None],
+        "r.nii.gz": ["r.seg.nrrd", "r_spleen.seg.nrrd"],
+    }
+
+
+def test_mask_has_the_ending_of_its_ct_where_that_decides(tmp_path):
+    make(tmp_path, "a.nii.gz", "a.nrrd", "a_liver.nrrd", "a_spleen.mha")
+    assert {ct: masks for ct, *masks in found(tmp_path).values()} == {
+        "a.nii.gz": [None, "a_spleen.mha"],
+        "a.nrrd": ["a_liver.nrrd", "a_spleen.mha"],
+    }
+
+
+def test_dicom_folders_have_their_own_masks(tmp_path):
+    for name in ("p.1", "p_1"):
+        write_slices(tmp_path / name, image(HU), {"0020|000d": f"1.2.{len(name)}{name[1] == '_'}"})
+    make(tmp_path, "p.1_liver.nii.gz", "p_1_seg.nii.gz", "p_1/spleen.nii.gz")
+    assert found(tmp_path) == {
+        "p.1": ("p.1", "p.1_liver.nii.gz", None),
+        "p_1": ("p_1", "p_1_seg.nii.gz", "p_1/spleen.nii.gz"),
+    }
+
+
+def test_letter_case_of_masks_and_folders(tmp_path):
+    make(tmp_path, "One/CT.nii.gz", "One/Liver.nii.gz")
+    make(tmp_path, "two/scan.nii.gz", "two/SCAN_Liver.nii.gz", "two/Scan_SPLEEN.nii.gz")
+    assert found(tmp_path) == {
+        "One": ("One/CT.nii.gz", "One/Liver.nii.gz", None),
+        "two": ("two/scan.nii.gz", "two/SCAN_Liver.nii.gz", "two/Scan_SPLEEN.nii.gz"),
+    }
+
+
+def test_hidden_files_and_earlier_results_are_no_cases(tmp_path):
+    make(tmp_path, "a.nii.gz", "._a.nii.gz", ".hidden/b.nii.gz")
+    make(tmp_path, "old/location_map.nrrd", "old/organs.seg.nrrd")
+    (tmp_path / "old" / "staging.json").write_text("{}")
+    assert cts(tmp_path) == ["a.nii.gz"]
+    make(tmp_path, "out/a.nii.gz")
+    assert len(find_cases(tmp_path, tmp_path / "out")) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights")
+def test_linked_folders_are_searched_once(tmp_path):
+    make(tmp_path, "far/p1/ct.nii.gz")
+    write_slices(tmp_path / "far" / "p2", image(HU))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "p1").symlink_to(tmp_path / "far" / "p1")
+    (tmp_path / "here" / "p2").symlink_to(tmp_path / "far" / "p2")
+    (tmp_path / "here" / "loop").symlink_to(tmp_path / "here")
+    (tmp_path / "here" / "broken.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    assert list(found(tmp_path / "here")) == ["broken", "p1", "p2"]
+
+
+def test_folder_that_cannot_be_listed_is_a_row(tmp_path, monkeypatch):
+    make(tmp_path, "a.nii.gz", "locked/b.nii.gz")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert cts(tmp_path) == ["a.nii.gz", "locked"]
+
+
+@pytest.mark.parametrize(
+    ("name", "usable"),
+    [
+        ("p1", "p1"),
+        ("site A/p 1", "site A/p 1"),
+        ("hcc002_cirrA_pv", "hcc002_cirrA_pv"),
+        ("CON", "_CON"),
+        ("nul.1/Com1", "_nul.1/_Com1"),
+        ("console", "console"),
+        ("a:b?*", "a-b--"),
+        ("p1. ", "p1"),
+        ("a\\b", "a/b"),
+        ("a\x00\udcffb", "a--b"),
+        ("...", "case"),
+        ("Mu\u0308ller", "M\u00fcller"),
+    ],
+)
+def test_names_are_usable_everywhere(name, usable):
+    assert usable_name(name) == usable
+
+
+def listed(folder, text):
+    (folder / "list.csv").write_text(text)
+    return [case.name for case in read_list(folder / "list.csv")]
+
+
+def test_names_in_lists_are_kept_and_others_made(tmp_path):
+    text = "ct,case\nx.nii.gz,P 1\np1/ct.nii.gz,\np2/ct.nii.gz,\ny.NRRD,\nz.nii,site/aux\n"
+    assert listed(tmp_path, text) == ["P 1", "p1/ct", "p2/ct", "y", "site/_aux"]
+    assert listed(tmp_path, "ct\na.nii\na.nrrd\n") == ["a", "a-2"]
+
+
+@pytest.mark.parametrize("names", [("p1", "P1"), ("a.", "a"), ("/x", "b"), ("a/../b", "c")])
+def test_names_in_lists_that_clash_are_refused(names, tmp_path):
+    with pytest.raises(StagingError, match="twice, or not usable"):
+        listed(tmp_path, f"ct,case\n1.nii,{names[0]}\n2.nii,{names[1]}\n")
+
+
+def test_numbered_names_do_not_take_another_case_s(tmp_path):
+    make(tmp_path, "a.nii.gz", "a.nrrd", "a-2.nii.gz", "A-2.mha")
+    names = {ct: name for name, (ct, _, _) in found(tmp_path).items()}
+    assert names["a.nii.gz"] == "a"
+    assert len({name.casefold() for name in names.values()}) == 4
+
+
+def test_names_that_read_like_a_person_s_get_a_pseudonym(tmp_path):
+    make(tmp_path, "DOE^JANE.nii.gz", "DOE_JANE_1950/ct.nii.gz", "p1.nii.gz", "hcc002_cirrA_pv.mha")
+    write_slices(tmp_path / "jane", image(HU), {"0010|0010": "DOE^JANE"})
+    cases = {case.ct.name: case for case in find_cases(tmp_path)}
+    assert (cases["p1.nii.gz"].name, cases["hcc002_cirrA_pv.mha"].name) == ("p1", "hcc002_cirrA_pv")
+    for ct in ("DOE^JANE.nii.gz", "ct.nii.gz", "jane"):
+        assert cases[ct].pseudonym and cases[ct].name.startswith("case-")
+    again = {case.ct.name: case for case in find_cases(tmp_path)}
+    assert again == cases
+    everyone = find_cases(tmp_path, pseudonyms=True)
+    assert all(case.pseudonym for case in everyone) and len({c.name for c in everyone}) == 5
+    assert cases["jane"].name in {case.name for case in everyone}
+
+
+def test_list_s_own_names_stay_unless_they_read_like_a_person_s(tmp_path):
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [
+                ("ct", "case"),
+                ("DOE^JANE.nii", "P7"),
+                ("b.nii", "Doe^Jane"),
+                ("c.nii", "Doe Jane 1950"),
+            ]
+        )
+    names = [case.name for case in read_list(tmp_path / "list.csv")]
+    assert names[0] == "P7" and all(name.startswith("case-") for name in names[1:])
