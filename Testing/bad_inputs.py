@@ -241,7 +241,7 @@ BAD_CTS: dict[str, BadInput] = {
     "empty file": BadInput(lambda t: _touch(t / "zero.nii"), "is empty"),
     "unknown format": BadInput(_picture, "not a known format"),
     "text as nii.gz": BadInput(lambda t: _text(t / "text.nii.gz"), "not a NIfTI"),
-    "text as nrrd": BadInput(lambda t: _text(t / "text.nrrd"), "cannot be read"),
+    "text as nrrd": BadInput(lambda t: _text(t / "text.nrrd"), "not an NRRD"),
     "text as mha": BadInput(lambda t: _text(t / "text.mha"), "not a MetaImage"),
     "text as dcm": BadInput(lambda t: _text(t / "text.dcm"), "not a DICOM file"),
     "truncated nii": BadInput(lambda t: _cut(write(t / "cut.nii")), "truncated"),
@@ -255,7 +255,7 @@ BAD_CTS: dict[str, BadInput] = {
     "truncated zlib mha": BadInput(
         lambda t: _cut(write(t / "cut.mha", compress=True)), "truncated"
     ),
-    "mhd without data": BadInput(_headless_mhd, "alone.raw is missing"),
+    "mhd without data": BadInput(_headless_mhd, "alone.raw' is missing"),
     "damaged nii.gz": BadInput(_damaged_gzip, "damaged"),
     "zero spacing nii": BadInput(
         lambda t: _overwrite(write(t / "zero.nii"), 84, struct.pack("<f", 0.0)), _POSITIVE

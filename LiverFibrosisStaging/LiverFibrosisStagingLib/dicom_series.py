@@ -8,7 +8,6 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import StagingError
+from .itk_files import itk_path, quiet
 
 MODALITY = "0008|0060"
 DESCRIPTION = "0008|103e"
@@ -151,17 +151,6 @@ class Series:
         )
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """ITK's own warnings off for a while: what matters is said by our own sentences."""
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(before)
-
-
 def is_dicom(path: Path) -> bool:
     """Whether the file begins as DICOM does (part 10, section 7.1); a DICOMDIR is not meant."""
     head = _head(path)
@@ -268,7 +257,7 @@ def read_series(series: Series, name: str) -> tuple[sitk.Image, list[str]]:
     _check_stack(series, name)
 
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(each.path) for each in slices])
+    reader.SetFileNames([itk_path(each.path) for each in slices])
     if len({each.pixel_id for each in slices}) > 1:
         reader.SetOutputPixelType(sitk.sitkFloat32)  # the rescale slope differs between slices
     try:
@@ -323,7 +312,7 @@ def _tags(path: Path) -> tuple[sitk.ImageFileReader, dict[str, str]] | None:
     """Header of one DICOM file; None where GDCM finds no image in it."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_path(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError:
@@ -502,7 +491,8 @@ def _same_pixels(first: Slice, second: Slice) -> bool:
     try:
         with quiet():
             one, two = (
-                sitk.GetArrayFromImage(sitk.ReadImage(str(each.path))) for each in (first, second)
+                sitk.GetArrayFromImage(sitk.ReadImage(itk_path(each.path)))
+                for each in (first, second)
             )
     except RuntimeError as error:
         raise StagingError(
