@@ -138,6 +138,8 @@ def _read_volume(path: Path) -> tuple[sitk.Image, bool]:
     # ITK and zlib both work outside the interpreter's lock: the check costs no time of its own.
     with quiet(), ThreadPoolExecutor(1) as pool:
         checked = pool.submit(pixels.check)
+        if check_header is check_metaimage:  # MetaIO complains on the console
+            checked.result()
         try:
             image = sitk.ReadImage(itk_path(path))
         except RuntimeError as error:
