@@ -325,8 +325,10 @@ BAD_CTS: dict[str, BadInput] = {
     "DICOM slice alone": BadInput(
         lambda t: _dicom(t, "alone", skip=tuple(range(1, 24))) / "IM000.dcm", _FEW
     ),
-    "DICOM truncated": BadInput(_truncated_dicom, "IM010.dcm: .*truncated"),
-    "DICOM with text in it": BadInput(_text_among_dicom, "IM010.dcm is not a DICOM file"),
+    "DICOM truncated": BadInput(_truncated_dicom, "slices are missing .*; IM010.dcm is damaged"),
+    "DICOM with text in it": BadInput(
+        _text_among_dicom, "slices are missing .*; IM010.dcm is damaged or no DICOM"
+    ),
     "DICOM of MR": BadInput(
         lambda t: _dicom(t, "mr", tags={"0008|0060": "MR"}), "only 24 x modality MR"
     ),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .dicom_series import dicom_folders
+from .dicom_files import dicom_folders
 from .errors import CancelToken, StagingError
 from .model import StagingModel, default_model_path
 from .result import check_writable, one_line

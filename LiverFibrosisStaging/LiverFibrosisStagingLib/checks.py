@@ -4,10 +4,13 @@ Refusals are for what would make the result meaningless, warnings for what makes
 HU throughout; lengths in mm.
 """
 
+import math
+
 import numpy as np
 import SimpleITK as sitk
 
-from .dicom_series import DESCRIPTION, MODALITY, THICKNESS, phase
+from .dicom_files import DESCRIPTION, MODALITY, THICKNESS, code
+from .dicom_series import PORTAL_VENOUS, named_phase
 from .errors import StagingError
 
 MIN_SLICES = 10  # the liver spans 15 to 20 cm: fewer slices cannot show its shape
@@ -43,7 +46,8 @@ def check_ct(ct: sitk.Image, name: str) -> tuple[str, ...]:
     MIN_LENGTH_MM along the body.
     """
     if ct.HasMetaDataKey(MODALITY) and ct.GetMetaData(MODALITY) != "CT":
-        raise StagingError(f"{name}: the modality is {ct.GetMetaData(MODALITY)}; a CT is needed.")
+        modality = code(ct.GetMetaData(MODALITY))
+        raise StagingError(f"{name}: the modality is {modality}; a CT is needed.")
     if ct.GetDimension() != 3 or ct.GetNumberOfComponentsPerPixel() != 1:
         raise StagingError(
             f"{name}: has {ct.GetDimension()} dimensions and {ct.GetNumberOfComponentsPerPixel()} "
@@ -160,17 +164,22 @@ def _check_values(hu: np.ndarray, name: str) -> None:
 def _doubts(ct: sitk.Image) -> list[str]:
     warnings = []
     description = ct.GetMetaData(DESCRIPTION) if ct.HasMetaDataKey(DESCRIPTION) else ""
-    if phase(description) < 0:
+    named = named_phase(description)
+    if named not in ("", PORTAL_VENOUS):
         warnings.append(
-            f"The series is described as '{description}'; the model expects the portal-venous "
-            "phase."
+            f"The series description names the {named} phase; the model expects the "
+            "portal-venous phase."
         )
     thickness = ct.GetSpacing()[_body_axis(ct)]
     if ct.HasMetaDataKey(THICKNESS):
         try:
-            thickness = max(thickness, float(ct.GetMetaData(THICKNESS)))
+            given = float(ct.GetMetaData(THICKNESS))
         except ValueError:
-            warnings.append(f"The slice thickness '{ct.GetMetaData(THICKNESS)}' is no number.")
+            given = math.nan
+        if math.isfinite(given):
+            thickness = max(thickness, given)
+        else:
+            warnings.append("The slice thickness in the header is no number.")
     if thickness > THICK_SLICE_MM:
         warnings.append(
             f"The slices are {thickness:g} mm thick; up to {THICK_SLICE_MM:g} mm are expected."

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from .dicom_series import is_dicom, read_dicom
+from .dicom_files import is_dicom
+from .dicom_series import read_dicom
 from .errors import StagingError
 from .itk_files import itk_path, quiet
 from .nifti_header import AXES_TOLERANCE, NOT_UPRIGHT, check_nifti
@@ -71,12 +72,12 @@ def read_ct(path: Path) -> sitk.Image:
 
     path: a DICOM folder (searched recursively; the fittest series is chosen, see
     `dicom_series.find_series`), one DICOM file (its series in the same folder), NIfTI, NRRD or
-    MetaImage. The image's metadata are `dicom_series.KEPT_TAGS`, where the file has them, and the
+    MetaImage. The image's metadata are `dicom_files.KEPT_TAGS`, where the file has them, and the
     notes for the user (see `notes`); nothing that identifies the patient.
 
     Raises StagingError where the path cannot be read as one intact volume.
     """
-    if path.is_dir() or is_dicom(path) or path.suffix.lower() == ".dcm":
+    if _is_for_dicom(path):
         image, found = read_dicom(path)
         if found:
             image.SetMetaData(NOTES_KEY, "\n".join(found))
@@ -99,7 +100,7 @@ def read_mask(path: Path) -> sitk.Image:
     A Slicer segmentation (.seg.nrrd) of one layer keeps its "Segment..." metadata. Raises
     StagingError where the file cannot be read as one intact volume of labels.
     """
-    if path.is_dir() or is_dicom(path) or path.suffix.lower() == ".dcm":
+    if _is_for_dicom(path):
         raise StagingError(f"{path.name}: a mask has to be a {_FORMATS} file, not DICOM.")
     image, _ = _read_volume(path)
     _strip(image, keep=("Segment",))
@@ -123,6 +124,11 @@ def notes(image: sitk.Image) -> tuple[str, ...]:
     if not image.HasMetaDataKey(NOTES_KEY):
         return ()
     return tuple(image.GetMetaData(NOTES_KEY).split("\n"))
+
+
+def _is_for_dicom(path: Path) -> bool:
+    named = path.suffix.lower() == ".dcm" or path.name.upper() == "DICOMDIR"
+    return path.is_dir() or named or is_dicom(path)
 
 
 def _read_volume(path: Path) -> tuple[sitk.Image, bool]:
