@@ -97,8 +97,7 @@ class Files:
         """Sort a DICOM file in."""
         header = _header(path)
         if header is None:
-            head = _head(path)
-            if _CT_STORAGE.search(head) or _ANY_STORAGE not in head:
+            if _is_damaged(path):
                 self.damaged.append(path)
             else:
                 self.others["objects without image"] += 1
@@ -131,7 +130,7 @@ def dicom_folders(root: str | Path) -> list[Path]:
     """The folders under `root` that are one case each, sorted.
 
     A case is a top-most folder whose DICOM files, those in its subfolders included, belong to one
-    study, as judged by the first file of every folder: one folder per patient, or per patient and
+    study, as judged by the first sound file of every folder: one folder per patient, or per patient and
     date, gives one case each however its series are nested. Where anonymisation emptied the
     study's identifier, every folder that holds DICOM files directly is a case of its own. `root`
     itself is a case only where it holds DICOM files directly, or several folders of one study.
@@ -142,10 +141,10 @@ def dicom_folders(root: str | Path) -> list[Path]:
     for folder, subfolders, names in os.walk(root, topdown=False):
         here = Path(folder)
         found: set[str] = set()
-        first = next((p for p in _visible(here, names) if is_dicom(p)), None)
-        if first is not None:
+        own = _study(here, names)
+        if own is not None:
             direct.add(here)
-            found.add(_study(first))
+            found.add(own)
         for name in subfolders:
             found |= studies.get(here / name, set())
         if found:
@@ -169,7 +168,7 @@ def files_of_folder(folder: Path) -> Files:
             for path in _visible(Path(place), names):
                 if is_dicom(path):
                     found.add(path)
-                elif path.suffix.lower() == ".dcm" and _DIRECTORY_RECORD not in _head(path):
+                elif _is_broken(path):
                     found.damaged.append(path)
     return found
 
@@ -221,13 +220,38 @@ def _head(path: Path) -> bytes:
         return b""
 
 
-def _study(path: Path) -> str:
-    """What tells studies apart; "" for a DICOM file that holds no image."""
-    with quiet():
-        tags = _header(path)
-    if tags is None:
-        return ""
-    return tags[1].get(STUDY) or str(path.parent)
+def _study(folder: Path, names: Iterable[str]) -> str | None:
+    """What tells the study in a folder's own files from others; None where none is DICOM.
+
+    "" where they hold no image, the folder's path where they are damaged or name no study.
+    """
+    study = None
+    for path in _visible(folder, names):
+        if is_dicom(path):
+            try:
+                with quiet():
+                    header = _header(path)
+            except StagingError:  # a path that SimpleITK cannot open: the case will say so
+                return str(folder)
+            if header is not None:
+                return header[1].get(STUDY) or str(folder)
+            study = str(folder) if _is_damaged(path) else study or ""
+        elif _is_broken(path):
+            study = str(folder)
+    return study
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether a DICOM file in which GDCM finds no image ought to hold one."""
+    head = _head(path)
+    return _CT_STORAGE.search(head) is not None or _ANY_STORAGE not in head
+
+
+def _is_broken(path: Path) -> bool:
+    """Whether a file is called .dcm but does not begin as DICOM does."""
+    head = _head(path)
+    named = path.suffix.lower() == ".dcm" and path.is_file()
+    return named and head[128:132] != b"DICM"
 
 
 def _header(path: Path) -> tuple[sitk.ImageFileReader, dict[str, str]] | None:
