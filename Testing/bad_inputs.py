@@ -63,12 +63,16 @@ def write_slices(
     shift_per_slice: tuple[float, float, float] = (0.0, 0.0, 0.0),
     prefix: str = "IM",
     uid: str = "1.2.3.1",
+    compressor: str = "",
 ) -> Path:
     """A DICOM series of CT slices, one file each, with a patient's name in it."""
     folder.mkdir(parents=True, exist_ok=True)
     direction = np.array(volume.GetDirection()).reshape(3, 3)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
+    if compressor:
+        writer.UseCompressionOn()
+        writer.SetCompressor(compressor)
     for k in range(volume.GetSize()[2]):
         if k in skip:
             continue

@@ -12,6 +12,7 @@ from bad_inputs import PATIENT, hu_array, image, liver_array, write_slices
 from LiverFibrosisStagingLib.dicom_files import dicom_folders
 from LiverFibrosisStagingLib.dicom_series import find_series, named_phase
 from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.masks import read_organ
 from LiverFibrosisStagingLib.reading import NOTES_KEY, notes, read_ct, read_mask
 
 FORMATS = ("ct.nii", "ct.nii.gz", "ct.nrrd", "ct.nhdr", "ct.mha", "ct.mhd")
@@ -143,6 +144,21 @@ def test_labels_above_255_are_kept(tmp_path):
     labels = image(liver_array() * np.uint16(1100))
     sitk.WriteImage(labels, str(tmp_path / "mask.nii.gz"))
     assert_same(read_mask(tmp_path / "mask.nii.gz"), labels)
+
+
+@pytest.mark.parametrize("label", [261, 5 + 2**32, 10**19])
+def test_a_label_that_is_not_there_is_refused_whatever_its_size(label, tmp_path):
+    path = tmp_path / "mask.nii.gz"
+    sitk.WriteImage(image(liver_array() * np.uint8(5)), str(path))
+    assert sitk.GetArrayFromImage(read_organ(f"{path}:5")).sum() == liver_array().sum()
+    with pytest.raises(StagingError, match=f"no voxel with the label {label}"):
+        read_organ(f"{path}:{label}")
+
+
+def test_numbers_too_large_for_a_label_are_refused(tmp_path):
+    sitk.WriteImage(image(liver_array() * np.float32(5e12)), str(tmp_path / "mask.nii.gz"))
+    with pytest.raises(StagingError, match="no label"):
+        read_mask(tmp_path / "mask.nii.gz")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16])

@@ -130,8 +130,8 @@ def dicom_folders(root: str | Path) -> list[Path]:
     """The folders under `root` that are one case each, sorted.
 
     A case is a top-most folder whose DICOM files, those in its subfolders included, belong to one
-    study, as judged by the first sound file of every folder: one folder per patient, or per patient and
-    date, gives one case each however its series are nested. Where anonymisation emptied the
+    study, as judged by the first sound file of every folder: one folder per patient, or per patient
+    and date, gives one case each however its series are nested. Where anonymisation emptied the
     study's identifier, every folder that holds DICOM files directly is a case of its own. `root`
     itself is a case only where it holds DICOM files directly, or several folders of one study.
     """

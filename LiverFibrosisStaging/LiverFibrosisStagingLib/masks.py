@@ -15,13 +15,14 @@ LIVER_LABEL, SPLEEN_LABEL = 1, 2
 
 def read_organ(path: str | Path) -> sitk.Image:
     """Read a mask; FILE:LABEL takes one label of a label image (liver.nii.gz:5)."""
-    match = re.fullmatch(r"(.+):(\d+)", str(path))
+    match = re.fullmatch(r"(.+):(\d{1,20})", str(path))
     if match is None:
         return read_mask(path)
-    mask = read_mask(match[1]) == int(match[2])
-    if not sitk.GetArrayViewFromImage(mask).any():
+    mask, label = read_mask(match[1]), int(match[2])
+    # Compared by numpy: SimpleITK wraps labels that the type of the voxels cannot hold (261 to 5).
+    if not (sitk.GetArrayViewFromImage(mask) == label).any():
         raise StagingError(f"The mask {match[1]} has no voxel with the label {match[2]}.")
-    return mask
+    return mask == label
 
 
 def organ_masks(

@@ -112,6 +112,8 @@ def read_mask(path: Path) -> sitk.Image:
                 f"{path.name}: holds values between whole numbers, so it is not a mask; labels "
                 "(0 outside) are needed."
             )
+        if np.abs(values).max() > np.iinfo(np.int32).max:
+            raise StagingError(f"{path.name}: holds {values.max():g}, which is no label.")
         image = _cast(image, sitk.sitkInt32)
         values = sitk.GetArrayViewFromImage(image)
     if values.dtype != np.uint8 and values.min() >= 0 and values.max() <= 255:
