@@ -15,7 +15,7 @@ from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.reading import notes, read_ct
 
 _LAST = 23
-_NOTE = "1 file was damaged or no DICOM and left out, so part of the scan may be missing."
+_NOTE = "1 damaged file was left out; part of the scan may be missing."
 
 
 def cut(path, share=0.6):
@@ -128,6 +128,26 @@ def test_a_slice_of_another_size_is_not_part_of_the_stack(folder):
             assert found.GetSize() == (72, 64, 23) and "Not used" in notes(found)[0]
     with pytest.raises(StagingError, match=r"slices are missing"):
         read_ct(folder)
+
+
+@pytest.mark.parametrize("spacing", [b"", b"0\\0", b"abc", b"-5\\5", b"5"])
+def test_a_slice_without_pixel_spacing_is_no_ct(spacing, folder):
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        at = data.index(b"\x28\0\x30\0") + 4
+        length = struct.unpack_from("<I", data, at)[0]
+        field = spacing.ljust(len(spacing) + len(spacing) % 2)
+        rest = data[at + 4 + length :]
+        path.write_bytes(data[:at] + struct.pack("<I", len(field)) + field + rest)
+    with pytest.raises(StagingError, match="only 24 x pictures without pixel spacing"):
+        read_ct(folder)
+
+
+@pytest.mark.parametrize("thickness", ["0", "nan", "-3", "1e999", "abc"])
+def test_a_strange_thickness_does_no_harm(thickness, tmp_path):
+    one = tuple(range(1, 24))
+    path = write_slices(tmp_path / "one", image(hu_array()), {"0018|0050": thickness}, skip=one)
+    assert read_ct(path).GetSpacing()[2] == 1.0
 
 
 def test_a_dicomdir_is_passed_over_in_its_folder_and_explained_by_itself(folder):

@@ -246,8 +246,8 @@ def test_copies_of_slices_are_dropped_with_a_note(tmp_path):
     write_slices(folder / "again", ct, {"0008|0018": "1.2.7"}, skip=tuple(range(1, 24)))
     found = read_ct(folder)
     assert_same(found, ct)
-    assert notes(found) == ("25 copies of slices left out.",)
-    assert found.GetMetaData(NOTES_KEY) == "25 copies of slices left out."
+    assert notes(found) == ("25 copies of slices were left out.",)
+    assert found.GetMetaData(NOTES_KEY) == "25 copies of slices were left out."
 
 
 # DICOM: the choice among several series

@@ -4,6 +4,7 @@ Only SimpleITK (GDCM) reads the files. Positions and lengths are in mm, in DICOM
 (LPS); tags are written as SimpleITK writes them, "gggg|eeee".
 """
 
+import math
 import os
 import re
 from collections import Counter
@@ -36,7 +37,9 @@ TIMES = ("0008|0022", "0008|0032")  # acquisition date and time
 
 # What `checks.check_ct` looks at. The description is free text: it stays with the image in memory.
 KEPT_TAGS = (MODALITY, DESCRIPTION, THICKNESS)
+_PIXEL_SPACING = "0028|0030"
 _READ_TAGS = {
+    _PIXEL_SPACING,
     *KEPT_TAGS,
     *TIMES,
     IMAGE_TYPE,
@@ -51,6 +54,7 @@ _READ_TAGS = {
     TEMPORAL_POSITION,
 }
 
+_ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DIRECTORY_RECORD = b"1.2.840.10008.1.3.10\0"
 _CT_STORAGE = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.2(\.\d)?\0")
@@ -291,4 +295,18 @@ def _excluded(reader: sitk.ImageFileReader, tags: dict[str, str]) -> str | None:
         return "pictures without position"
     if reader.GetSize()[2] > 1:
         return "enhanced multi-frame CT files (convert them to one file per slice, or to NIfTI)"
+    # GDCM makes 1 mm of a spacing that is missing; an enhanced CT has it elsewhere.
+    if tags.get(SOP_CLASS) != _ENHANCED_CT and not _positive(tags.get(_PIXEL_SPACING, "")):
+        return "pictures without pixel spacing"
+    if not np.isfinite([*reader.GetOrigin(), *reader.GetDirection()]).all():
+        return "pictures without position"
     return None
+
+
+def _positive(text: str) -> bool:
+    """Whether a decimal string holds two positive numbers."""
+    try:
+        numbers = [float(part) for part in text.split("\\")]
+    except ValueError:
+        return False
+    return len(numbers) == 2 and all(0 < number < math.inf for number in numbers)

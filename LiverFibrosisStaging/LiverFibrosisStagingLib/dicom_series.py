@@ -4,6 +4,7 @@ Only SimpleITK (GDCM) reads the files. Positions and lengths are in mm, in DICOM
 (LPS); tags are written as SimpleITK writes them, "gggg|eeee".
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -85,7 +86,8 @@ class Series:
         """Usual distance between slices; the slice thickness where there is only one."""
         if self.gaps.size:
             return float(np.median(self.gaps))
-        return _number(self.tags.get(THICKNESS, ""), 1.0)
+        thickness = _number(self.tags.get(THICKNESS, ""), 1.0)
+        return thickness if thickness > 0 else 1.0
 
     @property
     def phase(self) -> str:
@@ -167,21 +169,23 @@ def read_series(
         with quiet():
             image = reader.Execute()
     except RuntimeError as error:
-        intact = [each for each in slices if _pixels(each) is not None]
-        if not 0 < len(intact) < len(slices):
+        readable = {each.path for each in slices if _pixels(each) is not None}
+        if not 0 < len(readable) < len(slices):
             raise StagingError(
                 f"{name}: the pixels of series {series.label} cannot be read; the files are "
                 "damaged or their compression is unknown."
             ) from error
-        damaged += [each.path for each in slices if each not in intact]
-        return read_series(Series(tuple(intact)), name, damaged)
+        damaged += [each.path for each in slices if each.path not in readable]
+        intact = tuple(each for each in slices if each.path in readable)
+        return read_series(Series(intact), name, damaged)
 
-    notes = [f"{copies} {'copies' if copies > 1 else 'copy'} of slices left out."] if copies else []
+    notes = []
+    if copies:
+        what = "1 copy of a slice was" if copies == 1 else f"{copies} copies of slices were"
+        notes.append(f"{what} left out.")
     if damaged:
-        notes.append(
-            f"{_files_are(len(damaged))} damaged or no DICOM and left out, so part of the scan may "
-            "be missing."
-        )
+        what = "1 damaged file was" if len(damaged) == 1 else f"{len(damaged)} damaged files were"
+        notes.append(f"{what} left out; part of the scan may be missing.")
     first, last = slices[0], slices[-1]
     step = (last.offset - first.offset) / (len(slices) - 1) if len(slices) > 1 else series.spacing
     for key in image.GetMetaDataKeys():
@@ -286,9 +290,10 @@ def _rank(series: Series) -> tuple[bool, bool, int, int, bool, float, str, float
 
 def _number(text: str, default: float) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return default
+    return number if math.isfinite(number) else default
 
 
 def _without_copies(slices: tuple[Slice, ...], name: str) -> tuple[list[Slice], int, list[Path]]:
@@ -324,10 +329,6 @@ def _pixels(one: Slice) -> np.ndarray | None:
             return sitk.GetArrayFromImage(sitk.ReadImage(itk_path(one.path)))
     except RuntimeError:
         return None
-
-
-def _files_are(count: int) -> str:
-    return "1 file was" if count == 1 else f"{count} files were"
 
 
 def _check_stack(series: Series, name: str, damaged: Sequence[Path]) -> None:
