@@ -63,12 +63,16 @@ def write_slices(
     shift_per_slice: tuple[float, float, float] = (0.0, 0.0, 0.0),
     prefix: str = "IM",
     uid: str = "1.2.3.1",
+    compressor: str = "",
 ) -> Path:
     """A DICOM series of CT slices, one file each, with a patient's name in it."""
     folder.mkdir(parents=True, exist_ok=True)
     direction = np.array(volume.GetDirection()).reshape(3, 3)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
+    if compressor:
+        writer.UseCompressionOn()
+        writer.SetCompressor(compressor)
     for k in range(volume.GetSize()[2]):
         if k in skip:
             continue
@@ -241,7 +245,7 @@ BAD_CTS: dict[str, BadInput] = {
     "empty file": BadInput(lambda t: _touch(t / "zero.nii"), "is empty"),
     "unknown format": BadInput(_picture, "not a known format"),
     "text as nii.gz": BadInput(lambda t: _text(t / "text.nii.gz"), "not a NIfTI"),
-    "text as nrrd": BadInput(lambda t: _text(t / "text.nrrd"), "cannot be read"),
+    "text as nrrd": BadInput(lambda t: _text(t / "text.nrrd"), "not an NRRD"),
     "text as mha": BadInput(lambda t: _text(t / "text.mha"), "not a MetaImage"),
     "text as dcm": BadInput(lambda t: _text(t / "text.dcm"), "not a DICOM file"),
     "truncated nii": BadInput(lambda t: _cut(write(t / "cut.nii")), "truncated"),
@@ -255,7 +259,7 @@ BAD_CTS: dict[str, BadInput] = {
     "truncated zlib mha": BadInput(
         lambda t: _cut(write(t / "cut.mha", compress=True)), "truncated"
     ),
-    "mhd without data": BadInput(_headless_mhd, "alone.raw is missing"),
+    "mhd without data": BadInput(_headless_mhd, "alone.raw' is missing"),
     "damaged nii.gz": BadInput(_damaged_gzip, "damaged"),
     "zero spacing nii": BadInput(
         lambda t: _overwrite(write(t / "zero.nii"), 84, struct.pack("<f", 0.0)), _POSITIVE
@@ -325,8 +329,10 @@ BAD_CTS: dict[str, BadInput] = {
     "DICOM slice alone": BadInput(
         lambda t: _dicom(t, "alone", skip=tuple(range(1, 24))) / "IM000.dcm", _FEW
     ),
-    "DICOM truncated": BadInput(_truncated_dicom, "IM010.dcm: .*truncated"),
-    "DICOM with text in it": BadInput(_text_among_dicom, "IM010.dcm is not a DICOM file"),
+    "DICOM truncated": BadInput(_truncated_dicom, "slices are missing .*; IM010.dcm is damaged"),
+    "DICOM with text in it": BadInput(
+        _text_among_dicom, "slices are missing .*; IM010.dcm is damaged or no DICOM"
+    ),
     "DICOM of MR": BadInput(
         lambda t: _dicom(t, "mr", tags={"0008|0060": "MR"}), "only 24 x modality MR"
     ),

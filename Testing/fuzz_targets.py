@@ -53,9 +53,9 @@ def image_targets(folder: Path) -> dict[str, Target]:
     targets[place.name] = Target(
         (place / place.name).read_bytes(), partial(_read, place, place.name), 352, _NIFTI_FIELDS
     )
-    place = write_slices(folder / "dicom", tiny)
-    slice_file = place / "IM002.dcm"
-    targets["dicom"] = Target(slice_file.read_bytes(), partial(_read_series, slice_file), 1500)
+    for name, compressor in (("dicom", ""), ("jpeg2000.dicom", "JPEG2000")):
+        slice_file = write_slices(folder / name, tiny, compressor=compressor) / "IM002.dcm"
+        targets[name] = Target(slice_file.read_bytes(), partial(_read_series, slice_file), 1500)
     return targets
 
 

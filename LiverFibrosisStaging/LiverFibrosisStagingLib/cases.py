@@ -15,10 +15,11 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from .checks import AIR_HU
-from .dicom_series import dicom_folders, quiet
+from .dicom_files import dicom_folders
 from .errors import StagingError
+from .itk_files import itk_path, quiet
 from .privacy import patient_names, pseudonym, reads_like_a_person
-from .reading import read_ct
+from .reading import check_header, read_ct
 from .result import FILES
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -310,8 +311,8 @@ def _holds_ct(path: Path) -> bool | None:
     """Whether the voxels are HU, which reach far below zero; None where they cannot be read."""
     reader = sitk.ImageFileReader()
     try:
-        str(path).encode()  # SimpleITK ends the process where a file's name is no text
-        reader.SetFileName(str(path))
+        check_header(path)
+        reader.SetFileName(itk_path(path))
         with quiet():
             reader.ReadImageInformation()
         if reader.GetNumberOfComponents() > 1 or reader.GetPixelID() in _UNSIGNED:

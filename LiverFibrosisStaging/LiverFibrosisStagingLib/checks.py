@@ -4,10 +4,13 @@ Refusals are for what would make the result meaningless, warnings for what makes
 HU throughout; lengths in mm.
 """
 
+import math
+
 import numpy as np
 import SimpleITK as sitk
 
-from .dicom_series import DESCRIPTION, MODALITY, THICKNESS, phase
+from .dicom_files import DESCRIPTION, MODALITY, THICKNESS, code
+from .dicom_series import PORTAL_VENOUS, named_phase
 from .errors import StagingError
 
 MIN_SLICES = 10  # the liver spans 15 to 20 cm: fewer slices cannot show its shape
@@ -16,13 +19,21 @@ MIN_IN_PLANE = 32  # voxels; a body of 40 cm would have voxels of more than 12 m
 MAX_SPACING_MM = 20.0
 THICK_SLICE_MM = 5.0  # beyond, the liver's surface blurs
 
-# A CT of the abdomen shows air around the patient or gas in the bowel (-1000 HU), while MR, 8-bit
-# pictures and CT stored with an offset of +1024 hold nothing this low.
+# Where a CT's values lie. It shows air around the patient or gas in the bowel (-1000 HU), which MR
+# and 8-bit pictures do not; scanners fill the corners outside a round field with less than air.
 AIR_HU = -200.0
-# ... and it shows soft tissue: water is 0, muscle 50, enhanced liver 110 HU.
+PADDING_HU = -1100.0
+# Soft tissue: water is 0, muscle 50, enhanced liver 110 HU; contrast, bone and metal are above.
 SOFT_TISSUE_HU = (-150.0, 300.0)
 MIN_SOFT_TISSUE = 0.01  # share of the voxels; a patient fills 10 to 60 % of a scan
-MAX_DENSE = 0.25  # of what is no air: bone is 5 to 8 %; with an offset of 1024 the patient is
+# Lung, fat and the rims of skin and gas: 7 % of a scan of the trunk and more, nothing where values
+# carry an offset of 1000 or 1024.
+LUNG_AND_FAT_HU = (-900.0, -80.0)
+# Fat and soft tissue with such an offset. Dense bone and metal have values like these too: 12 % of
+# what is above 250 HU at most in the scans at hand, where it is 80 % with the offset.
+OFFSET_TISSUE_HU = (850.0, 1250.0)
+DENSE_HU = 250.0
+MAX_DENSE = 0.25  # of what is no air, in a picture without any
 _SAMPLE_STEP = 3  # every third voxel along each axis is plenty for a share
 
 # Liver in the portal-venous phase: 90 to 120 HU; without contrast 40 to 65; arterial up to 75.
@@ -43,7 +54,8 @@ def check_ct(ct: sitk.Image, name: str) -> tuple[str, ...]:
     MIN_LENGTH_MM along the body.
     """
     if ct.HasMetaDataKey(MODALITY) and ct.GetMetaData(MODALITY) != "CT":
-        raise StagingError(f"{name}: the modality is {ct.GetMetaData(MODALITY)}; a CT is needed.")
+        modality = code(ct.GetMetaData(MODALITY))
+        raise StagingError(f"{name}: the modality is {modality}; a CT is needed.")
     if ct.GetDimension() != 3 or ct.GetNumberOfComponentsPerPixel() != 1:
         raise StagingError(
             f"{name}: has {ct.GetDimension()} dimensions and {ct.GetNumberOfComponentsPerPixel()} "
@@ -136,18 +148,34 @@ def _check_values(hu: np.ndarray, name: str) -> None:
     if not (np.isfinite(low) and np.isfinite(high)):
         count = np.count_nonzero(~np.isfinite(hu))
         raise StagingError(f"{name}: {count} voxels are NaN or infinite; HU are needed everywhere.")
-    if low >= AIR_HU:
+    sample = hu[(slice(None, None, _SAMPLE_STEP),) * 3].astype(np.float32)
+    inside = sample[sample > PADDING_HU]
+    if low <= PADDING_HU and inside.size:
+        low = float(inside.min())
+
+    def share_of(least: float, most: float = math.inf) -> float:
+        return np.count_nonzero((inside >= least) & (inside < most)) / sample.size
+
+    share, dense = share_of(*SOFT_TISSUE_HU), share_of(DENSE_HU)
+    lung_and_fat, air = share_of(*LUNG_AND_FAT_HU), share_of(PADDING_HU, LUNG_AND_FAT_HU[0])
+    lifted = share_of(*OFFSET_TISSUE_HU)
+    # What looks like air may be padding, which has one value.
+    low_ones = inside[inside < LUNG_AND_FAT_HU[0]]
+    maybe_padding = bool(low_ones.size) and low_ones.min() == low_ones.max()
+    found = f"{name}: values are not in HU: {low:g} to {high:g} found"
+    if lifted > max(MIN_SOFT_TISSUE, 0.3 * dense, 10 * lung_and_fat) and (
+        10 * air < lifted or (maybe_padding and lifted > 0.25 * share)
+    ):
         raise StagingError(
-            f"{name}: values are not in HU: {low:g} to {high:g} found, but a CT has air near -1000 "
-            "HU; a CT in HU is needed (no MR, no 8-bit picture, no offset of 1024)."
+            f"{found}, with soft tissue near 1064 as with an offset of 1024; apply the rescale "
+            "intercept to get HU."
         )
-    sample = hu[(slice(None, None, _SAMPLE_STEP),) * 3]
-    share = float(np.mean((sample > SOFT_TISSUE_HU[0]) & (sample < SOFT_TISSUE_HU[1])))
-    dense = float(np.mean(sample >= SOFT_TISSUE_HU[1]))
-    if dense > MAX_DENSE * (share + dense):
+    if low >= AIR_HU or (
+        dense > MAX_DENSE * (share + dense) and air + lung_and_fat < MIN_SOFT_TISSUE
+    ):
         raise StagingError(
-            f"{name}: values are not in HU: {dense:.0%} of the voxels lie above "
-            f"{SOFT_TISSUE_HU[1]:g}, as with an offset of 1024; a CT in HU is needed."
+            f"{found}, but a CT has air near -1000 HU; a CT in HU is needed (no MR, no 8-bit "
+            "picture)."
         )
     if share < MIN_SOFT_TISSUE:
         raise StagingError(
@@ -160,17 +188,22 @@ def _check_values(hu: np.ndarray, name: str) -> None:
 def _doubts(ct: sitk.Image) -> list[str]:
     warnings = []
     description = ct.GetMetaData(DESCRIPTION) if ct.HasMetaDataKey(DESCRIPTION) else ""
-    if phase(description) < 0:
+    named = named_phase(description)
+    if named not in ("", PORTAL_VENOUS):
         warnings.append(
-            f"The series is described as '{description}'; the model expects the portal-venous "
-            "phase."
+            f"The series description names the {named} phase; the model expects the "
+            "portal-venous phase."
         )
     thickness = ct.GetSpacing()[_body_axis(ct)]
     if ct.HasMetaDataKey(THICKNESS):
         try:
-            thickness = max(thickness, float(ct.GetMetaData(THICKNESS)))
+            given = float(ct.GetMetaData(THICKNESS))
         except ValueError:
-            warnings.append(f"The slice thickness '{ct.GetMetaData(THICKNESS)}' is no number.")
+            given = math.nan
+        if math.isfinite(given):
+            thickness = max(thickness, given)
+        else:
+            warnings.append("The slice thickness in the header is no number.")
     if thickness > THICK_SLICE_MM:
         warnings.append(
             f"The slices are {thickness:g} mm thick; up to {THICK_SLICE_MM:g} mm are expected."

@@ -4,76 +4,51 @@ Only SimpleITK (GDCM) reads the files. Positions and lengths are in mm, in DICOM
 (LPS); tags are written as SimpleITK writes them, "gggg|eeee".
 """
 
-import os
+import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from .errors import StagingError
-
-MODALITY = "0008|0060"
-DESCRIPTION = "0008|103e"
-THICKNESS = "0018|0050"
-
-_IMAGE_TYPE = "0008|0008"
-_SOP_CLASS = "0008|0016"
-_SOP_INSTANCE = "0008|0018"
-_PATIENT = "0010|0020"
-_STUDY = "0020|000d"
-_SERIES = "0020|000e"
-_SERIES_NUMBER = "0020|0011"
-_ACQUISITION = "0020|0012"
-_TEMPORAL_POSITION = "0020|0100"
-_KERNEL = "0018|1210"
-_TIMES = ("0008|0022", "0008|0032")  # acquisition date and time
-
-# What the checks may look at later. Nothing here names a person, a place or a date.
-KEPT_TAGS = (
-    _IMAGE_TYPE,
-    MODALITY,
+from .dicom_files import (
+    ACQUISITION,
     DESCRIPTION,
-    "0008|1090",  # manufacturer's model name
-    "0018|0010",  # contrast agent
-    "0018|0015",  # body part examined
+    IMAGE_TYPE,
+    KEPT_TAGS,
+    KERNEL,
+    PATIENT,
+    SERIES,
+    SERIES_NUMBER,
+    SOP_INSTANCE,
+    STUDY,
+    TEMPORAL_POSITION,
     THICKNESS,
-    _KERNEL,
-    _SERIES_NUMBER,
-    _ACQUISITION,
-    "0028|1054",  # rescale type
+    TIMES,
+    Files,
+    Slice,
+    files_of_folder,
+    files_of_series,
 )
-_READ_TAGS = {
-    *KEPT_TAGS,
-    *_TIMES,
-    _SOP_CLASS,
-    _SOP_INSTANCE,
-    _PATIENT,
-    _STUDY,
-    _SERIES,
-    _TEMPORAL_POSITION,
-}
+from .errors import StagingError
+from .itk_files import itk_path, quiet
 
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_DIRECTORY_RECORD = b"1.2.840.10008.1.3.10\0"
-_CT_STORAGE = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.2(\.\d)?\0")
-_ANY_STORAGE = b"1.2.840.10008.5.1.4."
-
-_LOCALIZER = re.compile(r"localizer|scout|topogram|surview|scanogram", re.I)
 _REFORMATTED = re.compile(r"\b(DERIVED|SECONDARY|MPR|MIP|REFORMATTED|PROJECTION IMAGE)\b")
 # Lung and bone kernels raise the noise in the liver several times: GE and Philips by name,
 # Siemens B50 and above, Canon FC30 and above.
 _SHARP_KERNEL = re.compile(r"lung|bone|edge|sharp|\b[BHIQ][a-z]?[5-9]\d|\bFC[3-9]\d|^Y[A-D]$", re.I)
+PORTAL_VENOUS = "portal-venous"
 _PORTAL = re.compile(r"portal|porto|ven(ous|ös|oes|osa|oso|eux|euse)|\b(pv|pvp|vp|ven)\b", re.I)
-_OTHER_PHASE = re.compile(
-    r"arter|nativ|non.?(contrast|enh)|without|un.?enh|pre.?con|delay|equilib|excret|plain|"
-    r"\b(art|late|spät|spaet|nc|ncct|basal)\b",
-    re.I,
-)
+_OTHER_PHASES = {
+    "arterial": re.compile(r"arter|\bart\b", re.I),
+    "unenhanced": re.compile(
+        r"nativ|non.?(contrast|enh)|without|un.?enh|pre.?con|plain|\b(nc|ncct|basal)\b", re.I
+    ),
+    "delayed": re.compile(r"delay|equilib|excret|\b(late|spät|spaet)\b", re.I),
+}
 
 MIN_SLICES = 10  # a shorter stack is a localizer, a bolus trigger or a test: chosen last
 _LIVER_HEIGHT_MM = 300.0  # a scan longer than any liver is no better for being longer still
@@ -82,32 +57,6 @@ _SAME_POSITION_MM = 0.01
 _UNEVEN = 0.1  # share of the spacing by which a gap may differ: DICOM rounds positions
 _MISSING = 1.5  # times the spacing: from here on a slice is missing
 _TILT_DEGREES = 0.5  # 0.5 degrees shear 200 mm of liver by 2 mm, about two voxels
-
-
-@dataclass(frozen=True)
-class Slice:
-    """One file of one CT image: its place, its grid and the tags that are needed."""
-
-    path: Path
-    position: np.ndarray  # centre of the first voxel
-    direction: np.ndarray  # 3 x 3, columns are the row's, column's and normal's direction
-    spacing: tuple[float, float]
-    size: tuple[int, int]
-    pixel_id: int
-    tags: dict[str, str]
-
-    @property
-    def offset(self) -> float:
-        """Position along the slice's own normal."""
-        return float(self.position @ self.direction[:, 2])
-
-    def same_grid(self, other: "Slice") -> bool:
-        """Whether both can be slices of one volume."""
-        return (
-            self.size == other.size
-            and np.allclose(self.spacing, other.spacing, atol=1e-3)
-            and np.allclose(self.direction, other.direction, atol=5e-3)
-        )
 
 
 @dataclass(frozen=True)
@@ -124,7 +73,7 @@ class Series:
     @property
     def derived(self) -> bool:
         """Whether this was computed from other images (reformatted, projected, fused)."""
-        return bool(_REFORMATTED.search(self.tags.get(_IMAGE_TYPE, "").upper()))
+        return bool(_REFORMATTED.search(self.tags.get(IMAGE_TYPE, "").upper()))
 
     @property
     def gaps(self) -> np.ndarray:
@@ -137,69 +86,27 @@ class Series:
         """Usual distance between slices; the slice thickness where there is only one."""
         if self.gaps.size:
             return float(np.median(self.gaps))
-        return _number(self.tags.get(THICKNESS, ""), 1.0)
+        thickness = _number(self.tags.get(THICKNESS, ""), 1.0)
+        return thickness if thickness > 0 else 1.0
+
+    @property
+    def phase(self) -> str:
+        """The contrast phase that the description names, as `named_phase` gives it."""
+        return named_phase(self.tags.get(DESCRIPTION, ""))
 
     @property
     def label(self) -> str:
-        """How a reader recognises the series; no name, date or identifier of the patient."""
-        number = self.tags.get(_SERIES_NUMBER, "without number")
-        acquisition = self.tags.get(_ACQUISITION)
-        return (
-            f"{number} '{self.tags.get(DESCRIPTION, 'no description')}'"
-            + (f", acquisition {acquisition}" if acquisition else "")
-            + f" ({len(self.slices)} slices every {self.spacing:.3g} mm)"
+        """How a reader recognises the series, without its free text."""
+        number, acquisition = (
+            value if (value := self.tags.get(tag, "")).isdecimal() and len(value) < 10 else ""
+            for tag in (SERIES_NUMBER, ACQUISITION)
         )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """ITK's own warnings off for a while: what matters is said by our own sentences."""
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(before)
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether the file begins as DICOM does (part 10, section 7.1); a DICOMDIR is not meant."""
-    head = _head(path)
-    return head[128:132] == b"DICM" and _DIRECTORY_RECORD not in head
-
-
-def dicom_folders(root: str | Path) -> list[Path]:
-    """The folders under `root` that are one case each, sorted.
-
-    A case is a top-most folder whose DICOM files, those in its subfolders included, belong to one
-    study, as judged by the first file of every folder: one folder per patient, or per patient and
-    date, gives one case each however its series are nested. Where anonymisation emptied the
-    study's identifier, every folder that holds DICOM files directly is a case of its own. `root`
-    itself is a case only where it holds DICOM files directly, or several folders of one study.
-    """
-    root = Path(root)
-    studies: dict[Path, set[str]] = {}
-    direct: set[Path] = set()
-    for folder, subfolders, names in os.walk(root, topdown=False):
-        here = Path(folder)
-        found: set[str] = set()
-        first = next((p for p in _visible(here, names) if is_dicom(p)), None)
-        if first is not None:
-            direct.add(here)
-            found.add(_study(first))
-        for name in subfolders:
-            found |= studies.get(here / name, set())
-        if found:
-            studies[here] = found
-
-    cases: list[Path] = []
-    for folder in sorted(studies):  # parents come before their subfolders
-        if any(case in folder.parents for case in cases):
-            continue
-        lone_child = folder == root and sum(other.parent == root for other in studies) == 1
-        if folder in direct or (len(studies[folder] - {""}) <= 1 and not lone_child):
-            cases.append(folder)
-    return cases
+        return (
+            (number or "without number")
+            + (f", acquisition {acquisition}" if acquisition else "")
+            + f" ({f'{self.phase} by its description, ' if self.phase else ''}"
+            + f"{len(self.slices)} slices every {self.spacing:.3g} mm)"
+        )
 
 
 def find_series(path: str | Path) -> list[Series]:
@@ -211,28 +118,11 @@ def find_series(path: str | Path) -> list[Series]:
     portal-venous by description before unknown before another phase; covered length; soft before
     sharp kernel; thin before thick slices; the later acquisition.
 
-    Given one file, only the stack that holds it is returned. Raises StagingError where there is no
-    CT series, where a file is damaged, and where a folder mixes several patients.
+    Given one file, only the stack that holds it is returned. Damaged files are left out; the gap
+    that one leaves is found when the series is read. Raises StagingError where there is no CT
+    series, where the file given is damaged, and where a folder mixes several patients.
     """
-    path = Path(path)
-    with quiet():
-        if path.is_dir():
-            files = [p for folder, _, names in os.walk(path) for p in _visible(Path(folder), names)]
-            slices, others = _headers(files, path.name)
-        else:
-            slices, others = _siblings(path)
-    if not slices:
-        raise StagingError(_nothing_found(path, others))
-    patients = {s.tags.get(_PATIENT) or s.tags.get(_STUDY, "") for s in slices}
-    if len(patients) > 1:
-        raise StagingError(
-            f"{path.name}: CT images of {len(patients)} patients found; give the folder of one "
-            "examination."
-        )
-    found = [Series(tuple(part)) for part in _stacks(slices)]
-    if not path.is_dir():
-        found = [series for series in found if any(s.path == path for s in series.slices)]
-    return sorted(found, key=_rank, reverse=True)
+    return _found(Path(path))[0]
 
 
 def read_dicom(path: str | Path) -> tuple[sitk.Image, list[str]]:
@@ -242,44 +132,60 @@ def read_dicom(path: str | Path) -> tuple[sitk.Image, list[str]]:
     do.
     """
     path = Path(path)
-    found = find_series(path)
-    image, notes = read_series(found[0], path.name)
+    found, damaged = _found(path)
+    image, notes = read_series(found[0], path.name, damaged)
     if len(found) > 1:
         rest = "; ".join(series.label for series in found[1:6])
         more = f"; and {len(found) - 6} more" if len(found) > 6 else ""
         notes.insert(0, f"Read series {found[0].label}. Not used: {rest}{more}.")
     if found[0].derived:
         notes.append(
-            f"Series {found[0].label} is derived from other images (ImageType "
-            f"{found[0].tags[_IMAGE_TYPE]}); original slices are better."
+            f"Series {found[0].label} is derived from other images, by its ImageType; original "
+            "slices are better."
         )
     return image, notes
 
 
-def read_series(series: Series, name: str) -> tuple[sitk.Image, list[str]]:
+def read_series(
+    series: Series, name: str, damaged: Sequence[Path] = ()
+) -> tuple[sitk.Image, list[str]]:
     """Pixels of one series in HU, with notes for the user; `name` stands in the messages.
 
-    Files that repeat a position with identical pixels are dropped, with a note. Raises StagingError
-    for repeated positions that differ, missing slices, uneven spacing and a tilted gantry.
+    Files that repeat a position with identical pixels are left out, and so are those whose pixels
+    cannot be read; `damaged` are others that were left out before. Notes say so. Raises
+    StagingError for repeated positions that differ, missing slices, uneven spacing and a tilted
+    gantry.
     """
-    slices, dropped = _without_copies(series.slices, name)
-    notes = [f"{dropped} copies of slices were left out."] if dropped else []
+    slices, copies, unreadable = _without_copies(series.slices, name)
+    damaged = [*damaged, *unreadable]
     series = Series(tuple(slices))
-    _check_stack(series, name)
+    _check_stack(series, name, damaged)
 
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(each.path) for each in slices])
+    reader.SetFileNames([itk_path(each.path) for each in slices])
     if len({each.pixel_id for each in slices}) > 1:
         reader.SetOutputPixelType(sitk.sitkFloat32)  # the rescale slope differs between slices
     try:
         with quiet():
             image = reader.Execute()
     except RuntimeError as error:
-        raise StagingError(
-            f"{name}: the pixels of series {series.label} cannot be read; a file is damaged or its "
-            "compression is unknown."
-        ) from error
+        readable = {each.path for each in slices if _pixels(each) is not None}
+        if not 0 < len(readable) < len(slices):
+            raise StagingError(
+                f"{name}: the pixels of series {series.label} cannot be read; the files are "
+                "damaged or their compression is unknown."
+            ) from error
+        damaged += [each.path for each in slices if each.path not in readable]
+        intact = tuple(each for each in slices if each.path in readable)
+        return read_series(Series(intact), name, damaged)
 
+    notes = []
+    if copies:
+        what = "1 copy of a slice was" if copies == 1 else f"{copies} copies of slices were"
+        notes.append(f"{what} left out.")
+    if damaged:
+        what = "1 damaged file was" if len(damaged) == 1 else f"{len(damaged)} damaged files were"
+        notes.append(f"{what} left out; part of the scan may be missing.")
     first, last = slices[0], slices[-1]
     step = (last.offset - first.offset) / (len(slices) - 1) if len(slices) > 1 else series.spacing
     for key in image.GetMetaDataKeys():
@@ -293,144 +199,51 @@ def read_series(series: Series, name: str) -> tuple[sitk.Image, list[str]]:
     return image, notes
 
 
-def phase(description: str) -> int:
-    """1 where a description names the portal-venous phase, -1 another phase, 0 neither or both."""
-    return bool(_PORTAL.search(description)) - bool(_OTHER_PHASE.search(description))
-
-
-def _head(path: Path) -> bytes:
-    """The first bytes of a file; none of a pipe, or of a file that cannot be opened."""
-    try:
-        if not path.is_file():
-            return b""
-        with open(path, "rb") as file:
-            return file.read(1024)
-    except OSError:
-        return b""
-
-
-def _visible(folder: Path, names: Iterable[str]) -> list[Path]:
-    return [folder / name for name in sorted(names) if not name.startswith(".")]
-
-
-def _study(path: Path) -> str:
-    """What tells studies apart; "" for a DICOM file that holds no image."""
-    with quiet():
-        tags = _tags(path)
-    if tags is None:
+def named_phase(description: str) -> str:
+    """The contrast phase that a series description names; "" where it names none, or portal too."""
+    portal = _PORTAL.search(description) is not None
+    others = [name for name, words in _OTHER_PHASES.items() if words.search(description)]
+    if portal == bool(others):
         return ""
-    return tags[1].get(_STUDY) or str(path.parent)
+    return PORTAL_VENOUS if portal else others[0]
 
 
-def _tags(path: Path) -> tuple[sitk.ImageFileReader, dict[str, str]] | None:
-    """Header of one DICOM file; None where GDCM finds no image in it."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return None
-    tags = {}
-    for key in _READ_TAGS.intersection(reader.GetMetaDataKeys()):
-        # Texts come as bytes in disguise where they are not UTF-8 (DICOM's default is Latin-1).
-        raw = reader.GetMetaData(key).encode("utf-8", "surrogateescape")
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            text = raw.decode("latin-1")
-        tags[key] = text.strip(" \0")
-    return reader, {key: text for key, text in tags.items() if text}
-
-
-def _headers(files: Iterable[Path], name: str) -> tuple[list[Slice], Counter[str]]:
-    """CT slices among the files, and what the other DICOM files are."""
-    slices, others = [], Counter[str]()
-    for path in files:
-        if path.name.upper() == "DICOMDIR":
-            continue
-        if is_dicom(path):
-            _sort_in(path, slices, others)
-        elif path.suffix.lower() == ".dcm":
-            raise StagingError(
-                f"{name}: {path.name} is not a DICOM file or is cut off; remove or replace it."
-            )
-    return slices, others
-
-
-def _sort_in(path: Path, slices: list[Slice], others: Counter[str]) -> None:
-    header = _tags(path)
-    if header is None:
-        head = _head(path)
-        if _CT_STORAGE.search(head) or _ANY_STORAGE not in head:
-            raise StagingError(f"{path.name}: the DICOM file is truncated or damaged.")
-        others["objects without image"] += 1
-        return
-    reader, tags = header
-    kind = _excluded(reader, tags)
-    if kind:
-        others[kind] += 1
-        return
-    direction = np.array(reader.GetDirection()).reshape(3, 3)
-    slices.append(
-        Slice(
-            path=path,
-            position=np.array(reader.GetOrigin()),
-            direction=direction,
-            spacing=reader.GetSpacing()[:2],
-            size=reader.GetSize()[:2],
-            pixel_id=reader.GetPixelIDValue(),
-            tags=tags,
+def _found(path: Path) -> tuple[list[Series], list[Path]]:
+    """The series, the fittest first, and damaged files that may belong to them."""
+    files = files_of_folder(path) if path.is_dir() else files_of_series(path)
+    if not files.slices:
+        raise StagingError(_nothing_found(path, files))
+    patients = {s.tags.get(PATIENT) or s.tags.get(STUDY, "") for s in files.slices}
+    if len(patients) > 1:
+        raise StagingError(
+            f"{path.name}: CT images of {len(patients)} patients found; give the folder of one "
+            "examination."
         )
-    )
+    found = [Series(tuple(part)) for part in _stacks(files.slices)]
+    if not path.is_dir():
+        found = [series for series in found if any(s.path == path for s in series.slices)]
+    return sorted(found, key=_rank, reverse=True), files.damaged
 
 
-def _excluded(reader: sitk.ImageFileReader, tags: dict[str, str]) -> str | None:
-    """Why a DICOM image is no slice of a CT; None where it is one."""
-    if tags.get(MODALITY, "CT") != "CT":
-        return f"modality {tags[MODALITY]}"
-    if tags.get(_SOP_CLASS, "").startswith(_SECONDARY_CAPTURE):
-        return "secondary captures"
-    if reader.GetNumberOfComponents() > 1:
-        return "colour pictures"
-    if _LOCALIZER.search(f"{tags.get(_IMAGE_TYPE, '')} {tags.get(DESCRIPTION, '')}"):
-        return "localizers"
-    if reader.GetDimension() != 3:
-        return "pictures without position"
-    if reader.GetSize()[2] > 1:
-        return "enhanced multi-frame CT files (convert them to one file per slice, or to NIfTI)"
-    return None
-
-
-def _siblings(path: Path) -> tuple[list[Slice], Counter[str]]:
-    """Slices of the file's own series in the same folder."""
-    if not is_dicom(path):
-        raise StagingError(f"{path.name}: not a DICOM file.")
-    slices, others = _headers([path], path.name)
-    if not slices:
-        return slices, others
-    own = slices[0]
-    for other in _visible(path.parent, os.listdir(path.parent)):
-        if other == path or not other.is_file() or not is_dicom(other):
-            continue
-        header = _tags(other)
-        if header is not None and header[1].get(_SERIES) == own.tags.get(_SERIES):
-            _sort_in(other, slices, others)
-    return slices, others
-
-
-def _nothing_found(path: Path, others: Counter[str]) -> str:
-    if not others:
+def _nothing_found(path: Path, files: Files) -> str:
+    if len(files.damaged) == 1:
+        what = f"{files.damaged[0].name} is damaged or no DICOM"
+    elif files.damaged:
+        first = files.damaged[0].name
+        what = f"{len(files.damaged)} files, such as {first}, are damaged or no DICOM"
+    else:
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in files.others.most_common())
+        what = f"only {kinds}" if kinds else ""
+    if not what:
         return f"{path.name}: no DICOM files found; a CT series is needed."
-    found = ", ".join(f"{count} x {kind}" for kind, count in others.most_common())
-    return f"{path.name}: no CT series found, only {found}."
+    return f"{path.name}: no CT series found, {what}."
 
 
 def _stacks(slices: list[Slice]) -> Iterator[list[Slice]]:
     """Slices sorted into stacks that can each be one volume."""
     by_series: dict[str, list[Slice]] = defaultdict(list)
     for each in slices:
-        by_series[each.tags.get(_SERIES) or str(each.path.parent)].append(each)
+        by_series[each.tags.get(SERIES) or str(each.path.parent)].append(each)
     for members in by_series.values():
         grids: list[list[Slice]] = []
         for each in members:
@@ -440,7 +253,7 @@ def _stacks(slices: list[Slice]) -> Iterator[list[Slice]]:
             else:
                 home.append(each)
         for grid in grids:
-            yield from _acquisitions(grid, (_ACQUISITION, _TEMPORAL_POSITION))
+            yield from _acquisitions(grid, (ACQUISITION, TEMPORAL_POSITION))
 
 
 def _acquisitions(slices: list[Slice], tags: tuple[str, ...]) -> Iterator[list[Slice]]:
@@ -461,60 +274,64 @@ def _rank(series: Series) -> tuple[bool, bool, int, int, bool, float, str, float
     tags = series.tags
     description = tags.get(DESCRIPTION, "")
     length = min(float(series.gaps.sum()), _LIVER_HEIGHT_MM)
-    sharp = _SHARP_KERNEL.search(tags.get(_KERNEL, "")) or _SHARP_KERNEL.search(description)
+    sharp = _SHARP_KERNEL.search(tags.get(KERNEL, "")) or _SHARP_KERNEL.search(description)
     return (
         len(series.gaps) + 1 >= MIN_SLICES,
         not series.derived,
-        phase(description),
+        {PORTAL_VENOUS: 1, "": 0}.get(series.phase, -1),
         round(length / _LENGTH_STEP_MM),
         not sharp,
         -max(series.spacing, 1.0),  # below 1 mm there is only more noise
-        " ".join(tags.get(tag, "") for tag in _TIMES),
-        _number(tags.get(_ACQUISITION, ""), 0.0),
-        _number(tags.get(_SERIES_NUMBER, ""), 0.0),
+        " ".join(tags.get(tag, "") for tag in TIMES),
+        _number(tags.get(ACQUISITION, ""), 0.0),
+        _number(tags.get(SERIES_NUMBER, ""), 0.0),
     )
 
 
 def _number(text: str, default: float) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return default
+    return number if math.isfinite(number) else default
 
 
-def _without_copies(slices: tuple[Slice, ...], name: str) -> tuple[list[Slice], int]:
-    """One slice per position, and how many copies were dropped."""
-    kept = [slices[0]]
+def _without_copies(slices: tuple[Slice, ...], name: str) -> tuple[list[Slice], int, list[Path]]:
+    """One slice per position, how many copies were left out, and files with damaged pixels."""
+    kept, copies, damaged = [slices[0]], 0, []
     for each in slices[1:]:
         last = kept[-1]
         if each.offset - last.offset > _SAME_POSITION_MM:
             kept.append(each)
-        elif not _same_pixels(each, last):
+            continue
+        uid = each.tags.get(SOP_INSTANCE)
+        one, two = _pixels(each), _pixels(last)
+        if one is None:
+            damaged.append(each.path)
+        elif two is None:
+            damaged.append(last.path)
+            kept[-1] = each
+        elif (uid and uid == last.tags.get(SOP_INSTANCE)) or np.array_equal(one, two):
+            copies += 1
+        else:
             raise StagingError(
                 f"{name}: {each.path.name} and {last.path.name} lie at the same position "
                 f"({each.offset:.1f} mm) but differ, and no acquisition number tells them apart; "
                 "give one acquisition only."
             )
-    return kept, len(slices) - len(kept)
+    return kept, copies, damaged
 
 
-def _same_pixels(first: Slice, second: Slice) -> bool:
-    uid = first.tags.get(_SOP_INSTANCE)
-    if uid and uid == second.tags.get(_SOP_INSTANCE):
-        return True
+def _pixels(one: Slice) -> np.ndarray | None:
+    """The pixels of one slice; None where they cannot be read."""
     try:
         with quiet():
-            one, two = (
-                sitk.GetArrayFromImage(sitk.ReadImage(str(each.path))) for each in (first, second)
-            )
-    except RuntimeError as error:
-        raise StagingError(
-            f"{first.path.name} or {second.path.name}: the pixels cannot be read."
-        ) from error
-    return np.array_equal(one, two)
+            return sitk.GetArrayFromImage(sitk.ReadImage(itk_path(one.path)))
+    except RuntimeError:
+        return None
 
 
-def _check_stack(series: Series, name: str) -> None:
+def _check_stack(series: Series, name: str, damaged: Sequence[Path]) -> None:
     """Refuse a stack whose slices do not make an even, upright grid."""
     if len(series.slices) < 2:
         return
@@ -533,7 +350,9 @@ def _check_stack(series: Series, name: str) -> None:
     where = f"between {below.path.name} ({below.offset:.1f} mm) and {above.path.name}"
     if gaps[worst] > _MISSING * spacing:
         raise StagingError(
-            f"{name}: slices are missing in series {series.label}: {gaps[worst]:.2f} mm {where}."
+            f"{name}: slices are missing in series {series.label}: {gaps[worst]:.2f} mm {where}"
+            + (f"; {damaged[0].name} is damaged or no DICOM" if damaged else "")
+            + "."
         )
     if abs(gaps[worst] - spacing) > _UNEVEN * spacing:
         raise StagingError(

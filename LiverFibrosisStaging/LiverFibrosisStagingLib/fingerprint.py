@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .dicom_series import is_dicom
+from .dicom_files import is_dicom
 from .errors import StagingError
 from .masks import file_and_label
 

@@ -20,15 +20,16 @@ def read_organ(path: str | Path) -> sitk.Image:
     file, label = file_and_label(path)
     if label is None:
         return read_mask(file)
-    mask = read_mask(file) == label
-    if not sitk.GetArrayViewFromImage(mask).any():
+    mask = read_mask(file)
+    # Compared by numpy: SimpleITK wraps labels that the type of the voxels cannot hold (261 to 5).
+    if not (sitk.GetArrayViewFromImage(mask) == label).any():
         raise StagingError(f"The mask {file} has no voxel with the label {label}.")
-    return mask
+    return mask == label
 
 
 def file_and_label(path: str | Path) -> tuple[Path, int | None]:
     """FILE:LABEL taken apart; the label is None where only a file is named."""
-    match = re.fullmatch(r"(.+):(\d+)", str(path), re.DOTALL)
+    match = re.fullmatch(r"(.+):(\d{1,20})", str(path), re.DOTALL)
     return (Path(path), None) if match is None else (Path(match[1]), int(match[2]))
 
 

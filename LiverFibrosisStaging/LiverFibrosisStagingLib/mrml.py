@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from .dicom_series import KEPT_TAGS
+from .dicom_files import KEPT_TAGS
 from .errors import StagingError
 from .masks import voxels_sha256
 from .reading import NAME_KEY
@@ -169,7 +169,7 @@ def scene_inputs(
     """Take hold of a CT and its liver and, where there is one, spleen; nothing is copied yet.
 
     Voxels are taken in their own type, parent transforms are included. Where the volume was loaded
-    from DICOM and Slicer's database still knows it, its image carries `dicom_series.KEPT_TAGS` for
+    from DICOM and Slicer's database still knows it, its image carries `dicom_files.KEPT_TAGS` for
     the checks. segmentation_node: a segmentation whose liver and spleen are named by the ids or
     found by `find_segments`; or a label map volume (1 liver, 2 spleen, or the liver alone), which
     needs no ids; or None, and `stage` finds both. Adds nothing to the scene. Raises StagingError

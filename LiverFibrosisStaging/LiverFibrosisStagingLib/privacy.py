@@ -18,8 +18,11 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from .dicom_series import is_dicom, quiet
+from .dicom_elements import is_whole
+from .dicom_files import is_dicom
+from .errors import StagingError
 from .fingerprint import TEXT_HEADERS
+from .itk_files import itk_path, quiet
 from .masks import file_and_label
 from .stages import GROUPS, STAGES
 
@@ -269,16 +272,15 @@ def _data_files(path: Path) -> list[str]:
 
 def _tags(path: Path) -> dict[str, str]:
     """What one DICOM file says about the patient and in free text; {} where it is no image."""
-    if not is_dicom(path):
+    if not (is_dicom(path) and is_whole(path)):
         return {}
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     try:
-        str(path).encode()  # SimpleITK ends the process where a file's name is no text
-        reader.SetFileName(str(path))
+        reader.SetFileName(itk_path(path))
         with quiet():
             reader.ReadImageInformation()
-    except (RuntimeError, UnicodeEncodeError):
+    except (RuntimeError, StagingError):
         return {}
     tags = {}
     for key in reader.GetMetaDataKeys():

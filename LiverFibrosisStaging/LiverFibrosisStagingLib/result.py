@@ -12,6 +12,7 @@ from .ensemble import spread
 from .errors import StagingError
 from .files import write_folder
 from .grid import WorkingGrid
+from .itk_files import itk_path
 from .masks import LIVER_LABEL, SPLEEN_LABEL
 from .model import MEMBERS, Forward, StagingModel
 from .stages import GROUPS, RESEARCH_USE, STAGES, softmax
@@ -173,6 +174,6 @@ def one_line(result: StagingResult) -> str:
 
 def _write_image(image: sitk.Image, path: Path) -> None:
     try:
-        sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
+        sitk.WriteImage(image, itk_path(path), useCompression=True, compressionLevel=1)
     except RuntimeError:
         raise StagingError(f"Cannot write {path.name}: is the disk full?") from None

@@ -10,7 +10,9 @@ the CT windowed to 0..1; output `probabilities` [N, 3, slices, rows, columns]; t
 """
 
 import math
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +25,7 @@ from .card import TRAINING, Training
 from .checks import check_ct, check_organs
 from .errors import Cancelled, CancelToken, StagingError
 from .grid import body_bounds, lps_grid, patch_starts, resample_ct, upright
+from .itk_files import itk_path
 from .masks import LIVER_LABEL, SPLEEN_LABEL
 from .metadata import (
     as_arguments,
@@ -264,8 +267,10 @@ def write_labels(labels: sitk.Image, path: str | Path) -> None:
     """
     path = Path(path)
     check_image_name(path)
+    labels = sitk.Image(labels)
+    for key in labels.GetMetaDataKeys():  # free text of the input stays out of the file
+        labels.EraseMetaData(key)
     if path.suffix == ".nrrd":
-        labels = sitk.Image(labels)
         last = " ".join(f"0 {n - 1}" for n in labels.GetSize())
         labels.SetMetaData("Segmentation_MasterRepresentation", "Binary labelmap")
         labels.SetMetaData("Segmentation_ContainedRepresentationNames", "Binary labelmap|")
@@ -285,16 +290,19 @@ def write_labels(labels: sitk.Image, path: str | Path) -> None:
             ):
                 labels.SetMetaData(f"Segment{number}_{key}", value)
     # Under another name until it is whole; the ending tells the format.
-    unfinished = path.with_name(f".partial-{path.name}")
+    ending = next(ending for ending in IMAGES if path.name.lower().endswith(ending))
+    unfinished = path.with_name(f".partial-{os.getpid()}{ending}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sitk.WriteImage(labels, str(unfinished), useCompression=True, compressionLevel=1)
+        sitk.WriteImage(labels, itk_path(unfinished), useCompression=True, compressionLevel=1)
         unfinished.replace(path)
     except (RuntimeError, OSError):
-        unfinished.unlink(missing_ok=True)
         raise StagingError(
             f"Cannot write {path}: can its folder be written, and is there room on the disk?"
         ) from None
+    finally:
+        with suppress(OSError):  # the folder may not be there
+            unfinished.unlink()
 
 
 def network_grid(ct: sitk.Image, spacing: tuple[float, float, float], multiple: int) -> sitk.Image:
