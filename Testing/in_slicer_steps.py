@@ -44,7 +44,7 @@ def sample_data(walk: Walk) -> None:
     import SampleData
 
     SampleData.SampleDataLogic().downloadSample(SAMPLE)
-    slicer.app.processEvents()
+    walk.settle()
     volumes, nodes = of_class("vtkMRMLScalarVolumeNode"), of_class("vtkMRMLSegmentationNode")
     check(len(volumes) == 1, f"{len(volumes)} scalar volumes")
     check(len(nodes) == 1, f"{len(nodes)} segmentations")
@@ -108,7 +108,6 @@ def stage(walk: Walk) -> None:
     check(views.width == width, f"the views were {width} pixels wide and are {views.width}")
     for name in ("explainedComboBox", "saveButton", "smoothCheckBox"):
         check(getattr(ui, name).enabled, f"{name} is disabled")
-        walk.enabled_tips[name] = getattr(ui, name).toolTip
 
 
 @step("staged")
@@ -128,6 +127,40 @@ def nodes_of_a_result(walk: Walk) -> None:
     check(selection.GetActiveTableID() in tables, "no table of the result is the active one")
     chart = walk.part("plot").GetID()
     check(selection.GetActivePlotChartID() == chart, "the result's chart is not the active one")
+
+
+@step("staged")
+def table_and_chart(walk: Walk) -> None:
+    """The buttons show the table and the chart in views of their kind."""
+    layout, manager = slicer.app.layoutManager().layout, slicer.app.layoutManager()
+    walk.click("showTableButton", "the table")
+    walk.settle()
+    tables = slicer.util.getNodesByClass("vtkMRMLTableViewNode")
+    shown = [view.GetTableNodeID() for view in tables]
+    check(walk.part("results").GetID() in shown, f"table views show {shown}")
+    walk.picture("table-shown")
+    walk.click("showPlotButton", "the chart")
+    walk.settle()
+    charts = slicer.util.getNodesByClass("vtkMRMLPlotViewNode")
+    shown = [view.GetPlotChartNodeID() for view in charts]
+    check(walk.part("plot").GetID() in shown, f"plot views show {shown}")
+    walk.picture("chart-shown")
+    manager.setLayout(layout)
+
+
+@step("staged")
+def organs_in_3d(walk: Walk) -> None:
+    """Liver and spleen appear as surfaces on demand, and go again."""
+    node = walk.ui.segmentationSelector.currentNode() or walk.part("organs")
+    walk.click("show3DButton", "surfaces")
+    walk.settle()
+    surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+    has_surfaces = node.GetSegmentation().ContainsRepresentation(surface)
+    check(has_surfaces, f"{node.GetName()} has no surfaces")
+    check(node.GetDisplayNode().GetVisibility3D(), "the surfaces are not visible")
+    walk.picture("surfaces-shown")
+    walk.click("show3DButton", "no surfaces")
+    check(not node.GetDisplayNode().GetVisibility3D(), "the surfaces stay")
 
 
 @step("staged")
@@ -211,7 +244,8 @@ def save_result(walk: Walk) -> None:
     walk.click("saveButton", "saving")
     (saved,) = chosen.rglob("staging.json") or [None]
     check(saved.parent != chosen, "saved into the chosen folder itself")
-    check(walk.volume().GetName() in saved.parent.name, f"{saved.parent.name} by name")
+    name = re.sub(r"[^\w.+-]+", "_", walk.volume().GetName())
+    check(name in saved.parent.name, f"{walk.volume().GetName()} is in {saved.parent.name}")
     names = {path.name for path in saved.parent.iterdir()}
     check({"overview.png", "location_map_label.nrrd"} <= names, f"only {sorted(names)}")
     check(not walk.dialogs.questions, f"asked: {walk.dialogs.questions}")
@@ -228,15 +262,16 @@ def save_result(walk: Walk) -> None:
 @step("staged")
 def reload_the_scene(walk: Walk) -> None:
     """The saved scene brings back the choice, the result and how it is shown."""
-    ui, path = walk.ui, walk.folder / "scene.mrb"
+    ui, path, tips = walk.ui, walk.folder / "scene.mrb", walk.tips(enabled=True)
     ui.opacitySlider.value = 60.0
     before = (walk.volume().GetName(), ui.stageLabel.text, walk.bars(), ui.measurementsLabel.text)
     check(slicer.util.saveScene(str(path), {}), "the scene was not saved")
     slicer.mrmlScene.Clear(0)
     slicer.app.processEvents()
     check(not walk.has_result() and not ui.stageButton.enabled, "the panel kept a closed scene")
+    walk.check_reasons(tips)
     slicer.util.loadScene(str(path), {})
-    slicer.app.processEvents()
+    walk.settle()
     path.unlink()
     check(walk.volume() is not None, "the chosen CT is lost")
     check(walk.has_result(), "the result is not shown")
@@ -244,10 +279,7 @@ def reload_the_scene(walk: Walk) -> None:
     check(after == before, f"before {before}, after {after}")
     check(ui.opacitySlider.value == 60.0, f"the opacity is {ui.opacitySlider.value}")
     walk.check_views()
-    for name, enabled_tip in walk.enabled_tips.items():
-        control = getattr(ui, name)
-        reason = control.enabled or control.toolTip != enabled_tip
-        check(reason, f"{name} is disabled without a reason: {control.toolTip}")
+    walk.check_reasons(tips)
     walk.stage()
     check(ui.saveButton.enabled, "Save is disabled after staging again")
 
@@ -384,6 +416,7 @@ def console_lines(walk: Walk) -> None:
     names: dict[str, Any] = {"slicer": slicer}
     for block in blocks:
         exec(block, names)
+    walk.settle()
     check(names["result"].stage in STAGES, "no stage")
     check(names["rows"] and all(row["stage"] in STAGES for row in names["rows"]), "no stages")
     check(walk.volume() is names["ct"], "the CT loaded in the console is not chosen")

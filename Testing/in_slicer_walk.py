@@ -80,17 +80,18 @@ class Dialogs:
         self.questions.clear()
         self.decline = False
 
-    def choose_folders(self, namespace: dict[str, Any]) -> None:
-        """Have a module's own `qt.QFileDialog` answer with `folder`."""
-        chooser = types.SimpleNamespace(getExistingDirectory=lambda *_: self.folder)
+    def choose_folders(self) -> None:
+        """Have `qt.QFileDialog` in the module's files answer with `folder`."""
 
         class Qt:
-            QFileDialog = chooser
+            QFileDialog = types.SimpleNamespace(getExistingDirectory=lambda *_: self.folder)
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(qt, name)
 
-        namespace["qt"] = Qt()
+        for name, module in sys.modules.items():
+            if name.startswith(MODULE) and hasattr(module, "qt"):
+                module.qt = Qt()
 
     def _error(self, text: str, *_: Any, **__: Any) -> None:
         self.errors.append(text)
@@ -143,7 +144,6 @@ class Walk:
         self.folder, self.limit = folder, limit
         self.dialogs, self.heartbeat = Dialogs(), Heartbeat()
         self.notes: list[str] = []
-        self.enabled_tips: dict[str, str] = {}  # tool tips of the controls of a result at hand
         self.raised: list[str] = []  # in slots and observers, where nobody catches it
         self.outcomes: list[str] = []
         sys.excepthook = self._keep_exception
@@ -152,7 +152,7 @@ class Walk:
         self.panel = slicer.util.getModuleWidget(MODULE)
         self.ui, self.logic = self.panel.ui, self.panel.logic
         self.module = sys.modules[MODULE]
-        self.dialogs.choose_folders(type(self.panel).setup.__globals__)
+        self.dialogs.choose_folders()
         self._settings = (self.ui.modelPathLineEdit.currentPath, self.ui.threadsSpinBox.value)
         self.ui.modelPathLineEdit.currentPath = ""
 
@@ -287,7 +287,7 @@ class Walk:
         shutil.copyfile(source, path)
         volume = slicer.util.loadVolume(str(path))
         path.unlink()
-        slicer.app.processEvents()
+        self.settle()
         return volume
 
     # ------------------------------------------------------------------------ what is there
@@ -303,6 +303,17 @@ class Walk:
     def volume(self) -> Any:
         """The chosen CT."""
         return self.ui.inputVolumeSelector.currentNode()
+
+    def tips(self, enabled: bool) -> dict[str, str]:
+        """Tool tips of the controls that are enabled, or of those that are not."""
+        kinds = ("Button", "CheckBox", "ComboBox", "Slider", "Selector")
+        widgets = {name: widget for name, widget in vars(self.ui).items() if name.endswith(kinds)}
+        return {name: w.toolTip for name, w in widgets.items() if w.enabled == enabled}
+
+    def check_reasons(self, enabled_tips: dict[str, str]) -> None:
+        """Controls that are disabled say why; enabled_tips: what they say while they are not."""
+        for name, tip in self.tips(enabled=False).items():
+            check(tip and tip != enabled_tips.get(name), f"{name} is disabled without a reason")
 
     def part(self, part: str) -> Any:
         """The node that is a part of the chosen CT's result."""
