@@ -58,7 +58,8 @@ def check(holds: Any, otherwise: str) -> None:
 class Dialogs:
     """In place of Slicer's dialogs: what they say is kept, and they are answered at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float) -> None:
+        self._limit, self._since = limit, None
         self.errors: list[str] = []
         self.questions: list[str] = []
         self.decline = False  # how questions are answered
@@ -68,10 +69,10 @@ class Dialogs:
         util.infoDisplay = util.warningDisplay = lambda text, *_, **__: None
         util.confirmOkCancelDisplay = util.confirmYesNoDisplay = self._question
         util.messageBox = self._message_box
-        # A message box of Slicer's own would hold everything up.
+        util.restart = lambda: self.errors.append("Slicer wants to be started again")
         self._timer = qt.QTimer()
         self._timer.setInterval(500)
-        self._timer.connect("timeout()", self._close_message_box)
+        self._timer.connect("timeout()", self._close_others)
         self._timer.start()
 
     def clear(self) -> None:
@@ -106,10 +107,17 @@ class Dialogs:
         no = box.No if buttons and buttons & box.No else box.Cancel
         return yes if self._question(text) else no
 
-    def _close_message_box(self) -> None:
+    def _close_others(self) -> None:
+        """Close message boxes that come from elsewhere, and whatever else is modal for too long."""
         widget = slicer.app.activeModalWidget()
-        if widget is not None and widget.className() in ("QMessageBox", "ctkMessageBox"):
-            self.errors.append(f"(a message box of Slicer's) {widget.text}")
+        if widget is None:
+            self._since = None
+            return
+        self._since = self._since or time.monotonic()
+        is_message = widget.className() in ("QMessageBox", "ctkMessageBox")
+        if is_message or time.monotonic() - self._since > self._limit:
+            text = widget.text if is_message else f"closed after {self._limit:g} s"
+            self.errors.append(f"{widget.windowTitle}: {text}")
             widget.close()
 
 
@@ -142,7 +150,7 @@ class Walk:
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit
-        self.dialogs, self.heartbeat = Dialogs(), Heartbeat()
+        self.dialogs, self.heartbeat = Dialogs(limit), Heartbeat()
         self.notes: list[str] = []
         self.raised: list[str] = []  # in slots and observers, where nobody catches it
         self.outcomes: list[str] = []
