@@ -260,6 +260,18 @@ def save_result(walk: Walk) -> None:
 
 
 @step("staged")
+def leave_and_come_back(walk: Walk) -> None:
+    """Another module in between changes nothing."""
+    bars = walk.bars()
+    slicer.util.selectModule("Data")
+    slicer.app.processEvents()
+    slicer.util.selectModule(MODULE)
+    slicer.app.processEvents()
+    check(walk.has_result() and walk.bars() == bars, "the result is gone")
+    walk.check_views()
+
+
+@step("staged")
 def reload_the_scene(walk: Walk) -> None:
     """The saved scene brings back the choice, the result and how it is shown."""
     ui, path, tips = walk.ui, walk.folder / "scene.mrb", walk.tips(enabled=True)
@@ -284,34 +296,27 @@ def reload_the_scene(walk: Walk) -> None:
     check(ui.saveButton.enabled, "Save is disabled after staging again")
 
 
-@step("loaded")
-def cancel(walk: Walk) -> None:
-    """Cancel ends staging and leaves nothing behind."""
-    before = in_scene()
-    walk.start_staging()
-    walk.click("stageButton", "cancelling")
-    check(in_scene() == before, f"left behind: {in_scene() - before}")
-    check(not walk.has_result() and walk.ui.stageButton.enabled, "not ready to stage again")
-    walk.wait(at_rest, "the thread's end")
-
-
-@step("loaded")
-def close_while_running(walk: Walk) -> None:
-    """Closing the scene ends staging; the next CT can be staged."""
-    walk.start_staging()
-    slicer.mrmlScene.Clear(0)
-    walk.wait(lambda: not walk.busy() and at_rest(), "the end of staging")
-    check(not walk.has_result() and not walk.ui.stageButton.enabled, "something is left")
-    check(not of_class("vtkMRMLLabelMapVolumeNode"), "a label map is left")
-
-
-@step("loaded")
-def delete_while_running(walk: Walk) -> None:
-    """Deleting the CT ends staging."""
-    walk.start_staging()
-    slicer.mrmlScene.RemoveNode(walk.volume())
-    walk.wait(lambda: not walk.busy() and at_rest(), "the end of staging")
-    check(not walk.has_result() and not walk.ui.stageButton.enabled, "something is left")
+@step("staged")
+def second_ct(walk: Walk) -> None:
+    """Two CTs have two results; the panel shows that of the chosen one."""
+    first, bars = walk.volume(), walk.bars()
+    second = walk.load_ct("walk-second")
+    check(walk.volume() is first, "the chosen CT was replaced by the one loaded last")
+    voxels = slicer.util.arrayFromVolume(second)
+    voxels[voxels > 70] -= 40  # less enhancement
+    slicer.util.arrayFromVolumeModified(second)
+    segmentation = walk.ui.segmentationSelector.currentNode()
+    walk.choose(second, segmentation)
+    check(not walk.has_result(), "the first CT's result is shown for the second")
+    check("walk-second" in walk.ui.emptyLabel.text, f"it says: {walk.ui.emptyLabel.text}")
+    walk.stage()
+    check(walk.bars() != bars, "both have the same numbers")
+    mine = walk.bars()
+    walk.check_views()
+    walk.choose(first, segmentation)
+    check(walk.bars() == bars, "the first CT's numbers are not shown again")
+    walk.choose(second, segmentation)
+    check(walk.bars() == mine, "the second CT's numbers are not shown again")
 
 
 @step("empty")
@@ -348,27 +353,34 @@ def ct_alone(walk: Walk) -> None:
     check("edited" in str(edited), f"edited by hand, the organs are said to be {edited}")
 
 
-@step("staged")
-def second_ct(walk: Walk) -> None:
-    """Two CTs have two results; the panel shows that of the chosen one."""
-    first, bars = walk.volume(), walk.bars()
-    second = walk.load_ct("walk-second")
-    check(walk.volume() is first, "the chosen CT was replaced by the one loaded last")
-    voxels = slicer.util.arrayFromVolume(second)
-    voxels[voxels > 70] -= 40  # less enhancement
-    slicer.util.arrayFromVolumeModified(second)
-    segmentation = walk.ui.segmentationSelector.currentNode()
-    walk.choose(second, segmentation)
-    check(not walk.has_result(), "the first CT's result is shown for the second")
-    check("walk-second" in walk.ui.emptyLabel.text, f"it says: {walk.ui.emptyLabel.text}")
-    walk.stage()
-    check(walk.bars() != bars, "both have the same numbers")
-    mine = walk.bars()
-    walk.check_views()
-    walk.choose(first, segmentation)
-    check(walk.bars() == bars, "the first CT's numbers are not shown again")
-    walk.choose(second, segmentation)
-    check(walk.bars() == mine, "the second CT's numbers are not shown again")
+@step("loaded")
+def cancel(walk: Walk) -> None:
+    """Cancel ends staging and leaves nothing behind."""
+    before = in_scene()
+    walk.start_staging()
+    walk.click("stageButton", "cancelling")
+    check(in_scene() == before, f"left behind: {in_scene() - before}")
+    check(not walk.has_result() and walk.ui.stageButton.enabled, "not ready to stage again")
+    walk.wait(at_rest, "the thread's end")
+
+
+@step("loaded")
+def close_while_running(walk: Walk) -> None:
+    """Closing the scene ends staging; the next CT can be staged."""
+    walk.start_staging()
+    slicer.mrmlScene.Clear(0)
+    walk.wait(lambda: not walk.busy() and at_rest(), "the end of staging")
+    check(not walk.has_result() and not walk.ui.stageButton.enabled, "something is left")
+    check(not of_class("vtkMRMLLabelMapVolumeNode"), "a label map is left")
+
+
+@step("loaded")
+def delete_while_running(walk: Walk) -> None:
+    """Deleting the CT ends staging."""
+    walk.start_staging()
+    slicer.mrmlScene.RemoveNode(walk.volume())
+    walk.wait(lambda: not walk.busy() and at_rest(), "the end of staging")
+    check(not walk.has_result() and not walk.ui.stageButton.enabled, "something is left")
 
 
 @step("loaded")
@@ -393,18 +405,6 @@ def refusals(walk: Walk) -> None:
     walk.choose(slicer.util.addVolumeFromArray(voxels, name="walk-box"), None)
     walk.click("stageButton", "refusing what is no CT")
     walk.check_refused()
-
-
-@step("staged")
-def leave_and_come_back(walk: Walk) -> None:
-    """Another module in between changes nothing."""
-    bars = walk.bars()
-    slicer.util.selectModule("Data")
-    slicer.app.processEvents()
-    slicer.util.selectModule(MODULE)
-    slicer.app.processEvents()
-    check(walk.has_result() and walk.bars() == bars, "the result is gone")
-    walk.check_views()
 
 
 @step("empty")

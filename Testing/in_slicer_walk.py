@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import qt
 import slicer
@@ -19,6 +20,7 @@ import slicer
 ROOT = Path(__file__).resolve().parents[1]
 MODULE = "LiverFibrosisStaging"
 STAGES = ("F0", "F1", "F2", "F3", "F4")
+CONTROLS = ("QPushButton", "QCheckBox", "QComboBox", "ctkSliderWidget", "qMRMLNodeComboBox")
 PASSED, FAILED, SKIPPED = "ok", "FAILED", "skipped"
 
 
@@ -173,7 +175,7 @@ class Walk:
         if not hasattr(slicer.modules, MODULE.lower()):
             factory = slicer.app.moduleManager().factoryManager()
             factory.registerModule(qt.QFileInfo(str(ROOT / MODULE / f"{MODULE}.py")))
-            factory.loadModules([MODULE])
+            check(factory.loadModules([MODULE]), f"Slicer cannot load {MODULE} from {ROOT}")
             importlib.import_module(MODULE).registerSampleData()  # startup is over
         version = f"{slicer.app.majorVersion}.{slicer.app.minorVersion}"
         self.say(f"Slicer {version}, {slicer.util.modulePath(MODULE)}")
@@ -314,8 +316,9 @@ class Walk:
 
     def tips(self, enabled: bool) -> dict[str, str]:
         """Tool tips of the controls that are enabled, or of those that are not."""
-        kinds = ("Button", "CheckBox", "ComboBox", "Slider", "Selector")
-        widgets = {name: widget for name, widget in vars(self.ui).items() if name.endswith(kinds)}
+        file = ElementTree.parse(self.panel.resourcePath(f"UI/{MODULE}.ui"))
+        names = [each.get("name") for each in file.iter("widget") if each.get("class") in CONTROLS]
+        widgets = {name: getattr(self.ui, name) for name in names}
         return {name: w.toolTip for name, w in widgets.items() if w.enabled == enabled}
 
     def check_reasons(self, enabled_tips: dict[str, str]) -> None:

@@ -17,34 +17,45 @@ from PySide6.QtGui import QImage
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "Testing" / "in_slicer.py"
 LINE = re.compile(r"^(ok|FAILED|skipped) +([^(]+) \(.* s, longest pause .* s\)(?:: (.*))?$", re.M)
-# Written before the walk itself, into a script that runs it: what breaks.
-BREAKS = f"""
+# Run before the walk itself, as one script with it: what breaks.
+BREAKS = """
 import importlib.metadata, sys
-sys.path.insert(0, {str(ROOT / "LiverFibrosisStaging")!r})
-from LiverFibrosisStagingLib import jobs, requirements, scene_results
+import slicer_host
+slicer_host.import_module()
+from LiverFibrosisStagingLib import jobs, panel, requirements
 """
 FAULTS = f"""{BREAKS}
-working = jobs.staging_job
-
 def raises(*inputs):
     def job(progress, cancel):
         raise ValueError("broken on purpose")
     return job
 
 def hangs(*inputs):
-    return lambda progress, cancel: cancel.wait()
+    def job(progress, cancel):
+        progress(0.5, "Checking")
+        cancel.wait()
+    return job
 
-def jump(volume_node):
+def progress_text(progress):
     raise KeyError("a slot broken on purpose")
 
-faults = [raises, hangs]
-jobs.staging_job = lambda *inputs: (faults.pop(0) if faults else working)(*inputs)
-scene_results.jump_to_strongest = jump
+faults = [raises, hangs, hangs]
+jobs.staging_job = lambda *inputs: faults.pop(0)(*inputs)
+panel.progress_text = progress_text
 """
 NOT_INSTALLED = f"""{BREAKS}
+installed, known = [], importlib.metadata.version
+
 def version(name):
-    raise importlib.metadata.PackageNotFoundError(name)
-requirements.version = version
+    if not installed:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return known(name)
+
+def pip(command, told, cancel):
+    installed.append(command)
+    return ""
+
+requirements.version, requirements._run = version, pip
 """
 
 
@@ -107,23 +118,28 @@ def test_every_step_has_a_picture(whole):
 
 def test_faults_make_it_fail_and_it_goes_on(tmp_path):
     """In the worker, without an end, and in a slot, where nobody catches it."""
-    code, lines, printed = walk(tmp_path, "empty panel,stage,explain,jump", FAULTS, limit=20)
+    code, lines, printed = walk(tmp_path, "empty panel,stage,explain,cancel", FAULTS, limit=5)
     reasons = {name: reason for outcome, name, reason in lines if outcome == "FAILED"}
     assert code == 1 and lines[0][:2] == ("ok", "empty panel")
-    assert set(reasons) == {"stage", "explain", "jump"}
+    assert set(reasons) == {"stage", "explain", "cancel"}
     assert "broken on purpose" in reasons["stage"]
-    assert "not within 20 s" in reasons["explain"]
-    assert "a slot broken on purpose" in reasons["jump"]
+    assert "not within 5 s" in reasons["explain"]
+    assert "a slot broken on purpose" in reasons["cancel"]
     assert "1 passed, 3 failed" in printed
 
 
 def test_steps_that_cannot_be_done_are_said_to_be_skipped(tmp_path):
-    """pip does nothing here, so onnxruntime goes on to be missing."""
-    code, lines, _ = walk(tmp_path, "install,stage", NOT_INSTALLED)
-    (_, installing, _), (outcome, staging, reason) = lines
-    assert (installing, outcome, staging) == ("install", "skipped", "stage")
+    code, lines, printed = walk(tmp_path, "empty panel,stage", NOT_INSTALLED)
+    (_, (outcome, name, reason)) = lines
+    assert (outcome, name) == ("skipped", "stage") and code == 2
     assert "onnxruntime" in reason and "not installed" in reason
-    assert lines[0][0] == "ok" and code == 2
+    assert "1 passed, 0 failed, 1 skipped" in printed
+
+
+def test_what_is_missing_is_installed(tmp_path):
+    code, lines, _ = walk(tmp_path, "install", NOT_INSTALLED)
+    assert [line[:2] for line in lines] == [("ok", "install")] and code == 0
+    assert "already" not in lines[0][2]
 
 
 def test_an_unknown_step_is_refused(tmp_path):
