@@ -358,6 +358,7 @@ def cancel(walk: Walk) -> None:
     """Cancel ends staging and leaves nothing behind."""
     before = in_scene()
     walk.start_staging()
+    walk.picture("while-staging")
     walk.click("stageButton", "cancelling")
     check(in_scene() == before, f"left behind: {in_scene() - before}")
     check(not walk.has_result() and walk.ui.stageButton.enabled, "not ready to stage again")

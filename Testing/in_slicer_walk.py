@@ -92,8 +92,8 @@ class Dialogs:
             def __getattr__(self, name: str) -> Any:
                 return getattr(qt, name)
 
-        for name, module in sys.modules.items():
-            if name.startswith(MODULE) and hasattr(module, "qt"):
+        for name, module in list(sys.modules.items()):
+            if name.startswith(MODULE) and vars(module).get("qt") is qt:
                 module.qt = Qt()
 
     def _error(self, text: str, *_: Any, **__: Any) -> None:
@@ -165,6 +165,7 @@ class Walk:
         self.dialogs.choose_folders()
         self._settings = (self.ui.modelPathLineEdit.currentPath, self.ui.threadsSpinBox.value)
         self.ui.modelPathLineEdit.currentPath = ""
+        self.settle()
 
     def close(self) -> None:
         """Leave an empty scene and the user's settings."""
