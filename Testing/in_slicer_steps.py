@@ -82,20 +82,23 @@ def install(walk: Walk) -> None:
 @step("loaded")
 def stage(walk: Walk) -> None:
     """Progress, then numbers that fit and the map in every view; the panel keeps its width."""
-    ui, seen = walk.ui, []
+    ui, seen = walk.ui, set()
+
+    def note(value: int) -> None:
+        seen.add(value)
+
     views = slicer.app.layoutManager().viewport()
     walk.settle()
     width = views.width
+    ui.progressBar.connect("valueChanged(int)", note)
     ui.stageButton.click()
     check(walk.busy() and not ui.inputVolumeSelector.enabled, "the click on Stage starts nothing")
-
-    def ended() -> bool:
-        seen.append(ui.progressBar.value)
-        return not walk.busy()
-
-    walk.wait(ended, "staging")
+    walk.wait(lambda: ui.progressBar.value >= 300 or not walk.busy(), "the network at work")
+    walk.picture("while-staging")
+    walk.wait(lambda: not walk.busy(), "staging")
+    ui.progressBar.disconnect("valueChanged(int)", note)
     check(not walk.dialogs.errors and walk.has_result(), f"no result: {walk.dialogs.errors}")
-    check(len(set(seen)) > 3, f"hardly any progress was shown: {sorted(set(seen))}")
+    check(len(seen) > 3, f"hardly any progress was shown: {sorted(seen)}")
     bars = walk.bars()
     check(abs(sum(bars) - 1000) <= 3, f"probabilities add up to {sum(bars)} / 1000")
     check(ui.stageLabel.text == STAGES[int(np.argmax(bars))], "the stage is not the most probable")
@@ -356,9 +359,9 @@ def ct_alone(walk: Walk) -> None:
 @step("loaded")
 def cancel(walk: Walk) -> None:
     """Cancel ends staging and leaves nothing behind."""
+    walk.settle()
     before = in_scene()
     walk.start_staging()
-    walk.picture("while-staging")
     walk.click("stageButton", "cancelling")
     check(in_scene() == before, f"left behind: {in_scene() - before}")
     check(not walk.has_result() and walk.ui.stageButton.enabled, "not ready to stage again")
@@ -387,6 +390,7 @@ def delete_while_running(walk: Walk) -> None:
 @step("loaded")
 def refusals(walk: Walk) -> None:
     """What cannot be staged is refused with one sentence, and nothing is left behind."""
+    walk.settle()
     ui, before = walk.ui, in_scene()
     ui.modelPathLineEdit.currentPath = str(walk.folder / "absent.onnx")
     walk.click("stageButton", "refusing an absent model")
