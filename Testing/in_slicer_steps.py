@@ -1,7 +1,9 @@
 """The steps of in_slicer.py, in their order: what is done and what then must be there."""
 
 import re
+import tempfile
 import unittest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,7 +137,8 @@ def nodes_of_a_result(walk: Walk) -> None:
 @step("staged")
 def table_and_chart(walk: Walk) -> None:
     """The buttons show the table and the chart in views of their kind."""
-    layout, manager = slicer.app.layoutManager().layout, slicer.app.layoutManager()
+    manager = slicer.app.layoutManager()
+    layout = manager.layout
     walk.click("showTableButton", "the table")
     walk.settle()
     tables = slicer.util.getNodesByClass("vtkMRMLTableViewNode")
@@ -241,11 +244,11 @@ def jump(walk: Walk) -> None:
 @step("staged")
 def save_result(walk: Walk) -> None:
     """Files in a folder named after the CT; what is there is replaced only after a question."""
-    chosen = walk.folder / "saved"
+    chosen = Path(tempfile.mkdtemp(prefix="saved", dir=walk.folder))
     walk.dialogs.folder = str(chosen)
-    chosen.mkdir(exist_ok=True)
     walk.click("saveButton", "saving")
-    (saved,) = chosen.rglob("staging.json") or [None]
+    saved = next(chosen.rglob("staging.json"), None)
+    check(saved is not None, "nothing was saved")
     check(saved.parent != chosen, "saved into the chosen folder itself")
     name = re.sub(r"[^\w.+-]+", "_", walk.volume().GetName())
     check(name in saved.parent.name, f"{walk.volume().GetName()} is in {saved.parent.name}")
@@ -295,6 +298,7 @@ def reload_the_scene(walk: Walk) -> None:
     check(ui.opacitySlider.value == 60.0, f"the opacity is {ui.opacitySlider.value}")
     walk.check_views()
     walk.check_reasons(tips)
+    ui.opacitySlider.value = 100.0
     walk.stage()
     check(ui.saveButton.enabled, "Save is disabled after staging again")
 
@@ -353,7 +357,8 @@ def ct_alone(walk: Walk) -> None:
     slicer.util.updateSegmentBinaryLabelmapFromArray(voxels, organs, segment_id, volume)
     walk.stage()
     edited = walk.logic.storedSummary(volume)["segmentation"]
-    check("edited" in str(edited), f"edited by hand, the organs are said to be {edited}")
+    expected = {**provenance, "edited": True}
+    check(edited == expected, f"edited by hand, {provenance} became {edited}")
 
 
 @step("loaded")

@@ -156,6 +156,7 @@ class Walk:
         self.notes: list[str] = []
         self.raised: list[str] = []  # in slots and observers, where nobody catches it
         self.outcomes: list[str] = []
+        (folder / "walk.txt").unlink(missing_ok=True)
         sys.excepthook = self._keep_exception
         self._load_module()
         slicer.util.selectModule(MODULE)
