@@ -1,9 +1,9 @@
-"""The names of Slicer 5.10 that the module may use, in qt, ctk, slicer.util, slicer.app and so on.
+"""The names of Slicer 5.10 that may be used, in qt, ctk, slicer.util, slicer.app and so on.
 
-`slicer_names.json` is the part of a recording from a real Slicer 5.10 that the module uses. The
-recording itself (../shared/reference/slicer-5.10-api.json) is not in the repository. Where it is
-present, `python Testing/slicer_names.py --update` runs the panel's tests against it and writes the
-small file anew.
+`slicer_names.json` is the part of a recording from a real Slicer 5.10 that the module and the walk
+of in_slicer.py use. The recording itself (../shared/reference/slicer-5.10-api.json) is not in the
+repository. Where it is present, `python Testing/slicer_names.py --update` runs the panel's tests
+and the walk against it and writes the small file anew.
 """
 
 import json
@@ -24,8 +24,9 @@ SECTIONS = ("qt.Qt", "slicer.util", "slicer.app", "layoutManager", "slicer.modul
 _OWN = {"slicer.modules": {"liverfibrosisstaging", "LiverFibrosisStagingInstance"}}
 _HOST_FILES = {
     *("parameter_node_host.py", "qt_host.py", "slicer_host.py", "slicer_names.py"),
-    "widgets_host.py",
+    *("application_host.py", "widgets_host.py"),
 }
+_WALK_FILES = {"in_slicer.py", "in_slicer_steps.py", "in_slicer_walk.py"}  # run in Slicer too
 _UPDATE = "SLICER_NAMES_UPDATE"  # environment: the file to write while updating
 
 used: dict[str, Any] = {"classes": {}, **{section: [] for section in SECTIONS}}
@@ -39,7 +40,7 @@ def reference() -> dict[str, Any]:
 
 
 def called_by_module() -> bool:
-    """Whether the code that asked is the module's, not a test's or the host's.
+    """Whether the code that asked is the module's or the walk's, not a test's or the host's.
 
     Raises RuntimeError in a thread: Slicer's and Qt's objects belong to the main thread.
     """
@@ -47,7 +48,11 @@ def called_by_module() -> bool:
         raise RuntimeError("Qt or Slicer was used in a thread")
     frame = sys._getframe(1)
     while Path(frame.f_code.co_filename).name in _HOST_FILES:
+        if frame.f_back is None:  # Qt itself called the host
+            return False
         frame = frame.f_back
+    if Path(frame.f_code.co_filename).name in _WALK_FILES:
+        return True
     return frame.f_globals.get("__name__", "").startswith("LiverFibrosisStaging")
 
 
@@ -123,12 +128,21 @@ def _missing(name: str) -> str:
 
 
 def write_used() -> None:
-    """While updating, at the end of the tests: keep what was used."""
-    path = os.environ.get(_UPDATE)
-    if path:
-        names = {"slicer": reference()["slicer"], **_sorted(used)}
-        text = json.dumps(names, indent=1, ensure_ascii=False) + "\n"
-        Path(path).write_text(text, encoding="utf-8", newline="\n")
+    """While updating, at the end of a process: add what was used to the file."""
+    if os.environ.get(_UPDATE):
+        path = Path(os.environ[_UPDATE])
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        names = _merged(before, {"slicer": reference()["slicer"], **used})
+        text = json.dumps(_sorted(names), indent=1, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _merged(one: Any, other: Any) -> Any:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {key: _merged(one.get(key), other.get(key)) for key in {*one, *other}}
+    if isinstance(one, list) and isinstance(other, list):
+        return list({*one, *other})
+    return one if other is None else other
 
 
 def _sorted(value: Any) -> Any:
@@ -140,6 +154,12 @@ def _sorted(value: Any) -> Any:
 if __name__ == "__main__":
     if sys.argv[1:] != ["--update"] or not RECORDING.is_file():
         sys.exit(f"usage: python {sys.argv[0]} --update   (needs {RECORDING.name})")
+    NAMES.unlink(missing_ok=True)
     files = sorted(map(str, (ROOT / "Testing").glob("test_panel*.py")))
-    tests = [sys.executable, "-m", "pytest", "-p", "no:xdist", *files]
-    sys.exit(subprocess.call(tests, env={**os.environ, _UPDATE: str(NAMES)}))
+    tests = ["-m", "pytest", "-p", "no:xdist", *files]
+    walk = [str(ROOT / "Testing/application_host.py"), str(ROOT / "Testing/in_slicer.py")]
+    environment = {**os.environ, _UPDATE: str(NAMES)}
+    codes = [
+        subprocess.call([sys.executable, *command], env=environment) for command in (tests, walk)
+    ]
+    sys.exit(max(codes))
