@@ -73,7 +73,7 @@ def test_every_case_is_a_row(staged, cohort, model):
     table = rows_of(output / "results.csv")
     assert list(table) == [row["case"] for row in rows] == ["a", "broken", "dicom", "nomask", "own"]
     assert [row["status"] for row in rows] == ["done", "failed", "done", "done", "done"]
-    assert table["broken"]["reason"] == "The CT: not a NIfTI-1 file."
+    assert table["broken"]["reason"] == "The CT: not a NIfTI-1 file, or damaged."
     assert "automatically" in table["nomask"]["warnings"]
     assert set(table["a"]) == set(COLUMNS)
     alone = stage(cohort / "a.nii.gz", cohort / "a_liver.nii.gz", cohort / "a_spleen.nii.gz", model)
