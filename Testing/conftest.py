@@ -36,6 +36,19 @@ def model(model_path):
 
 
 @pytest.fixture(scope="session")
+def single_path(model_path) -> Path:
+    """One of the shipped ensemble's five networks, for whom the ensemble does not matter."""
+    return model_path.with_name("LFS_single.onnx")
+
+
+@pytest.fixture(scope="session")
+def single(single_path):
+    from LiverFibrosisStagingLib import StagingModel
+
+    return StagingModel.load(single_path)
+
+
+@pytest.fixture(scope="session")
 def sample() -> dict[str, Path]:
     """The phantom that ships with the repository: paths of its CT, liver and spleen."""
     folder = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"

@@ -24,6 +24,7 @@ inside.
 import argparse
 import csv
 import os
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -33,7 +34,10 @@ from typing import NamedTuple
 import numpy as np
 import scipy.fft
 import SimpleITK as sitk
+from resume import RunError, keep
 from tqdm import tqdm
+
+from LiverFibrosisStagingLib import __version__
 
 EFFECTS = ("surface", "texture", "spleen", "lobes", "portal", "ascites", "varices")
 # Patients per stage, and their median age, share of men, specimens and etiologies: Yin et al. 2021,
@@ -526,12 +530,21 @@ def write_cohort(
 ) -> Path:
     """Write the CTs and masks of `count` phantom patients and the manifest; the manifest's path.
 
-    Scans that are in the folder already are kept, so that an interrupted run goes on; they are told
-    by their names, hence one folder takes one kind of cohort.
+    Scans that are in the folder already are kept, so that an interrupted run goes on. Raises
+    RunError where the folder holds another cohort.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    effects = tuple(effects)
     rows = patients(count, seed, balanced)
-    one = partial(_write_one, folder=folder, effects=tuple(effects), strength=strength)
+    plan = {
+        "count": count,
+        "seed": seed,
+        "effects": sorted(effects),
+        "balanced": balanced,
+        "strength": strength,
+        "software": __version__,
+    }
+    keep(folder / "cohort.json", plan, made=folder.glob("*_ct.nii.gz"))
+    one = partial(_write_one, folder=folder, effects=effects, strength=strength)
     with ProcessPoolExecutor(workers) as pool:
         rows = list(tqdm(pool.map(one, rows), "Phantoms", len(rows), unit="CT"))
     manifest = folder / "manifest.csv"
@@ -558,8 +571,8 @@ def _write_one(
     return {**row, **files}
 
 
-def main() -> None:
-    """Command line."""
+def main() -> int:
+    """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description="Write phantom CTs of liver fibrosis.")
     parser.add_argument("-n", type=int, default=sum(PATIENTS), help="number of patients")
     parser.add_argument("--seed", type=int, default=1)
@@ -578,16 +591,21 @@ def main() -> None:
         arguments.sample.mkdir(parents=True, exist_ok=True)
         write(phantom(SAMPLE_STAGE, SAMPLE_SEED), arguments.sample / f"phantom_F{SAMPLE_STAGE}")
     if arguments.output:
-        write_cohort(
-            arguments.output,
-            arguments.n,
-            arguments.seed,
-            arguments.effects,
-            arguments.workers,
-            arguments.balanced,
-            arguments.strength,
-        )
+        try:
+            write_cohort(
+                arguments.output,
+                arguments.n,
+                arguments.seed,
+                arguments.effects,
+                arguments.workers,
+                arguments.balanced,
+                arguments.strength,
+            )
+        except (RunError, OSError) as refusal:
+            print(refusal, file=sys.stderr)
+            return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
