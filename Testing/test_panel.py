@@ -35,6 +35,15 @@ def names():
     slicer_names.write_used()
 
 
+@pytest.fixture(autouse=True)
+def one_network(request, monkeypatch, single_path):
+    """Staged is with one of the shipped networks, unless the test is about all of them."""
+    if request.node.get_closest_marker("ensemble") is None:
+        from LiverFibrosisStagingLib import jobs
+
+        monkeypatch.setattr(jobs, "default_model_path", lambda: single_path)
+
+
 @pytest.fixture
 def host():
     """An empty scene; nothing may be raised or shown that the test does not look at."""
@@ -215,6 +224,7 @@ def test_the_model_card_is_shown_on_demand(panel, tmp_path):
 # ---------------------------------------------------------------------------- staging
 
 
+@pytest.mark.ensemble
 def test_staging_the_sample_shows_progress_result_and_map(ready):
     ui, seen = ready.ui, []
     ui.progressBar.valueChanged.connect(lambda value: seen.append((value, ui.stepLabel.text)))
@@ -242,10 +252,10 @@ def test_staging_the_sample_shows_progress_result_and_map(ready):
     check_overlay()
 
 
-def test_the_numbers_are_those_of_the_library(staged, sample, model):
+def test_the_numbers_are_those_of_the_library(staged, sample, single):
     from LiverFibrosisStagingLib import stage
 
-    alone = stage(sample["ct"], sample["liver"], sample["spleen"], model)
+    alone = stage(sample["ct"], sample["liver"], sample["spleen"], single)
     bars = [getattr(staged.ui, f"{name}Bar").value for name in STAGES]
     np.testing.assert_allclose(bars, 1000 * alone.probabilities, atol=0.51)
     np.testing.assert_array_equal(

@@ -219,6 +219,11 @@ def test_a_digest_is_of_the_content(tmp_path):
     assert resume.digest(tmp_path / "x") == resume.digest(tmp_path / "y")
     (tmp_path / "y" / "sub" / "1").write_text("another slice")
     assert resume.digest(tmp_path / "x") != resume.digest(tmp_path / "y")
+    for suffix in ("mhd", "raw"):
+        (tmp_path / f"ct.{suffix}").write_text(suffix)
+    headed = resume.digest(tmp_path / "ct.mhd")
+    (tmp_path / "ct.raw").write_text("other voxels")
+    assert resume.digest(tmp_path / "ct.mhd") != headed
     with pytest.raises(StagingError, match=r"none: cannot be read"):
         resume.digest(tmp_path / "none")
 

@@ -27,6 +27,16 @@ EXPECTED_FILES = {
 
 
 @pytest.fixture(scope="module")
+def model_path(single_path):
+    return single_path
+
+
+@pytest.fixture(scope="module")
+def model(single):
+    return single
+
+
+@pytest.fixture(scope="module")
 def result(sample, model):
     return stage(sample["ct"], sample["liver"], sample["spleen"], model=model)
 
@@ -57,7 +67,8 @@ def check(result):
     assert shares["liver_surface"] + shares["liver_core"] == pytest.approx(shares["liver"])
 
 
-def test_sample_is_staged_as_it_was_made(result):
+def test_sample_is_staged_as_it_was_made(sample):
+    result = stage(*sample.values())
     check(result)
     assert result.stage == "F4"
     assert not result.warnings
@@ -223,17 +234,16 @@ def test_cancelled_between_steps(step, sample, model):
 
 def test_cancelled_inside_the_network(model_path, tmp_path):
     """Operators that had not begun are not run any more, and the session can be used again."""
-    single = model_path.with_name("LFS_single.onnx")
     options = onnxruntime.SessionOptions()
     options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "run")
-    session = onnxruntime.InferenceSession(str(single), options, ["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(model_path), options, ["CPUExecutionProvider"])
     cancel = threading.Event()
     cancel.set()  # first asked for while the network runs
     (given,) = session.get_inputs()
     volume = np.zeros((4, *given.shape[1:]), np.float32)
     with pytest.raises(Cancelled):
-        run_session(session, ["logits"], volume, single, cancel)
-    run_session(session, ["logits"], volume[:1], single, threading.Event())
+        run_session(session, ["logits"], volume, model_path, cancel)
+    run_session(session, ["logits"], volume[:1], model_path, threading.Event())
     events = json.loads(Path(session.end_profiling()).read_text())
     ran = [event["name"] for event in events if event["name"].endswith("_kernel_time")]
     last = ran[-1]

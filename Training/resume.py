@@ -4,6 +4,7 @@ Cases are told by the content of their files, so that neither another patient un
 nor the same CT under another name passes.
 """
 
+import glob
 import hashlib
 import json
 import sys
@@ -18,6 +19,7 @@ from LiverFibrosisStagingLib import StagingError
 from LiverFibrosisStagingLib.onnx_file import read_onnx
 
 LEARNED_KEY = "learned_from"  # in an exported file's metadata and in a checkpoint
+HEADERS = (".mhd", ".nhdr")
 UNKNOWN = "unknown"  # stands among digests for CTs of which nothing is known
 
 
@@ -31,13 +33,19 @@ def digest(path: Path) -> str:
     Raises StagingError where it cannot be read.
     """
     try:
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files = sorted(_files(path))
         stats = [(file, file.stat()) for file in files if not file.is_dir()]
         parts = [_of_file(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     except OSError as error:
         raise StagingError(f"{error.filename}: cannot be read ({error.strerror}).") from None
-    whole = parts[0] if not path.is_dir() else hashlib.sha256(b"".join(sorted(parts))).digest()
-    return whole.hex()[:16]
+    return hashlib.sha256(b"".join(sorted(parts))).hexdigest()[:16]
+
+
+def _files(path: Path) -> Iterable[Path]:
+    if path.is_dir():
+        return path.rglob("*")
+    # A header's voxels lie in a file beside it, of the same stem.
+    return path.parent.glob(f"{glob.escape(path.stem)}.*") if path.suffix in HEADERS else [path]
 
 
 @cache
