@@ -1,9 +1,17 @@
 """What all tests share: the library on the path, the shipped model, real and phantom CTs."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# Where processes share the tests, they share the cores too (before numpy and PyTorch are loaded).
+_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if _PROCESSES > 1:
+    _threads = str(max(1, (os.cpu_count() or 1) // _PROCESSES))
+    for _variable in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+        os.environ.setdefault(_variable, _threads)
 
 ROOT = Path(__file__).resolve().parents[1]
 for folder in (ROOT, ROOT / "LiverFibrosisStaging", ROOT / "Training", ROOT / "Testing"):
@@ -36,9 +44,11 @@ def model(model_path):
 
 
 @pytest.fixture(scope="session")
-def single_path(model_path) -> Path:
-    """One of the shipped ensemble's five networks, for whom the ensemble does not matter."""
-    return model_path.with_name("LFS_single.onnx")
+def single_path() -> Path:
+    """One of the shipped ensemble's five networks, where the ensemble does not matter."""
+    from LiverFibrosisStagingLib.model import default_model_path
+
+    return default_model_path("LFS_single.onnx")
 
 
 @pytest.fixture(scope="session")

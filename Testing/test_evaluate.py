@@ -143,12 +143,18 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
         staged.stage_cases([], tmp_path / "none.onnx", tmp_path)
 
 
-def test_cross_validation_report(tmp_path):
-    cases = staged_cohort()
+@pytest.fixture(scope="module")
+def cross_validated(tmp_path_factory):
+    """Folder, numbers and folds of a cross-validation of the paper's size."""
+    cases, folder = staged_cohort(), tmp_path_factory.mktemp("cross_validated")
     folds = {case.name: number % 5 for number, case in enumerate(cases)}
-    found = evaluate.report_cross_validation(cases, folds, tmp_path, TRAINED_ON)
-    assert found == json.loads((tmp_path / "metrics.json").read_text())
-    with (tmp_path / "predictions.csv").open() as file:
+    return folder, evaluate.report_cross_validation(cases, folds, folder, TRAINED_ON), folds
+
+
+def test_cross_validation_report(cross_validated):
+    folder, found, folds = cross_validated
+    assert found == json.loads((folder / "metrics.json").read_text())
+    with (folder / "predictions.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert {line["name"]: int(line["fold"]) for line in lines} == folds
     # The written predictions give the written AUC.
@@ -161,11 +167,9 @@ def test_cross_validation_report(tmp_path):
     assert sensitivity == pytest.approx(called[truth].mean())
 
 
-def test_table_2_stands_beside_the_papers(tmp_path):
-    cases = staged_cohort()
-    folds = {case.name: number % 5 for number, case in enumerate(cases)}
-    found = evaluate.report_cross_validation(cases, folds, tmp_path, TRAINED_ON)
-    text = (tmp_path / "tables" / "table_2.md").read_text()
+def test_table_2_stands_beside_the_papers(cross_validated):
+    folder, found, _ = cross_validated
+    text = (folder / "tables" / "table_2.md").read_text()
     paper = "| Specificity (%) | Yin et al. 2021 | 91.7 [82.0, 96.8] | 88.2 [77.8, 95.6] | 86.5"
     assert paper in text
     assert "| AUC | Yin et al. 2021 | 0.92 [0.86, 0.97] | 0.89 [0.83, 0.96] | 0.88 [0.79, 0" in text

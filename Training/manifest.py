@@ -21,6 +21,7 @@ import SimpleITK as sitk
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "LiverFibrosisStaging"))
 from resume import digest
 
+from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import STAGES
 
 REQUIRED = ("patient", "ct", "stage")
@@ -47,8 +48,8 @@ class Case:
     """One CT of one patient; what the manifest leaves empty is None.
 
     line: in the manifest. name: unique (also without regard to case), fit for a file: the
-    patient's, the second scan's with -2.
-    stage: METAVIR, 0..4. age: years. days: between CT and histology.
+    patient's, the second scan's with -2. stage: METAVIR, 0..4. age: years. days: between CT and
+    histology.
     """
 
     line: int
@@ -401,7 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cases = read_manifest(options.manifest, options.grades)
         check_for_training(cases, options.manifest, options.folds)
-    except ManifestError as refusal:
+    except (ManifestError, StagingError) as refusal:
         print(refusal, file=sys.stderr)
         return 1
     inclusion = apply(cases, Criteria())

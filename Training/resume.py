@@ -104,8 +104,11 @@ def learned_from(file: Path) -> frozenset[str]:
     StagingError where the file is neither.
     """
     if not is_zipfile(file):  # as PyTorch's checkpoints are
-        text = read_onnx(file).metadata.get(LEARNED_KEY)
-        return frozenset([UNKNOWN] if text is None else json.loads(text))
+        text = read_onnx(file).metadata.get(LEARNED_KEY, json.dumps([UNKNOWN]))
+        try:
+            return frozenset(json.loads(text))
+        except (ValueError, TypeError):
+            raise StagingError(f"{file}: its metadata {LEARNED_KEY} is no list.") from None
     import torch  # takes seconds, which those who only keep a plan need not wait
 
     try:
