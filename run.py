@@ -64,7 +64,9 @@ def main(arguments: list[str]) -> int:
 
 def _command(task: str, rest: list[str]) -> list[str]:
     if task == "test":
-        return ["-m", "pytest", str(ROOT / "Testing"), f"--rootdir={ROOT}", *rest]
+        # Two processes, each with whole files of tests, whose fixtures are then made once.
+        parallel = ["-n", "2", "--dist", "loadfile"]
+        return ["-m", "pytest", str(ROOT / "Testing"), f"--rootdir={ROOT}", *parallel, *rest]
     if task == "train":
         rest = rest or ["--phantoms", "252", "-o", "run"]
         return [str(ROOT / "Training" / "train.py"), *rest]

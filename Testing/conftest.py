@@ -1,9 +1,17 @@
 """What all tests share: the library on the path, the shipped model, real and phantom CTs."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# Where processes share the tests, they share the cores too (before numpy and PyTorch are loaded).
+_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if _PROCESSES > 1:
+    _threads = str(max(1, (os.cpu_count() or 1) // _PROCESSES))
+    for _variable in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+        os.environ.setdefault(_variable, _threads)
 
 ROOT = Path(__file__).resolve().parents[1]
 for folder in (ROOT, ROOT / "LiverFibrosisStaging", ROOT / "Training", ROOT / "Testing"):
@@ -33,6 +41,21 @@ def model(model_path):
     from LiverFibrosisStagingLib import StagingModel
 
     return StagingModel.load(model_path)
+
+
+@pytest.fixture(scope="session")
+def single_path() -> Path:
+    """One of the shipped ensemble's five networks, where the ensemble does not matter."""
+    from LiverFibrosisStagingLib.model import default_model_path
+
+    return default_model_path("LFS_single.onnx")
+
+
+@pytest.fixture(scope="session")
+def single(single_path):
+    from LiverFibrosisStagingLib import StagingModel
+
+    return StagingModel.load(single_path)
 
 
 @pytest.fixture(scope="session")
@@ -102,9 +125,8 @@ def staged(ready):
 
 
 @pytest.fixture
-def single_network(monkeypatch, model_path):
+def single_network(monkeypatch, single_path):
     """The panel stages with one network, not five, where the numbers do not matter."""
     from LiverFibrosisStagingLib import jobs
 
-    path = model_path.with_name("LFS_single.onnx")
-    monkeypatch.setattr(jobs, "default_model_path", lambda: path)
+    monkeypatch.setattr(jobs, "default_model_path", lambda: single_path)

@@ -545,7 +545,7 @@ def close_panel(panel: Any) -> None:
     slicer.app._testing = True
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 300.0) -> None:
     """Let Qt and the worker run until the condition holds. Raises TimeoutError."""
     _wait(condition, seconds, lambda loop: loop.exec(), every_ms=10)
 

@@ -17,6 +17,11 @@ MASKS = ("liver", "spleen")
 
 
 @pytest.fixture(scope="module")
+def model(single):
+    return single
+
+
+@pytest.fixture(scope="module")
 def cohort(sample, tmp_path_factory):
     """Every way in which a case may lie in a folder, and two that cannot be staged."""
     root = tmp_path_factory.mktemp("cohort")

@@ -3,11 +3,11 @@
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 pytest.importorskip("sklearn")
 pytest.importorskip("joblib")
@@ -15,10 +15,10 @@ pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
 import evaluate
 import figures
-import phantom
 import staged
 from manifest import read_manifest
 from metrics import PAPER_TABLE_2, Predictions, judge
+from phantom_cohorts import write_cohort
 from sklearn.metrics import roc_auc_score
 from staged_cohorts import staged_cohort
 
@@ -37,23 +37,19 @@ FIGURES = {
 
 
 @pytest.fixture(scope="module")
+def model_path(single_path):
+    return single_path
+
+
+@pytest.fixture(scope="module")
+def model(single):
+    return single
+
+
+@pytest.fixture(scope="module")
 def manifest(tmp_path_factory) -> Path:
     """Three small phantoms of F0, F4 and F4, and their manifest."""
-    folder = tmp_path_factory.mktemp("cohort")
-    lines = []
-    for number, grade in enumerate((0, 4, 4)):
-        made = phantom.phantom(grade, number, size=(40, 72, 88), spacing=(5.0, 4.5, 4.5))
-        paths = {}
-        for part in ("ct", "liver", "spleen"):
-            paths[part] = f"p{number}_{part}.nii.gz"
-            sitk.WriteImage(getattr(made, part), str(folder / paths[part]))
-        lines.append({"patient": f"p{number}", **paths, "stage": f"F{grade}"})
-    path = folder / "manifest.csv"
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, lines[0])
-        table.writeheader()
-        table.writerows(lines)
-    return path
+    return write_cohort(tmp_path_factory.mktemp("cohort"), [0, 4, 4])
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +105,17 @@ def test_a_staged_case_is_not_staged_again(evaluated, manifest, model, monkeypat
     cases = read_manifest(manifest)
     before = staged.stage_cases(cases, model, evaluated / "staged", workers=1)
     assert not done and [case.name for case in before] == [case.name for case in cases]
-    os.utime(cases[2].ct)  # another CT under the same name
-    after = staged.stage_cases(cases, model, evaluated / "staged", workers=1)
-    assert done == [cases[2].name]
-    assert after[2].logits == pytest.approx(before[2].logits, abs=1e-5)
+    os.utime(cases[2].ct)  # copied, say
+    staged.stage_cases(cases, model, evaluated / "staged", workers=1)
+    assert not done
+    # Another CT under the same name, of the same size and time; then another version.
+    others = [replace(cases[0], ct=cases[2].ct, liver=cases[2].liver), *cases[1:]]
+    after = staged.stage_cases(others, model, evaluated / "staged", workers=1)
+    assert done == [cases[0].name]
+    assert not np.allclose(after[0].logits, before[0].logits, atol=1e-3)
+    monkeypatch.setattr(staged, "__version__", "0.0")
+    staged.stage_cases(cases[1:2], model, evaluated / "staged", workers=1)
+    assert done == [cases[0].name, cases[1].name]
 
 
 def test_a_case_that_cannot_be_staged_is_named_and_the_others_are_kept(
@@ -140,12 +143,18 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
         staged.stage_cases([], tmp_path / "none.onnx", tmp_path)
 
 
-def test_cross_validation_report(tmp_path):
-    cases = staged_cohort()
+@pytest.fixture(scope="module")
+def cross_validated(tmp_path_factory):
+    """Folder, numbers and folds of a cross-validation of the paper's size."""
+    cases, folder = staged_cohort(), tmp_path_factory.mktemp("cross_validated")
     folds = {case.name: number % 5 for number, case in enumerate(cases)}
-    found = evaluate.report_cross_validation(cases, folds, tmp_path, TRAINED_ON)
-    assert found == json.loads((tmp_path / "metrics.json").read_text())
-    with (tmp_path / "predictions.csv").open() as file:
+    return folder, evaluate.report_cross_validation(cases, folds, folder, TRAINED_ON), folds
+
+
+def test_cross_validation_report(cross_validated):
+    folder, found, folds = cross_validated
+    assert found == json.loads((folder / "metrics.json").read_text())
+    with (folder / "predictions.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert {line["name"]: int(line["fold"]) for line in lines} == folds
     # The written predictions give the written AUC.
@@ -158,11 +167,9 @@ def test_cross_validation_report(tmp_path):
     assert sensitivity == pytest.approx(called[truth].mean())
 
 
-def test_table_2_stands_beside_the_papers(tmp_path):
-    cases = staged_cohort()
-    folds = {case.name: number % 5 for number, case in enumerate(cases)}
-    found = evaluate.report_cross_validation(cases, folds, tmp_path, TRAINED_ON)
-    text = (tmp_path / "tables" / "table_2.md").read_text()
+def test_table_2_stands_beside_the_papers(cross_validated):
+    folder, found, _ = cross_validated
+    text = (folder / "tables" / "table_2.md").read_text()
     paper = "| Specificity (%) | Yin et al. 2021 | 91.7 [82.0, 96.8] | 88.2 [77.8, 95.6] | 86.5"
     assert paper in text
     assert "| AUC | Yin et al. 2021 | 0.92 [0.86, 0.97] | 0.89 [0.83, 0.96] | 0.88 [0.79, 0" in text
@@ -180,8 +187,6 @@ def test_comparison_needs_the_same_cases():
 
 
 def test_operating_points_are_the_models(model):
-    from dataclasses import replace
-
     points = {"significant": 0.3, "advanced": 0.2, "cirrhosis": 0.1}
     card = replace(model.card, calibration={"temperature": 1.0, "operating_points": points})
     assert evaluate.operating_points(card) == points

@@ -10,10 +10,10 @@ pytest.importorskip("torch", reason="outlines are measured with MONAI")
 pytest.importorskip("onnx", reason="the V-Net is exported to ONNX")
 
 import evaluate_vnet
-import phantom
 import vnet_data
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from phantom_cohorts import MEDIUM, write_cohort
 
 from LiverFibrosisStagingLib.segmentation import Segmentation, default_model_path
 
@@ -81,7 +81,7 @@ def test_contours_lie_where_the_organs_end():
 
 def test_the_command_measures_what_users_get(tmp_path, capsys):
     """The shipped network on a phantom: table, numbers and picture."""
-    cohort = phantom.write_cohort(tmp_path / "cohort", 5, 11, workers=2)
+    cohort = write_cohort(tmp_path / "cohort", [0], 11, **MEDIUM)
     case = vnet_data.read_cases(cohort)[0].name
     shipped = default_model_path("VNet.onnx")
     arguments = [str(cohort), "--model-of", f"{case}={shipped}", "-o", str(tmp_path / "out")]

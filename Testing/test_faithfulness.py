@@ -24,6 +24,11 @@ SEEN = np.zeros_like(X)
 SEEN[:2] = X[:2]
 
 
+@pytest.fixture(scope="module")
+def model(single):
+    return single
+
+
 def score(x):
     """A model that looks at the first half of the picture only."""
     return float(x[:2].sum())
@@ -116,14 +121,14 @@ def test_randomisation_shuffles_from_the_scores_down_and_leaves_the_file(model):
         randomized(model, len(weights) + 1)
 
 
-def test_command_measures_the_phantom_and_draws(sample, model_path, tmp_path, capsys):
+def test_command_measures_the_phantom_and_draws(sample, single_path, tmp_path, capsys):
     """The map of the phantom's stage says more than chance, and depends on the weights.
 
     Only deletion tells them apart: fibrosis is everywhere in the liver, so that pieces by chance
     soon bring some of it back.
     """
     arguments = [str(sample["ct"]), "--liver", str(sample["liver"]), "-o", str(tmp_path / "out")]
-    arguments += ["--model", str(model_path.with_name("LFS_single.onnx"))]
+    arguments += ["--model", str(single_path)]
     assert main(["check-explanation", *arguments, "--explain", "F4", "-q"]) == 0
     assert "Deletion: area" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "faithfulness.json").read_text())

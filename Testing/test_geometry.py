@@ -64,6 +64,11 @@ def centre_of_mass(image):
 
 
 @pytest.fixture(scope="module")
+def model(single):
+    return single
+
+
+@pytest.fixture(scope="module")
 def case(sample):
     # Half as fine: 48 orientations in a minute.
     def coarse(image):

@@ -15,6 +15,16 @@ from torch_twin import TorchTwin, autograd_map  # noqa: E402
 
 
 @pytest.fixture(scope="module")
+def model_path(single_path):
+    return single_path
+
+
+@pytest.fixture(scope="module")
+def model(single):
+    return single
+
+
+@pytest.fixture(scope="module")
 def twin(model_path):
     return TorchTwin(model_path).eval()
 

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 
 import pytest
 import SimpleITK as sitk
@@ -138,6 +139,30 @@ def test_files_that_are_no_text(folder):
     assert "cannot be read" in problems(folder / "absent.csv")[0]
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (["A/1", "A_1"], "line 3: patient 'A_1' would have the same case name as patient 'A/1' in"),
+        (["a", "A"], "line 3: patient 'A' would have the same case name as patient 'a' in line 2"),
+        (["A", "A", "A-2"], "line 4: patient 'A-2' would .* as scan 2 of patient 'A' in line 3"),
+        (["A-2", "A", "A"], "line 4: scan 2 of patient 'A' would .* as patient 'A-2' in line 2"),
+        (["x-2", "X", "X"], "line 4: scan 2 of patient 'X' would .* as patient 'x-2' in line 2"),
+        (["J\u00f6rg", "Jo\u0308rg"], "line 3: patient '.*' would have the same case name"),
+        (["Stra\u00dfe", "STRASSE"], "line 3: patient 'STRASSE' would have the same case name"),
+    ],
+)
+def test_no_two_cases_have_one_file_name(rows, words, folder):
+    path = written(folder, *(line(p, f"{ct}.nii.gz") for p, ct in zip(rows, "abcd")))
+    (found,) = problems(path)
+    assert re.match(words, found), found
+
+
+def test_a_ct_is_there_once_whatever_its_name(folder):
+    path = written(folder, line("p", "a.nii.gz"), line("q", "b.nii.gz"))
+    with pytest.raises(ManifestError, match=r"line 3: the CT b\.nii\.gz holds the same as"):
+        check_for_training(read_manifest(path), path)
+
+
 def test_what_training_needs(folder, capsys):
     (folder / "b.nii.gz").write_bytes(b"no image")
     path = written(folder, line("p", liver=""), line("q", "b.nii.gz"))
@@ -176,6 +201,10 @@ def test_inclusion_follows_the_paper(folder):
     words = "\n".join(text.get_text() for text in chart.axes[0].texts)
     assert "4 CTs of 4 patients" in words and "Excluded: 3 CTs" in words
     assert (folder / "run/figures/fig_1_flow_chart.png").read_bytes()[:4] == b"\x89PNG"
+    odd = [replace(case, name="=HYPERLINK(1)") for case, _ in inclusion.excluded[:1]]
+    formula = cohort_report.Inclusion(inclusion.included, [(odd[0], "-3"), *inclusion.excluded])
+    cohort_report.report(formula, folder / "odd")
+    assert "'=HYPERLINK(1),2,-3\n" in (folder / "odd/tables/excluded.csv").read_text()
     with (folder / "run/tables/excluded.csv").open() as file:
         assert {row["name"]: row["reason"] for row in csv.DictReader(file)} == reasons
 

@@ -39,6 +39,11 @@ SPHERE_MM = 50.0
 
 
 @pytest.fixture(scope="module")
+def model(single):
+    return single
+
+
+@pytest.fixture(scope="module")
 def logic():
     return slicer_host.import_module().LiverFibrosisStagingLogic()
 

@@ -19,22 +19,31 @@ pytest.importorskip("onnxscript", reason="PyTorch's exporter")
 nets = pytest.importorskip("monai.networks.nets", reason="the networks")
 import onnxruntime  # noqa: E402
 import small_networks  # noqa: E402
+from export import export as export_staging  # noqa: E402
 from make_explainable import make_explainable  # noqa: E402
 from monai.visualize import GradCAM  # noqa: E402
+from network import LFSNetwork  # noqa: E402
 from torch_twin import TorchTwin  # noqa: E402
+from train import Build, metadata  # noqa: E402
 
 CLASS = 2
 ONE, RGB = {"n_input_channels": 1, "num_classes": 4}, {"in_channels": 1, "num_classes": 4}
 
 # Name: network, input, target layer.
 NETWORKS = {
-    "DenseNet121 3-D": (
-        lambda: nets.DenseNet121(spatial_dims=3, in_channels=1, out_channels=4),
+    "DenseNet121 3-D": (  # a quarter as wide
+        lambda: nets.DenseNet121(
+            spatial_dims=3, in_channels=1, out_channels=4, init_features=16, growth_rate=8
+        ),
         (1, 48, 48, 48),
         "features.denseblock3",
     ),
     "ResNet-18 2-D": (lambda: nets.resnet18(spatial_dims=2, **ONE), (1, 64, 64), "layer3"),
-    "ResNet-18 3-D": (lambda: nets.resnet18(spatial_dims=3, **ONE), (1, 32, 32, 32), "layer2"),
+    "ResNet-18 3-D": (  # a quarter as wide
+        lambda: nets.ResNet("basic", [2, 2, 2, 2], [16, 32, 64, 128], spatial_dims=3, **ONE),
+        (1, 32, 32, 32),
+        "layer2",
+    ),
     "ResNet-50 2-D": (lambda: nets.resnet50(spatial_dims=2, **ONE), (1, 64, 64), "layer4"),
     "ResNet-50 3-D": (  # a quarter as wide
         lambda: nets.ResNet("bottleneck", [3, 4, 6, 3], [16, 32, 64, 128], spatial_dims=3, **ONE),
@@ -178,8 +187,23 @@ def test_last_block_of_a_vision_transformer(tmp_path):
     assert relative_error(found, expected) < 1e-3
 
 
-@pytest.mark.parametrize("convolution", [1, 2, 3, 4])
-def test_every_convolution_of_the_staging_network(convolution, model_path, tmp_path):
+@pytest.fixture(scope="module")
+def small_staging_network(tmp_path_factory):
+    """As it is shipped, but of smaller patches and without training."""
+    torch.manual_seed(3)
+    network = LFSNetwork((16, 40, 48)).eval()
+    path = tmp_path_factory.mktemp("small") / "LFS.onnx"
+    described = metadata("small", "no data", [], Build(network.patch_size))
+    export_staging(network, path, described | {"calibration": {"temperature": 1.0}})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "convolution"),
+    [*(("small_staging_network", number) for number in (1, 2, 3, 4)), ("single_path", 4)],
+)
+def test_every_convolution_of_the_staging_network(file, convolution, request, tmp_path):
+    model_path = request.getfixturevalue(file)
     graph = onnx.load(model_path).graph
     activations = [node.output[0] for node in graph.node if node.op_type == "LeakyRelu"]
     layer = activations[convolution - 1]

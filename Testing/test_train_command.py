@@ -1,22 +1,26 @@
 """train.py as its user calls it: from a manifest to models, figures, tables and the model card."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("monai")
 pytest.importorskip("matplotlib")
 
+import evaluate  # noqa: E402
 import fit  # noqa: E402
-import phantom  # noqa: E402
 import train  # noqa: E402
-from manifest import ManifestError  # noqa: E402
+from manifest import ManifestError, read_manifest  # noqa: E402
+from phantom_cohorts import TINY, write_cohort  # noqa: E402
+from resume import RunError, digest, learned_from  # noqa: E402
 
 from LiverFibrosisStagingLib import StagingModel  # noqa: E402
 
@@ -26,22 +30,14 @@ SCHEDULE = fit.Schedule(steps=4, batch=2, crop_steps=2, crop=16, check_every=2)
 COUNT = 12
 
 
-def write_cohort(folder, seed):
-    """Coarse phantoms of all stages, with their manifest."""
-    folder.mkdir()
-    lines = ["patient,ct,liver,spleen,stage"]
-    for index in range(COUNT):
-        case = phantom.phantom(index % 5, seed + index, spacing=(8.0, 6.0, 6.0), size=(28, 54, 66))
-        files = phantom.write(case, folder / f"case{index}")
-        lines.append(",".join([f"p{seed + index}", *files.values(), f"F{index % 5}"]))
-    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
-    return folder / "manifest.csv"
-
-
 @pytest.fixture(scope="module")
 def cohorts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cohorts")
-    return write_cohort(folder / "one", 0), write_cohort(folder / "other", 100)
+    stages = [index % 5 for index in range(COUNT)]
+    return tuple(
+        write_cohort(folder / name, stages, seed, **TINY)
+        for name, seed in (("one", 0), ("other", 100))
+    )
 
 
 def run_small(manifest, run, **options):
@@ -142,26 +138,65 @@ def test_a_killed_run_goes_on_and_ends_the_same(cohorts, finished, tmp_path, mon
 def test_a_folder_takes_one_run(cohorts, finished):
     run, _ = finished
     before = (run / "folds.json").read_text()
-    with pytest.raises(train.RunError, match="holds another run: its stages and folds differ"):
+    with pytest.raises(RunError, match="holds another run: its stages, folds and files differ"):
         run_small(cohorts[1], run)
     assert (run / "folds.json").read_text() == before
+
+
+def test_other_cts_under_the_same_names_are_another_run(cohorts, finished, tmp_path):
+    """As the mask of one patient corrected, or the CTs of another cohort under the same codes."""
+    run, _ = finished
+    before = (run / "folds.json").read_text()
+    assert str(cohorts[0].parent) not in before
+    changed = shutil.copytree(cohorts[0].parent, tmp_path / "changed")
+    mask = changed / "case3_liver.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(str(mask)) * 2, str(mask))
+    with pytest.raises(RunError, match="holds another run: its files differ"):
+        run_small(changed / "manifest.csv", run)
+    assert (run / "folds.json").read_text() == before
+
+
+def test_a_start_that_knows_who_is_held_out_is_refused(cohorts, finished, tmp_path):
+    run, _ = finished
+    starts = [run / f"fold_{k}" / "checkpoint.pt" for k in range(2)]
+    held = json.loads((run / "folds.json").read_text())["folds"][0]["held"]
+    with pytest.raises(RunError, match=f"learned from .*{held[0]}"):
+        run_small(cohorts[0], tmp_path / "run", only=0, start_from=starts[1])
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(RunError, match="to be tested on"):
+        run_small(cohorts[1], tmp_path / "run", test=cohorts[0], start_from=starts[1])
+    run_small(cohorts[0], tmp_path / "run", only=0, start_from=starts[0])
+    known = [learned_from(folder / "fold_0" / "LFS.onnx") for folder in (run, tmp_path / "run")]
+    cases = {case.name: digest(case.ct) for case in read_manifest(cohorts[0])}
+    assert known[0] == known[1] == set(cases.values()) - {cases[name] for name in held}
+    assert learned_from(run / "LFS.onnx") == set(cases.values())
+
+
+def test_a_model_is_not_evaluated_on_what_it_has_learned_from(cohorts, finished, tmp_path, capsys):
+    run, _ = finished
+    command = ["--manifest", str(cohorts[0]), "-o", str(tmp_path / "out"), "--workers", "1"]
+    assert evaluate.main(["--model", str(run / "LFS.onnx"), *command]) == 1
+    assert "it has learned from p0, p1, p2, p3, p4 ..., to be tested on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_patients_of_the_training_cohort_are_no_test(cohorts, tmp_path):
     with pytest.raises(ManifestError, match="12 patients are also in the training cohort: p0"):
         run_small(cohorts[0], tmp_path / "run", test=cohorts[0])
+    renamed = shutil.copytree(cohorts[0].parent, tmp_path / "renamed") / "manifest.csv"
+    renamed.write_text(renamed.read_text().replace("\np", "\nq"))
+    with pytest.raises(ManifestError, match=r"line 2: the CT case0_ct\.nii\.gz is that of line 2"):
+        run_small(cohorts[0], tmp_path / "run", test=renamed)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_bad_manifest_is_refused_whole_and_nothing_is_trained(tmp_path):
+def test_a_bad_manifest_is_refused_whole_and_nothing_is_trained(tmp_path, capsys):
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("patient,ct,liver,stage\na,a.nii,a.nii,F1\nb,b.nii,b.nii,F7\n")
-    command = [sys.executable, SCRIPT, "--manifest", manifest, "-o", tmp_path / "run"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "line 2: the ct file a.nii is not there." in done.stderr
-    assert "line 3: stage is 'F7'" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert train.main(["--manifest", str(manifest), "-o", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert "line 2: the ct file a.nii is not there." in said
+    assert "line 3: stage is 'F7'" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -175,7 +210,7 @@ def test_several_processes_train_one_network(cohorts, tmp_path):
         capture_output=True,
         encoding="utf-8",
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     log = (run / "fold_1" / "log.csv").read_text().splitlines()

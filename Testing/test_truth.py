@@ -1,47 +1,42 @@
 """The comparison of location maps with known truth: right region, right layer, right numbers."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("matplotlib")
 
-import phantom  # noqa: E402
 import truth  # noqa: E402
 from manifest import read_manifest  # noqa: E402
+from phantom_cohorts import write_cohort  # noqa: E402
+from resume import digest, learned_entry  # noqa: E402
 
 from LiverFibrosisStagingLib import StagingModel, stage  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    lines = ["patient,ct,liver,spleen,stage"]
-    for seed in range(3):
-        files = phantom.write(
-            phantom.phantom(4, seed, spacing=(6.0, 4.0, 4.0), size=(38, 81, 99)),
-            folder / f"case{seed}",
-        )
-        lines.append(",".join([f"p{seed}", *files.values(), "F4"]))
-    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
-    return read_manifest(folder / "manifest.csv")
+    return read_manifest(write_cohort(tmp_path_factory.mktemp("phantoms"), [4, 4, 4]))
 
 
 @pytest.fixture(scope="module")
-def single(model_path):
-    return model_path.with_name("LFS_single.onnx")
+def single(single_path):
+    return single_path
 
 
 @pytest.fixture(scope="module")
 def found(cases, single):
     """As if the two networks had been trained on different labels."""
-    return [
+    trained = [
         weight
-        for network in ("trained", "shuffled")
         for effect in ("texture", "spleen")
-        for weight in truth.weights(effect, network, single, cases)
+        for weight in truth.weights(effect, "trained", single, cases)
     ]
+    return [*trained, *(weight._replace(network="shuffled") for weight in trained)]
 
 
 def test_weights_are_those_that_staging_measures(cases, single, found):
@@ -67,6 +62,37 @@ def test_the_other_layer_is_the_last_convolutions_activation(single, tmp_path):
         sizes[name] = forward.tensors[model.card.target_layer].shape[1:]
     assert sizes == {"third convolution": (32, 16, 42, 54), "last": (64, 8, 21, 27)}
     assert StagingModel.load(single).card.target_layer == "features"  # the file is as it was
+
+
+@pytest.fixture(scope="module")
+def run(cases, single, tmp_path_factory):
+    """A run of train.py, as far as the comparison looks at it."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "fold_0").mkdir()
+    (folder / "fold_0" / "LFS.onnx").write_bytes(single.read_bytes())
+    files = {case.name: case.content() for case in cases}
+    plan = {"folds": [{"held": [cases[0].name]}], "files": files}
+    (folder / "folds.json").write_text(json.dumps(plan))
+    return folder
+
+
+def test_only_cases_that_were_held_out_are_looked_at(run, cases, tmp_path, capsys):
+    manifest = cases[0].ct.parent / "manifest.csv"
+    assert truth.held_out(run, manifest) == cases[:1]
+    copied = shutil.copytree(manifest.parent, tmp_path / "other")
+    shutil.copy(cases[1].ct, copied / cases[0].ct.name)
+    command = ["--shuffled", str(run), "-o", str(tmp_path / "out")]
+    assert truth.main([f"texture={run},{copied / 'manifest.csv'}", *command]) == 1
+    assert "not the cohort that" in capsys.readouterr().err
+    knowing = shutil.copytree(run, tmp_path / "knowing")
+    model = onnx.load(knowing / "fold_0" / "LFS.onnx")
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    known = learned_entry([digest(cases[0].ct)])
+    onnx.helper.set_model_props(model, {**properties, **known})
+    onnx.save(model, knowing / "fold_0" / "LFS.onnx")
+    assert truth.main([f"texture={knowing},{manifest}", *command]) == 1
+    assert "has learned from p0, to be tested on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_table_and_figure_show_every_way(found, tmp_path):

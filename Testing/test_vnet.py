@@ -10,9 +10,9 @@ torch = pytest.importorskip("torch", reason="the V-Net is trained with PyTorch")
 pytest.importorskip("onnx", reason="the V-Net is exported to ONNX")
 
 import monai.losses  # noqa: E402
-import phantom  # noqa: E402
 import train_vnet  # noqa: E402
 import vnet_data  # noqa: E402
+from phantom_cohorts import MEDIUM, write_cohort  # noqa: E402
 from vnet import VNet, export, load_weights  # noqa: E402
 
 from LiverFibrosisStagingLib.segmentation import CLASSES, SegmentationModel  # noqa: E402
@@ -31,7 +31,7 @@ ABOUT = {
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     """Five phantoms and their manifest, which is a list of outlined CTs as well."""
-    return phantom.write_cohort(tmp_path_factory.mktemp("cohort"), 5, 5, workers=2)
+    return write_cohort(tmp_path_factory.mktemp("cohort"), range(5), 5, **MEDIUM)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,8 @@ def test_patches_depend_on_seed_and_number_and_keep_the_sides(prepared):
 
 
 def test_interrupted_training_goes_on(cohort, tmp_path, monkeypatch):
-    cases = vnet_data.read_cases(cohort)
+    cases = vnet_data.read_cases(cohort)[:2]
+    monkeypatch.setattr(vnet_data, "PATCH_SIZE", (16, 24, 24))
     monkeypatch.setattr(train_vnet, "SAVE_EVERY", 1)
     monkeypatch.setattr(train_vnet, "VNet", lambda: VNet((4, 6), (1, 1)))
     schedule = train_vnet.Schedule(steps=3, batch=1)
@@ -167,7 +168,7 @@ def test_interrupted_training_goes_on(cohort, tmp_path, monkeypatch):
     np.testing.assert_allclose(resumed.run(volume), whole.run(volume), atol=1e-4)
     steps = [line.split(",")[0] for line in (tmp_path / "killed" / "log.csv").read_text().split()]
     assert steps == ["step", "1", "2", "3"]
-    assert resumed.card.training["phantoms"] == 7
+    assert resumed.card.training["phantoms"] == 2
 
 
 def write_decathlon(folder, labels, cases=1):

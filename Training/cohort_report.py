@@ -1,6 +1,5 @@
 """Who is in the study: flow chart (the paper's Fig. 1) and demographics (its Table 1)."""
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from manifest import Case, Inclusion
 from matplotlib.figure import Figure
+from tables import write_csv
 
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
 
@@ -23,13 +23,13 @@ def report(inclusion: Inclusion, folder: Path) -> None:
     chart.savefig(figures / "fig_1_flow_chart.png", dpi=150)
     chart.savefig(figures / "fig_1_flow_chart.pdf", metadata={"CreationDate": None})
     lines = table_1(inclusion.included)
-    _write(tables / "table_1.csv", lines)
+    write_csv(tables / "table_1.csv", lines)
     header, *body = lines
     rows = [header, ["---"] * len(header), *body]
     text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     (tables / "table_1.md").write_text(f"{text}\n\n{RESEARCH_USE}\n", encoding="utf-8")
     reasons = [[case.name, str(case.line), why] for case, why in inclusion.excluded]
-    _write(tables / "excluded.csv", [["name", "line", "reason"], *reasons])
+    write_csv(tables / "excluded.csv", [["name", "line", "reason"], *reasons])
 
 
 def flow_chart(inclusion: Inclusion) -> Figure:
@@ -89,8 +89,3 @@ def _spread(values: Sequence[float | None]) -> str:
         return "-"
     deviation = f" ({np.std(known, ddof=1):.1f})" if len(known) > 1 else ""
     return f"{np.mean(known):.1f}{deviation}"
-
-
-def _write(path: Path, lines: Sequence[Sequence[str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(lines)

@@ -26,6 +26,7 @@ from monai.transforms import (
     Transform,
 )
 from network import PATCH_SIZE, SMOOTHING_MM, SPACING_MM
+from resume import digest
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
@@ -86,7 +87,7 @@ def prepare(
 ) -> PersistentDataset:
     """Every case on its working grid, in the cases' order, kept in `cache`.
 
-    A case is prepared anew when its files or the recipe change.
+    A case is prepared anew when the content of its files or the recipe changes.
     """
     recipe = (__version__, tuple(patch_size), tuple(spacing), WINDOW_HU, SMOOTHING_MM)
     items = []
@@ -97,7 +98,7 @@ def prepare(
                 "ct": str(case.ct.resolve()),
                 "liver": str(case.liver.resolve()),
                 "spleen": str(case.spleen.resolve()) if case.spleen else "",
-                "changed": [path.stat().st_mtime_ns for path in paths],
+                "content": [digest(path) for path in paths],
                 "recipe": repr(recipe),
             }
         )

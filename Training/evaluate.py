@@ -11,7 +11,6 @@ interrupted goes on where it stopped.
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +32,9 @@ from metrics import (
     judge_folds,
     tested,
 )
+from resume import check_unseen
 from staged import Staged, stage_cases
+from tables import write_csv
 
 from LiverFibrosisStagingLib import StagingModel
 from LiverFibrosisStagingLib.batch import REGIONS
@@ -129,8 +130,11 @@ def _report(
     tables = folder / "tables"
     tables.mkdir(parents=True, exist_ok=True)
     notice = f"Model trained on: {trained_on.rstrip('.')}. {RESEARCH_USE}"
-    _write_rows(folder / "predictions.csv", _prediction_rows(predictions, judged))
-    _write_rows(tables / "weights.csv", cohort_maps.rows(staged))
+    for path, rows in (
+        (folder / "predictions.csv", _prediction_rows(predictions, judged)),
+        (tables / "weights.csv", cohort_maps.rows(staged)),
+    ):
+        write_csv(path, [list(rows[0]), *(list(row.values()) for row in rows)])
     _write_table(tables / "table_2", table_2(found), notice)
     _write_table(tables / "confusion", _confusion_table(found), notice)
     _write_table(tables / "regions", _region_table(found["location_maps"]), notice)
@@ -257,18 +261,10 @@ def _prediction_rows(predictions: Predictions, judged: Judged) -> list[dict[str,
     ]
 
 
-def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
-
-
 def _write_table(stem: Path, lines: Iterable[Sequence[str]], notice: str) -> None:
     """Write a table as .csv and as .md with the notice under it."""
     header, *body = lines
-    with stem.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *body, [notice]])
+    write_csv(stem.with_suffix(".csv"), [header, *body, [notice]])
     rows = [header, ["---"] * len(header), *body]
     text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     stem.with_suffix(".md").write_text(f"{text}\n\n{notice}\n", encoding="utf-8")
@@ -288,6 +284,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = StagingModel.load(options.model)
         other = None if options.compare is None else StagingModel.load(options.compare)
         cases = read_manifest(options.manifest, options.grades)
+        for file in (options.model, options.compare):
+            if file is not None:
+                check_unseen(file, {case.name: case.ct for case in cases})
         folder = options.output / "staged"
         staged = stage_cases(cases, model, folder, options.workers)
         found = report_test(staged, model, options.output, model.card.trained_on)

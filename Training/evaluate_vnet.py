@@ -9,7 +9,6 @@ percentile of the surface distances in mm, volumes) and a picture of the contour
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,10 @@ import SimpleITK as sitk
 import torch
 from matplotlib.figure import Figure
 from monai.metrics import compute_dice, compute_hausdorff_distance
+from resume import check_unseen, digest, learned_from
+from tables import write_csv
 from tqdm import tqdm
-from vnet_data import Outlined, read_cases
+from vnet_data import Outlined, check_names, read_cases
 
 from LiverFibrosisStagingLib import StagingError, read_ct
 from LiverFibrosisStagingLib.masks import organ_masks
@@ -123,21 +124,21 @@ def evaluate(cases: Sequence[Outlined], models: dict[str, Path], folder: Path) -
     """Measure every case that has a model, and write tables and pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     found: list[Measured] = []
-    for case in tqdm([c for c in cases if c.name in models], "Segmenting", unit="CT"):
+    measured = [case for case in cases if case.name in models]
+    for case in tqdm(measured, "Segmenting", unit="CT"):
         ct = read_ct(case.ct)
         segmentation, truth = segment(ct, models[case.name]), truth_of(case, ct)
         for organ, mask in truth.items():
             found.append(measure(case.name, organ, getattr(segmentation, organ), mask))
         drawn = contours(ct, segmentation, truth)
         drawn.savefig(folder / f"contours_{case.name}.png", dpi=90)
-    with (folder / "segmentation.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerows(
-            [[*Measured._fields, "volume_error"], *([*m, m.volume_error] for m in found)]
-        )
+    rows = [[*Measured._fields, "volume_error"], *([*m, m.volume_error] for m in found)]
+    write_csv(folder / "segmentation.csv", rows)
     lines = table(found)
     text = "\n".join("| " + " | ".join(r) + " |" for r in [lines[0], ["---"] * 7, *lines[1:]])
-    (folder / "segmentation.md").write_text(f"{text}\n\n{RESEARCH_USE}\n", encoding="utf-8")
+    known = [c.name for c in measured if digest(c.ct) in learned_from(models[c.name])]
+    seen = f"The network has learned from {', '.join(known)}. " if known else ""
+    (folder / "segmentation.md").write_text(f"{text}\n\n{seen}{RESEARCH_USE}\n", encoding="utf-8")
     return found
 
 
@@ -152,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         cases = read_cases(options.data)
+        check_names(cases)
         if options.model:
             models = {case.name: options.model for case in cases}
         else:
@@ -160,6 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             strangers = set(models) - {case.name for case in cases}
             if strangers:
                 raise StagingError(f"{options.data} has no case {', '.join(sorted(strangers))}.")
+            for case in cases:
+                if case.name in models:
+                    check_unseen(models[case.name], {case.name: case.ct})
         found = evaluate(cases, models, options.output)
     except (StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)

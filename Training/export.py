@@ -10,7 +10,7 @@ is a chain of the same layers, and Grad-CAM sees the sum of its members' maps.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import onnxruntime
 import torch
 from network import LFSNetwork
 from onnx import TensorProto, helper, numpy_helper
+from resume import UNKNOWN, learned_entry
 from scipy.linalg import block_diag
 from torch import nn
 
@@ -29,15 +30,20 @@ METADATA_KEY = "liver_fibrosis_staging"
 Steps = list[tuple[str, list[np.ndarray], dict]]
 
 
-def export(networks: LFSNetwork | Sequence[LFSNetwork], path: str | Path, metadata: dict) -> None:
+def export(
+    networks: LFSNetwork | Sequence[LFSNetwork],
+    path: str | Path,
+    metadata: dict,
+    learned_from: Collection[str] = (UNKNOWN,),
+) -> None:
     """Write a network, or an ensemble of several of one shape, to `path` with `metadata`.
 
     Outputs: `logits` and `probabilities` (softmax of the logits over the calibration temperature),
     [N, 5]; `features`, the target layer's activation; every further tensor from `features` to
     `logits`, in order; and of an ensemble `member_logits`, [N, members, 5]. The metadata is
-    completed by the list of the tail's ops. Raises ValueError where ONNX Runtime's logits or
-    feature maps differ from PyTorch's by 1e-4 or more (relative to the largest value, where that
-    exceeds 1).
+    completed by the list of the tail's ops. learned_from: digests of CTs (`resume`). Raises
+    ValueError where ONNX Runtime's logits or feature maps differ from PyTorch's by 1e-4 or more
+    (relative to the largest value, where that exceeds 1).
     """
     path = Path(path)
     members = [networks] if isinstance(networks, LFSNetwork) else list(networks)
@@ -79,7 +85,9 @@ def export(networks: LFSNetwork | Sequence[LFSNetwork], path: str | Path, metada
         producer_name="LiverFibrosisStaging",
     )
     described = {**metadata, "target_layer": "features", "tail": [op for op, _ in tail]}
-    helper.set_model_props(model, {METADATA_KEY: json.dumps(described)})
+    helper.set_model_props(
+        model, {METADATA_KEY: json.dumps(described), **learned_entry(learned_from)}
+    )
     onnx.checker.check_model(model, full_check=True)
     _check_parity(members, model.SerializeToString())
     _write(model, path)

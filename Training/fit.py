@@ -7,7 +7,7 @@ called F3.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from data import Draws, Patches, sections
 from network import SPACING_MM, LFSNetwork
+from resume import LEARNED_KEY, UNKNOWN
 from sklearn.metrics import roc_auc_score
 from torch import distributed, nn
 from torch.nn import functional
@@ -82,13 +83,14 @@ def fit(
     run: Path,
     spacing: tuple[float, float, float] = SPACING_MM,
     workers: int = 1,
+    learned_from: Collection[str] = (UNKNOWN,),
 ) -> LFSNetwork:
     """Train `network` in place and return it with the weights that validated best.
 
     learned, validated: prepared cases (`data.prepare`) and their stages [n]. Goes on from
     RUN/checkpoint.pt where there is one; RUN/log.csv has a line for each look at the validation
-    cases. Under torchrun every process takes its part of each step, on its own GPU where there are
-    any; the first one writes.
+    cases. learned_from: digests of CTs, which the checkpoint names (`resume`). Under torchrun every
+    process takes its part of each step, on its own GPU where there are any; the first one writes.
     """
     run.mkdir(parents=True, exist_ok=True)
     rank, ranks = process()
@@ -100,7 +102,7 @@ def fit(
     if ranks > 1:
         trained = nn.parallel.DistributedDataParallel(trained)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
-    progress = _Progress(network, optimizer, run, device)
+    progress = _Progress(network, optimizer, run, device, learned_from)
     rates = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, schedule.learning_rate, total_steps=schedule.steps, last_epoch=progress.step - 1
     )
@@ -178,8 +180,10 @@ class _Progress:
         optimizer: torch.optim.Optimizer,
         run: Path,
         device: torch.device,
+        learned_from: Collection[str],
     ) -> None:
         self.network, self.optimizer = network, optimizer
+        self.learned_from = sorted(learned_from)
         self.checkpoint, self.log = run / "checkpoint.pt", run / "log.csv"
         self.step, self.lowest, self.waited, self.stopped = 0, float("inf"), 0, False
         self.best: dict[str, torch.Tensor] = {}
@@ -226,6 +230,7 @@ class _Progress:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             **{n: getattr(self, n) for n in ("step", "lowest", "waited", "stopped", "best")},
+            LEARNED_KEY: self.learned_from,
         }
         partial = self.checkpoint.with_suffix(".part")
         torch.save(state, partial)

@@ -10,14 +10,18 @@ import argparse
 import csv
 import re
 import sys
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import SimpleITK as sitk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "LiverFibrosisStaging"))
+from resume import digest
+
+from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import STAGES
 
 REQUIRED = ("patient", "ct", "stage")
@@ -43,8 +47,9 @@ YES, NO = {"yes", "true", "1"}, {"no", "false", "0"}
 class Case:
     """One CT of one patient; what the manifest leaves empty is None.
 
-    line: in the manifest. name: unique, fit for a file: the patient's, the second scan's with -2.
-    stage: METAVIR, 0..4. age: years. days: between CT and histology.
+    line: in the manifest. name: unique (also without regard to case), fit for a file: the
+    patient's, the second scan's with -2. stage: METAVIR, 0..4. age: years. days: between CT and
+    histology.
     """
 
     line: int
@@ -61,6 +66,10 @@ class Case:
     days: int | None = None
     phase: str | None = None
     complete_liver: bool | None = None
+
+    def content(self) -> list[str | None]:
+        """Digests (`resume.digest`) of CT, liver and spleen; None for a mask that is not given."""
+        return [file and digest(file) for file in (self.ct, self.liver, self.spleen)]
 
 
 class ManifestError(ValueError):
@@ -111,10 +120,7 @@ def read_manifest(path: Path, grades: str = "metavir") -> list[Case]:
         problems += [f"line {line}: {problem}" for problem in found]
         if case is not None:
             scans[case.patient] += 1
-            count = scans[case.patient]
-            safe = re.sub(r"[^\w.-]", "_", case.patient)
-            name = safe if count == 1 else f"{safe}-{count}"
-            cases.append(Case(**{**vars(case), "name": name}))
+            cases.append(replace(case, name=_name(case.patient, scans[case.patient])))
     problems += _contradictions(cases)
     if problems:
         raise ManifestError(path, sorted(problems, key=_line_of))
@@ -145,6 +151,14 @@ def check_for_training(cases: Sequence[Case], path: Path, folds: int = 5) -> Non
             file = getattr(case, part)
             if file is not None and file.is_file():
                 problems += [f"line {case.line}: {p}" for p in _header_problems(part, file)]
+    first: dict[str, Case] = {}
+    for case in cases:
+        other = first.setdefault(digest(case.ct), case)
+        if other is not case:
+            problems.append(
+                f"line {case.line}: the CT {case.ct.name} holds the same as that of line "
+                f"{other.line}; one of them has to go."
+            )
     patients = {case.patient for case in cases}
     if len(patients) < 2 * folds:
         problems.append(
@@ -253,6 +267,11 @@ def _case(
     )
 
 
+def _name(patient: str, scan: int) -> str:
+    safe = re.sub(r"[^\w.-]", "_", unicodedata.normalize("NFC", patient))
+    return safe if scan == 1 else f"{safe}-{scan}"
+
+
 _PARTS = ("ct", "liver", "spleen")
 
 
@@ -302,11 +321,23 @@ def _number(
 
 
 def _contradictions(cases: Sequence[Case]) -> list[str]:
-    """What only shows between lines: one CT twice, one patient with two sexes or ages."""
+    """What only shows between lines.
+
+    One CT twice; one patient with two sexes or ages; two patients whose results would have one file
+    name, also where that knows neither case nor how a letter with an accent is written.
+    """
     problems = []
     seen: dict[Path, Case] = {}
     first: dict[str, Case] = {}
+    named: dict[str, Case] = {}
     for case in cases:
+        other = named.setdefault(unicodedata.normalize("NFKC", case.name).casefold(), case)
+        if other is not case:
+            problems.append(
+                f"line {case.line}: {_which(case, cases)} would have the same case name as "
+                f"{_which(other, cases)} in line {other.line} ({case.name}, {other.name}); give "
+                "one of them another code, or both the same if they are one patient."
+            )
         other = seen.setdefault(case.ct.resolve(), case)
         if other is not case:
             problems.append(
@@ -324,6 +355,13 @@ def _contradictions(cases: Sequence[Case]) -> list[str]:
                 f"{same.age:g} in line {same.line}."
             )
     return problems
+
+
+def _which(case: Case, cases: Sequence[Case]) -> str:
+    scans = [other.name for other in cases if other.patient == case.patient]
+    number = scans.index(case.name) + 1
+    patient = f"patient {case.patient!r}"
+    return patient if number == 1 else f"scan {number} of {patient}"
 
 
 def _header_problems(part: str, file: Path) -> list[str]:
@@ -364,7 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cases = read_manifest(options.manifest, options.grades)
         check_for_training(cases, options.manifest, options.folds)
-    except ManifestError as refusal:
+    except (ManifestError, StagingError) as refusal:
         print(refusal, file=sys.stderr)
         return 1
     inclusion = apply(cases, Criteria())

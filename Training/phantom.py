@@ -34,9 +34,11 @@ from typing import NamedTuple
 import numpy as np
 import scipy.fft
 import SimpleITK as sitk
+from resume import RunError, keep
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "LiverFibrosisStaging"))
+from LiverFibrosisStagingLib import __version__
 from LiverFibrosisStagingLib.masks import LIVER_LABEL, SPLEEN_LABEL
 from LiverFibrosisStagingLib.segmentation import write_labels
 
@@ -540,12 +542,21 @@ def write_cohort(
 ) -> Path:
     """Write the CTs and masks of `count` phantom patients and the manifest; the manifest's path.
 
-    Scans that are in the folder already are kept, so that an interrupted run goes on; they are told
-    by their names, hence one folder takes one kind of cohort.
+    Scans that are in the folder already are kept, so that an interrupted run goes on. Raises
+    RunError where the folder holds another cohort.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    effects = tuple(effects)
     rows = patients(count, seed, balanced)
-    one = partial(_write_one, folder=folder, effects=tuple(effects), strength=strength)
+    plan = {
+        "count": count,
+        "seed": seed,
+        "effects": sorted(effects),
+        "balanced": balanced,
+        "strength": strength,
+        "software": __version__,
+    }
+    keep(folder / "cohort.json", plan, made=folder.glob("*_ct.nii.gz"))
+    one = partial(_write_one, folder=folder, effects=effects, strength=strength)
     with ProcessPoolExecutor(workers) as pool:
         rows = list(tqdm(pool.map(one, rows), "Phantoms", len(rows), unit="CT"))
     manifest = folder / "manifest.csv"
@@ -572,8 +583,8 @@ def _write_one(
     return {**row, **files}
 
 
-def main() -> None:
-    """Command line."""
+def main() -> int:
+    """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description="Write phantom CTs of liver fibrosis.")
     parser.add_argument("-n", type=int, default=sum(PATIENTS), help="number of patients")
     parser.add_argument("--seed", type=int, default=1)
@@ -591,16 +602,21 @@ def main() -> None:
     if arguments.sample:
         write_sample(arguments.sample)
     if arguments.output:
-        write_cohort(
-            arguments.output,
-            arguments.n,
-            arguments.seed,
-            arguments.effects,
-            arguments.workers,
-            arguments.balanced,
-            arguments.strength,
-        )
+        try:
+            write_cohort(
+                arguments.output,
+                arguments.n,
+                arguments.seed,
+                arguments.effects,
+                arguments.workers,
+                arguments.balanced,
+                arguments.strength,
+            )
+        except (RunError, OSError) as refusal:
+            print(refusal, file=sys.stderr)
+            return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

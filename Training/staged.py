@@ -19,12 +19,12 @@ from manifest import Case
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "LiverFibrosisStaging"))
-from LiverFibrosisStagingLib import StagingModel
+from LiverFibrosisStagingLib import StagingModel, __version__
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
 from LiverFibrosisStagingLib.staging import stage
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +51,10 @@ def stage_cases(
 ) -> list[Staged]:
     """Stage every case, in the cases' order; each becomes `folder`/<model>/<case>.json.
 
-    <model> is the first 12 letters of the file's SHA-256. A case whose JSON is there, for the same
-    files, is not staged again; its histological stage is always the manifest's. workers: processes,
-    -1 for one per core; each runs the network on one thread.
+    <model> is the first 12 letters of the file's SHA-256. A case whose JSON is there, for files of
+    the same content and from the same version of the library, is not staged again; its
+    histological stage is always the manifest's. workers: processes, -1 for one per core; each runs
+    the network on one thread.
 
     Raises StagingError, after all cases were tried, with every case that could not be staged.
     """
@@ -84,9 +85,8 @@ def _stage_one(case: Case, model: Path, folder: Path) -> str | None:
         return f"{case.name}: {refusal}"
     members = getattr(result, "member_probabilities", None)
     record = {
-        "schema": SCHEMA,
         "research_use": RESEARCH_USE,
-        "files": _fingerprint(case),
+        **_made_from(case),
         "logits": result.seen.logits.tolist(),
         "probabilities": result.probabilities.tolist(),
         "measurements": result.measurements,
@@ -107,22 +107,16 @@ def _read(case: Case, folder: Path) -> dict[str, Any] | None:
     """What an earlier run wrote for these very files, if it did."""
     try:
         record = json.loads((folder / f"{case.name}.json").read_text(encoding="utf-8"))
-        same = record["schema"] == SCHEMA and record["files"] == _fingerprint(case)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
+    made_from = _made_from(case)
+    same = isinstance(record, dict) and made_from.items() <= record.items()
     return record if same else None
 
 
-def _fingerprint(case: Case) -> str:
-    """Digest of the names, sizes and times of a case's files; says nothing about the patient."""
-    digest = hashlib.sha256()
-    for path in (case.ct, case.liver, case.spleen):
-        files = [] if path is None else sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in files:
-            about = file.stat()
-            digest.update(repr((file.name, about.st_size, about.st_mtime_ns)).encode())
-        digest.update(b"|")
-    return digest.hexdigest()
+def _made_from(case: Case) -> dict[str, Any]:
+    """What a record holds for: if any of it differs, the case is staged anew."""
+    return {"schema": SCHEMA, "software": __version__, "files": case.content()}
 
 
 def _staged(case: Case, record: dict[str, Any]) -> Staged:

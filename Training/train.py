@@ -16,7 +16,6 @@ With several GPUs: torchrun --nproc-per-node 4 Training/train.py ...
 import argparse
 import dataclasses
 import datetime
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from folds import Fold, split
 from manifest import Case, Criteria, ManifestError, apply, check_for_training, read_manifest
 from monai.data import PersistentDataset
 from network import PATCH_SIZE, SMOOTHING_MM, SPACING_MM, LFSNetwork
+from resume import RunError, check_unseen, digest, keep
 from staged import Staged, stage_cases
 from torch.utils.data import Subset
 
@@ -70,10 +70,6 @@ SMALL = Build((16, 88, 112), (8.0, 4.0, 4.0), (4, 8, 16, 32), 32)
 SMALL_SCHEDULE = Schedule(steps=24, batch=4, crop_steps=16, crop=40, check_every=8)
 
 
-class RunError(ValueError):
-    """A run that cannot go on; the sentence says why."""
-
-
 def train(
     manifest: Path,
     run: Path,
@@ -95,7 +91,8 @@ def train(
 
     test: manifest of a cohort with other patients. criteria: who is included. only: train this fold
     alone, and measure nothing (folds may run on several machines). start_from: a checkpoint.pt
-    whose weights are taken where they fit. shuffle_labels: patients exchange their stages, which
+    whose weights are taken where they fit, and which has learned from no case that is held out or
+    tested on. shuffle_labels: patients exchange their stages, which
     shows what AUCs chance gives. data: one sentence on the cohort, shown wherever a result is.
     workers: processes that prepare patches.
 
@@ -111,21 +108,27 @@ def train(
     parts = split(cases, folds, schedule.seed)
     if only is not None and only not in range(folds):
         raise RunError(f"There is no fold {only}; there are 0 to {folds - 1}.")
+    trained = range(folds) if only is None else [only]
+    learned = {k: _learned_from(parts[k], cases, tested, start_from) for k in trained}
     first_process = process()[0] == 0
     if first_process:
-        run.mkdir(parents=True, exist_ok=True)
-        _keep(run / "folds.json", manifest, _plan(cases, parts, build, schedule))
+        plan = _plan(cases, parts, build, schedule, start_from)
+        made = [run / f"fold_{k}" / "checkpoint.pt" for k in range(folds)]
+        keep(run / "folds.json", plan, made)
         cohort_report.report(inclusion, run)
     prepared = prepare(cases, run / "cache", build.patch_size, build.spacing)
     networks = {
-        k: _fit_fold(k, parts[k], cases, prepared, build, schedule, start_from, run, workers)
-        for k in (range(folds) if only is None else [only])
+        k: _fit_fold(
+            k, parts[k], cases, prepared, build, schedule, start_from, run, workers, learned[k]
+        )
+        for k in trained
     }
     if not first_process:
         return None
     described = metadata(name, data, cases, build) | {"calibration": {"temperature": 1.0}}
     for k, network in networks.items():
-        export(network, run / f"fold_{k}" / "LFS.onnx", described | {"name": f"{name}, fold {k}"})
+        about = described | {"name": f"{name}, fold {k}"}
+        export(network, run / f"fold_{k}" / "LFS.onnx", about, learned[k])
     if only is not None:
         return None
 
@@ -143,9 +146,9 @@ def train(
     described["calibration"] = {key: found[key] for key in ("temperature", "operating_points")}
     described["reference"] = cohort_maps.reference(out_of_fold, f"{about}: each fold's network")
     ensemble, single = run / "LFS.onnx", run / "LFS_single.onnx"
-    export(list(networks.values()), ensemble, described)
+    export(list(networks.values()), ensemble, described, frozenset().union(*learned.values()))
     best = _lowest_validation_loss(run, folds)
-    export(networks[best], single, described | {"name": f"{name}, fold {best}"})
+    export(networks[best], single, described | {"name": f"{name}, fold {best}"}, learned[best])
     if tested:
         _test(tested, (ensemble, single), run, data, described)
     model_card.write(run)
@@ -190,16 +193,40 @@ def _read_test(path: Path, grades: str, criteria: Criteria, learned: Sequence[Ca
         raise ManifestError(
             path, [f"{len(both)} patients are also in the training cohort: {shown}."]
         )
+    lines = {digest(case.ct): case.line for case in learned}
+    same = [
+        f"line {case.line}: the CT {case.ct.name} is that of line {lines[digest(case.ct)]} of the "
+        "training cohort."
+        for case in cases
+        if digest(case.ct) in lines
+    ]
+    if same:
+        raise ManifestError(path, same)
     missing = [f"line {case.line}: no liver mask." for case in cases if case.liver is None]
     if missing or not cases:
         raise ManifestError(path, missing or ["no case is left to test on."])
     return cases
 
 
+def _learned_from(
+    part: Fold, cases: Sequence[Case], tested: Sequence[Case], start_from: Path | None
+) -> frozenset[str]:
+    """Digests of the CTs that a fold's network will have learned from; RunError for one held."""
+    before = frozenset()
+    if start_from is not None:
+        held = [*(cases[i] for i in part.held), *tested]
+        before = check_unseen(start_from, {case.name: case.ct for case in held})
+    return before.union(digest(cases[i].ct) for i in [*part.learned, *part.validated])
+
+
 def _plan(
-    cases: Sequence[Case], parts: Sequence[Fold], build: Build, schedule: Schedule
+    cases: Sequence[Case],
+    parts: Sequence[Fold],
+    build: Build,
+    schedule: Schedule,
+    start_from: Path | None,
 ) -> dict[str, Any]:
-    """What must not change while a run goes on."""
+    """What must not change while a run goes on; files as digests of CT, liver and spleen."""
     names = [case.name for case in cases]
     return {
         "stages": {case.name: STAGES[case.stage] for case in cases},
@@ -207,27 +234,12 @@ def _plan(
             {part: [names[i] for i in indices] for part, indices in fold._asdict().items()}
             for fold in parts
         ],
+        "files": {case.name: case.content() for case in cases},
         "build": dataclasses.asdict(build),
         "schedule": dataclasses.asdict(schedule),
+        "start": start_from and digest(start_from),
+        "software": __version__,
     }
-
-
-def _keep(path: Path, manifest: Path, plan: dict[str, Any]) -> None:
-    """Write the plan, or see that the run that is there already follows the same."""
-    text = json.dumps({"manifest": str(manifest.resolve()), **plan}, indent=1) + "\n"
-    if not path.exists():
-        partial = path.with_suffix(".part")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-        return
-    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
-    # The cohort may have moved; what is in it may not have changed.
-    changed = [key for key in plan if now[key] != before.get(key)]
-    if changed:
-        raise RunError(
-            f"{path.parent} holds another run: its {' and '.join(changed)} differ. Choose another "
-            "folder, or delete that one."
-        )
 
 
 def _fit_fold(
@@ -240,6 +252,7 @@ def _fit_fold(
     start_from: Path | None,
     run: Path,
     workers: int,
+    learned_from: frozenset[str],
 ) -> LFSNetwork:
     network = build.network(schedule.seed)
     if start_from is not None:
@@ -250,7 +263,7 @@ def _fit_fold(
     stages = np.array([case.stage for case in cases])
     learned, validated = ((Subset(prepared, i), stages[i]) for i in part[:2])
     folder = run / f"fold_{k}"
-    return fit(network, learned, validated, schedule, folder, build.spacing, workers)
+    return fit(network, learned, validated, schedule, folder, build.spacing, workers, learned_from)
 
 
 def _lowest_validation_loss(run: Path, folds: int) -> int:
@@ -372,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data=options.data or data,
             workers=options.workers,
         )
-    except (ManifestError, RunError, StagingError, OSError) as refusal:
+    except (ManifestError, StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)
         return 1
     if found is not None:

@@ -7,8 +7,9 @@
 The second fine-tunes on CTs, with phantoms mixed in; --start-from also takes the shipped VNet.onnx.
 cases.csv has the columns ct, liver and, where
 wanted, spleen and case (FILE:LABEL takes one label; a label image may hold 1 liver and 2 spleen); a
-folder in Medical Segmentation Decathlon layout will do too. RUN receives checkpoint.pt, log.csv,
-VNet.onnx. Called again after an interruption the command goes on where it stopped.
+folder in Medical Segmentation Decathlon layout will do too. RUN receives run.json (what is learned
+from, and how), checkpoint.pt, log.csv, VNet.onnx. Called again after an interruption the command
+goes on where it stopped; with other cases, another schedule or another start it is refused.
 """
 
 import argparse
@@ -18,15 +19,23 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from resume import LEARNED_KEY, RunError, check_unseen, digest, keep
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from vnet import VNet, export, load_weights
-from vnet_data import SPACING_MM, WINDOW_HU, Patches, prepare, read_cases
+from vnet_data import (
+    SPACING_MM,
+    WINDOW_HU,
+    Outlined,
+    Patches,
+    check_names,
+    prepare,
+    read_cases,
+)
 
 from LiverFibrosisStagingLib import StagingError, __version__
 from LiverFibrosisStagingLib.segmentation import CLASSES, CONTRACT
@@ -79,25 +88,39 @@ def _settle(network: VNet, settled: bool) -> None:
 
 
 def train(
-    cases: Sequence[Any],
-    phantoms: Sequence[Any],
+    cases: Sequence[Outlined],
+    phantoms: Sequence[Outlined],
     run: Path,
     schedule: Schedule,
     start_from: Path | None = None,
     workers: int = 1,
     name: str = "VNet",
     data: str = "Not stated.",
+    left_out: Sequence[Outlined] = (),
 ) -> Path:
-    """Train on Outlined cases, phantoms among them or alone; returns RUN/VNet.onnx."""
-    run.mkdir(parents=True, exist_ok=True)
+    """Train on Outlined cases, phantoms among them or alone; returns RUN/VNet.onnx.
+
+    left_out: cases that must not have been learned from. Raises RunError where they were, by the
+    cases or by start_from, and where RUN holds another run.
+    """
+    learned = _learned_from([*cases, *phantoms], start_from, left_out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(schedule.seed)
     network = VNet()
     if start_from is not None:
         load_weights(network, start_from)
+    checkpoint, log, first = run / "checkpoint.pt", run / "log.csv", 0
+    plan = {
+        "cases": [case.content() for case in cases],
+        "phantoms": [case.content() for case in phantoms],
+        "schedule": dataclasses.asdict(schedule),
+        "start": start_from and digest(start_from),
+        "contract": [CONTRACT, list(CLASSES), list(WINDOW_HU), list(SPACING_MM)],
+        "software": __version__,
+    }
+    keep(run / "run.json", plan, made=[checkpoint])
     network.to(device, memory_format=torch.channels_last_3d).train()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-4)
-    checkpoint, log, first = run / "checkpoint.pt", run / "log.csv", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         network.load_state_dict(state["network"])
@@ -133,7 +156,7 @@ def train(
         if done % SAVE_EVERY == 0 or done == schedule.steps:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             partial = checkpoint.with_suffix(".part")
-            torch.save({**state, "step": done}, partial)
+            torch.save({**state, "step": done, LEARNED_KEY: sorted(learned)}, partial)
             partial.replace(checkpoint)
             with log.open("a", encoding="utf-8") as stream:
                 seconds = time.monotonic() - began
@@ -156,8 +179,24 @@ def train(
             "code_version": __version__,
         },
     }
-    export(network, run / "VNet.onnx", about)
+    export(network, run / "VNet.onnx", about, learned)
     return run / "VNet.onnx"
+
+
+def _learned_from(
+    cases: Sequence[Outlined], start_from: Path | None, left_out: Sequence[Outlined]
+) -> frozenset[str]:
+    """Digests of the CTs that the network will have learned from; RunError for one left out."""
+    held = {case.name: case.ct for case in left_out}
+    tested = {digest(ct) for ct in held.values()}
+    twice = [case.name for case in cases if digest(case.ct) in tested]
+    if twice:
+        raise RunError(
+            f"The CT of a case to leave out is there a second time, as {', '.join(twice)}; leave "
+            "that out too."
+        )
+    before = frozenset() if start_from is None else check_unseen(start_from, held)
+    return before.union(digest(case.ct) for case in cases)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -181,10 +220,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cases = [case for source in options.data for case in read_cases(source)]
         phantoms = read_cases(options.phantoms) if options.phantoms else []
+        check_names(cases)
         strangers = set(options.leave_out) - {case.name for case in cases}
         if strangers:
             raise StagingError(f"There is no case {', '.join(sorted(strangers))} to leave out.")
-        cases = [case for case in cases if case.name not in options.leave_out]
+        left_out = [case for case in cases if case.name in options.leave_out]
+        cases = [case for case in cases if case not in left_out]
         if not cases and not phantoms:
             raise StagingError("Nothing to learn from: give CTs or --phantoms.")
         file = train(
@@ -196,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.workers,
             options.name,
             options.about,
+            left_out,
         )
     except (StagingError, ValueError, OSError) as refusal:
         print(refusal, file=sys.stderr)

@@ -1,34 +1,36 @@
 """Do the location maps lie where the signal is? Measured where that is known: on phantoms.
 
-    python Training/truth.py texture=RUN_T surface=RUN_S spleen=RUN_P --shuffled RUN_0 -o FOLDER
+    python Training/truth.py texture=RUN_T,COHORT_T/manifest.csv ... --shuffled RUN_0 -o FOLDER
 
-Each RUN is a run of train.py on phantoms of which only that effect follows the stage (phantom.py
---effects), RUN_0 one with --shuffle-labels. On the F4 phantoms that fold 0 held out, the map that
-explains F4 is compared with the true region: share of the map's weight in it, share of the body's
-volume, and their ratio, which is the region's mean relative weight. 1 is what chance gives; the
-network with shuffled labels shows what anatomy alone gives. That for each target layer and method.
+Each RUN is a run of train.py on a cohort of phantoms of which only that effect follows the stage
+(phantom.py --effects), RUN_0 one with --shuffle-labels. On the F4 phantoms that fold 0 held out,
+the map that explains F4 is compared with the true region: share of the map's weight in it, share of
+the body's volume, and their ratio, which is the region's mean relative weight. 1 is what chance
+gives; the network with shuffled labels shows what anatomy alone gives. That for each target layer
+and method.
 
 FOLDER receives truth.csv, truth.md and truth.png/.pdf.
 """
 
 import argparse
-import csv
 import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from export import describe
 from figures import save
-from manifest import Case, read_manifest
+from manifest import Case, ManifestError, read_manifest
 from matplotlib.figure import Figure
+from resume import RunError, check_unseen
 from scipy.stats import wilcoxon
+from tables import write_csv
 from tqdm import tqdm
 
-from LiverFibrosisStagingLib import StagingModel
+from LiverFibrosisStagingLib import StagingError, StagingModel
 from LiverFibrosisStagingLib.analysis import measure
 from LiverFibrosisStagingLib.location_map import merge_patches
 from LiverFibrosisStagingLib.onnx_file import read_onnx
@@ -40,6 +42,7 @@ REGIONS = {"texture": "liver", "surface": "liver_surface", "spleen": "spleen"}
 METHODS = ("gradcam", "hirescam")
 LABELS = {"trained": "true labels", "shuffled": "shuffled labels"}
 F4 = len(STAGES) - 1
+FOLD = "fold_0/LFS.onnx"
 
 
 class Weight(NamedTuple):
@@ -72,11 +75,17 @@ def weights(effect: str, network: str, file: Path, cases: Sequence[Case]) -> lis
     return found
 
 
-def held_out(run: Path) -> list[Case]:
-    """The F4 cases that fold 0 of a run held out; the run's folds.json names its cohort."""
+def held_out(run: Path, manifest: Path) -> list[Case]:
+    """The F4 cases that fold 0 of a run held out.
+
+    Raises RunError where the manifest is not that of the run's cohort.
+    """
     plan = json.loads((run / "folds.json").read_text(encoding="utf-8"))
+    cases = read_manifest(manifest)
+    if plan.get("files") != {case.name: case.content() for case in cases}:
+        raise RunError(f"{manifest}: this is not the cohort that {run} was trained on.")
     held = set(plan["folds"][0]["held"])
-    return [c for c in read_manifest(Path(plan["manifest"])) if c.name in held and c.stage == F4]
+    return [case for case in cases if case.name in held and case.stage == F4]
 
 
 def table(found: Sequence[Weight]) -> list[list[str]]:
@@ -148,9 +157,8 @@ def _quartiles(values: Sequence[float]) -> str:
 
 def _write(found: Sequence[Weight], folder: Path) -> list[list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "truth.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerows([[*Weight._fields, "ratio"], *([*w, w.ratio] for w in found)])
+    rows = [[*Weight._fields, "ratio"], *([*w, w.ratio] for w in found)]
+    write_csv(folder / "truth.csv", rows)
     lines = table(found)
     rows = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -163,21 +171,29 @@ def _write(found: Sequence[Weight], folder: Path) -> list[list[str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="EFFECT=RUN", help=f"of {', '.join(REGIONS)}")
+    parser.add_argument(
+        "runs", nargs="+", metavar="EFFECT=RUN,MANIFEST", help=f"of {', '.join(REGIONS)}"
+    )
     parser.add_argument("--shuffled", type=Path, required=True, metavar="RUN")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(arguments)
-    files: dict[str, Any] = {}
+    runs: dict[str, tuple[Path, Path]] = {}
     for text in options.runs:
-        effect, _, run = text.partition("=")
-        if effect not in REGIONS or not (Path(run) / "fold_0" / "LFS.onnx").is_file():
-            parser.error(f"{text!r}: needed is EFFECT=RUN, with RUN/fold_0/LFS.onnx there")
-        files[effect] = Path(run)
+        effect, _, rest = text.partition("=")
+        run, _, manifest = rest.partition(",")
+        if effect not in REGIONS or not (Path(run) / FOLD).is_file() or not manifest:
+            parser.error(f"{text!r}: needed is EFFECT=RUN,MANIFEST, with RUN/{FOLD} there")
+        runs[effect] = Path(run), Path(manifest)
     found = []
-    for effect, run in files.items():
-        cases = held_out(run)
-        for network, other in (("trained", run), ("shuffled", options.shuffled)):
-            found += weights(effect, network, other / "fold_0" / "LFS.onnx", cases)
+    try:
+        for effect, (run, manifest) in runs.items():
+            cases = held_out(run, manifest)
+            for network, other in (("trained", run), ("shuffled", options.shuffled)):
+                check_unseen(other / FOLD, {case.name: case.ct for case in cases})
+                found += weights(effect, network, other / FOLD, cases)
+    except (ManifestError, StagingError, OSError) as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
     for line in _write(found, options.output):
         print("  ".join(line))
     return 0

@@ -8,6 +8,7 @@ water.
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from resume import UNKNOWN, learned_entry
 from torch import nn
 
 OPSET = 17
@@ -120,11 +122,16 @@ class _Probabilities(nn.Module):
         return self.network(volume).softmax(dim=1)
 
 
-def export(network: VNet, path: Path, metadata: dict[str, Any]) -> None:
+def export(
+    network: VNet,
+    path: Path,
+    metadata: dict[str, Any],
+    learned_from: Collection[str] = (UNKNOWN,),
+) -> None:
     """Write the network with its metadata; output `probabilities` for any size.
 
-    Raises ValueError where ONNX Runtime's probabilities differ from PyTorch's by 1e-4 or more, on
-    a size other than the one it was traced with.
+    learned_from: digests of CTs (`resume`). Raises ValueError where ONNX Runtime's probabilities
+    differ from PyTorch's by 1e-4 or more, on a size other than the one it was traced with.
     """
     network = _Probabilities(network.cpu().float()).eval()
     multiple = network.network.multiple
@@ -144,7 +151,8 @@ def export(network: VNet, path: Path, metadata: dict[str, Any]) -> None:
         do_constant_folding=False,
     )
     model = onnx.load(unfinished)
-    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+    entries = {METADATA_KEY: json.dumps(metadata), **learned_entry(learned_from)}
+    onnx.helper.set_model_props(model, entries)
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString()
     shape = (1, 1, 4 * multiple, 2 * multiple, 3 * multiple)

@@ -13,6 +13,7 @@ import torch
 from data import filled
 from monai.data import PersistentDataset
 from monai.transforms import Transform
+from resume import digest
 from torch.utils.data import Dataset
 from vnet_augmentation import LIVER, SPLEEN, augmentation
 
@@ -37,6 +38,11 @@ class Mask(NamedTuple):
     file: str
     labels: tuple[int, ...] = ()
 
+    def content(self) -> str:
+        """Digest of the file, and which labels are taken from it."""
+        file, label = re.fullmatch(r"(.+?)(:\d+)?", self.file).groups("")
+        return f"{digest(Path(file))}{label}{list(self.labels) or ''}"
+
     def image(self) -> sitk.Image:
         """The mask, or a label image with 1 liver and 2 spleen."""
         if not self.labels:
@@ -56,6 +62,10 @@ class Outlined(NamedTuple):
     liver: Mask | None
     spleen: Mask | None
 
+    def content(self) -> list[str | None]:
+        """Digests of the CT and of its organs; None for one that was not outlined."""
+        return [digest(self.ct), *(mask and mask.content() for mask in (self.liver, self.spleen))]
+
 
 def read_cases(source: Path) -> list[Outlined]:
     """Cases of a CSV (columns ct, liver, spleen, case) or a Medical Segmentation Decathlon folder.
@@ -73,6 +83,18 @@ def read_cases(source: Path) -> list[Outlined]:
     if bare:
         raise StagingError(f"{source}: no organ is outlined in {', '.join(bare)}.")
     return cases
+
+
+def check_names(cases: Sequence[Outlined]) -> None:
+    """Refuse, with StagingError, two cases of one name: which is left out would not be clear."""
+    first: dict[str, Outlined] = {}
+    for case in cases:
+        other = first.setdefault(case.name.casefold(), case)
+        if other is not case:
+            raise StagingError(
+                f"Two CTs have the case name {case.name}: {other.ct} and {case.ct}; give each its "
+                "own, in the column case."
+            )
 
 
 def _decathlon(folder: Path) -> list[Outlined]:
@@ -135,14 +157,15 @@ class OnGrid(Transform):
 
 
 def prepare(cases: Sequence[Outlined], cache: Path) -> PersistentDataset:
-    """Every case on the network's grid, in the cases' order, kept in `cache`."""
+    """Every case on the network's grid, in the cases' order, kept in `cache`.
+
+    A case is prepared anew when the content of its files or the recipe changes.
+    """
     recipe = repr((__version__, SPACING_MM, WINDOW_HU))
     items = []
     for case in cases:
-        files = [case.ct, *(re.sub(r":\d+$", "", m.file) for m in case[2:] if m is not None)]
-        changed = [Path(file).stat().st_mtime_ns for file in files]
         plain = [case.name, str(case.ct), *(m and [m.file, list(m.labels)] for m in case[2:])]
-        items.append({"case": plain, "changed": changed, "recipe": recipe})
+        items.append({"case": plain, "content": case.content(), "recipe": recipe})
     return filled(items, OnGrid(), cache)
 
 

@@ -1,0 +1,23 @@
+"""Cohorts of coarse phantoms, which take hundredths of a second each, with their manifest."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import phantom
+
+TINY = {"spacing": (8.0, 6.0, 6.0), "size": (28, 54, 66)}
+COARSE = {"spacing": (6.0, 4.0, 4.0), "size": (38, 81, 99)}
+MEDIUM = {"spacing": (4.0, 3.0, 3.0), "size": (57, 108, 132)}
+
+
+def write_cohort(folder: Path, stages: Sequence[int], seed: int = 0, **resolution) -> Path:
+    """Patients p0, p1 ... (from `seed` on) of the stages; returns the manifest."""
+    folder.mkdir(exist_ok=True)
+    lines = ["patient,ct,liver,spleen,stage"]
+    for index, stage in enumerate(stages):
+        case = phantom.phantom(stage, seed + index, **(resolution or COARSE))
+        files = phantom.write(case, folder / f"case{index}")
+        lines.append(",".join([f"p{seed + index}", *files.values(), f"F{stage}"]))
+    manifest = folder / "manifest.csv"
+    manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return manifest
