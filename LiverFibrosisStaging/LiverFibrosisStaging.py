@@ -54,14 +54,14 @@ class LiverFibrosisStaging(ScriptedLoadableModule):
 
 def registerSampleData() -> None:
     """Offer the sample CT, which is installed with the module, in the Sample Data module."""
-    from LiverFibrosisStagingLib.sample_data import register
+    from LiverFibrosisStagingLib.scene.sample_data import register
 
     register(RESOURCES)
 
 
 def loadSample() -> list[Any]:
     """Load the sample CT and its segmentation from the module's own files, without a download."""
-    from LiverFibrosisStagingLib.sample_data import load_sample
+    from LiverFibrosisStagingLib.scene.sample_data import load_sample
 
     with slicer.util.tryWithErrorDisplay(_("The sample could not be loaded."), waitCursor=True):
         return list(load_sample(RESOURCES))
@@ -84,7 +84,7 @@ class LiverFibrosisStagingParameterNode:
 
 
 class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget):
-    """The panel's frame; what the panel does is LiverFibrosisStagingLib.panel_controller's.
+    """The panel's frame; what the panel does is LiverFibrosisStagingLib.scene.panel_controller's.
 
     logic: may be given, for tests; else the module's own is made in `setup`.
     """
@@ -98,7 +98,7 @@ class LiverFibrosisStagingWidget(ScriptedLoadableModuleWidget):
         """Build the panel; called once, when the module is first opened."""
         ScriptedLoadableModuleWidget.setup(self)
         try:
-            from LiverFibrosisStagingLib.panel_controller import PanelController
+            from LiverFibrosisStagingLib.scene.panel_controller import PanelController
         except ImportError as error:
             logging.exception("The panel cannot be built.")
             self._sayWhatIsMissing(error)
@@ -190,7 +190,7 @@ class LiverFibrosisStagingLogic(ScriptedLoadableModuleLogic):
         Raises StagingError for every refusal and Cancelled when cancelled.
         """
         from LiverFibrosisStagingLib import stage
-        from LiverFibrosisStagingLib.mrml import scene_inputs
+        from LiverFibrosisStagingLib.scene.mrml import scene_inputs
 
         inputs = scene_inputs(volumeNode, liverSegmentation, liverSegmentId, spleenSegmentId)
         return stage(
@@ -216,58 +216,58 @@ class LiverFibrosisStagingLogic(ScriptedLoadableModuleLogic):
         smooth: bool = False,
     ) -> Callable:
         """A job that stages a CT: gives its result, and the same ready for `showResult`."""
-        from LiverFibrosisStagingLib.jobs import staging_job
-        from LiverFibrosisStagingLib.mrml import scene_inputs
-        from LiverFibrosisStagingLib.scene_results import find_part
+        from LiverFibrosisStagingLib.scene.jobs import staging_job
+        from LiverFibrosisStagingLib.scene.mrml import scene_inputs
+        from LiverFibrosisStagingLib.scene.scene_results import find_part
 
         inputs = scene_inputs(volumeNode, segmentationNode or find_part(volumeNode, "organs"))
         return staging_job(inputs, modelPath, threads, smooth)
 
     def explainingJob(self, result: Any, explain: str | None, smooth: bool) -> Callable:
         """A job that explains another stage (None: the same); gives what `stagingJob` gives."""
-        from LiverFibrosisStagingLib.jobs import explaining_job
+        from LiverFibrosisStagingLib.scene.jobs import explaining_job
 
         return explaining_job(result, explain, smooth)
 
     def savingJob(self, result: Any, folder: str) -> Callable:
         """A job that saves a result's files into a folder; gives the folder."""
-        from LiverFibrosisStagingLib.jobs import saving_job
+        from LiverFibrosisStagingLib.scene.jobs import saving_job
 
         return saving_job(result, folder)
 
     def showResult(self, result: Any, volumeNode: Any, display: Any = None) -> Any:
         """Put a result into the scene, over its CT; returns the label map volume node."""
-        from LiverFibrosisStagingLib.scene_results import show_result
+        from LiverFibrosisStagingLib.scene.scene_results import show_result
 
         return show_result(result, volumeNode, display)
 
     def setDisplay(self, volumeNode: Any, display: Any) -> None:
         """Show the CT's location map, where there is one, in another way."""
-        from LiverFibrosisStagingLib.scene_results import set_display
+        from LiverFibrosisStagingLib.scene.scene_results import set_display
 
         set_display(volumeNode, display)
 
     def storedSummary(self, volumeNode: Any) -> dict[str, Any] | None:
         """What the scene keeps of the CT's result, as in staging.json."""
-        from LiverFibrosisStagingLib.scene_results import stored_summary
+        from LiverFibrosisStagingLib.scene.scene_results import stored_summary
 
         return stored_summary(volumeNode)
 
     def hasSmoothMap(self, volumeNode: Any) -> bool:
         """Whether the scene holds the CT's location map as a scalar volume."""
-        from LiverFibrosisStagingLib.scene_results import find_part
+        from LiverFibrosisStagingLib.scene.scene_results import find_part
 
         return find_part(volumeNode, "smooth") is not None
 
     def showTable(self, volumeNode: Any) -> None:
         """Show the CT's results in a table view."""
-        from LiverFibrosisStagingLib.scene_display import show_table
+        from LiverFibrosisStagingLib.scene.scene_display import show_table
 
         show_table(volumeNode)
 
     def showPlot(self, volumeNode: Any) -> None:
         """Show the probabilities of the CT's stages in a plot view."""
-        from LiverFibrosisStagingLib.scene_display import show_plot
+        from LiverFibrosisStagingLib.scene.scene_display import show_plot
 
         show_plot(volumeNode)
 
@@ -276,19 +276,19 @@ class LiverFibrosisStagingLogic(ScriptedLoadableModuleLogic):
 
         segmentationNode: that of the user; without it, the one that staging has made.
         """
-        from LiverFibrosisStagingLib.scene_display import show_3d
+        from LiverFibrosisStagingLib.scene.scene_display import show_3d
 
         show_3d(volumeNode, visible, segmentationNode)
 
     def organs3DShown(self, volumeNode: Any, segmentationNode: Any = None) -> bool:
         """Whether the surfaces of `setOrgans3D` are shown."""
-        from LiverFibrosisStagingLib.scene_display import shows_3d
+        from LiverFibrosisStagingLib.scene.scene_display import shows_3d
 
         return shows_3d(volumeNode, segmentationNode)
 
     def jumpToStrongest(self, volumeNode: Any) -> None:
         """Move the slice views to where the CT's location map is highest."""
-        from LiverFibrosisStagingLib.scene_results import jump_to_strongest
+        from LiverFibrosisStagingLib.scene.scene_results import jump_to_strongest
 
         jump_to_strongest(volumeNode)
 
@@ -304,7 +304,7 @@ class LiverFibrosisStagingTest(ScriptedLoadableModuleTest):
         """A job in the background stages the sample; its map lies on the CT; a second updates."""
         import numpy as np
 
-        from LiverFibrosisStagingLib.worker import Worker
+        from LiverFibrosisStagingLib.scene.worker import Worker
 
         try:
             import onnxruntime  # noqa: F401

@@ -31,7 +31,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:
-    from LiverFibrosisStagingLib.model import default_model_path
+    from LiverFibrosisStagingLib.resources import default_model_path
 
     return default_model_path()
 
@@ -46,7 +46,7 @@ def model(model_path):
 @pytest.fixture(scope="session")
 def single_path() -> Path:
     """One of the shipped ensemble's five networks, where the ensemble does not matter."""
-    from LiverFibrosisStagingLib.model import default_model_path
+    from LiverFibrosisStagingLib.resources import default_model_path
 
     return default_model_path("LFS_single.onnx")
 
@@ -127,6 +127,6 @@ def staged(ready):
 @pytest.fixture
 def single_network(monkeypatch, single_path):
     """The panel stages with one network, not five, where the numbers do not matter."""
-    from LiverFibrosisStagingLib import jobs
+    from LiverFibrosisStagingLib.scene import jobs
 
     monkeypatch.setattr(jobs, "default_model_path", lambda: single_path)

@@ -13,12 +13,12 @@ from fuzzing import Target
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import PATCH, explainable_model, segmentation_model, staging_model
 
-from LiverFibrosisStagingLib.backprop import VJPS
-from LiverFibrosisStagingLib.explainable import ExplainableModel
-from LiverFibrosisStagingLib.gradcam import METHODS
+from LiverFibrosisStagingLib.gradcam_onnx.backprop import VJPS
+from LiverFibrosisStagingLib.gradcam_onnx.explainable import ExplainableModel
+from LiverFibrosisStagingLib.gradcam_onnx.gradcam import METHODS
+from LiverFibrosisStagingLib.imaging.segmentation import SegmentationModel
 from LiverFibrosisStagingLib.model import StagingModel, read_card
 from LiverFibrosisStagingLib.quality import unusual
-from LiverFibrosisStagingLib.segmentation import SegmentationModel
 from LiverFibrosisStagingLib.stages import softmax
 
 SOUND = b"sound"

@@ -8,8 +8,8 @@ import SimpleITK as sitk
 from bad_inputs import hu_array, image, write_slices
 from fuzzing import Target
 
-from LiverFibrosisStagingLib.checks import check_ct
-from LiverFibrosisStagingLib.reading import read_ct
+from LiverFibrosisStagingLib.imaging.checks import check_ct
+from LiverFibrosisStagingLib.imaging.reading import read_ct
 
 # Offset and format of the numbers in a NIfTI-1 header that tell how to read it.
 _NIFTI_FIELDS = (

@@ -252,7 +252,7 @@ class Walk:
 
     def lacking(self) -> list[str]:
         """What staging needs and is not installed."""
-        from LiverFibrosisStagingLib.requirements import missing
+        from LiverFibrosisStagingLib.scene.requirements import missing
 
         return missing(self.panel.resourcePath("requirements.txt"))
 
@@ -330,7 +330,7 @@ class Walk:
 
     def part(self, part: str) -> Any:
         """The node that is a part of the chosen CT's result."""
-        from LiverFibrosisStagingLib.scene_results import find_part
+        from LiverFibrosisStagingLib.scene.scene_results import find_part
 
         return find_part(self.volume(), part)
 

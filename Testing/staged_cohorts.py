@@ -1,8 +1,8 @@
 """Staged cohorts without CTs, as a network of given skill would leave them."""
 
 import numpy as np
-from staged import Staged
 
+from evaluation.staged import Staged
 from LiverFibrosisStagingLib.stages import softmax
 
 PAPER_COUNTS = (134, 8, 10, 18, 82)

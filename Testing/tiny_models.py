@@ -12,8 +12,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from LiverFibrosisStagingLib.card import METADATA_KEY
-from LiverFibrosisStagingLib.explainable import EXPLAINABLE_KEY
-from LiverFibrosisStagingLib.segmentation import METADATA_KEY as SEGMENTATION_KEY
+from LiverFibrosisStagingLib.gradcam_onnx.explainable import EXPLAINABLE_KEY
+from LiverFibrosisStagingLib.imaging.segmentation import METADATA_KEY as SEGMENTATION_KEY
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
 
 PATCH = (4, 8, 6)

@@ -19,15 +19,15 @@ import SimpleITK as sitk
 import torch
 from matplotlib.figure import Figure
 from monai.metrics import compute_dice, compute_hausdorff_distance
-from resume import check_unseen, digest, learned_from
-from tables import write_csv
 from tqdm import tqdm
-from vnet_data import Outlined, check_names, read_cases
 
+from common.resume import check_unseen, digest, learned_from
+from common.tables import write_csv
 from LiverFibrosisStagingLib import StagingError, read_ct
-from LiverFibrosisStagingLib.masks import organ_masks
-from LiverFibrosisStagingLib.segmentation import Segmentation, segment
+from LiverFibrosisStagingLib.imaging.masks import organ_masks
+from LiverFibrosisStagingLib.imaging.segmentation import Segmentation, segment
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
+from vnet.data import Outlined, check_names, read_cases
 
 COLORS = {"liver": "#ff5a36", "spleen": "#35c9ff"}
 

@@ -22,24 +22,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cohort_maps
-import cohort_report
-import model_card
 import numpy as np
-import phantom
 import torch
-from data import PATCH_OVERLAP, WINDOW_HU, prepare
-from evaluate import compare, report_cross_validation, report_test, write_metrics
-from export import describe, export
-from fit import Schedule, fit, join_processes, process
-from folds import Fold, split
-from manifest import Case, Criteria, ManifestError, apply, check_for_training, read_manifest
 from monai.data import PersistentDataset
-from network import PATCH_SIZE, SMOOTHING_MM, SPACING_MM, LFSNetwork
-from resume import RunError, check_unseen, digest, keep
-from staged import Staged, stage_cases
 from torch.utils.data import Subset
 
+from cohort import phantom
+from cohort import report as cohort_report
+from cohort.folds import Fold, split
+from cohort.manifest import Case, Criteria, ManifestError, apply, check_for_training, read_manifest
+from common.resume import RunError, check_unseen, digest, keep
+from evaluation import cohort_maps, model_card
+from evaluation.evaluate import compare, report_cross_validation, report_test, write_metrics
+from evaluation.staged import Staged, stage_cases
+from lfs.data import PATCH_OVERLAP, WINDOW_HU, prepare
+from lfs.export import describe, export
+from lfs.fit import Schedule, fit, join_processes, process
+from lfs.network import PATCH_SIZE, SMOOTHING_MM, SPACING_MM, LFSNetwork
 from LiverFibrosisStagingLib import StagingModel, __version__
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES

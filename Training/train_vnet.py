@@ -22,12 +22,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from resume import LEARNED_KEY, RunError, check_unseen, digest, keep
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from vnet import VNet, export, load_weights
-from vnet_data import (
+
+from common.resume import LEARNED_KEY, RunError, check_unseen, digest, keep
+from LiverFibrosisStagingLib import StagingError, __version__
+from LiverFibrosisStagingLib.imaging.segmentation import CLASSES, CONTRACT
+from LiverFibrosisStagingLib.stages import RESEARCH_USE
+from vnet.data import (
     SPACING_MM,
     WINDOW_HU,
     Outlined,
@@ -36,10 +39,7 @@ from vnet_data import (
     prepare,
     read_cases,
 )
-
-from LiverFibrosisStagingLib import StagingError, __version__
-from LiverFibrosisStagingLib.segmentation import CLASSES, CONTRACT
-from LiverFibrosisStagingLib.stages import RESEARCH_USE
+from vnet.network import VNet, export, load_weights
 
 SAVE_EVERY = 25
 

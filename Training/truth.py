@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from export import describe
-from figures import save
-from manifest import Case, ManifestError, read_manifest
 from matplotlib.figure import Figure
-from resume import RunError, check_unseen
 from scipy.stats import wilcoxon
-from tables import write_csv
 from tqdm import tqdm
 
+from cohort.manifest import Case, ManifestError, read_manifest
+from common.resume import RunError, check_unseen
+from common.tables import write_csv
+from evaluation.figures import save
+from lfs.export import describe
 from LiverFibrosisStagingLib import StagingError, StagingModel
 from LiverFibrosisStagingLib.analysis import measure
+from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import read_onnx
 from LiverFibrosisStagingLib.location_map import merge_patches
-from LiverFibrosisStagingLib.onnx_file import read_onnx
 from LiverFibrosisStagingLib.result import Seen
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
 from LiverFibrosisStagingLib.staging import stage

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .batch import stage_folder
     from .errors import Cancelled, StagingError
+    from .imaging.reading import read_ct, read_mask
+    from .imaging.segmentation import segment_organs
     from .model import StagingModel
-    from .reading import read_ct, read_mask
     from .result import StagingResult
-    from .segmentation import segment_organs
     from .staging import stage
 
 __version__ = "0.1.0"
@@ -39,9 +39,9 @@ _HOME = {
     "StagingError": "errors",
     "StagingModel": "model",
     "StagingResult": "result",
-    "read_ct": "reading",
-    "read_mask": "reading",
-    "segment_organs": "segmentation",
+    "read_ct": "imaging.reading",
+    "read_mask": "imaging.reading",
+    "segment_organs": "imaging.segmentation",
     "stage": "staging",
     "stage_folder": "batch",
 }

@@ -90,7 +90,7 @@ def _staged(
 
 
 def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
-    from .segmentation import check_image_name, segment, write_labels
+    from .imaging.segmentation import check_image_name, segment, write_labels
 
     check_image_name(options.output)
     with _ProgressLine(options.quiet) as progress:
@@ -149,7 +149,8 @@ def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> 
 
 
 def _model_info(options: argparse.Namespace, cancel: threading.Event) -> int:
-    from .model import StagingModel, default_model_path
+    from .model import StagingModel
+    from .resources import default_model_path
 
     model = StagingModel.load(options.onnx or default_model_path())
     card = {"file": str(model.path), "sha256": model.sha256, **asdict(model.card)}

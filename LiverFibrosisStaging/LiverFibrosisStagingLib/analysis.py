@@ -8,7 +8,7 @@ parenchyma and spleen) into numbers.
 import numpy as np
 import SimpleITK as sitk
 
-from .grid import WorkingGrid
+from .imaging.grid import WorkingGrid
 from .location_map import LocationMap
 
 SURFACE_MM = 10.0  # the shell's thickness: a little more than one voxel of the shipped model's map

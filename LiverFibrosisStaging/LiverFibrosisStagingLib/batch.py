@@ -10,10 +10,11 @@ from .cases import Case, find_cases, read_list
 from .errors import Cancelled, CancelToken, StagingError
 from .files import check_writable, write_table
 from .fingerprint import fingerprint
-from .model import StagingModel, default_model_path
+from .imaging.segmentation import shipped
+from .model import StagingModel
 from .privacy import Names
+from .resources import default_model_path
 from .result import FILES, SCHEMA, one_line
-from .segmentation import shipped
 from .stages import GROUPS, RESEARCH_USE, STAGES, explained_stages
 from .staging import software, stage
 

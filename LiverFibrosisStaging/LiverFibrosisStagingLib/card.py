@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, TypedDict
 
-from .metadata import (
+from .gradcam_onnx.metadata import (
     MISSING,
     Wrong,
     as_arguments,
@@ -20,8 +20,8 @@ from .metadata import (
     whole,
     window_hu,
 )
+from .report.summary import REGION_NAMES
 from .stages import GROUPS, STAGES
-from .summary import REGION_NAMES
 
 METADATA_KEY = "liver_fibrosis_staging"
 CONTRACT = 1
@@ -118,7 +118,7 @@ def parse_card(text: str | None, name: str) -> Card:
 
     Raises StagingError that names the field that is missing or has another type or range.
     """
-    advice = "its window, spacing and stages are unknown: export it with Training/export.py"
+    advice = "its window, spacing and stages are unknown: export it with Training/lfs/export.py"
     found = read_fields(text, METADATA_KEY, _CARD, name, advice)
     return Card(**as_arguments(Card, found))
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from .checks import AIR_HU
-from .dicom_files import dicom_folders
 from .errors import StagingError
-from .itk_files import itk_path, quiet
+from .imaging.checks import AIR_HU
+from .imaging.dicom_files import dicom_folders
+from .imaging.itk_files import itk_path, quiet
+from .imaging.reading import check_header, read_ct
 from .privacy import patient_names, pseudonym, reads_like_a_person
-from .reading import check_header, read_ct
 from .result import FILES
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")

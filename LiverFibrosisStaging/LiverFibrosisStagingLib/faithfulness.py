@@ -20,11 +20,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import Cancelled, CancelToken, StagingError
-from .explainable import ExplainableModel
 from .files import write_folder
-from .grid import patch_array
+from .gradcam_onnx.explainable import ExplainableModel
+from .gradcam_onnx.onnx_file import OnnxFile, parse_onnx
+from .imaging.grid import patch_array
 from .location_map import enlarge, merge_patches
-from .onnx_file import OnnxFile, parse_onnx
 from .stages import explained_score, explained_stages
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ class Faithfulness:
 
         The folder is made where it is missing. Raises StagingError where it cannot be written.
         """
-        from .faithfulness_figure import render
-        from .overview import write_png
+        from .report.faithfulness_figure import render
+        from .report.overview import write_png
 
         def write(partial: Path) -> None:
             write_png(render(self), partial / FILES[0])

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .dicom_files import is_dicom
 from .errors import StagingError
-from .masks import file_and_label
+from .imaging.dicom_files import is_dicom
+from .imaging.masks import file_and_label
 
 TEXT_HEADERS = (".mha", ".mhd", ".nrrd", ".nhdr")
 _LONGEST_HEADER = 1 << 20

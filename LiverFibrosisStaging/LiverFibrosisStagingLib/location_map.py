@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
-from .colors import BAND_COUNT
-from .grid import WorkingGrid, box_on_ct
+from .imaging.grid import WorkingGrid, box_on_ct
+from .report.colors import BAND_COUNT
 
 SLAB_SLICES = 32  # of the CT that get their map at once
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from .card import METADATA_KEY, Card, parse_card
 from .errors import CancelToken, StagingError
-from .explainable import ExplainableModel, Forward, Layer
-from .onnx_file import OnnxFile, listed, read_onnx
-from .session import described
+from .gradcam_onnx.explainable import ExplainableModel, Forward, Layer
+from .gradcam_onnx.onnx_file import OnnxFile, listed, read_onnx
+from .gradcam_onnx.session import described
 from .stages import STAGES, score_gradient
 
 MEMBERS = "member_logits"
@@ -121,13 +121,3 @@ def read_card(path: str | Path) -> Card:
     """
     path = Path(path)
     return parse_card(read_onnx(path).metadata.get(METADATA_KEY), str(path))
-
-
-def default_model_path(name: str = "LFS.onnx") -> Path:
-    """A shipped model: beside the module in Slicer, inside the package when installed."""
-    package = Path(__file__).parent
-    for folder in (package.parent / "Resources" / "Models", package / "Models"):
-        found = folder / name
-        if found.is_file():
-            return found
-    raise StagingError(f"The shipped model {name} is not in {package.parent}: reinstall, please.")

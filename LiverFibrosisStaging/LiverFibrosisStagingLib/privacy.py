@@ -18,12 +18,12 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from .dicom_elements import is_whole
-from .dicom_files import is_dicom
 from .errors import StagingError
 from .fingerprint import TEXT_HEADERS
-from .itk_files import itk_path, quiet
-from .masks import file_and_label
+from .imaging.dicom_elements import is_whole
+from .imaging.dicom_files import is_dicom
+from .imaging.itk_files import itk_path, quiet
+from .imaging.masks import file_and_label
 from .stages import GROUPS, STAGES
 
 # What DICOM says about the patient (group 0010, as a whole) and in free text, where names occur.

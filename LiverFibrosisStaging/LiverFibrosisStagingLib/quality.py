@@ -2,13 +2,13 @@
 
 Yin et al. 2021 ("Discussion") propose to look at the location map before the stage is believed. A
 model's metadata holds the distribution of each region's mean weight over reference cases by
-predicted stage (Training/cohort_maps.py); a case outside the middle 95 % of it is named.
+predicted stage (Training/evaluation/cohort_maps.py); a case outside the middle 95 % of it is named.
 """
 
 from collections.abc import Mapping
 
 from .card import MIDDLE, Reference
-from .summary import REGION_NAMES
+from .report.summary import REGION_NAMES
 
 LEAST_CASES = 20  # of a stage: fewer do not say what is usual
 

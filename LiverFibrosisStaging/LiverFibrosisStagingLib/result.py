@@ -11,9 +11,9 @@ import SimpleITK as sitk
 from .ensemble import spread
 from .errors import StagingError
 from .files import write_folder
-from .grid import WorkingGrid
-from .itk_files import itk_path
-from .masks import LIVER_LABEL, SPLEEN_LABEL
+from .imaging.grid import WorkingGrid
+from .imaging.itk_files import itk_path
+from .imaging.masks import LIVER_LABEL, SPLEEN_LABEL
 from .model import MEMBERS, Forward, StagingModel
 from .stages import GROUPS, RESEARCH_USE, STAGES, softmax
 
@@ -151,8 +151,8 @@ class StagingResult:
         earlier result stays (`files.write_folder`). Raises StagingError where the folder cannot be
         written.
         """
-        from .overview import write_overview
-        from .segmentation import write_labels
+        from .imaging.segmentation import write_labels
+        from .report.overview import write_overview
 
         def write(partial: Path) -> None:
             _write_image(self.location_map, partial / FILES[0])

@@ -14,18 +14,19 @@ import SimpleITK as sitk
 
 from . import __version__
 from .analysis import measure
-from .checks import check_ct, check_organs
 from .ensemble import disagreement, spread
 from .errors import Cancelled, CancelToken
-from .grid import WorkingGrid, patch_array, working_grid
+from .imaging.checks import check_ct, check_organs
+from .imaging.grid import WorkingGrid, patch_array, working_grid
+from .imaging.masks import organ_masks, read_organ, volume_ml
+from .imaging.reading import NAME_KEY, notes, read_ct
+from .imaging.segmentation import about_outlines, outline, shipped
 from .location_map import merge_patches, on_ct
-from .masks import organ_masks, read_organ, volume_ml
-from .model import StagingModel, default_model_path
+from .model import StagingModel
 from .privacy import Names
 from .quality import unusual
-from .reading import NAME_KEY, notes, read_ct
+from .resources import default_model_path
 from .result import Seen, StagingResult
-from .segmentation import about_outlines, outline, shipped
 from .stages import STAGES, explained_stages, group_scores, softmax
 
 Progress = Callable[[float, str], None]

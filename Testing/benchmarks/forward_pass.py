@@ -44,7 +44,7 @@ def main() -> None:
     import onnxruntime as ort
     from onnx import helper, numpy_helper
 
-    from LiverFibrosisStagingLib.model import default_model_path
+    from LiverFibrosisStagingLib.resources import default_model_path
 
     logging.getLogger().setLevel(logging.ERROR)  # the quantiser advises at every call
 
@@ -218,8 +218,9 @@ def _sample_patch() -> "np.ndarray":
     """The sample phantom's first patch, float32 [1, 1, slices, rows, columns] in 0..1."""
     import SimpleITK as sitk
 
-    from LiverFibrosisStagingLib.grid import patch_array, working_grid
-    from LiverFibrosisStagingLib.model import default_model_path, read_card
+    from LiverFibrosisStagingLib.imaging.grid import patch_array, working_grid
+    from LiverFibrosisStagingLib.model import read_card
+    from LiverFibrosisStagingLib.resources import default_model_path
 
     card = read_card(default_model_path())
     folder = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"

@@ -39,12 +39,12 @@ def main() -> None:
     import numpy as np
     import onnx
     import torch
-    from make_explainable import make_explainable
     from monai.visualize import GradCAM
     from torch_twin import TorchTwin
 
-    from LiverFibrosisStagingLib.explainable import ExplainableModel
-    from LiverFibrosisStagingLib.model import default_model_path
+    from LiverFibrosisStagingLib.gradcam_onnx.explainable import ExplainableModel
+    from LiverFibrosisStagingLib.gradcam_onnx.make_explainable import make_explainable
+    from LiverFibrosisStagingLib.resources import default_model_path
 
     torch.set_num_threads(options.threads)
     path = default_model_path()

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT / "Training"), str(ROOT / "LiverFibrosisStaging")]
 import numpy as np  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
 
-from LiverFibrosisStagingLib.segmentation import segment, shipped  # noqa: E402
+from LiverFibrosisStagingLib.imaging.segmentation import segment, shipped  # noqa: E402
 
 
 def ours(ct: sitk.Image) -> np.ndarray:
@@ -43,8 +43,9 @@ def with_monai(ct: sitk.Image) -> np.ndarray:
         ScaleIntensityRange,
         Spacing,
     )
-    from vnet import VNet, load_weights
-    from vnet_data import PATCH_SIZE
+
+    from vnet.data import PATCH_SIZE
+    from vnet.network import VNet, load_weights
 
     model = shipped()
     network = VNet().eval()
@@ -103,7 +104,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ct = options.ct
         if ct is None:
-            from phantom import phantom
+            from cohort.phantom import phantom
 
             size = (options.slices, 512, 512)
             made = phantom(4, 7, spacing=(230 / options.slices, 0.78, 0.78), size=size)

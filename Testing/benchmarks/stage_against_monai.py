@@ -39,8 +39,9 @@ def theirs(ct: str, liver: str) -> tuple[float, list[float]]:
     from monai.visualize import GradCAM
     from torch_twin import TorchTwin
 
-    from LiverFibrosisStagingLib.grid import patch_starts
-    from LiverFibrosisStagingLib.model import StagingModel, default_model_path
+    from LiverFibrosisStagingLib.imaging.grid import patch_starts
+    from LiverFibrosisStagingLib.model import StagingModel
+    from LiverFibrosisStagingLib.resources import default_model_path
 
     card = StagingModel.load(default_model_path()).card
     slices, rows, columns = card.patch_size

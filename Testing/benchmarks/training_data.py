@@ -19,13 +19,14 @@ sys.path[:0] = [str(ROOT / "Training"), str(ROOT / "LiverFibrosisStaging")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from data import Draws, Patches, WorkingGrid, prepare  # noqa: E402
-from fit import ordinal_loss  # noqa: E402
-from manifest import read_manifest  # noqa: E402
 from monai.data import Dataset  # noqa: E402
-from network import PATCH_SIZE, SPACING_MM, LFSNetwork  # noqa: E402
-from phantom import write_cohort  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
+
+from cohort.manifest import read_manifest  # noqa: E402
+from cohort.phantom import write_cohort  # noqa: E402
+from lfs.data import Draws, Patches, WorkingGrid, prepare  # noqa: E402
+from lfs.fit import ordinal_loss  # noqa: E402
+from lfs.network import PATCH_SIZE, SPACING_MM, LFSNetwork  # noqa: E402
 
 
 def seconds_a_step(

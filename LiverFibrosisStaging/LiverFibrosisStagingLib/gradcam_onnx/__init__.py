@@ -1,0 +1,1 @@
+"""Grad-CAM for ONNX classifiers in numpy: file, session, backward pass, methods."""

@@ -1,0 +1,1 @@
+"""CTs and masks: reading, checks, grids, segmentation of liver and spleen."""

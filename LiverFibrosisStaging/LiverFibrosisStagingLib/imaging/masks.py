@@ -1,0 +1,125 @@
+"""Liver and spleen masks as users have them: one file each, or one label image for both."""
+
+import hashlib
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import StagingError
+from .reading import read_mask
+
+# How label images that hold both organs are read (the order of the paper's regions).
+LIVER_LABEL, SPLEEN_LABEL = 1, 2
+
+
+def read_organ(path: str | Path) -> sitk.Image:
+    """Read a mask; FILE:LABEL takes one label of a label image (liver.nii.gz:5)."""
+    file, label = file_and_label(path)
+    if label is None:
+        return read_mask(file)
+    mask = read_mask(file)
+    # Compared by numpy: SimpleITK wraps labels that the type of the voxels cannot hold (261 to 5).
+    if not (sitk.GetArrayViewFromImage(mask) == label).any():
+        raise StagingError(f"The mask {file} has no voxel with the label {label}.")
+    return mask == label
+
+
+def file_and_label(path: str | Path) -> tuple[Path, int | None]:
+    """FILE:LABEL taken apart; the label is None where only a file is named."""
+    match = re.fullmatch(r"(.+):(\d{1,20})", str(path), re.DOTALL)
+    return (Path(path), None) if match is None else (Path(match[1]), int(match[2]))
+
+
+def organ_masks(
+    ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None
+) -> tuple[sitk.Image, sitk.Image | None, tuple[str, ...]]:
+    """Liver and spleen as uint8 masks on the CT's grid, and warnings.
+
+    A mask image with one non-zero value is that organ. One that holds exactly the labels 1 and 2 is
+    liver and spleen, and serves as both unless `spleen` is given. A mask on another grid is
+    resampled (nearest neighbour) where it covers the same space. Raises StagingError for an empty
+    mask, other labels, or a mask that lies outside the scan.
+    """
+    warnings: list[str] = []
+    labels = _labels(liver, "liver")
+    both = labels == [LIVER_LABEL, SPLEEN_LABEL]
+    if spleen is None and both:
+        spleen = liver
+    liver = _on_grid(liver, LIVER_LABEL if both else labels[0], ct, "liver", warnings)
+    if spleen is not None:
+        labels = _labels(spleen, "spleen")
+        label = SPLEEN_LABEL if labels == [LIVER_LABEL, SPLEEN_LABEL] else labels[0]
+        spleen = _on_grid(spleen, label, ct, "spleen", warnings)
+    return liver, spleen, tuple(warnings)
+
+
+def _labels(mask: sitk.Image, organ: str) -> list[int]:
+    if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
+        raise StagingError(
+            f"The {organ} mask is not a 3-D image with one value per voxel: it has "
+            f"{mask.GetDimension()} dimensions and {mask.GetNumberOfComponentsPerPixel()} values."
+        )
+    values = sitk.GetArrayViewFromImage(mask)
+    found = np.unique(values[values != 0])
+    if not len(found):
+        raise StagingError(f"The {organ} mask is empty: all its voxels are 0.")
+    labels = [int(value) for value in found[:10]]
+    if len(found) > 1 and labels != [LIVER_LABEL, SPLEEN_LABEL]:
+        raise StagingError(
+            f"The {organ} mask holds several labels ({', '.join(map(str, labels))}): name one as "
+            f"FILE:LABEL, or give a label image with {LIVER_LABEL} liver and {SPLEEN_LABEL} spleen."
+        )
+    return labels
+
+
+def _on_grid(
+    mask: sitk.Image, label: int, ct: sitk.Image, organ: str, warnings: list[str]
+) -> sitk.Image:
+    binary = mask == label if mask.GetPixelID() < sitk.sitkFloat32 else mask > 0.5
+    if same_grid(binary, ct):
+        binary.CopyInformation(ct)
+        return binary
+    placed = sitk.Resample(binary, ct, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    kept = volume_ml(placed) / volume_ml(binary)
+    if kept < 0.05:
+        raise StagingError(
+            f"The {organ} mask lies outside the CT: they do not cover the same space, so it "
+            "belongs to another scan or its orientation was lost."
+        )
+    cut = f"; {100 * (1 - kept):.0f} % of it lies outside the CT" if kept < 0.98 else ""
+    warnings.append(f"The {organ} mask has another grid than the CT and was resampled{cut}.")
+    return placed
+
+
+def volume_ml(mask: sitk.Image) -> float:
+    """Volume of what is not 0 in a mask."""
+    each = math.prod(mask.GetSpacing()) / 1000.0
+    return float(np.count_nonzero(sitk.GetArrayViewFromImage(mask)) * each)
+
+
+def voxels_sha256(liver: sitk.Image, spleen: sitk.Image | None) -> str:
+    """Hash of masks on one grid; the images as they are, so a mask is the same only in its type."""
+    found = hashlib.sha256()
+    for mask in (liver, spleen):
+        if mask is not None:
+            found.update(repr((mask.GetSize(), mask.GetPixelIDTypeAsString())).encode())
+            found.update(sitk.GetArrayViewFromImage(mask))
+    return found.hexdigest()
+
+
+def same_grid(image: sitk.Image, other: sitk.Image) -> bool:
+    """Whether two images have the same size and corners that agree within a 20th of a voxel."""
+    if image.GetSize() != other.GetSize():
+        return False
+    last = [n - 1 for n in image.GetSize()]
+    corners = ([0, 0, 0], [last[0], 0, 0], [0, last[1], 0], [0, 0, last[2]])
+    apart = [
+        np.subtract(
+            image.TransformIndexToPhysicalPoint(corner), other.TransformIndexToPhysicalPoint(corner)
+        )
+        for corner in corners
+    ]
+    return float(np.abs(apart).max()) < 0.05 * min(other.GetSpacing())

@@ -1,0 +1,219 @@
+"""Reading CTs and masks: one call for every format, and a clear refusal for what is damaged.
+
+ITK reads a cut-off or corrupted NIfTI without a word, turns a spacing of 0 or NaN into 1 mm, a
+negative one into a flip and voxels that are NaN into 0. `nifti_header`, `text_headers` and
+`pixel_data` see to what it does not say.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import StagingError
+from .dicom_files import is_dicom
+from .dicom_series import read_dicom
+from .itk_files import itk_path, quiet
+from .nifti_header import AXES_TOLERANCE, NOT_UPRIGHT, check_nifti
+from .nifti_header import SUFFIXES as NIFTI
+from .pixel_data import PixelData
+from .text_headers import check_metaimage, check_nrrd
+
+NOTES_KEY = "LiverFibrosisStaging.notes"
+NAME_KEY = "LiverFibrosisStaging.name"  # what messages call an image that is no file
+
+_CHECKS: dict[tuple[str, ...], Callable[[Path], PixelData]] = {
+    NIFTI: check_nifti,
+    (".nrrd", ".nhdr"): check_nrrd,
+    (".mha", ".mhd"): check_metaimage,
+}
+_FORMATS = "NIfTI (.nii, .nii.gz, .hdr), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd)"
+
+# What ITK's errors mean for the user, by a phrase in them.
+_MEANINGS = (
+    ("Zero-valued spacing", "the voxel spacing is 0 mm along an axis; it has to be positive"),
+    ("orthonormal", NOT_UPRIGHT),
+    ("fread got only", "the file is truncated"),
+    ("but received", "the file is truncated"),
+    ("spacing (0) invalid", "the voxel spacing is 0 mm along an axis; it has to be positive"),
+)
+
+
+def _refusing(read: Callable[[Path], sitk.Image]) -> Callable[[str | Path], sitk.Image]:
+    """A reader whose every failure is a StagingError."""
+
+    @wraps(read)
+    def reader(path: str | Path) -> sitk.Image:
+        path = Path(path)
+        try:
+            if not path.exists():
+                raise StagingError(f"{path}: no such file or folder.")
+            if not (path.is_file() or path.is_dir()):
+                raise StagingError(f"{path}: neither a file nor a folder.")
+            return read(path.absolute())  # so that "." has a name
+        except StagingError:
+            raise
+        except OSError as error:
+            raise StagingError(f"{path.name}: cannot be opened ({error.strerror}).") from error
+        except MemoryError as error:
+            raise StagingError(f"{path.name}: too large for this computer's memory.") from error
+        except Exception as error:  # ITK, zlib, struct and numpy raise many kinds
+            raise StagingError(f"{path.name}: {_meaning(str(error))}.") from error
+
+    return reader
+
+
+@_refusing
+def read_ct(path: Path) -> sitk.Image:
+    """A CT as a 3-D scalar image in HU, in the file's own pixel type and geometry (LPS, mm).
+
+    path: a DICOM folder (searched recursively; the fittest series is chosen, see
+    `dicom_series.find_series`), one DICOM file (its series in the same folder), NIfTI, NRRD or
+    MetaImage. The image's metadata are `dicom_files.KEPT_TAGS`, where the file has them, and the
+    notes for the user (see `notes`); nothing that identifies the patient.
+
+    Raises StagingError where the path cannot be read as one intact volume.
+    """
+    if _is_for_dicom(path):
+        image, found = read_dicom(path)
+        if found:
+            image.SetMetaData(NOTES_KEY, "\n".join(found))
+        return image
+    image, placed = _read_volume(path)
+    _strip(image, keep=())
+    if not placed:
+        image.SetMetaData(
+            NOTES_KEY,
+            "The file does not say how the patient lies in it; right, front and head may be "
+            "mistaken.",
+        )
+    return image
+
+
+@_refusing
+def read_mask(path: Path) -> sitk.Image:
+    """A label image (3-D, integer labels, uint8 where they fit) from NIfTI, NRRD or MetaImage.
+
+    A Slicer segmentation (.seg.nrrd) of one layer keeps its "Segment..." metadata. Raises
+    StagingError where the file cannot be read as one intact volume of labels.
+    """
+    if _is_for_dicom(path):
+        raise StagingError(f"{path.name}: a mask has to be a {_FORMATS} file, not DICOM.")
+    image, _ = _read_volume(path)
+    _strip(image, keep=("Segment",))
+    values = sitk.GetArrayViewFromImage(image)
+    if values.dtype.kind == "f":
+        # NaN is unequal to itself, so that it is refused here too.
+        if not (values == np.rint(values)).all():
+            raise StagingError(
+                f"{path.name}: holds values between whole numbers, so it is not a mask; labels "
+                "(0 outside) are needed."
+            )
+        if np.abs(values).max() > np.iinfo(np.int32).max:
+            raise StagingError(f"{path.name}: holds {values.max():g}, which is no label.")
+        image = _cast(image, sitk.sitkInt32)
+        values = sitk.GetArrayViewFromImage(image)
+    if values.dtype != np.uint8 and values.min() >= 0 and values.max() <= 255:
+        image = _cast(image, sitk.sitkUInt8)
+    return image
+
+
+def notes(image: sitk.Image) -> tuple[str, ...]:
+    """What the user should know about how the image was read; empty where nothing is."""
+    if not image.HasMetaDataKey(NOTES_KEY):
+        return ()
+    return tuple(image.GetMetaData(NOTES_KEY).split("\n"))
+
+
+def _is_for_dicom(path: Path) -> bool:
+    named = path.suffix.lower() == ".dcm" or path.name.upper() == "DICOMDIR"
+    return path.is_dir() or named or is_dicom(path)
+
+
+def check_header(path: Path) -> PixelData:
+    """What the header says of the pixels, before ITK sees the file, which some headers crash.
+
+    Raises StagingError for an unknown format, a header that is wrong, and a file too small for it.
+    """
+    check = _header_check(path)
+    if check is None:
+        raise StagingError(f"{path.name}: not a known format; {_FORMATS} or DICOM is needed.")
+    if path.stat().st_size == 0:
+        raise StagingError(f"{path.name}: the file is empty.")
+    pixels = check(path)
+    pixels.check_size()
+    return pixels
+
+
+def _header_check(path: Path) -> Callable[[Path], PixelData] | None:
+    name = path.name.lower()
+    return next((check for ends, check in _CHECKS.items() if name.endswith(ends)), None)
+
+
+def _read_volume(path: Path) -> tuple[sitk.Image, bool]:
+    """One intact 3-D scalar image of a file, and whether that says how the patient lies."""
+    pixels = check_header(path)
+    # ITK and zlib both work outside the interpreter's lock: the check costs no time of its own.
+    with quiet(), ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(pixels.check)
+        if _header_check(path) is check_metaimage:  # MetaIO complains on the console
+            checked.result()
+        try:
+            image = sitk.ReadImage(itk_path(path))
+        except RuntimeError as error:
+            checked.result()
+            raise StagingError(f"{path.name}: {_meaning(str(error))}.") from error
+        checked.result()
+    return _upright(_three_dimensional(image, path.name), path.name), pixels.placed
+
+
+def _meaning(itk_error: str) -> str:
+    for phrase, meaning in _MEANINGS:
+        if phrase in itk_error:
+            return meaning
+    return f"cannot be read; an intact {_FORMATS} file is needed"
+
+
+def _three_dimensional(image: sitk.Image, name: str) -> sitk.Image:
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise StagingError(
+            f"{name}: holds {image.GetNumberOfComponentsPerPixel()} values per voxel (colours, or "
+            "overlapping layers of a segmentation); one value per voxel is needed."
+        )
+    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
+        image = sitk.Extract(image, (*image.GetSize()[:-1], 0))
+    if image.GetDimension() != 3:
+        size = " x ".join(str(n) for n in image.GetSize())
+        raise StagingError(
+            f"{name}: has {image.GetDimension()} dimensions ({size}); one 3-D volume is needed."
+        )
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise StagingError(f"{name}: holds complex numbers; HU or labels are needed.")
+    return image
+
+
+def _upright(image: sitk.Image, name: str) -> sitk.Image:
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    if not np.allclose(direction.T @ direction, np.eye(3), atol=AXES_TOLERANCE):
+        raise StagingError(f"{name}: {NOT_UPRIGHT}.")
+    # Formats keep more or fewer digits; beyond the tenth, two of them differ.
+    image.SetDirection((np.round(direction, 10) + 0.0).ravel().tolist())
+    return image
+
+
+def _strip(image: sitk.Image, keep: tuple[str, ...]) -> None:
+    """Erase free text that may name a patient; keys that begin as in `keep` stay."""
+    for key in image.GetMetaDataKeys():
+        if not key.startswith(keep or ("\0",)):
+            image.EraseMetaData(key)
+
+
+def _cast(image: sitk.Image, pixel_id: int) -> sitk.Image:
+    """Like sitk.Cast, with the metadata, which that drops."""
+    cast = sitk.Cast(image, pixel_id)
+    for key in image.GetMetaDataKeys():
+        cast.SetMetaData(key, image.GetMetaData(key))
+    return cast

@@ -1,0 +1,75 @@
+"""A result's summary (staging.json) as a table, for Slicer's scene, the clipboard and the panel."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..files import cell
+from ..stages import GROUPS, STAGES
+
+COLUMNS = ("Quantity", "Value", "Unit")
+REGION_NAMES = {
+    "liver": "Liver",
+    "liver_surface": "Liver surface",
+    "liver_core": "Liver core",
+    "spleen": "Spleen",
+    "rest": "Rest of the body",
+}
+
+
+def group_stages(name: str) -> str:
+    """The stages of a group: "F2-F4" for "significant", "F4" for "cirrhosis"."""
+    first, last = STAGES[GROUPS[name]], STAGES[-1]
+    return first if first == last else f"{first}-{last}"
+
+
+def _outlined_by(summary: Mapping[str, Any]) -> str:
+    """The network that outlined the organs, and whether they were edited; else the user."""
+    segmentation = summary["segmentation"]
+    if segmentation is None:
+        return "User"
+    return f"{segmentation['name']}, edited" if segmentation.get("edited") else segmentation["name"]
+
+
+def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows of (quantity, value, unit): the stage, its probabilities and scores, the measurements,
+    the warnings and what is behind them.
+    """
+    explained = summary["location_map"]["explained"]
+    rows = [("Predicted stage", summary["stage"], "")]
+    rows += [
+        (f"Probability of {stage}", f"{value:.3f}", "")
+        for stage, value in summary["probabilities"].items()
+    ]
+    rows += [
+        (f"Probability of {name} ({group_stages(name)})", f"{summary['scores'][name]:.3f}", "")
+        for name in GROUPS
+    ]
+    if "ensemble" in summary:
+        found, stage = summary["ensemble"], summary["stage"]
+        low, high = found["range"][stage]
+        rows += [
+            (f"Networks that say {stage}", f"{found['agreeing']} of {found['members']}", ""),
+            (f"Probability of {stage} by network", f"{low:.3f} to {high:.3f}", ""),
+        ]
+    for key, values in summary["measurements"].items():
+        name = REGION_NAMES[key]
+        rows += [
+            (f"{name}: attention to {explained}", f"{values['mean']:.2f}", "x body mean"),
+            (f"{name}: share of attention", f"{100 * values['share']:.1f}", "%"),
+            (f"{name}: volume", f"{values['volume_ml']:.0f}", "mL"),
+        ]
+    rows += [("Warning", warning, "") for warning in summary["warnings"]]
+    rows += [
+        ("Liver and spleen outlined by", _outlined_by(summary), ""),
+        ("Model", summary["model"]["name"], ""),
+        ("Trained on", summary["model"]["trained_on"], ""),
+        ("Date", summary["date"], ""),
+        ("Use", summary["research_use"], ""),
+    ]
+    return rows
+
+
+def table_text(summary: Mapping[str, Any]) -> str:
+    """The table as tab-separated text with a header, as spreadsheets paste it."""
+    rows = (COLUMNS, *table_rows(summary))
+    return "".join("\t".join(cell(" ".join(text.split())) for text in row) + "\n" for row in rows)

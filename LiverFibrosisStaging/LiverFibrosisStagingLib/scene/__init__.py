@@ -1,0 +1,1 @@
+"""Slicer: nodes, panel, background jobs. The only wing that imports slicer, qt or MRML."""

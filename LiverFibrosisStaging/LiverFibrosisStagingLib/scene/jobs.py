@@ -1,0 +1,76 @@
+"""The jobs that the panel has done in the background: functions of progress and a cancel token.
+
+They are made on the main thread and called in the worker's; they touch neither scene nor panel.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CancelToken
+from ..model import StagingModel
+from ..resources import default_model_path
+from ..result import StagingResult
+from ..staging import Progress, explain_again, stage
+from .scene_results import SceneResult, scene_result
+from .worker import Job
+
+if TYPE_CHECKING:
+    from .mrml import SceneInputs
+
+# Of a job's time; the rest is reading the inputs and preparing the display.
+STAGING_FROM, STAGING_TO = 0.05, 0.95
+EXPLAINING_FROM = 0.65  # where explaining begins in the fractions that staging reports
+
+
+def staging_job(
+    inputs: "SceneInputs", model_path: str | Path | None, threads: int, smooth: bool
+) -> Job:
+    """Stage inputs; the job gives the result and the same ready for the scene."""
+
+    def job(progress: Progress, cancel: CancelToken) -> tuple[StagingResult, SceneResult]:
+        progress(0.0, "Loading the model")
+        model = StagingModel.load(model_path or default_model_path(), threads)
+        progress(0.02, "Reading")
+        arguments = inputs.arguments()
+        within = _part(progress, STAGING_FROM, STAGING_TO)
+        result = stage(**arguments, model=model, progress=within, cancel=cancel)
+        return _showable(result, smooth, progress)
+
+    return job
+
+
+def explaining_job(result: StagingResult, explain: str | None, smooth: bool) -> Job:
+    """Explain another stage or group, or with None only prepare the display again; the job gives
+    what `staging_job`'s gives.
+    """
+
+    def job(progress: Progress, cancel: CancelToken) -> tuple[StagingResult, SceneResult]:
+        def within(fraction: float, step: str) -> None:
+            done = (fraction - EXPLAINING_FROM) / (1 - EXPLAINING_FROM)
+            progress(max(0.0, done) * STAGING_TO, step)
+
+        explained = result if explain is None else explain_again(result, explain, within, cancel)
+        return _showable(explained, smooth, progress)
+
+    return job
+
+
+def saving_job(result: StagingResult, folder: str | Path) -> Job:
+    """Save a result's files; the job gives the folder."""
+
+    def job(progress: Progress, cancel: CancelToken) -> Path:
+        progress(0.0, "Saving")
+        return result.save(folder)
+
+    return job
+
+
+def _showable(
+    result: StagingResult, smooth: bool, progress: Progress
+) -> tuple[StagingResult, SceneResult]:
+    progress(STAGING_TO, "Preparing the display")
+    return result, scene_result(result, smooth)
+
+
+def _part(progress: Progress, start: float, end: float) -> Progress:
+    return lambda fraction, step: progress(start + fraction * (end - start), step)

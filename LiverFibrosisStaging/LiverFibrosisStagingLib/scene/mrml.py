@@ -1,0 +1,433 @@
+"""From the scene to the library: a CT volume node and a segmentation become images.
+
+This file, the `scene_` files and `sample_data` speak MRML; they are imported where Slicer (or its
+`slicer-core` wheel) is. What touches the scene is for the main thread and copies no voxels:
+`scene_inputs` only takes hold of them, `SceneInputs.images` does the work, in any thread.
+Slicer's axes are RAS, the library's LPS, both in mm; arrays are [slice, row, column] in both.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import StagingError
+from ..imaging.dicom_files import KEPT_TAGS
+from ..imaging.masks import voxels_sha256
+from ..imaging.reading import NAME_KEY
+
+# SNOMED CT and, from older DICOM, SNOMED RT; DICOM PS3.16, CID 7154.
+_CODES = {
+    "liver": {("SCT", "10200004"), ("SRT", "T-62000")},
+    "spleen": {("SCT", "78961009"), ("SRT", "T-C3000")},
+}
+_NAMES = {
+    "liver": {"liver", "foie", "leber", "hígado", "fegato"},
+    "spleen": {"spleen", "rate", "milz", "bazo", "milza"},
+}
+# Couinaud's hepatic segments I to VIII; DICOM PS3.16, CID 7170.
+_COUINAUD_CODES = (
+    "71133005",
+    "277956007",
+    "277957003",
+    "277958008",
+    "277959000",
+    "277960005",
+    "277961009",
+    "277962002",
+)
+_COUINAUD_NAME = re.compile(
+    r"(?:couinaud |liver |hepatic )+segment (viii|vii|vi|v|iv|iii|ii|i|[1-8])[ab]?"
+)
+_ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii")
+
+# Of a segmentation node: JSON of which network outlined it, and the hash of the masks it found.
+OUTLINED_ATTRIBUTE = "LiverFibrosisStaging.outlined"
+
+_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """A volume node's voxels, shared with the scene, and where they lie (LPS, mm)."""
+
+    voxels: np.ndarray
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def image(self) -> sitk.Image:
+        """A copy of it."""
+        image = sitk.GetImageFromArray(self.voxels)
+        image.SetSpacing(self.spacing)
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
+        for key, value in self.metadata.items():
+            image.SetMetaData(key, value)
+        return image
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A segment's voxels, shared with the scene: those that equal `label`.
+
+    from_ct: affine [4, 4] from the CT's voxel indices (i, j, k) to this array's.
+    """
+
+    voxels: np.ndarray
+    label: int
+    from_ct: np.ndarray
+
+    def paint(self, mask: np.ndarray) -> None:
+        """Set uint8 `mask`, on the CT's grid, to 1 where the segment is (nearest neighbour)."""
+        inside = (self.voxels == self.label).astype(np.uint8)
+        if np.allclose(self.from_ct[:3, :3], np.eye(3), atol=1e-6):
+            shift = np.rint(self.from_ct[:3, 3]).astype(int)[::-1]
+            of_mask, of_inside = (
+                tuple(
+                    slice(max(0, sign * s), max(0, min(n, m + sign * s)))
+                    for s, n, m in zip(shift, one.shape, other.shape)
+                )
+                for one, other, sign in ((mask, inside, -1), (inside, mask, 1))
+            )
+            mask[of_mask] |= inside[of_inside]
+            return
+        transform = sitk.AffineTransform(3)
+        transform.SetMatrix(self.from_ct[:3, :3].ravel().tolist())
+        transform.SetTranslation(self.from_ct[:3, 3].tolist())
+        grid = sitk.Image(mask.shape[::-1], sitk.sitkUInt8)
+        image = sitk.GetImageFromArray(inside)
+        placed = sitk.Resample(image, grid, transform, sitk.sitkNearestNeighbor, 0)
+        mask |= sitk.GetArrayViewFromImage(placed)
+
+
+@dataclass(frozen=True)
+class _Organ:
+    """The segments that make up an organ; `empty` says that they hold nothing within the CT."""
+
+    segments: tuple[_Segment, ...]
+    empty: str
+
+    def image(self, ct: sitk.Image) -> sitk.Image:
+        mask = np.zeros(ct.GetSize()[::-1], np.uint8)
+        for segment in self.segments:
+            segment.paint(mask)
+        if not mask.any():
+            raise StagingError(self.empty)
+        image = sitk.GetImageFromArray(mask)
+        image.CopyInformation(ct)
+        return image
+
+
+@dataclass(frozen=True)
+class SceneInputs:
+    """What `stage` needs, taken hold of in the scene; make it with `scene_inputs`.
+
+    _outlined: where a network outlined the organs: its name and sha256, and that of its masks.
+    """
+
+    _ct: _Volume
+    _liver: _Organ | _Volume | None
+    _spleen: _Organ | None
+    _outlined: dict[str, str] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of `stage` that are in the scene; in any thread. Raises what `images` does."""
+        ct, liver, spleen = self.images()
+        segmentation = None
+        if self._outlined is not None:
+            edited = voxels_sha256(liver, spleen) != self._outlined["masks_sha256"]
+            segmentation = {key: self._outlined[key] for key in ("name", "sha256")}
+            segmentation["edited"] = edited
+        return {"ct": ct, "liver": liver, "spleen": spleen, "segmentation": segmentation}
+
+    def images(self) -> tuple[sitk.Image, sitk.Image | None, sitk.Image | None]:
+        """CT and, where they are there, liver mask and spleen mask; in any thread.
+
+        Raises StagingError for a segment that is empty within the CT.
+        """
+        ct = self._ct.image()
+        if self._liver is None:
+            return ct, None, None
+        if isinstance(self._liver, _Volume):
+            return ct, self._liver.image(), None
+        return ct, self._liver.image(ct), self._spleen and self._spleen.image(ct)
+
+
+def scene_inputs(
+    volume_node: Any,
+    segmentation_node: Any,
+    liver_segment_id: str | None = None,
+    spleen_segment_id: str | None = None,
+) -> SceneInputs:
+    """Take hold of a CT and its liver and, where there is one, spleen; nothing is copied yet.
+
+    Voxels are taken in their own type, parent transforms are included. Where the volume was loaded
+    from DICOM and Slicer's database still knows it, its image carries `dicom_files.KEPT_TAGS` for
+    the checks. segmentation_node: a segmentation whose liver and spleen are named by the ids or
+    found by `find_segments`; or a label map volume (1 liver, 2 spleen, or the liver alone), which
+    needs no ids; or None, and `stage` finds both. Adds nothing to the scene. Raises StagingError
+    for a node that is no scalar volume, holds no voxels, or lies under a transform that bends,
+    shears or scales it, and for a segmentation without a liver.
+    """
+    ct = _ct_volume(volume_node)
+    if segmentation_node is None:
+        return SceneInputs(ct, None, None)
+    if segmentation_node.GetClassName() == "vtkMRMLLabelMapVolumeNode":
+        return SceneInputs(ct, _volume(segmentation_node), None)
+    if segmentation_node.GetClassName() != "vtkMRMLSegmentationNode":
+        raise StagingError(
+            f"'{segmentation_node.GetName()}' is a {_kind(segmentation_node)}; a segmentation "
+            "with the liver is needed."
+        )
+    livers = _chosen(segmentation_node, "liver", liver_segment_id)
+    if not livers:
+        raise StagingError(
+            f"'{segmentation_node.GetName()}' has no liver: none of its "
+            f"{segmentation_node.GetSegmentation().GetNumberOfSegments()} segments is one by its "
+            "terminology or its name."
+        )
+    spleens = _chosen(segmentation_node, "spleen", spleen_segment_id)
+    liver = _organ(segmentation_node, livers, volume_node)
+    spleen = _organ(segmentation_node, spleens, volume_node) if spleens else None
+    return SceneInputs(ct, liver, spleen, outlined_by(segmentation_node))
+
+
+def volume_to_image(volume_node: Any) -> sitk.Image:
+    """A CT volume node as an image in the patient's axes (LPS, mm); see `scene_inputs`."""
+    return _ct_volume(volume_node).image()
+
+
+def outlined_by(segmentation_node: Any) -> dict[str, str] | None:
+    """What OUTLINED_ATTRIBUTE says of a segmentation (name, sha256, masks_sha256), or None."""
+    found = json_attribute(segmentation_node, OUTLINED_ATTRIBUTE)
+    names = {"name", "sha256", "masks_sha256"}
+    known = isinstance(found, dict) and {*found} == names
+    return found if known and all(isinstance(text, str) for text in found.values()) else None
+
+
+def json_attribute(node: Any, name: str) -> Any:
+    """The value of an attribute that is JSON; None where there is none, or no JSON."""
+    try:
+        return json.loads(node.GetAttribute(name) or "null")
+    except ValueError:
+        return None
+
+
+def find_segments(segmentation_node: Any, organ: str) -> tuple[str, ...]:
+    """Ids of the segments that make up an organ, "liver" or "spleen"; empty where there is none.
+
+    The terminology's type code decides, then, for the liver, a full set of Couinaud's segments,
+    then the name. A tumour of the liver has the liver as its region, not as its type, so it is not
+    taken for one. Raises StagingError where several segments are the organ.
+    """
+    segmentation = segmentation_node.GetSegmentation()
+    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+    types = {i: _type_code(segmentation.GetSegment(i)) for i in ids}
+    names = {i: _plain(segmentation.GetSegment(i).GetName()) for i in ids}
+
+    found = [i for i in ids if types[i] in _CODES[organ]]
+    if not found and organ == "liver":
+        parts = {i: _couinaud(types[i], names[i]) for i in ids}
+        if set(range(8)) <= set(parts.values()):
+            return tuple(i for i in ids if parts[i] is not None)
+    found = found or [i for i in ids if names[i] in _NAMES[organ]]
+    if len(found) > 1:
+        several = ", ".join(f"'{segmentation.GetSegment(i).GetName()}'" for i in found)
+        raise StagingError(
+            f"'{segmentation_node.GetName()}' has several segments that are the {organ} "
+            f"({several}): rename the others, or give the id of one."
+        )
+    return tuple(found)
+
+
+def _ct_volume(volume_node: Any) -> _Volume:
+    if volume_node is None:
+        raise StagingError("No CT volume is chosen: load a CT and choose it.")
+    if volume_node.GetClassName() != "vtkMRMLScalarVolumeNode":
+        raise StagingError(
+            f"'{volume_node.GetName()}' is a {_kind(volume_node)}; a CT as a scalar volume is "
+            "needed."
+        )
+    name = {NAME_KEY: f"'{volume_node.GetName()}'"}
+    return _volume(volume_node, {**_dicom_tags(volume_node), **name})
+
+
+def _volume(volume_node: Any, metadata: dict[str, str] | None = None) -> _Volume:
+    import slicer
+
+    data = volume_node.GetImageData()
+    if data is None or not data.GetNumberOfPoints() or data.GetPointData().GetScalars() is None:
+        raise StagingError(f"'{volume_node.GetName()}' holds no voxels: load it again.")
+    spacing, origin, axes = _world_geometry(volume_node)
+    return _Volume(
+        slicer.util.arrayFromVolume(volume_node),
+        tuple(spacing.tolist()),
+        tuple(origin.tolist()),
+        tuple(axes.ravel().tolist()),
+        metadata or {},
+    )
+
+
+def _world_geometry(volume_node: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Spacing [3], origin [3] and axes as columns [3, 3] in LPS, mm, parent transform included."""
+    from slicer.util import arrayFromVTKMatrix
+    from vtkmodules.vtkCommonMath import vtkMatrix4x4
+
+    name, matrix = volume_node.GetName(), vtkMatrix4x4()
+    volume_node.GetIJKToRASDirectionMatrix(matrix)
+    axes = arrayFromVTKMatrix(matrix)[:3, :3]
+    origin = np.array(volume_node.GetOrigin())
+    to_world = _to_world(volume_node)
+    turn = to_world[:3, :3]
+    if not np.allclose(turn.T @ turn, np.eye(3), atol=1e-3):
+        raise StagingError(
+            f"'{name}' lies under the transform '{volume_node.GetParentTransformNode().GetName()}',"
+            " which scales or shears it; only shifts and rotations can be staged."
+        )
+    axes, origin = turn @ axes, turn @ origin + to_world[:3, 3]
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-2):
+        raise StagingError(
+            f"The axes of '{name}' are not at right angles (a tilted gantry?); resample it to an "
+            "upright grid first."
+        )
+    return (
+        _without_noise(np.array(volume_node.GetSpacing())),
+        _without_noise(_LPS_FROM_RAS @ origin),
+        np.round(_LPS_FROM_RAS @ axes, 10) + 0.0,
+    )
+
+
+def _without_noise(values: np.ndarray) -> np.ndarray:
+    """Undo the last digits that Slicer's matrix inversions change, 0.7031249999999999 to 0.703125.
+
+    Files hold decimals or float32; a value next to one of these was that one. So a CT has the same
+    geometry, to the last digit, as when it is read without Slicer.
+    """
+    for simple in (np.round(values, 9), values.astype(np.float32).astype(np.float64)):
+        values = np.where(np.abs(values - simple) < 1e-11, simple, values)
+    return values + 0.0  # no negative zeros
+
+
+def _dicom_tags(volume_node: Any) -> dict[str, str]:
+    import slicer
+
+    instances = (volume_node.GetAttribute("DICOM.instanceUIDs") or "").split()
+    database = getattr(slicer, "dicomDatabase", None)
+    if not instances or database is None:
+        return {}
+    found = {tag: database.instanceValue(instances[0], tag.replace("|", ",")) for tag in KEPT_TAGS}
+    return {tag: value for tag, value in found.items() if value}
+
+
+def _chosen(segmentation_node: Any, organ: str, segment_id: str | None) -> tuple[str, ...]:
+    if segment_id is None:
+        return find_segments(segmentation_node, organ)
+    if segmentation_node.GetSegmentation().GetSegment(segment_id) is None:
+        raise StagingError(
+            f"'{segmentation_node.GetName()}' has no segment with the id '{segment_id}'."
+        )
+    return (segment_id,)
+
+
+def _type_code(segment: Any) -> tuple[str, str] | None:
+    """Scheme and code of the type in a segment's terminology.
+
+    The entry reads context~category~type~modifier~region context~region~modifier, each of them
+    scheme^code^meaning.
+    """
+    fields = segment.GetTerminology().split("~")
+    code = fields[2].split("^") if len(fields) > 2 else []
+    return (code[0], code[1]) if len(code) > 1 else None
+
+
+def _couinaud(type_code: tuple[str, str] | None, name: str) -> int | None:
+    """Which of Couinaud's segments a segment is, 0 to 7; None for any other."""
+    if type_code is not None and type_code[0] == "SCT" and type_code[1] in _COUINAUD_CODES:
+        return _COUINAUD_CODES.index(type_code[1])
+    match = _COUINAUD_NAME.fullmatch(name)
+    if match is None:
+        return None
+    return _ROMAN.index(match[1]) if match[1] in _ROMAN else int(match[1]) - 1
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+
+
+def _organ(segmentation_node: Any, segment_ids: Sequence[str], volume_node: Any) -> _Organ:
+    from slicer.util import arrayFromVTKMatrix
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+    from vtkmodules.vtkCommonMath import vtkMatrix4x4
+
+    segmentation, matrix = segmentation_node.GetSegmentation(), vtkMatrix4x4()
+    volume_node.GetIJKToRASMatrix(matrix)
+    from_ct = _to_world(volume_node) @ arrayFromVTKMatrix(matrix)
+    from_ct = np.linalg.inv(_to_world(segmentation_node)) @ from_ct
+    segments = []
+    with _as_voxels(segmentation_node):
+        for segment_id in segment_ids:
+            labelmap = segmentation_node.GetBinaryLabelmapInternalRepresentation(segment_id)
+            if labelmap is None or labelmap.GetPointData().GetScalars() is None:
+                continue
+            labelmap.GetImageToWorldMatrix(matrix)
+            first = np.eye(4)  # voxel indices begin at the extent's, the array's at 0
+            first[:3, 3] = labelmap.GetExtent()[::2]
+            segments.append(
+                _Segment(
+                    vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(
+                        labelmap.GetDimensions()[::-1]
+                    ),
+                    segmentation.GetSegment(segment_id).GetLabelValue(),
+                    np.linalg.inv(arrayFromVTKMatrix(matrix) @ first) @ from_ct,
+                )
+            )
+    name = segmentation.GetSegment(segment_ids[0]).GetName()
+    empty = (
+        f"The segment '{name}' of '{segmentation_node.GetName()}' is empty within "
+        f"'{volume_node.GetName()}'."
+    )
+    return _Organ(tuple(segments), empty)
+
+
+def _to_world(node: Any) -> np.ndarray:
+    """The matrix [4, 4] of all parent transforms of a node, RAS, mm."""
+    from slicer.util import arrayFromVTKMatrix
+    from vtkmodules.vtkCommonMath import vtkMatrix4x4
+
+    parent, matrix = node.GetParentTransformNode(), vtkMatrix4x4()
+    if parent is not None:
+        if not parent.IsTransformToWorldLinear():
+            raise StagingError(
+                f"'{node.GetName()}' lies under the non-linear transform '{parent.GetName()}': "
+                "harden it or take the node out of it; only shifts and rotations can be staged."
+            )
+        parent.GetMatrixTransformToWorld(matrix)
+    return arrayFromVTKMatrix(matrix)
+
+
+@contextmanager
+def _as_voxels(segmentation_node: Any) -> Iterator[None]:
+    """A segmentation of surfaces has voxels for a moment; it is left as it was."""
+    import slicer
+
+    segmentation = segmentation_node.GetSegmentation()
+    voxels = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+    had_voxels = segmentation.ContainsRepresentation(voxels)
+    if not had_voxels:
+        segmentation.CreateRepresentation(voxels)
+    try:
+        yield
+    finally:
+        if not had_voxels:
+            segmentation.RemoveRepresentation(voxels)
+
+
+def _kind(node: Any) -> str:
+    return node.GetNodeTagName() or node.GetClassName()

@@ -1,0 +1,207 @@
+"""Asks for and installs what staging needs beyond what comes with Slicer.
+
+Speaks to Slicer, but only when `installation` is called: never at import or startup.
+"""
+
+import importlib
+import logging
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+from ..errors import Cancelled, CancelToken, StagingError
+from .worker import Job
+
+POLL_SECONDS = 0.1  # how often a running pip is asked whether it is over, or the user has enough
+OFFLINE = (
+    "Without internet: on a computer that has it, and the same system and Python {python}, run\n"
+    "    pip download {quoted} -d wheels\n"
+    "copy the folder wheels, and in Slicer's Python console (Ctrl+3) run\n"
+    "    slicer.util.pip_install(['--no-index', '--find-links', '/path/to/wheels', {listed}])\n"
+    "then click Stage again."
+)
+
+
+class RequirementsError(StagingError):
+    """What staging needs could not be installed; `details` say how to do it by hand."""
+
+    def __init__(self, sentence: str, details: str) -> None:
+        super().__init__(sentence)
+        self.details = details
+
+
+def missing(path: str | Path) -> list[str]:
+    """The lines of a requirements file that are not satisfied."""
+
+    def installed(requirement: Requirement) -> bool:
+        try:
+            return requirement.specifier.contains(version(requirement.name), prereleases=True)
+        except PackageNotFoundError:
+            return False
+
+    text = Path(path).read_text(encoding="utf-8")
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line and not installed(Requirement(line))]
+
+
+def installation(path: str | Path) -> Job | None:
+    """A job that installs what requirements.txt names, or None where all of it is there.
+
+    The user is asked first. Slicer 5.12 and later install by themselves, before this returns. No
+    package that is there already is changed. Raises Cancelled where the user declines, and
+    RequirementsError where the installation fails, as the job does.
+    """
+    lacking = missing(path)
+    if not lacking:
+        return None
+    logging.info("Missing: %s", ", ".join(lacking))
+    try:
+        from slicer.packaging import load_requirements, pip_ensure
+    except ImportError:  # before Slicer 5.12
+        _ask(lacking)
+        return _pip_job(path, lacking)
+    try:
+        with _constraints(lacking) as constraints:
+            pip_ensure(load_requirements(str(path)), constraints=constraints, requester=_our_name())
+    except subprocess.CalledProcessError as error:
+        raise _refusal(lacking, str(error)) from error
+    except RuntimeError as error:
+        raise Cancelled(str(error)) from error
+    return None
+
+
+def _ask(lacking: list[str]) -> None:
+    import slicer
+    from slicer.i18n import tr as _
+
+    question = _(
+        "Staging needs {names} from the Python Package Index (about 20 MB). Install it now?"
+    ).format(names=", ".join(lacking))
+    if not slicer.util.confirmOkCancelDisplay(question, _our_name()):
+        raise Cancelled("Installing was declined.")
+
+
+def _our_name() -> str:
+    from slicer.i18n import tr as _
+
+    return _("Liver Fibrosis Staging")
+
+
+def _pip_job(path: str | Path, lacking: list[str]) -> Job:
+    """What Slicer's pip_install does, but without holding Slicer up: its lines are the progress."""
+
+    def job(progress: Callable[[float, str], None], cancel: CancelToken) -> None:
+        with _constraints(lacking) as constraints:
+            options = ["--disable-pip-version-check", "--no-input", "--constraint", constraints]
+            command = [_python(), "-m", "pip", "install", *options, *lacking]
+            output = _run(command, lambda line: progress(0.0, line), cancel)
+        importlib.invalidate_caches()
+        if missing(path):
+            raise _refusal(lacking, output)
+
+    return job
+
+
+@contextmanager
+def _constraints(lacking: list[str]) -> Iterator[str]:
+    """A file of pip constraints that keeps every package that is there, above all Slicer's numpy.
+
+    Only what is wanted in another version may change.
+    """
+    wanted = {canonicalize_name(Requirement(line).name) for line in lacking}
+    kept = {}
+    for found in distributions():
+        name, number = found.metadata["Name"], found.version
+        if name and canonicalize_name(name) not in wanted and _is_version(number):
+            kept.setdefault(canonicalize_name(name), f"{name}=={number}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "constraints.txt"
+        path.write_text("".join(sorted(kept.values())), encoding="utf-8")
+        yield str(path)
+
+
+def _is_version(text: str | None) -> bool:
+    """Whether pip can read it: some packages of Slicer's own builds have other names for it."""
+    try:
+        return text is not None and bool(Version(text))
+    except InvalidVersion:
+        return False
+
+
+def _python() -> str:
+    """Slicer's Python interpreter; its own executable is Slicer itself."""
+    found = shutil.which("PythonSlicer")
+    if found is None and Path(sys.executable).stem.startswith("python"):
+        found = sys.executable
+    if found is None:
+        raise StagingError("Slicer's Python interpreter, PythonSlicer, was not found.")
+    return found
+
+
+def _run(command: list[str], told: Callable[[str], None], cancel: CancelToken) -> str:
+    """Run a program to its end and return what it prints; each line is also told as it comes."""
+    hidden = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {}
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,  # PythonSlicer starts Python as a child, which is to end with it
+        **hidden,
+    )
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    reader = threading.Thread(target=lambda: [lines.put(line) for line in process.stdout])
+    reader.start()
+    output = []
+    while process.poll() is None or reader.is_alive() or not lines.empty():
+        if cancel.is_set():
+            _end(process)
+            raise Cancelled("Installing was cancelled.")
+        try:
+            output.append(lines.get(timeout=POLL_SECONDS))
+        except queue.Empty:
+            continue
+        told(output[-1].strip())
+    return "".join(output)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a process and its children."""
+    if os.name == "nt":
+        tree = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
+        subprocess.run(tree, capture_output=True, check=False)
+    else:
+        with suppress(ProcessLookupError):  # it is over by itself
+            os.killpg(process.pid, signal.SIGTERM)
+    process.wait()
+
+
+def _refusal(lacking: list[str], reason: str) -> RequirementsError:
+    import platform
+
+    python = ".".join(platform.python_version_tuple()[:2])
+    offline = OFFLINE.format(
+        python=python,
+        quoted=" ".join(f'"{line}"' for line in lacking),
+        listed=", ".join(map(repr, lacking)),
+    )
+    return RequirementsError(
+        f"Staging needs {', '.join(lacking)}, which is not installed: the details say how to "
+        "install it, also without internet.",
+        f"{reason}\n\n{offline}",
+    )

@@ -1,0 +1,106 @@
+"""The nodes that are a CT's results in the scene: how they are made, found again and filed.
+
+Each is named after its CT, refers to it by a node reference, and lies beside or below it in the
+subject hierarchy. All of it is for the main thread.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..result import SCHEMA
+from .mrml import json_attribute
+
+CT_ROLE = "LiverFibrosisStaging.ct"  # node reference of every node of ours: the CT it belongs to
+PART_ATTRIBUTE = "LiverFibrosisStaging.part"  # which of a CT's result nodes a node is
+SUMMARY_ATTRIBUTE = "LiverFibrosisStaging.summary"  # of the table: staging.json
+
+# Part -> (class of its node, its name after the CT's).
+PARTS = {
+    "bands": ("vtkMRMLLabelMapVolumeNode", "location map"),
+    "smooth": ("vtkMRMLScalarVolumeNode", "location map (smooth)"),
+    "results": ("vtkMRMLTableNode", "fibrosis staging"),
+    "probabilities": ("vtkMRMLTableNode", "stage probabilities"),
+    "series": ("vtkMRMLPlotSeriesNode", "probability"),
+    "plot": ("vtkMRMLPlotChartNode", "fibrosis stage plot"),
+    "organs": ("vtkMRMLSegmentationNode", "liver and spleen"),
+}
+
+
+def find_part(volume_node: Any, part: str) -> Any:
+    """The node of PARTS that belongs to a CT, or None."""
+    import slicer
+
+    if volume_node is None:
+        return None
+    for node in slicer.util.getNodesByClass(PARTS[part][0]):
+        of_part = node.GetAttribute(PART_ATTRIBUTE) == part
+        if of_part and node.GetNodeReferenceID(CT_ROLE) == volume_node.GetID():
+            return node
+    return None
+
+
+def is_result(node: Any) -> bool:
+    """Whether a node is one that `show_result` has made."""
+    return node.GetAttribute(PART_ATTRIBUTE) is not None
+
+
+def stored_summary(volume_node: Any) -> dict[str, Any] | None:
+    """The summary of the CT's result in the scene, also after it was saved and loaded again.
+
+    None where there is none that this version can read.
+    """
+    table = find_part(volume_node, "results")
+    summary = None if table is None else json_attribute(table, SUMMARY_ATTRIBUTE)
+    readable = isinstance(summary, dict) and summary.get("schema") == SCHEMA
+    return summary if readable else None
+
+
+def put_part(volume_node: Any, part: str, fill: Callable[[Any], None]) -> Any:
+    """A part of the CT's results, filled; made where there is none, else written again."""
+    import slicer
+
+    node, (class_name, name) = find_part(volume_node, part), PARTS[part]
+    is_new = node is None
+    if is_new:
+        node = slicer.mrmlScene.AddNewNodeByClass(class_name, f"{volume_node.GetName()} {name}")
+        node.SetAttribute(PART_ATTRIBUTE, part)
+        node.SetNodeReferenceID(CT_ROLE, volume_node.GetID())
+    with slicer.util.NodeModify(node):
+        fill(node)
+    if is_new:
+        _file(node, volume_node)
+    return node
+
+
+def _file(node: Any, volume_node: Any) -> None:
+    """File a node below its CT, or beside a CT that is in a study or folder."""
+    import slicer
+
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    if hierarchy is None:
+        return
+    invalid, ct_item = hierarchy.GetInvalidItemID(), hierarchy.GetItemByDataNode(volume_node)
+    if ct_item == invalid:
+        return
+    above, item = hierarchy.GetItemParent(ct_item), hierarchy.GetItemByDataNode(node)
+    above = ct_item if above == hierarchy.GetSceneItemID() else above
+    if item == invalid:
+        hierarchy.CreateItem(above, node)
+    else:
+        hierarchy.SetItemParent(item, above)
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """Whatever fails inside, the nodes that were added to the scene meanwhile go again."""
+    import slicer
+
+    before = {node.GetID() for node in slicer.util.getNodesByClass("vtkMRMLNode")}
+    try:
+        yield
+    except BaseException:
+        for node in slicer.util.getNodesByClass("vtkMRMLNode"):
+            if node.GetID() not in before:
+                slicer.mrmlScene.RemoveNode(node)
+        raise

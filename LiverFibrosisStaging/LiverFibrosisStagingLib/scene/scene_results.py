@@ -1,0 +1,292 @@
+"""From the library to the scene: a result becomes ordinary nodes that are saved with the scene.
+
+A CT's results are a label volume (bands), on request a scalar volume (smooth map), a table, and a
+plot of the probabilities, all named after the CT, filed with it in the subject hierarchy, and
+found again through a node reference to it. `scene_result` computes, in any thread; everything else
+is for the main thread, and copies and looks at no voxels.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import StagingError
+from ..imaging.grid import bounding_box
+from ..imaging.masks import voxels_sha256
+from ..imaging.segmentation import ORGANS, Organ
+from ..report.colors import BAND_COUNT, BANDS
+from ..report.summary import COLUMNS, table_rows
+from ..result import StagingResult
+from ..stages import STAGES
+from .mrml import OUTLINED_ATTRIBUTE, outlined_by
+from .scene_display import (
+    Display,
+    activate,
+    band_table,
+    jump_to_strongest,
+    set_abdomen_window,
+    set_display,
+    show_3d,
+    show_in_slices,
+    show_plot,
+    show_table,
+    shows_3d,
+    window_smooth,
+)
+from .scene_nodes import (
+    PART_ATTRIBUTE,
+    SUMMARY_ATTRIBUTE,
+    all_or_nothing,
+    find_part,
+    is_result,
+    put_part,
+    stored_summary,
+)
+
+__all__ = [
+    "Display",
+    "SceneResult",
+    "find_part",
+    "is_result",
+    "jump_to_strongest",
+    "scene_result",
+    "set_display",
+    "show_3d",
+    "show_plot",
+    "show_result",
+    "show_table",
+    "shows_3d",
+    "stored_summary",
+]
+
+
+@dataclass(frozen=True)
+class Box:
+    """Part of a CT's voxels: values [slice, row, column], and where (i, j, k) the first one is."""
+
+    values: np.ndarray
+    first: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class SceneOrgans:
+    """Organs that a network outlined: uint8 labels in a box, and OUTLINED_ATTRIBUTE's value."""
+
+    box: Box
+    organs: tuple[Organ, ...]
+    outlined: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SceneResult:
+    """A result, ready for the scene, which takes over its arrays.
+
+    summary: as in staging.json, with `strongest_ijk`, the voxel of the CT where the location map is
+    highest, or None where it is empty. labels: uint8 [slice, row, column] on the CT's grid, the
+    bands. relative: float32, the location map itself in the box that holds all of it, or None where
+    it is not wanted. organs: liver and spleen as a network outlined them, or None where they are
+    of another origin or were edited since.
+    """
+
+    summary: dict[str, Any]
+    labels: np.ndarray
+    relative: Box | None
+    organs: SceneOrgans | None = None
+
+
+def scene_result(result: StagingResult, smooth: bool = False) -> SceneResult:
+    """Prepare a result for the scene; smooth: with the scalar volume."""
+    summary = result.summary()
+    values = sitk.GetArrayViewFromImage(result.location_map)
+    strongest = None
+    if summary["location_map"]["maximum"] > 0:
+        strongest = [int(index) for index in np.unravel_index(values.argmax(), values.shape)[::-1]]
+    summary["strongest_ijk"] = strongest
+    labels = sitk.GetArrayFromImage(result.label_map)
+    relative = _cropped(values, _around(labels)) if smooth else None
+    segmentation = summary["segmentation"]
+    outlined = segmentation is not None and not segmentation["edited"]
+    return SceneResult(summary, labels, relative, _organs(result) if outlined else None)
+
+
+def _organs(result: StagingResult) -> SceneOrgans:
+    image = result.organs  # the view below does not keep it alive
+    labels = sitk.GetArrayViewFromImage(image)
+    box = _cropped(labels, bounding_box(labels))
+    network = {key: result.provenance["segmentation"][key] for key in ("name", "sha256")}
+    return SceneOrgans(
+        box,
+        tuple(organ for organ in ORGANS if (box.values == organ.label).any()),
+        {**network, "masks_sha256": voxels_sha256(result.liver, result.spleen)},
+    )
+
+
+def _around(labels: np.ndarray) -> tuple[slice, ...]:
+    """The box of what is not 0 and one voxel more, over which an interpolated map fades."""
+    if not labels.any():
+        return (slice(0, 1),) * 3
+    return tuple(slice(max(0, held.start - 1), held.stop + 1) for held in bounding_box(labels))
+
+
+def _cropped(values: np.ndarray, box: tuple[slice, ...]) -> Box:
+    return Box(values[box].copy(), tuple(held.start for held in box[::-1]))
+
+
+def show_result(
+    result: StagingResult | SceneResult, volume_node: Any, display: Display | None = None
+) -> Any:
+    """Put a result into the scene and its map over the CT; returns the label map volume node.
+
+    The volumes lie on the CT's grid, the smooth one on the part of it where the map is, and under
+    its parent transform, with the scene's one colour table and a legend. A second result for the
+    same CT replaces the first in the same nodes. Liver and spleen that a network outlined become a
+    segmentation; one that is there already may have been edited and is never written again. A CT
+    with Slicer's automatic window gets that of the abdomen. Raises StagingError where the CT is not
+    in the scene or the result does not fit it; whatever fails, no new node stays behind.
+    """
+    import slicer
+
+    display = display or Display()
+    if volume_node is None or volume_node.GetScene() is not slicer.mrmlScene:
+        raise StagingError("The CT of this result is no longer in the scene: load it again.")
+    if isinstance(result, StagingResult):
+        result = scene_result(result, display.smooth)
+    data = volume_node.GetImageData()
+    size, found = result.labels.shape[::-1], data.GetDimensions() if data else (0, 0, 0)
+    if size != found:
+        raise StagingError(
+            f"The result has {' x '.join(map(str, size))} voxels, "
+            f"'{volume_node.GetName()}' has {' x '.join(map(str, found))}: it is the result of "
+            "another volume."
+        )
+    with all_or_nothing():
+        table = band_table()
+        _write_tables(result.summary, volume_node)
+        whole = Box(result.labels, (0, 0, 0))
+        bands = put_part(volume_node, "bands", lambda node: _fill(node, volume_node, whole))
+        bands.GetDisplayNode().SetAndObserveColorNodeID(table.GetID())
+        if result.relative is not None:
+            smooth = put_part(
+                volume_node, "smooth", lambda node: _fill(node, volume_node, result.relative)
+            )
+            window_smooth(smooth, table, result.summary["location_map"]["maximum"])
+        elif find_part(volume_node, "smooth") is not None:  # of an earlier result
+            slicer.mrmlScene.RemoveNode(find_part(volume_node, "smooth"))
+        set_abdomen_window(volume_node)
+        show_in_slices(volume_node)
+        set_display(volume_node, display)
+        activate(volume_node)
+        if result.organs is not None:
+            _put_organs(volume_node, result.organs)
+    return bands
+
+
+def _fill(node: Any, volume_node: Any, box: Box) -> None:
+    """Part of the CT's grid into a volume node, which shares the voxels."""
+    from vtkmodules.util.numpy_support import numpy_to_vtk
+    from vtkmodules.vtkCommonDataModel import vtkImageData
+    from vtkmodules.vtkCommonMath import vtkMatrix4x4
+
+    ijk_to_ras = vtkMatrix4x4()
+    volume_node.GetIJKToRASMatrix(ijk_to_ras)
+    node.CopyOrientation(volume_node)
+    node.SetOrigin(ijk_to_ras.MultiplyPoint((*box.first, 1.0))[:3])
+    node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+    node.CreateDefaultDisplayNodes()
+    if node.GetClassName() == "vtkMRMLScalarVolumeNode":
+        node.GetDisplayNode().SetAutoWindowLevel(False)  # before there are voxels to look through
+    image = vtkImageData()
+    image.SetDimensions(*box.values.shape[::-1])
+    image.GetPointData().SetScalars(numpy_to_vtk(box.values.ravel(), deep=False))
+    node.SetAndObserveImageData(image)
+
+
+def _put_organs(volume_node: Any, organs: SceneOrgans) -> None:
+    """Outlines as a segmentation of the CT, where they are not there yet.
+
+    Other outlines, which may have been edited, stay in the scene, as a segmentation of the user's.
+    """
+    node = find_part(volume_node, "organs")
+    if node is not None:
+        if outlined_by(node) == organs.outlined:
+            return
+        node.RemoveAttribute(PART_ATTRIBUTE)
+    put_part(volume_node, "organs", lambda node: _fill_organs(node, volume_node, organs))
+
+
+def _fill_organs(node: Any, volume_node: Any, organs: SceneOrgans) -> None:
+    """Organs as segments, which share the voxels, with the field's names, codes and colours."""
+    import slicer
+    from vtkmodules.util.numpy_support import numpy_to_vtk
+    from vtkmodules.vtkCommonMath import vtkMatrix4x4
+
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+    node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+    node.SetAttribute(OUTLINED_ATTRIBUTE, json.dumps(organs.outlined))
+    image, ijk_to_ras = slicer.vtkOrientedImageData(), vtkMatrix4x4()
+    volume_node.GetIJKToRASMatrix(ijk_to_ras)
+    image.SetGeometryFromImageToWorldMatrix(ijk_to_ras)
+    size = organs.box.values.shape[::-1]
+    ends = ((first, first + n - 1) for first, n in zip(organs.box.first, size))
+    image.SetExtent(*(index for end in ends for index in end))
+    image.GetPointData().SetScalars(numpy_to_vtk(organs.box.values.ravel(), deep=False))
+    voxels = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+    for organ in organs.organs:
+        segment = slicer.vtkSegment()
+        segment.SetName(organ.name)
+        segment.SetColor(*(part / 255 for part in organ.rgb))
+        segment.SetTerminology(organ.terminology)
+        segment.SetLabelValue(organ.label)
+        segment.AddRepresentation(voxels, image)
+        node.GetSegmentation().AddSegment(segment, organ.name.lower())
+    node.GetDisplayNode().SetAllSegmentsVisibility2DFill(False)  # the map stays readable
+
+
+def _write_tables(summary: dict[str, Any], volume_node: Any) -> None:
+    def fill_results(node: Any) -> None:
+        node.SetAttribute(SUMMARY_ATTRIBUTE, json.dumps(summary))
+        _set_columns(node, dict(zip(COLUMNS, zip(*table_rows(summary)))))
+
+    def fill_probabilities(node: Any) -> None:
+        values = [summary["probabilities"][stage] for stage in STAGES]
+        _set_columns(node, {"Stage": STAGES, "Probability": values})
+
+    def fill_series(node: Any) -> None:
+        node.SetAndObserveTableNodeID(table.GetID())
+        node.SetPlotType(node.PlotTypeBar)
+        node.SetLabelColumnName("Stage")
+        node.SetYColumnName("Probability")
+        node.SetColor(*BANDS[BAND_COUNT // 2].rgb)
+
+    def fill_plot(node: Any) -> None:
+        node.SetTitle(f"Fibrosis stage: {summary['stage']}")
+        node.SetXAxisTitle("Stage")
+        node.SetYAxisTitle("Probability")
+        node.SetYAxisRangeAuto(False)
+        node.SetYAxisRange(0.0, 1.0)
+        node.SetLegendVisibility(False)
+        node.RemoveAllPlotSeriesNodeIDs()
+        node.AddAndObservePlotSeriesNodeID(series.GetID())
+
+    put_part(volume_node, "results", fill_results)
+    table = put_part(volume_node, "probabilities", fill_probabilities)
+    series = put_part(volume_node, "series", fill_series)
+    put_part(volume_node, "plot", fill_plot)
+
+
+def _set_columns(node: Any, columns: dict[str, Any]) -> None:
+    from vtkmodules.vtkCommonCore import vtkDoubleArray, vtkStringArray
+
+    node.RemoveAllColumns()
+    for name, values in columns.items():
+        column = vtkStringArray() if isinstance(values[0], str) else vtkDoubleArray()
+        column.SetName(name)
+        for value in values:
+            column.InsertNextValue(value)
+        node.AddColumn(column)
+    node.SetUseColumnTitleAsColumnHeader(True)
+    node.SetLocked(True)

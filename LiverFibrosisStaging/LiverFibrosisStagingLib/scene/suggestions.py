@@ -1,0 +1,101 @@
+"""Which CT and which segmentation the panel takes where the user has chosen none.
+
+A CT that comes into the scene is chosen where none was. A segmentation is chosen with its CT: one
+that has a liver and belongs to this CT, never one that was drawn on another. What the user chose
+stays, "Automatic" included.
+"""
+
+from typing import Any
+
+from ..errors import StagingError
+from .mrml import find_segments
+from .scene_results import is_result
+
+
+def cts() -> list[Any]:
+    """The scene's volumes that may be CTs: scalar volumes with voxels, and no result of ours."""
+    import slicer
+
+    class_name = "vtkMRMLScalarVolumeNode"  # a label map is one too, but never a CT
+    return [
+        node
+        for node in slicer.util.getNodesByClass(class_name)
+        if node.GetClassName() == class_name and node.GetImageData() and not is_result(node)
+    ]
+
+
+def drawn_on(segmentation_node: Any) -> Any:
+    """The CT that a segmentation was drawn on, or None where the scene does not say."""
+    role = segmentation_node.GetReferenceImageGeometryReferenceRole()
+    reference = segmentation_node.GetNodeReference(role)
+    return reference if reference in cts() else None
+
+
+def belongs(segmentation_node: Any, volume_node: Any) -> bool:
+    """Whether a segmentation was drawn on a CT, or may have been: there is no other CT."""
+    reference = drawn_on(segmentation_node)
+    return cts() == [volume_node] if reference is None else reference is volume_node
+
+
+def suggested_segmentation(volume_node: Any) -> Any:
+    """The first segmentation that belongs to a CT and has a liver, or None."""
+    import slicer
+
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        if not is_result(node) and belongs(node, volume_node) and _has_liver(node):
+            return node
+    return None
+
+
+class Suggestions:
+    """Keeps the parameter node's inputVolume and segmentation in step with scene and user."""
+
+    def __init__(self) -> None:
+        self._volume_id = self._segmentation_id = None
+        self._automatic = False  # the user wants it for this CT
+
+    def begin(self, parameters: Any) -> None:
+        """Take over a parameter node: where it has a CT, the segmentation is settled too."""
+        self._remember(parameters)
+        self._automatic = self._volume_id is not None and self._segmentation_id is None
+
+    def offer(self, parameters: Any) -> None:
+        """Choose what is not chosen yet; to be called when something new is in the scene."""
+        if parameters.inputVolume is None:
+            found = cts()
+            if found:
+                parameters.inputVolume = found[0]
+                self.follow(parameters)
+        elif parameters.segmentation is None and not self._automatic:
+            self._choose(parameters)
+
+    def follow(self, parameters: Any) -> None:
+        """See what the user chose: another CT takes another segmentation with it."""
+        import slicer
+
+        volume_id, segmentation_id = self._volume_id, self._segmentation_id
+        self._remember(parameters)
+        if self._volume_id != volume_id:
+            self._automatic = False
+            volume, segmentation = parameters.inputVolume, parameters.segmentation
+            if volume and not (segmentation and belongs(segmentation, volume)):
+                self._choose(parameters)
+        elif self._segmentation_id != segmentation_id:
+            let_go = segmentation_id and slicer.mrmlScene.GetNodeByID(segmentation_id)
+            self._automatic = self._segmentation_id is None and let_go is not None
+
+    def _choose(self, parameters: Any) -> None:
+        parameters.segmentation = suggested_segmentation(parameters.inputVolume)
+        self._remember(parameters)
+
+    def _remember(self, parameters: Any) -> None:
+        volume, segmentation = parameters.inputVolume, parameters.segmentation
+        self._volume_id = volume and volume.GetID()
+        self._segmentation_id = segmentation and segmentation.GetID()
+
+
+def _has_liver(segmentation_node: Any) -> bool:
+    try:
+        return bool(find_segments(segmentation_node, "liver"))
+    except StagingError:  # several
+        return False

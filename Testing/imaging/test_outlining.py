@@ -1,0 +1,140 @@
+"""From probabilities to outlines: the patient's own HU, pieces, holes and bridges."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from sklearn.naive_bayes import CategoricalNB
+
+from LiverFibrosisStagingLib.imaging import outlining
+from LiverFibrosisStagingLib.imaging.outlining import BIN_HU, on_ct
+
+SIZE = (20, 40, 48)
+
+
+def box(z, y, x):
+    """Where, bool, for three (first, last) pairs."""
+    inside = np.zeros(SIZE, bool)
+    inside[tuple(slice(*ends) for ends in (z, y, x))] = True
+    return inside
+
+
+LIVER = box((4, 16), (8, 32), (4, 24))
+STOMACH = box((4, 16), (8, 20), (24, 32))
+SPLEEN = box((6, 14), (22, 32), (36, 44))
+
+
+@pytest.fixture
+def patient():
+    """Probabilities and HU: liver, spleen, and contrast in a stomach that is taken for liver."""
+    rng = np.random.default_rng(0)
+    hu = rng.normal(-90, 15, SIZE).astype(np.float32)
+    for where, mean in ((LIVER, 105), (SPLEEN, 125), (STOMACH, 235)):
+        hu[where] = rng.normal(mean, 12, np.count_nonzero(where))
+    probabilities = np.zeros((3, *SIZE), np.float32)
+    probabilities[1] = np.select([LIVER, STOMACH], [0.9, 0.6], 0.01)
+    probabilities[2] = np.where(SPLEEN, 0.8, 0.01)
+    probabilities[1, 4:7][LIVER[4:7]] = 0.3  # the network's doubt
+    probabilities[0] = 1 - probabilities[1:].sum(axis=0)
+    return probabilities, hu
+
+
+def judged_by_hu(probabilities, hu):
+    image = sitk.GetImageFromArray(hu)
+    image.SetSpacing((4.0, 4.0, 4.0))
+    return outlining.judged_by_hu(probabilities, image)
+
+
+def most_probable(probabilities):
+    return probabilities.argmax(axis=0)
+
+
+def test_what_differs_from_the_liver_is_none_and_what_is_like_it_is(patient):
+    probabilities, hu = patient
+    before = most_probable(probabilities)
+    assert (before[STOMACH] == 1).all() and (before[4:7][LIVER[4:7]] == 0).all()
+    judged = judged_by_hu(probabilities, hu)
+    np.testing.assert_allclose(judged.sum(axis=0), 1, atol=1e-5)
+    after = most_probable(judged)
+    assert np.mean(after[STOMACH] == 1) < 0.01
+    assert np.mean(after[LIVER] == 1) > 0.98
+    assert np.mean(after[SPLEEN] == 2) > 0.98
+
+
+def test_phase_does_not_matter(patient):
+    """The same patient 50 HU darker is judged the same."""
+    probabilities, hu = patient
+    expected = judged_by_hu(probabilities, hu)
+    np.testing.assert_allclose(judged_by_hu(probabilities, hu - 50), expected, atol=1e-3)
+
+
+def test_one_round_is_bayes_rule(patient, monkeypatch):
+    """scikit-learn's naive Bayes, taught the same voxels, finds the same classes."""
+    monkeypatch.setattr(outlining, "ROUNDS", 1)
+    monkeypatch.setattr(outlining, "REACH_MM", {1: 1e3, 2: 1e3})
+    probabilities, hu = patient
+    probabilities[1][STOMACH] = 0.01  # nothing is odd, everything near enough
+    probabilities[0] = 1 - probabilities[1:].sum(axis=0)
+    bins = ((hu - hu.min()) / BIN_HU).astype(int).reshape(-1, 1)
+    sure = [(probabilities[n] > 0.5).ravel() for n in range(3)]
+    taught = np.concatenate([np.flatnonzero(part) for part in sure])
+    classes = np.concatenate([np.full(part.sum(), n) for n, part in enumerate(sure)])
+    bayes = CategoricalNB(alpha=0.5, fit_prior=False, min_categories=int(bins.max()) + 1)
+    bayes.fit(bins[taught], classes)
+    theirs = bayes.predict_log_proba(bins).T + np.log(probabilities.reshape(3, -1))
+    ours = most_probable(judged_by_hu(probabilities, hu)).ravel()
+    assert np.mean(ours == theirs.argmax(axis=0)) > 0.99
+
+
+def test_a_spleen_that_was_half_seen_is_found_whole(patient):
+    """But not what lies further off than the spleen may grow, bright as it may be."""
+    probabilities, hu = patient
+    upper, lower = SPLEEN & box((10, 20), (0, 40), (0, 48)), box((6, 10), (22, 32), (36, 44))
+    far = box((0, 2), (0, 8), (40, 48))
+    probabilities[2][lower] = 0.02
+    probabilities[0] = 1 - probabilities[1:].sum(axis=0)
+    hu[far] = 125
+    found = most_probable(judged_by_hu(probabilities, hu)) == 2
+    assert np.mean(found[upper]) > 0.98 and np.mean(found[lower]) > 0.9
+    assert not found[far].any()
+
+
+def test_where_there_is_nothing_nothing_appears(patient):
+    hu = patient[1]
+    nothing = np.stack([np.ones(SIZE), np.zeros(SIZE), np.zeros(SIZE)]).astype(np.float32)
+    np.testing.assert_allclose(judged_by_hu(nothing, hu), nothing, atol=1e-6)
+
+
+@pytest.fixture
+def grid():
+    image = sitk.Image(SIZE[::-1], sitk.sitkUInt8)
+    image.SetSpacing((4.0, 4.0, 4.0))
+    return image
+
+
+def outlined(liver, grid):
+    """The outline on a finer CT of a network that is sure, as an array on the grid's voxels."""
+    ct = sitk.Image([2 * n for n in grid.GetSize()], sitk.sitkInt16)
+    ct.SetSpacing((2.0, 2.0, 2.0))
+    ct.SetOrigin((-1.0, -1.0, -1.0))
+    sure = liver.astype(np.float32)
+    labels = on_ct(np.stack([1 - sure, sure, 0 * sure]), grid, ct)
+    assert labels.GetSize() == ct.GetSize() and labels.GetOrigin() == ct.GetOrigin()
+    assert sitk.GetArrayFromImage(sitk.ConnectedComponent(labels)).max() <= 1
+    return sitk.GetArrayFromImage(labels)[::2, ::2, ::2] == 1
+
+
+def test_holes_are_filled_and_other_pieces_left(grid):
+    hollow = LIVER & ~box((8, 11), (15, 20), (10, 14))
+    found = outlined(hollow | SPLEEN, grid)
+    assert np.mean(found[LIVER]) > 0.9 and not found[SPLEEN].any()
+    assert found[box((9, 10), (16, 19), (11, 13))].all()
+
+
+def test_what_hangs_on_a_thin_bridge_is_left(grid):
+    bridge = box((9, 10), (26, 27), (24, 36))
+    found = outlined(LIVER | bridge | SPLEEN, grid)
+    assert np.mean(found[LIVER]) > 0.9 and not found[SPLEEN].any()
+
+
+def test_no_organ_is_no_outline(grid):
+    assert not outlined(np.zeros(SIZE, bool), grid).any()

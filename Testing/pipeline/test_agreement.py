@@ -1,0 +1,101 @@
+"""What a result says of itself: do the ensemble's networks agree, and is its map usual?"""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+from LiverFibrosisStagingLib import stage
+from LiverFibrosisStagingLib.ensemble import disagreement, spread
+from LiverFibrosisStagingLib.quality import unusual
+from LiverFibrosisStagingLib.report.summary import table_rows
+from LiverFibrosisStagingLib.stages import GROUPS, STAGES, softmax
+
+SCHEMA = Path(__file__).parents[2] / "Resources" / "staging.schema.json"
+
+
+@pytest.fixture(scope="module")
+def result(sample, model):
+    return stage(sample["ct"], sample["liver"], sample["spleen"], model)
+
+
+def test_the_shipped_model_is_an_ensemble_and_reports_its_spread(result, model):
+    members = result.member_probabilities
+    assert members.shape == (5, len(STAGES))
+    given = [f.tensors["member_logits"][0] for f in result.seen.forwards]
+    logits = np.mean(given, axis=0, dtype=np.float64)
+    np.testing.assert_allclose(members, softmax(logits, model.card.temperature))
+    np.testing.assert_allclose(logits.mean(axis=0), result.seen.logits, atol=1e-4)
+    found = result.summary()["ensemble"]
+    assert found["members"] == 5
+    for index, name in enumerate(STAGES):
+        low, high = found["range"][name]
+        assert (low, high) == (members[:, index].min(), members[:, index].max())
+    for name, first in GROUPS.items():
+        scores = members[:, first:].sum(axis=1)
+        assert found["range"][name] == pytest.approx([scores.min(), scores.max()])
+    jsonschema.validate(json.loads(json.dumps(result.summary())), json.loads(SCHEMA.read_text()))
+
+
+def test_the_table_says_how_many_networks_agree(result):
+    rows = {name: value for name, value, _ in table_rows(result.summary())}
+    agreeing = (result.member_probabilities.argmax(axis=1) == STAGES.index(result.stage)).sum()
+    assert rows[f"Networks that say {result.stage}"] == f"{agreeing} of 5"
+
+
+@pytest.mark.parametrize("says_f4, warned", [(5, False), (4, False), (3, True), (1, True)])
+def test_networks_that_disagree_are_a_warning(says_f4, warned):
+    members = np.array([[0, 0, 0, 0.2, 0.8]] * says_f4 + [[0.9, 0, 0, 0.1, 0]] * (5 - says_f4))
+    sentences = disagreement(spread(members, "F4"), "F4")
+    assert bool(sentences) == warned
+    if warned:
+        assert sentences == [f"The networks disagree: only {says_f4} of 5 say F4."]
+
+
+REFERENCE = {
+    "percentiles": [2.5, 25, 50, 75, 97.5],
+    "stages": {
+        "F0": {"cases": 19, "liver": [1, 2, 3, 4, 5]},
+        "F4": {"cases": 80, "liver": [1, 2, 3, 4, 5], "spleen": [0.5, 1, 2, 3, 4]},
+    },
+}
+
+
+def weights(**means):
+    return {
+        region: {"mean": mean, "share": 0.5, "volume_ml": 1.0} for region, mean in means.items()
+    }
+
+
+def test_a_region_outside_the_usual_range_is_named_with_its_numbers():
+    (sentence,) = unusual(weights(liver=3.0, spleen=4.5, rest=9.0), REFERENCE, "F4")
+    assert "spleen 4.50 (0.50 to 4.00)" in sentence and "80 reference cases" in sentence
+    assert "liver" not in sentence and "rest" not in sentence  # usual; no reference
+
+
+@pytest.mark.parametrize(
+    "reference, stage_name", [(REFERENCE, "F0"), (REFERENCE, "F2"), ({}, "F4")]
+)
+def test_too_few_reference_cases_say_nothing(reference, stage_name):
+    assert unusual(weights(liver=100.0), reference, stage_name) == []
+
+
+def test_usual_weights_say_nothing():
+    assert unusual(weights(liver=5.0, spleen=0.5), REFERENCE, "F4") == []
+
+
+def test_only_the_predicted_stages_map_is_compared(result):
+    """The reference holds maps of the predicted stage; those of others have no yardstick."""
+    other = "F0" if result.stage == "F4" else "F4"
+    assert not any("Unusual" in warning for warning in result.explain(other).map_warnings)
+
+
+def test_the_shipped_reference_is_that_of_its_test_cohort(model):
+    reference = model.card.reference
+    assert "test cohort" in reference["source"]
+    for values in reference["stages"].values():
+        assert values["cases"] >= 5
+        for region in ("liver", "liver_surface", "liver_core", "spleen", "rest"):
+            assert values[region] == sorted(values[region])

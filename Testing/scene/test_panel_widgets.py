@@ -1,0 +1,256 @@
+"""What the panel says and looks like in each state: reasons, widths, saving, a bad start."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip(
+    "PySide6.QtUiTools", reason="PySide6 cannot be imported on this machine", exc_type=ImportError
+)
+
+import qt_host
+import slicer
+import slicer_host
+from panel_steps import is_busy, of_class, until_under_way
+from slicer_host import wait_until
+
+pytestmark = pytest.mark.usefixtures("single_network")
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = ("QPushButton", "QCheckBox", "QComboBox", "QSpinBox", "ctkSliderWidget", "ctkPathLineEdit")
+
+
+def check_reasons(panel):
+    """Whatever is disabled says in its tool tip why; returns the names of what is."""
+    disabled = set()
+    for name, widget in vars(panel.ui).items():
+        if type(widget).__name__ in (*KINDS, "qMRMLNodeComboBox") and widget.toolTip:
+            of_use = widget.property("toolTipOfUse")
+            if not widget.enabled:
+                disabled.add(name)
+                assert of_use and widget.toolTip != of_use, name
+            else:
+                assert of_use in (None, widget.toolTip) or widget.text == "&Cancel", name
+    return disabled
+
+
+def waiting_job(logic, name, monkeypatch):
+    """The logic's job of a name waits until the returned event is set."""
+    go_on, make = threading.Event(), getattr(logic, name)
+
+    def made(*arguments):
+        job = make(*arguments)
+
+        def run(progress, cancel):
+            go_on.wait(60)
+            return job(progress, cancel)
+
+        return run
+
+    monkeypatch.setattr(logic, name, made)
+    return go_on
+
+
+# ---------------------------------------------------------------------------- reasons
+
+
+def test_what_is_disabled_says_why(ready, tmp_path, monkeypatch):
+    ui = ready.ui
+    nothing = {"explainedComboBox", "saveButton", "smoothCheckBox", "jumpButton", "opacitySlider"}
+    assert nothing <= check_reasons(ready) and "stage the CT first" in ui.saveButton.toolTip
+    until_under_way(ready)
+    assert {"inputVolumeSelector", "threadsSpinBox"} <= check_reasons(ready)
+    assert "cancel" in ui.inputVolumeSelector.toolTip
+    wait_until(lambda: not is_busy(ready), 120)
+    assert check_reasons(ready) == set()
+
+    go_on = waiting_job(ready.logic, "savingJob", monkeypatch)
+    qt_host.file_dialog_answers.append(str(tmp_path))
+    ui.saveButton.click()
+    assert {"stageButton", "saveButton"} <= check_reasons(ready)
+    assert "being written" in ui.stageButton.toolTip
+    go_on.set()
+    wait_until(lambda: not is_busy(ready))
+
+    folder = tmp_path / "scene"
+    folder.mkdir()
+    assert slicer.mrmlScene.SaveSceneToSlicerDataBundleDirectory(str(folder), None)
+    slicer.mrmlScene.Clear(0)
+    (saved,) = folder.rglob("*.mrml")
+    slicer.mrmlScene.SetURL(str(saved))
+    assert slicer.mrmlScene.Connect()
+    assert check_reasons(ready) == {"explainedComboBox", "saveButton", "smoothCheckBox"}
+    for widget in (ui.explainedComboBox, ui.saveButton):
+        assert "Stage the CT again" in widget.toolTip and "feature maps" in widget.toolTip
+
+    slicer.mrmlScene.Clear(0)
+    assert "stageButton" in check_reasons(ready) and "choose a CT" in ui.stageButton.toolTip
+
+
+# ---------------------------------------------------------------------------- width
+
+
+def test_the_panels_width_does_not_depend_on_what_it_says(ready, monkeypatch):
+    def widths():
+        slicer.app.processEvents()
+        return ready.parent.minimumSizeHint.width(), ready.parent.sizeHint.width()
+
+    ui, before = ready.ui, widths()
+    go_on = waiting_job(ready.logic, "stagingJob", monkeypatch)
+    ui.stageButton.click()
+    ui.stepLabel.text = "Bringing the map to the CT's grid ... about 12 s left " * 3
+    assert widths() == before
+    go_on.set()
+    wait_until(lambda: not is_busy(ready), 120)
+    assert ui.resultWidget.visible and widths() == before
+    for name in ("warningsLabel", "measurementsLabel", "behindLabel", "foundLabel", "emptyLabel"):
+        getattr(ui, name).text = "A long text with an unbreakable_" + "word" * 40
+        getattr(ui, name).visible = True
+    ui.F0Value.text = "100 %"
+    assert widths() == before
+    ui.modelCardButton.click()
+    assert widths() == before
+
+
+def test_the_table_of_measurements_fits_into_a_narrow_panel(staged):
+    staged.parent.resize(staged.parent.minimumSizeHint.width(), 900)
+    slicer.app.processEvents()
+    label = staged.ui.measurementsLabel
+    assert label.heightForWidth(label.width) <= label.height
+
+
+# ---------------------------------------------------------------------------- saving
+
+
+def save(panel, folder):
+    qt_host.file_dialog_answers.append(str(folder))
+    panel.ui.saveButton.click()
+    wait_until(lambda: not is_busy(panel))
+
+
+def test_a_result_gets_its_own_folder_and_is_replaced_only_if_asked(staged, tmp_path):
+    volume = staged.ui.inputVolumeSelector.currentNode()
+    save(staged, tmp_path)
+    own = tmp_path / "LiverFibrosisPhantom"
+    assert [path.name for path in tmp_path.iterdir()] == [own.name]
+    assert {"staging.json", "overview.png", "location_map_label.nrrd"} <= {
+        path.name for path in own.iterdir()
+    }
+    assert str(own) in slicer_host.status_messages[-1]
+
+    (own / "staging.json").write_text("{}")
+    slicer_host.dialog_answers.append("Cancel")
+    save(staged, tmp_path)
+    assert (own / "staging.json").read_text() == "{}"
+    save(staged, own)  # the folder itself: with Ok
+    assert json.loads((own / "staging.json").read_text())["stage"] == staged.ui.stageLabel.text
+    assert [str(own) in dialog.text and "?" in dialog.text for dialog in slicer_host.dialogs] == [
+        True,
+        True,
+    ]
+    slicer_host.dialogs.clear()
+
+    volume.SetName("2: Thorax/Abdomen, p.v. <3 mm>?  ")
+    save(staged, tmp_path)
+    assert (tmp_path / "2_Thorax_Abdomen_p.v._3_mm" / "staging.json").is_file()
+    save(staged, "")  # cancelled
+    assert not is_busy(staged)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("", "CT"),
+        ("...", "CT"),
+        ("../../etc", "etc"),
+        ("con", "_con"),
+        ("LPT1.ct", "_LPT1.ct"),
+        ("Größe", "Größe"),
+        ("x" * 300, "x" * 80),
+    ],
+)
+def test_folder_names_are_ones_that_every_system_takes(host, tmp_path, name, folder):
+    host.import_module()
+    from LiverFibrosisStagingLib.scene.panel import result_folder
+
+    volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
+    volume.SetName(name)
+    assert result_folder(str(tmp_path), volume) == tmp_path / folder
+
+
+@pytest.mark.parametrize("how", ["the CT is deleted", "the scene is closed"])
+def test_a_save_ends_whatever_becomes_of_its_ct(staged, tmp_path, monkeypatch, how):
+    go_on = waiting_job(staged.logic, "savingJob", monkeypatch)
+    qt_host.file_dialog_answers.append(str(tmp_path))
+    staged.ui.saveButton.click()
+    if how == "the CT is deleted":
+        slicer.mrmlScene.RemoveNode(staged.ui.inputVolumeSelector.currentNode())
+        assert is_busy(staged)
+        go_on.set()
+    else:
+        threading.Timer(0.2, go_on.set).start()
+        slicer.mrmlScene.Clear(0)  # waits for it
+    wait_until(lambda: not is_busy(staged))
+    assert (tmp_path / "LiverFibrosisPhantom" / "staging.json").is_file()
+    assert slicer_host.status_messages[-1].startswith("Saved in ")
+    assert "Cancelled." not in slicer_host.status_messages
+
+
+# ---------------------------------------------------------------------------- table, chart, 3D
+
+
+def test_table_chart_and_surfaces_are_shown_on_demand(staged):
+    ui, manager = staged.ui, slicer.app.layoutManager()
+    volume, segmentation = (
+        ui.inputVolumeSelector.currentNode(),
+        ui.segmentationSelector.currentNode(),
+    )
+    before = manager.layout
+    ui.showTableButton.click()
+    with_table = manager.layout
+    ui.showPlotButton.click()
+    assert before != with_table != manager.layout
+    (selection,) = of_class("vtkMRMLSelectionNode")
+    table = slicer.mrmlScene.GetNodeByID(selection.GetActiveTableID())
+    assert volume.GetName() in table.GetName()
+    assert not ui.show3DButton.checked
+    ui.show3DButton.click()
+    assert ui.show3DButton.checked and staged.logic.organs3DShown(volume, segmentation)
+    slicer_host.import_module().loadSample()
+    ui.inputVolumeSelector.setCurrentNode(of_class("vtkMRMLScalarVolumeNode")[-1])
+    ui.inputVolumeSelector.setCurrentNode(volume)
+    assert ui.show3DButton.checked
+    ui.show3DButton.click()
+    assert not ui.show3DButton.checked
+    assert not staged.logic.organs3DShown(volume, segmentation)
+
+
+# ---------------------------------------------------------------------------- a bad start
+
+
+@pytest.mark.parametrize("package", ["SimpleITK", "packaging"])
+def test_a_missing_package_is_named_and_nothing_else_fails(package):
+    code = f"""
+import sys
+sys.path[:0] = {[str(ROOT / "Testing"), str(ROOT / "LiverFibrosisStaging")]!r}
+import slicer, slicer_host, qt_host
+slicer_host.start()
+import qt
+for name in [n for n in sys.modules if n.split(".")[0] == {package!r}] + [{package!r}]:
+    sys.modules[name] = None  # importing it fails
+panel = slicer_host.open_panel()
+panel.exit()
+panel.enter()
+slicer.mrmlScene.Clear(0)
+print([label.text for label in panel.parent.findChildren(qt.QLabel)])
+panel.cleanup()
+print(qt_host.exceptions, slicer_host.dialogs)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text, rest = done.stdout.splitlines()
+    assert package in text and f"pip_install('{package}')" in text.replace("\\", "")
+    assert rest == "[] []"

@@ -1,0 +1,190 @@
+"""The background worker: one job, one end, whatever happens."""
+
+import threading
+import time
+
+import pytest
+
+from LiverFibrosisStagingLib import Cancelled, StagingError, stage
+from LiverFibrosisStagingLib.scene.jobs import explaining_job, saving_job
+from LiverFibrosisStagingLib.scene.worker import Outcome, Worker
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def run(worker, job, progressed=None):
+    """The outcome of a job, pumped as the panel does."""
+    outcomes = []
+    worker.start(job, outcomes.append, progressed)
+    finish(worker)
+    (outcome,) = outcomes
+    return outcome
+
+
+def finish(worker, seconds=20.0):
+    end = time.monotonic() + seconds
+    while worker.busy and time.monotonic() < end:
+        worker.pump()
+        time.sleep(0.005)
+    assert not worker.busy
+
+
+def until(event):
+    def job(progress, cancel):
+        event.wait(20)
+        return "value"
+
+    return job
+
+
+def until_cancelled(progress, cancel):
+    if cancel.wait(20):
+        raise Cancelled("Staging was cancelled.")
+
+
+def test_value_arrives_once_and_on_the_thread_that_pumps():
+    threads = []
+
+    def job(progress, cancel):
+        threads.append(threading.current_thread())
+        return 7
+
+    worker = Worker()
+    outcome = run(worker, job)
+    assert outcome == Outcome(value=7) and not outcome.cancelled
+    assert threads[0] is not threading.current_thread()
+    worker.pump()  # nothing more comes
+
+
+def test_an_error_is_delivered_as_it_is():
+    def job(progress, cancel):
+        raise StagingError("No liver.")
+
+    outcome = run(Worker(), job)
+    assert isinstance(outcome.error, StagingError) and not outcome.cancelled
+
+
+def test_cancelling_ends_in_cancelled():
+    worker, outcomes = Worker(), []
+    worker.start(until_cancelled, outcomes.append)
+    worker.cancel()
+    assert worker.busy and not outcomes  # the end comes with pump, as always
+    worker.pump()
+    assert not worker.busy
+    assert [outcome.cancelled for outcome in outcomes] == [True]
+
+
+def test_cancelling_does_not_wait_for_a_job_that_does_not_listen():
+    worker, event, outcomes, at_work = Worker(), threading.Event(), [], []
+    worker.start(until(event), outcomes.append)
+    worker.cancel()
+    worker.pump()
+    assert outcomes[0].cancelled and outcomes[0].value is None
+    assert not worker.busy and not worker.resting
+
+    def next_job(progress, cancel):
+        at_work.append(event.is_set())
+        return "next"
+
+    worker.start(next_job, outcomes.append)  # waits for the thread of the first
+    time.sleep(0.05)
+    assert not at_work
+    event.set()
+    finish(worker)
+    assert at_work == [True]
+    assert [outcome.value for outcome in outcomes] == [None, "next"]
+    worker.stop()
+    assert worker.resting
+
+
+def test_stop_joins_the_thread_and_delivers_the_end():
+    worker, outcomes = Worker(), []
+    before = threading.active_count()
+    worker.start(until_cancelled, outcomes.append)
+    worker.stop()
+    assert threading.active_count() == before
+    assert [outcome.cancelled for outcome in outcomes] == [True]
+    worker.stop()  # at rest it does nothing
+    assert len(outcomes) == 1
+    assert run(worker, lambda progress, cancel: 1).value == 1
+
+
+def test_one_job_at_a_time():
+    worker, event = Worker(), threading.Event()
+    worker.start(until(event), lambda outcome: None)
+    with pytest.raises(RuntimeError):
+        worker.start(until(event), lambda outcome: None)
+    event.set()
+    finish(worker)
+
+
+def test_the_end_may_start_the_next_job():
+    worker, values = Worker(), []
+
+    def ended(outcome):
+        values.append(outcome.value)
+        if len(values) < 3:
+            worker.start(lambda progress, cancel: len(values), ended)
+
+    worker.start(lambda progress, cancel: 0, ended)
+    finish(worker)
+    assert values == [0, 1, 2]
+
+
+def test_progress_says_how_long_it_will_take():
+    clock, told = Clock(), []
+
+    def job(progress, cancel):
+        progress(0.01, "Reading")
+        worker_told.wait(20)
+        clock.now = 3.0
+        progress(0.25, "Running")
+        over.wait(20)
+
+    worker, worker_told, over = Worker(clock), threading.Event(), threading.Event()
+    worker.start(job, lambda outcome: None, told.append)
+    for event in (worker_told, over):
+        count = len(told)
+        while len(told) == count:
+            worker.pump()
+        event.set()
+    finish(worker)
+    assert [report.step for report in told] == ["Reading", "Running"]
+    assert [report.seconds_left for report in told] == [None, pytest.approx(9.0)]
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop"])
+def test_a_job_that_writes_is_not_cut_off(how):
+    """Neither the user nor Slicer's end makes a result that is written look as if it were not."""
+    worker, outcomes, go_on = Worker(), [], threading.Event()
+    worker.start(until(go_on), outcomes.append, cancellable=False)
+    assert not worker.cancellable
+    threading.Timer(0.1, go_on.set).start()
+    getattr(worker, how)()
+    finish(worker)
+    assert outcomes == [Outcome(value="value")]
+    assert run(worker, lambda progress, cancel: 7) == Outcome(value=7) and worker.cancellable
+
+
+def test_jobs_explain_and_prepare_without_the_network(sample, model, tmp_path, monkeypatch):
+    result = stage(*sample.values(), model)
+    monkeypatch.setattr(type(model), "run", None)  # the network rests
+    fractions = []
+    other = "F0" if result.explained != "F0" else "F1"
+    outcome = run(
+        Worker(), explaining_job(result, other, smooth=True), lambda p: fractions.append(p.fraction)
+    )
+    explained, showable = outcome.value
+    assert explained.explained == showable.summary["location_map"]["explained"] == other
+    assert showable.relative.shape == showable.labels.shape == result.label_map.GetSize()[::-1]
+    assert all(0 <= fraction <= 1 for fraction in fractions)
+
+    again = run(Worker(), explaining_job(result, None, smooth=True)).value
+    assert again[0] is result and again[1].relative is not None
+    folder = run(Worker(), saving_job(result, tmp_path / "result")).value
+    assert (folder / "staging.json").is_file()

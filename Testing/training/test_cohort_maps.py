@@ -1,0 +1,112 @@
+"""Where the network looked in a cohort: weights, tests, patterns and reference distributions."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+pytest.importorskip("joblib")
+pytest.importorskip("tqdm")
+from staged_cohorts import staged_cohort
+
+from evaluation import cohort_maps
+
+REGIONS = ("liver", "liver_surface", "liver_core", "spleen", "rest")
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return staged_cohort()
+
+
+def case_with(**weights):
+    """One case whose regions have the given mean weights."""
+    case = staged_cohort(counts=(1, 0, 0, 0, 0), twice=0)[0]
+    measurements = {
+        region: {"mean": mean, "share": 0.1, "volume_ml": 100.0} for region, mean in weights.items()
+    }
+    return replace(case, measurements=measurements)
+
+
+def test_patterns_are_the_papers():
+    healthy = case_with(liver=1.0, liver_surface=2.0, liver_core=0.5, spleen=0.4, rest=0.8)
+    cirrhosis = case_with(liver=1.5, liver_surface=1.2, liver_core=1.8, spleen=1.6, rest=0.8)
+    assert cohort_maps.surface_over_core(healthy) == 4.0
+    assert cohort_maps.surface_over_core(cirrhosis) < 1
+    assert cohort_maps.organs_over_rest(healthy) == 0.5
+    assert cohort_maps.organs_over_rest(cirrhosis) == 2.0
+    only_liver = case_with(liver=1.5, liver_surface=1.2, liver_core=1.8, spleen=0.5, rest=0.8)
+    assert cohort_maps.organs_over_rest(only_liver) < 1, "both organs must stand out"
+
+
+def test_what_was_not_measured_is_no_number():
+    no_spleen = case_with(liver=1.5, liver_surface=1.2, liver_core=1.8, rest=0.8)
+    assert np.isnan(cohort_maps.organs_over_rest(no_spleen))
+    assert not len(cohort_maps.weights([no_spleen], "spleen"))
+    empty = case_with(**dict.fromkeys(REGIONS, 0.0))
+    assert cohort_maps.is_empty(empty) and np.isnan(cohort_maps.surface_over_core(empty))
+    assert not len(cohort_maps.weights([empty], "liver"))
+    found = cohort_maps.analyse([empty, no_spleen])
+    assert found["empty_maps"] == 1
+    assert found["patterns"]["organs_over_rest"]["by_histology"]["F0"]["cases"] == 0
+
+
+def test_mann_whitney_is_counted_pair_by_pair(cohort):
+    f0, f4 = (
+        cohort_maps.weights(cohort_maps.predicted_as(cohort, stage), "liver") for stage in (0, 4)
+    )
+    wins = (f4[:, None] > f0[None]).sum() + 0.5 * (f4[:, None] == f0[None]).sum()
+    found = cohort_maps.analyse(cohort)["f0_against_f4"]
+    assert found["liver"]["u"] == wins
+    assert found["liver"]["higher_in_f4"] == pytest.approx(wins / len(f0) / len(f4))
+    assert found["liver"]["p"] < 0.001 < found["rest"]["p"]
+
+
+def test_groups_of_fig_5_are_by_predicted_stage(cohort):
+    found = cohort_maps.analyse(cohort)["weights_by_predicted_stage"]["liver"]
+    for stage in (0, 4):
+        values = [c.measurements["liver"]["mean"] for c in cohort if c.predicted == stage]
+        described = found[f"F{stage}"]
+        assert described["cases"] == len(values) != sum(c.stage == stage for c in cohort)
+        assert described["median"] == pytest.approx(np.median(values))
+
+
+def test_pattern_frequencies_have_exact_intervals(cohort):
+    f4 = [case for case in cohort if case.stage == 4]
+    one = cohort_maps.analyse(cohort)["patterns"]["organs_over_rest"]["by_histology"]["F4"]
+    shown = sum(
+        min(c.measurements["liver_core"]["mean"], c.measurements["spleen"]["mean"])
+        > c.measurements["rest"]["mean"]
+        for c in f4
+    )
+    assert (one["shown"], one["cases"]) == (shown, len(f4))
+    from scipy.stats import beta
+
+    low = beta.ppf(0.025, shown, len(f4) - shown + 1)
+    assert one["low"] == pytest.approx(low) and one["low"] < one["frequency"] < one["high"]
+
+
+def test_reference_is_by_predicted_stage_and_asks_for_five_cases(cohort):
+    found = cohort_maps.reference(cohort, "a made-up cohort")
+    counts = np.bincount([case.predicted for case in cohort], minlength=5)
+    assert set(found["stages"]) == {f"F{s}" for s in range(5) if counts[s] >= 5} != set()
+    assert len(found["stages"]) < 5, "the cohort must have a stage that is too rare"
+    assert found["percentiles"] == [2.5, 25, 50, 75, 97.5]
+    f4 = found["stages"]["F4"]
+    assert f4["cases"] == counts[4] and set(f4) == {"cases", *REGIONS}
+    values = [c.measurements["spleen"]["mean"] for c in cohort if c.predicted == 4]
+    assert f4["spleen"] == pytest.approx(np.percentile(values, [2.5, 25, 50, 75, 97.5]), abs=1e-4)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_reference_without_spleen_masks_has_no_spleen():
+    stages = cohort_maps.reference(staged_cohort(spleens=False), "no spleens")["stages"]
+    assert stages and all("spleen" not in stage for stage in stages.values())
+
+
+def test_rows_hold_every_region(cohort):
+    row = cohort_maps.rows(cohort)[0]
+    assert {f"{r}_{what}" for r in REGIONS for what in ("mean", "share", "volume_ml")} < set(row)
+    assert (row["stage"], row["name"]) == ("F0", "case000")

@@ -1,0 +1,263 @@
+"""What may be gone on with: a run's own checkpoint; and no model is tested on what it knows."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+torch = pytest.importorskip("torch", reason="the V-Net is trained with PyTorch")
+pytest.importorskip("onnx", reason="the V-Net is exported to ONNX")
+
+import evaluate_vnet  # noqa: E402
+import train_vnet  # noqa: E402
+
+from cohort import phantom  # noqa: E402
+from common import resume  # noqa: E402
+from LiverFibrosisStagingLib import StagingError  # noqa: E402
+from LiverFibrosisStagingLib.imaging import segmentation  # noqa: E402
+from vnet import data as vnet_data  # noqa: E402
+from vnet.network import VNet, export  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """A small network, small patches, a checkpoint at every step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_vnet, "SAVE_EVERY", 1)
+        patch.setattr(train_vnet, "VNet", lambda: VNet((4, 6), (1, 1)))
+        patch.setattr(vnet_data, "PATCH_SIZE", (8, 16, 16))
+        yield
+
+
+@pytest.fixture(scope="module")
+def begun(small, tmp_path_factory):
+    """A folder with a list of the small CTs a, b and c, and `run`, trained without b."""
+    folder = tmp_path_factory.mktemp("begun")
+    assert command(write_list(folder, ["a", "b", "c"]), "-o", folder / "run", *WITHOUT_B) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(begun, tmp_path):
+    """A copy of it, to change."""
+    return shutil.copytree(begun, tmp_path / "copy")
+
+
+WITHOUT_B = ["--leave-out", "b"]
+
+
+def write_list(folder, names, seeds=None):
+    lines = ["case,ct,liver"]
+    for number, name in enumerate(names):
+        marked = np.zeros((20, 40, 40), np.uint8)
+        marked[4:16, 10:30, 8:24] = 1
+        noise = np.random.default_rng((seeds or range(9))[number]).normal(0, 9, marked.shape)
+        voxels = np.where(marked > 0, 100 + noise, -1000).astype(np.int16)
+        for kind, array in (("ct", voxels), ("liver", marked)):
+            image = sitk.GetImageFromArray(array)
+            image.SetSpacing((8.0, 8.0, 8.0))
+            sitk.WriteImage(image, str(folder / f"{name}_{kind}.nii.gz"))
+        lines.append(f"{name},{name}_ct.nii.gz,{name}_liver.nii.gz")
+    path = folder / "cases.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def command(*arguments):
+    options = ["--steps", "2", "--batch", "1", "--workers", "0"]
+    return train_vnet.main([*map(str, arguments), *options])
+
+
+def refusal(capsys):
+    sentence = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "Traceback" not in sentence
+    return sentence
+
+
+def states(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_run_goes_on_and_ends_the_same(folder, tmp_path, monkeypatch):
+    """Killed after the first step, and gone on with where the CTs have been copied to."""
+    real, calls = train_vnet.loss, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    run, place = tmp_path / "run", tmp_path / "place"
+    monkeypatch.setattr(train_vnet, "loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        command(folder / "cases.csv", "-o", run, *WITHOUT_B)
+    monkeypatch.setattr(train_vnet, "loss", real)
+    place.mkdir()
+    for file in ("cases.csv", *(path.name for path in folder.glob("*.nii.gz"))):
+        shutil.copyfile(folder / file, place / file)
+    assert command(place / "cases.csv", "-o", run, *WITHOUT_B) == 0
+    states = [
+        torch.load(path / "checkpoint.pt", weights_only=True) for path in (run, folder / "run")
+    ]
+    for ours, theirs in zip(*(state["network"].values() for state in states)):
+        torch.testing.assert_close(ours, theirs)
+    assert states[0]["step"] == 2
+
+
+OTHERS = {
+    "another patient left out": (["--leave-out", "a"], "its cases differ"),
+    "nobody left out": ([], "its cases differ"),
+    "another schedule": ([*WITHOUT_B, "--learning-rate", "0.1"], "its schedule differs"),
+    "another start": ([*WITHOUT_B, "--start-from", "START"], "its start differs"),
+}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_another_run_is_refused_and_changes_nothing(change, folder, capsys):
+    run, (options, words) = folder / "run", OTHERS[change]
+    start = shutil.copy(run / "checkpoint.pt", folder / "start.pt")
+    before = states(run)
+    options = [start if option == "START" else option for option in options]
+    assert command(folder / "cases.csv", "-o", run, *options) == 1
+    assert f"{run} holds another run: {words}" in refusal(capsys)
+    assert states(run) == before
+
+
+def test_other_cases_under_the_same_names_are_another_run(folder, capsys):
+    listed = write_list(folder, ["a", "b", "c"], seeds=[0, 7, 2])
+    assert command(listed, "-o", folder / "run", *WITHOUT_B) == 0  # b is not learned from
+    write_list(folder, ["a", "b", "c"], seeds=[0, 7, 8])
+    assert command(listed, "-o", folder / "run", *WITHOUT_B) == 1
+    assert "its cases differ" in refusal(capsys)
+
+
+def test_other_labels_of_the_same_files_are_another_run(folder, capsys):
+    listed = folder / "cases.csv"
+    listed.write_text(listed.read_text().replace("c_liver.nii.gz", "c_liver.nii.gz:1"))
+    assert command(listed, "-o", folder / "run", *WITHOUT_B) == 1
+    assert "its cases differ" in refusal(capsys)
+
+
+def test_a_checkpoint_of_unknown_origin_is_refused(folder, capsys):
+    plan = folder / "run" / "run.json"
+    plan.unlink()
+    assert command(folder / "cases.csv", "-o", folder / "run", *WITHOUT_B) == 1
+    assert "holds checkpoint.pt but no run.json" in refusal(capsys)
+    plan.write_text("[")
+    assert command(folder / "cases.csv", "-o", folder / "run", *WITHOUT_B) == 1
+    assert "cannot be read" in refusal(capsys)
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "VNet.onnx"])
+def test_a_start_that_knows_the_patient_who_is_left_out_is_refused(file, folder, capsys):
+    start, listed, run = folder / "run" / file, folder / "cases.csv", folder / "second"
+    assert command(listed, "-o", run, "--leave-out", "a", "--start-from", start) == 1
+    assert "has learned from a, to be tested on" in refusal(capsys)
+    assert not run.exists()
+    # What the first has learned from, the second knows as well.
+    (folder / "other").mkdir()
+    other = write_list(folder / "other", ["d"], seeds=[8])
+    assert command(other, "-o", run, "--start-from", start) == 0
+    cases = [*vnet_data.read_cases(listed), *vnet_data.read_cases(other)]
+    known = {resume.digest(case.ct) for case in cases if case.name != "b"}
+    assert resume.learned_from(run / "VNet.onnx") == known
+    assert resume.learned_from(run / "checkpoint.pt") == known
+
+
+def test_a_start_that_does_not_say_what_it_knows_is_told_of(folder, capsys):
+    hidden = folder / "hidden.onnx"
+    export(train_vnet.VNet(), hidden, {})
+    listed, run = folder / "cases.csv", folder / "second"
+    assert command(listed, "-o", run, *WITHOUT_B, "--start-from", hidden) == 0
+    assert "does not name all CTs that it has learned from" in capsys.readouterr().err
+    assert resume.UNKNOWN in resume.learned_from(run / "VNet.onnx")
+    shipped = segmentation.default_model_path("VNet.onnx")
+    assert resume.learned_from(shipped) == {resume.UNKNOWN}
+
+
+def test_a_patient_who_is_left_out_is_not_learned_from_under_another_name(folder, capsys):
+    shutil.copy(folder / "a_ct.nii.gz", folder / "again.nii.gz")
+    with (folder / "cases.csv").open("a") as stream:
+        stream.write("again,again.nii.gz,a_liver.nii.gz\n")
+    assert command(folder / "cases.csv", "-o", folder / "new", "--leave-out", "a") == 1
+    assert "a second time, as again" in refusal(capsys)
+    assert not (folder / "new").exists()
+
+
+def test_two_cases_of_one_name_are_refused(folder, capsys):
+    (folder / "more").mkdir()
+    other = write_list(folder / "more", ["A"], seeds=[5])
+    assert command(folder / "cases.csv", other, "-o", folder / "new", "--leave-out", "a") == 1
+    sentence = refusal(capsys)
+    assert "case name A" in sentence and "a_ct.nii.gz" in sentence and "A_ct.nii.gz" in sentence
+
+
+def test_a_network_is_not_tested_on_what_it_has_learned_from(folder, capsys):
+    model, out = folder / "run" / "VNet.onnx", folder / "out"
+    arguments = [str(folder / "cases.csv"), "--model-of", f"a={model}", "-o", str(out)]
+    assert evaluate_vnet.main(arguments) == 1
+    assert "has learned from a, to be tested on" in refusal(capsys)
+    assert not out.exists()
+
+
+# ---------------------------------------------------------------------------- the parts
+
+
+def test_a_digest_is_of_the_content(tmp_path):
+    (tmp_path / "one").write_bytes(b"1" * 3_000_000)
+    (tmp_path / "same").write_bytes(b"1" * 3_000_000)
+    (tmp_path / "other").write_bytes(b"1" * 1_500_000 + b"2" + b"1" * 1_499_999)
+    one, same, other = (resume.digest(tmp_path / name) for name in ("one", "same", "other"))
+    assert one == same != other
+    for name, files in (("x", ("1", "2")), ("y", ("2", "1"))):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        for number, file in enumerate(files):
+            (tmp_path / name / "sub" / file).write_text(str(number))
+    assert resume.digest(tmp_path / "x") == resume.digest(tmp_path / "y")
+    (tmp_path / "y" / "sub" / "1").write_text("another slice")
+    assert resume.digest(tmp_path / "x") != resume.digest(tmp_path / "y")
+    for suffix in ("mhd", "raw"):
+        (tmp_path / f"ct.{suffix}").write_text(suffix)
+    headed = resume.digest(tmp_path / "ct.mhd")
+    (tmp_path / "ct.raw").write_text("other voxels")
+    assert resume.digest(tmp_path / "ct.mhd") != headed
+    with pytest.raises(StagingError, match=r"none: cannot be read"):
+        resume.digest(tmp_path / "none")
+
+
+def test_a_plan_that_differs_is_refused_and_kept(tmp_path):
+    plan = {"cases": [1, 2], "schedule": {"steps": 3}, "start": None}
+    resume.keep(tmp_path / "run" / "plan.json", plan)
+    resume.keep(tmp_path / "run" / "plan.json", plan)
+    changed = {"cases": [1], "schedule": {"steps": 4}, "start": "x"}
+    with pytest.raises(resume.RunError, match="its cases, schedule and start differ"):
+        resume.keep(tmp_path / "run" / "plan.json", changed)
+    assert json.loads((tmp_path / "run" / "plan.json").read_text()) == plan
+
+
+def test_a_case_is_prepared_anew_when_its_content_changes(folder, tmp_path):
+    cases = vnet_data.read_cases(folder / "cases.csv")[:1]
+    before = vnet_data.prepare(cases, tmp_path / "cache")[0]["volume"]
+    times = cases[0].ct.stat()
+    write_list(folder, ["a"], seeds=[5])
+    os.utime(cases[0].ct, ns=(times.st_atime_ns, times.st_mtime_ns))
+    resume._of_file.cache_clear()  # as in another process
+    after = vnet_data.prepare(cases, tmp_path / "cache")[0]["volume"]
+    assert not torch.equal(before, after)
+
+
+def test_a_folder_takes_one_cohort_of_phantoms(tmp_path, monkeypatch):
+    monkeypatch.setattr(phantom, "phantom", lambda *_, **__: tiny())
+    phantom.write_cohort(tmp_path / "cohort", 5, 1)
+    phantom.write_cohort(tmp_path / "cohort", 5, 1)
+    for options in ({"count": 6}, {"effects": ["spleen"]}, {"strength": 2.0}, {"balanced": True}):
+        with pytest.raises(resume.RunError, match="holds another run"):
+            phantom.write_cohort(tmp_path / "cohort", **{"count": 5, "seed": 1, **options})
+
+
+def tiny():
+    return phantom.Phantom(*(sitk.Image(2, 2, 2, sitk.sitkInt16) for _ in phantom.Phantom._fields))

@@ -1,0 +1,218 @@
+"""train.py as its user calls it: from a manifest to models, figures, tables and the model card."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("monai")
+pytest.importorskip("matplotlib")
+
+import train  # noqa: E402
+from phantom_cohorts import TINY, write_cohort  # noqa: E402
+
+from cohort.manifest import ManifestError, read_manifest  # noqa: E402
+from common.resume import RunError, digest, learned_from  # noqa: E402
+from evaluation import evaluate  # noqa: E402
+from lfs import fit  # noqa: E402
+from LiverFibrosisStagingLib import StagingModel  # noqa: E402
+
+SCRIPT = Path(__file__).parents[2] / "Training" / "train.py"
+BUILD = train.Build((8, 24, 32), (16.0, 14.0, 14.0), (2, 3, 4, 5), 4)
+SCHEDULE = fit.Schedule(steps=4, batch=2, crop_steps=2, crop=16, check_every=2)
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def cohorts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohorts")
+    stages = [index % 5 for index in range(COUNT)]
+    return tuple(
+        write_cohort(folder / name, stages, seed, **TINY)
+        for name, seed in (("one", 0), ("other", 100))
+    )
+
+
+def run_small(manifest, run, **options):
+    return train.train(
+        manifest,
+        run,
+        folds=2,
+        build=BUILD,
+        schedule=SCHEDULE,
+        data="Twelve simulated phantoms, no patient.",
+        workers=0,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(cohorts, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run") / "RUN"
+    return run, run_small(cohorts[0], run, test=cohorts[1])
+
+
+def test_a_run_leaves_all_that_it_promises(finished):
+    run, found = finished
+    assert json.loads((run / "metrics.json").read_text()) == found
+    assert found["cases"] == COUNT and len(found["folds"]) == 2
+    for name in ("fig_1_flow_chart", "fig_3a_roc_groups", "fig_3b_roc_averages", "reliability"):
+        for suffix in (".png", ".pdf"):
+            assert (run / "figures" / f"{name}{suffix}").stat().st_size > 1000
+    for name in ("table_1", "table_2", "confusion", "regions", "patterns"):
+        assert (run / "tables" / f"{name}.md").is_file()
+    tested = json.loads((run / "test" / "metrics.json").read_text())
+    assert tested["evaluation"] == "test cohort" and tested["cases"] == COUNT
+    assert not list(run.rglob("*.part*"))
+
+
+def test_models_say_how_they_were_made_and_measured(finished):
+    run, found = finished
+    tested = json.loads((run / "test" / "metrics.json").read_text())
+    ensemble, single = (StagingModel.load(run / f"{name}.onnx") for name in ("LFS", "LFS_single"))
+    volume = np.random.default_rng(0).random((1, 1, *BUILD.patch_size), np.float32)
+    assert ensemble.run(volume).tensors["member_logits"].shape == (1, 2, 5)
+    assert "member_logits" not in single.run(volume).tensors
+    for model in (ensemble, single):
+        training = model.card.training
+        assert training["cases_per_stage"] == [3, 3, 2, 2, 2] and training["folds"] == 2
+        assert training["evaluated_on"] == f"test cohort, {COUNT} CTs of {COUNT} patients"
+        assert model.card.temperature == pytest.approx(found["temperature"])
+        assert model.card.calibration["operating_points"] == found["operating_points"]
+    for group, values in ensemble.card.training["auc"].items():
+        assert values["value"] == pytest.approx(tested["groups"][group]["auc"]["value"], abs=1e-4)
+
+
+def test_predictions_are_those_of_the_network_that_held_the_case_out(finished):
+    run, _ = finished
+    folds = json.loads((run / "folds.json").read_text())["folds"]
+    rows = [line.split(",") for line in (run / "predictions.csv").read_text().splitlines()]
+    name, fold = rows[0].index("name"), rows[0].index("fold")
+    assert len(rows) == COUNT + 1
+    for row in rows[1:]:
+        assert row[name] in folds[int(row[fold])]["held"]
+
+
+def test_the_model_card_has_the_numbers_and_the_limits(finished):
+    run, found = finished
+    text = (run / "MODEL_CARD.md").read_text()
+    assert "Research use only" in text and "no patient" in text
+    assert f"{found['groups']['cirrhosis']['auc']['value']:.2f} [" in text
+    assert "F0 3, F1 3, F2 2, F3 2, F4 2" in text
+    for line in text.splitlines():
+        if line.startswith("!["):
+            assert (run / line.split("(")[1].rstrip(")")).is_file()
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(cohorts, finished, tmp_path, monkeypatch):
+    run, _ = finished
+    broken = tmp_path / "broken"
+    save = fit._Progress.save
+
+    def save_and_die(progress, step):
+        save(progress, step)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit._Progress, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run_small(cohorts[0], broken)
+    monkeypatch.undo()
+    run_small(cohorts[0], broken)
+    plans = [json.loads((folder / "folds.json").read_text()) for folder in (run, broken)]
+    assert plans[0] == plans[1]
+    weights = [
+        {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
+        for model in (onnx.load(folder / "LFS_single.onnx") for folder in (run, broken))
+    ]
+    for name, values in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], values, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_a_folder_takes_one_run(cohorts, finished):
+    run, _ = finished
+    before = (run / "folds.json").read_text()
+    with pytest.raises(RunError, match="holds another run: its stages, folds and files differ"):
+        run_small(cohorts[1], run)
+    assert (run / "folds.json").read_text() == before
+
+
+def test_other_cts_under_the_same_names_are_another_run(cohorts, finished, tmp_path):
+    """As the mask of one patient corrected, or the CTs of another cohort under the same codes."""
+    run, _ = finished
+    before = (run / "folds.json").read_text()
+    assert str(cohorts[0].parent) not in before
+    changed = shutil.copytree(cohorts[0].parent, tmp_path / "changed")
+    mask = changed / "case3_liver.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(str(mask)) * 2, str(mask))
+    with pytest.raises(RunError, match="holds another run: its files differ"):
+        run_small(changed / "manifest.csv", run)
+    assert (run / "folds.json").read_text() == before
+
+
+def test_a_start_that_knows_who_is_held_out_is_refused(cohorts, finished, tmp_path):
+    run, _ = finished
+    starts = [run / f"fold_{k}" / "checkpoint.pt" for k in range(2)]
+    held = json.loads((run / "folds.json").read_text())["folds"][0]["held"]
+    with pytest.raises(RunError, match=f"learned from .*{held[0]}"):
+        run_small(cohorts[0], tmp_path / "run", only=0, start_from=starts[1])
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(RunError, match="to be tested on"):
+        run_small(cohorts[1], tmp_path / "run", test=cohorts[0], start_from=starts[1])
+    run_small(cohorts[0], tmp_path / "run", only=0, start_from=starts[0])
+    known = [learned_from(folder / "fold_0" / "LFS.onnx") for folder in (run, tmp_path / "run")]
+    cases = {case.name: digest(case.ct) for case in read_manifest(cohorts[0])}
+    assert known[0] == known[1] == set(cases.values()) - {cases[name] for name in held}
+    assert learned_from(run / "LFS.onnx") == set(cases.values())
+
+
+def test_a_model_is_not_evaluated_on_what_it_has_learned_from(cohorts, finished, tmp_path, capsys):
+    run, _ = finished
+    command = ["--manifest", str(cohorts[0]), "-o", str(tmp_path / "out"), "--workers", "1"]
+    assert evaluate.main(["--model", str(run / "LFS.onnx"), *command]) == 1
+    assert "it has learned from p0, p1, p2, p3, p4 ..., to be tested on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_patients_of_the_training_cohort_are_no_test(cohorts, tmp_path):
+    with pytest.raises(ManifestError, match="12 patients are also in the training cohort: p0"):
+        run_small(cohorts[0], tmp_path / "run", test=cohorts[0])
+    renamed = shutil.copytree(cohorts[0].parent, tmp_path / "renamed") / "manifest.csv"
+    renamed.write_text(renamed.read_text().replace("\np", "\nq"))
+    with pytest.raises(ManifestError, match=r"line 2: the CT case0_ct\.nii\.gz is that of line 2"):
+        run_small(cohorts[0], tmp_path / "run", test=renamed)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_manifest_is_refused_whole_and_nothing_is_trained(tmp_path, capsys):
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("patient,ct,liver,stage\na,a.nii,a.nii,F1\nb,b.nii,b.nii,F7\n")
+    assert train.main(["--manifest", str(manifest), "-o", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert "line 2: the ct file a.nii is not there." in said
+    assert "line 3: stage is 'F7'" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_train_one_network(cohorts, tmp_path):
+    run = tmp_path / "run"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    options = ["--manifest", cohorts[0], "-o", run, "--folds", "2", "--fold", "1", "--small"]
+    options += ["--steps", "3", "--crop-steps", "1", "--check-every", "1", "--workers", "0"]
+    done = subprocess.run(
+        [*launch, SCRIPT, *options],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = (run / "fold_1" / "log.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in log] == ["step", "2", "3"]
+    StagingModel.load(run / "fold_1" / "LFS.onnx")

@@ -1,0 +1,138 @@
+"""Random changes of a CT and its organs: what they change, and what they must leave alone."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="augmentation is done with PyTorch")
+pytest.importorskip("monai", reason="augmentation is done with MONAI")
+
+from vnet import augmentation as vnet_augmentation  # noqa: E402
+from vnet.augmentation import (  # noqa: E402
+    LIVER,
+    SPLEEN,
+    Contrast,
+    Deform,
+    FieldOfView,
+    Neighbours,
+    Surroundings,
+    ThickSlices,
+    Tumours,
+    augmentation,
+)
+
+PATCH = (32, 40, 48)
+WINDOW = (-150.0, 250.0)
+HU = 1 / 400
+
+
+@pytest.fixture
+def item():
+    """A body (50 HU) in air with a liver (100 HU) on the right and a spleen (120 HU)."""
+    z, y, x = np.ogrid[:40, :44, :52]
+    volume = np.zeros((1, 40, 44, 52), np.float32)
+    labels = np.zeros(volume.shape, np.uint8)
+    for centre, radii, hu, label in (
+        ((20, 22, 26), (60, 18, 23), 50, 0),
+        ((20, 22, 17), (12, 12, 10), 100, LIVER),
+        ((20, 24, 38), (8, 6, 5), 120, SPLEEN),
+    ):
+        parts = ((a - c) / r for a, c, r in zip((z, y, x), centre, radii))
+        inside = np.broadcast_to(sum(p**2 for p in parts) < 1, volume.shape)
+        volume[inside], labels[inside] = (hu - WINDOW[0]) * HU, label
+    return {"volume": torch.from_numpy(volume), "labels": torch.from_numpy(labels)}
+
+
+def changed(transform, item, seed):
+    """The item after a change that is certain to happen."""
+    transform.prob = 1.0
+    transform.set_random_state(seed)
+    return transform(item)
+
+
+def volumes(labels):
+    return [(labels == label).sum().item() for label in (LIVER, SPLEEN)]
+
+
+def test_picture_and_labels_move_together(item):
+    """Where a picture of the liver is bright, there the label is, however it was bent."""
+    seen = {**item, "volume": (item["labels"] == LIVER).float()}
+    for seed in range(6):
+        made = changed(Deform(PATCH), seen, seed)
+        assert made["volume"].shape == made["labels"].shape == (1, *PATCH)
+        agree = (made["volume"] >= 0.5) == (made["labels"] == LIVER)
+        assert agree.float().mean() > 0.9999
+        assert volumes(made["labels"])[0] > 0
+
+
+def test_anatomy_varies_and_keeps_its_sides(item):
+    before = volumes(item["labels"])
+    ratios = []
+    for seed in range(25):
+        labels = changed(Deform(PATCH), item, seed)["labels"][0]
+        after = volumes(labels)
+        ratios.append([a / b for a, b in zip(after, before)])
+        liver, spleen = (np.argwhere(labels.numpy() == n)[:, 2].mean() for n in (LIVER, SPLEEN))
+        assert liver < spleen  # no flips
+    low, high = np.percentile(ratios, [5, 95], axis=0)
+    assert (low < 0.75).all() and (high > 1.3).all()
+    # Spleens grow without their livers: their ratio varies too.
+    own = np.array(ratios)[:, 1] / np.array(ratios)[:, 0]
+    assert own.std() / own.mean() > 0.15
+
+
+@pytest.mark.parametrize(
+    ("transform", "may_change"),
+    [
+        (lambda: Neighbours(HU), lambda item: item["labels"] == 0),
+        (lambda: Tumours(HU), lambda item: item["labels"] == LIVER),
+        (lambda: Contrast(HU, 190 * HU), lambda item: item["volume"] > 0),
+        (Surroundings, lambda item: item["volume"] == 0),
+    ],
+)
+def test_only_its_own_place_is_changed(transform, may_change, item):
+    differs = 0
+    for seed in range(8):
+        made = changed(transform(), item, seed)
+        assert torch.equal(made["labels"], item["labels"])
+        where = made["volume"] != item["volume"]
+        differs += where.any().item()
+        assert not (where & ~may_change(item)).any()
+    assert differs >= 6
+
+
+def test_what_the_scan_does_not_show_has_no_organs(item):
+    for seed in range(12):
+        made = changed(FieldOfView(), item, seed)
+        black = made["volume"] == 0
+        assert not made["labels"][black].any()
+        kept = ~black & (item["volume"] > 0)
+        assert torch.equal(made["labels"][kept], item["labels"][kept])
+
+
+def test_thick_slices_are_means(item):
+    made = changed(ThickSlices(), item, 0)["volume"][0]
+    same = (made[1:] == made[:-1]).flatten(1).all(dim=1)
+    assert same.float().mean() >= 0.45
+    assert made.mean().item() == pytest.approx(item["volume"].mean().item(), rel=1e-3)
+
+
+def test_the_whole_depends_on_the_seed_alone(item):
+    whole = augmentation(PATCH, WINDOW)
+    pictures = []
+    for seed in (3, 4, 3):
+        whole.set_random_state(seed)
+        made = whole(item)
+        assert made["volume"].shape == (1, *PATCH) and made["volume"].isfinite().all()
+        assert set(made["labels"].unique().tolist()) <= {0, LIVER, SPLEEN}
+        pictures.append(torch.as_tensor(made["volume"]))
+    assert torch.equal(pictures[0], pictures[2]) and not torch.equal(pictures[0], pictures[1])
+
+
+def test_every_change_is_in_the_whole():
+    kinds = {type(part) for part in augmentation(PATCH, WINDOW).transforms}
+    own = {
+        kind
+        for kind in vars(vnet_augmentation).values()
+        if isinstance(kind, type) and issubclass(kind, vnet_augmentation._OfBoth)
+    }
+    assert own - {vnet_augmentation._OfBoth} <= kinds

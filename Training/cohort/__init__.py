@@ -1,0 +1,1 @@
+"""The cohort: manifest, inclusion, folds, flow chart, phantoms."""

@@ -1,0 +1,414 @@
+"""The cohort's manifest: which CT, which masks, which stage; who belongs to the study.
+
+    python Training/manifest.py COHORT.csv
+
+checks a manifest and lists every problem at once, by line. The columns are documented in
+docs/manifest.md. Inclusion criteria are those of Yin et al. 2021, "Patients" and Fig. 1.
+"""
+
+import argparse
+import csv
+import re
+import sys
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from common.resume import digest
+from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.stages import STAGES
+
+REQUIRED = ("patient", "ct", "stage")
+COLUMNS = (
+    *REQUIRED,
+    "liver",
+    "spleen",
+    "age",
+    "sex",
+    "etiology",
+    "specimen",
+    "days",
+    "phase",
+    "complete_liver",
+)
+# METAVIR of an Ishak stage, as in the correspondence table of Goodman, J Hepatol 2007;47:598-607.
+METAVIR_OF_ISHAK = (0, 1, 1, 2, 3, 4, 4)
+PHASES = ("portal venous", "arterial", "late arterial", "delayed", "unenhanced")
+YES, NO = {"yes", "true", "1"}, {"no", "false", "0"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One CT of one patient; what the manifest leaves empty is None.
+
+    line: in the manifest. name: unique (also without regard to case), fit for a file: the
+    patient's, the second scan's with -2. stage: METAVIR, 0..4. age: years. days: between CT and
+    histology.
+    """
+
+    line: int
+    name: str
+    patient: str
+    ct: Path
+    stage: int
+    liver: Path | None = None
+    spleen: Path | None = None
+    age: float | None = None
+    sex: str | None = None
+    etiology: str | None = None
+    specimen: str | None = None
+    days: int | None = None
+    phase: str | None = None
+    complete_liver: bool | None = None
+
+    def content(self) -> list[str | None]:
+        """Digests (`resume.digest`) of CT, liver and spleen; None for a mask that is not given."""
+        return [file and digest(file) for file in (self.ct, self.liver, self.spleen)]
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used; `problems` has one sentence for each reason."""
+
+    def __init__(self, path: Path, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{path} cannot be used, {count}:\n" + "\n".join(problems))
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """Who is included (Yin et al. 2021, "Patients"); None switches a criterion off.
+
+    What the manifest does not say about a case does not exclude it.
+    """
+
+    min_age: float | None = 16
+    phase: str | None = "portal venous"
+    complete_liver: bool = True
+    max_days: int | None = 183
+
+
+@dataclass(frozen=True)
+class Inclusion:
+    """Cases that are in, and each that is out with the first criterion that it failed."""
+
+    included: list[Case]
+    excluded: list[tuple[Case, str]]
+
+
+def read_manifest(path: Path, grades: str = "metavir") -> list[Case]:
+    """The cases of a CSV or TSV; paths are relative to it.
+
+    grades: "metavir", stages F0..F4 (or 0..4), or "ishak", 0..6, which become METAVIR by
+    METAVIR_OF_ISHAK. Raises ManifestError with every problem that was found.
+    """
+    path = Path(path)
+    rows, problems = _rows(path)
+    if problems:
+        raise ManifestError(path, problems)
+    cases: list[Case] = []
+    scans: dict[str, int] = defaultdict(int)
+    for line, row in rows:
+        found: list[str] = []
+        case = _case(line, row, path.parent, grades, found)
+        problems += [f"line {line}: {problem}" for problem in found]
+        if case is not None:
+            scans[case.patient] += 1
+            cases.append(replace(case, name=_name(case.patient, scans[case.patient])))
+    problems += _contradictions(cases)
+    if problems:
+        raise ManifestError(path, sorted(problems, key=_line_of))
+    return cases
+
+
+def apply(cases: Sequence[Case], criteria: Criteria) -> Inclusion:
+    """Sort the cases by the criteria, in the order of the paper's Fig. 1."""
+    included, excluded = [], []
+    for case in cases:
+        reason = next(_reasons(case, criteria), None)
+        if reason is None:
+            included.append(case)
+        else:
+            excluded.append((case, reason))
+    return Inclusion(included, excluded)
+
+
+def check_for_training(cases: Sequence[Case], path: Path, folds: int = 5) -> None:
+    """Raises ManifestError where the cohort cannot be learned from in `folds` folds."""
+    problems = [
+        f"line {case.line}: no liver mask, which training needs."
+        for case in cases
+        if not case.liver
+    ]
+    for case in cases:
+        for part in ("ct", "liver", "spleen"):
+            file = getattr(case, part)
+            if file is not None and file.is_file():
+                problems += [f"line {case.line}: {p}" for p in _header_problems(part, file)]
+    first: dict[str, Case] = {}
+    for case in cases:
+        other = first.setdefault(digest(case.ct), case)
+        if other is not case:
+            problems.append(
+                f"line {case.line}: the CT {case.ct.name} holds the same as that of line "
+                f"{other.line}; one of them has to go."
+            )
+    patients = {case.patient for case in cases}
+    if len(patients) < 2 * folds:
+        problems.append(
+            f"The cohort has {len(patients)} patients; {folds} folds need {2 * folds} or more."
+        )
+    for name, stages in (("F0 or F1", {0, 1}), ("F2, F3 or F4", {2, 3, 4})):
+        count = len({case.patient for case in cases if case.stage in stages})
+        if count < folds:
+            problems.append(f"{count} patients have {name}; {folds} folds need {folds} or more.")
+    if problems:
+        raise ManifestError(path, problems)
+
+
+def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+    """Line number and fields of every row, or what is wrong with the file as a whole."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        return [], [f"The file cannot be read: {error.strerror}."]
+    except UnicodeDecodeError:
+        return [], ["The file is not UTF-8 text: save it as CSV with that encoding."]
+    lines = text.splitlines()
+    if not lines or not lines[0].strip():
+        return [], ["The file is empty; a line with column names is needed."]
+    delimiter = "\t" if "\t" in lines[0] else ";" if ";" in lines[0] else ","
+    reader = csv.reader(lines, delimiter=delimiter)
+    names = [name.strip().lower() for name in next(reader)]
+    problems = [
+        f"line 1: the column {name!r} is missing." for name in REQUIRED if name not in names
+    ]
+    problems += [
+        f"line 1: the column {name!r} is not known; known are {', '.join(COLUMNS)}."
+        for name in names
+        if name not in COLUMNS
+    ]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems += [f"line 1: the column {name!r} stands there twice." for name in twice]
+    rows = []
+    for fields in reader:
+        if not any(field.strip() for field in fields):
+            continue
+        if len(fields) != len(names):
+            problems.append(
+                f"line {reader.line_num}: {len(fields)} fields where {len(names)} are needed."
+            )
+        else:
+            fields = [field.strip() for field in fields]
+            rows.append((reader.line_num, dict(zip(names, fields))))
+    if not rows and not problems:
+        problems.append("The manifest has column names but no case.")
+    # Fields in wrong columns would only be reported a second time; other lines still count.
+    if not twice and set(REQUIRED) <= set(names) and problems:
+        scratch: list[str] = []
+        for line, row in rows:
+            found: list[str] = []
+            _case(line, row, path.parent, "either", found)
+            scratch += [f"line {line}: {problem}" for problem in found]
+        problems += scratch
+    return rows, problems
+
+
+def _case(
+    line: int, row: dict[str, str], folder: Path, grades: str, problems: list[str]
+) -> Case | None:
+    """One row as a case; problems are appended, and then it is None."""
+    before = len(problems)
+    if not row["patient"]:
+        problems.append("the patient is empty.")
+    stage = _stage(row["stage"], grades, problems)
+    files = {part: _file(part, row.get(part, ""), folder, problems) for part in _PARTS}
+    named = [(part, file) for part, file in files.items() if file is not None]
+    for number, (part, file) in enumerate(named):
+        problems.extend(
+            f"{part} and {other} are the same file, {file.name}."
+            for other, same in named[:number]
+            if same == file
+        )
+    age = _number("age", row.get("age", ""), 0, 120, "years", problems)
+    days = _number("days", row.get("days", ""), 0, 36500, "whole days", problems)
+    if days is not None and days != int(days):
+        problems.append(f"days is {row['days']!r}; whole days are needed.")
+    sex = row.get("sex", "").upper()[:1] or None
+    if row.get("sex") and row["sex"].lower() not in ("m", "f", "male", "female"):
+        problems.append(f"sex is {row['sex']!r}; M or F is needed.")
+    phase = row.get("phase", "").lower().replace("-", " ") or None
+    if phase and phase not in PHASES:
+        problems.append(f"phase is {row['phase']!r}; one of {', '.join(PHASES)} is needed.")
+    complete = row.get("complete_liver", "").lower()
+    if complete and complete not in YES | NO:
+        problems.append(f"complete_liver is {complete!r}; yes or no is needed.")
+    if len(problems) > before:
+        return None
+    return Case(
+        line=line,
+        name="",
+        patient=row["patient"],
+        stage=stage,
+        **files,
+        age=age,
+        sex=sex,
+        etiology=row.get("etiology") or None,
+        specimen=row.get("specimen") or None,
+        days=None if days is None else int(days),
+        phase=phase,
+        complete_liver=complete in YES if complete else None,
+    )
+
+
+def _name(patient: str, scan: int) -> str:
+    safe = re.sub(r"[^\w.-]", "_", unicodedata.normalize("NFC", patient))
+    return safe if scan == 1 else f"{safe}-{scan}"
+
+
+_PARTS = ("ct", "liver", "spleen")
+
+
+def _stage(value: str, grades: str, problems: list[str]) -> int:
+    digit = value.upper().removeprefix("F")
+    if grades == "ishak":
+        if value.isdigit() and int(value) < len(METAVIR_OF_ISHAK):
+            return METAVIR_OF_ISHAK[int(value)]
+        problems.append(f"stage is {value!r}; an Ishak stage 0 to 6 is needed.")
+    elif digit.isdigit() and (int(digit) < len(STAGES) or (grades == "either" and int(digit) < 7)):
+        return int(digit)
+    else:
+        problems.append(f"stage is {value!r}; F0 to F4 is needed.")
+    return 0
+
+
+def _file(part: str, value: str, folder: Path, problems: list[str]) -> Path | None:
+    if not value:
+        if part == "ct":
+            problems.append("the CT's path is empty.")
+        return None
+    path = folder / value
+    if not path.exists():
+        problems.append(f"the {part} file {value} is not there.")
+    elif path.is_dir() and part != "ct":
+        problems.append(f"{part} is the folder {value}; a mask file is needed.")
+    elif path.is_dir() and not any(path.iterdir()):
+        problems.append(f"the CT's folder {value} is empty.")
+    elif path.is_file() and path.stat().st_size == 0:
+        problems.append(f"the {part} file {value} is empty.")
+    return path
+
+
+def _number(
+    name: str, value: str, low: float, high: float, unit: str, problems: list[str]
+) -> float | None:
+    if not value:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if low <= number <= high:
+        return number
+    problems.append(f"{name} is {value!r}; {unit} from {low:g} to {high:g} are needed.")
+    return None
+
+
+def _contradictions(cases: Sequence[Case]) -> list[str]:
+    """What only shows between lines.
+
+    One CT twice; one patient with two sexes or ages; two patients whose results would have one file
+    name, also where that knows neither case nor how a letter with an accent is written.
+    """
+    problems = []
+    seen: dict[Path, Case] = {}
+    first: dict[str, Case] = {}
+    named: dict[str, Case] = {}
+    for case in cases:
+        other = named.setdefault(unicodedata.normalize("NFKC", case.name).casefold(), case)
+        if other is not case:
+            problems.append(
+                f"line {case.line}: {_which(case, cases)} would have the same case name as "
+                f"{_which(other, cases)} in line {other.line} ({case.name}, {other.name}); give "
+                "one of them another code, or both the same if they are one patient."
+            )
+        other = seen.setdefault(case.ct.resolve(), case)
+        if other is not case:
+            problems.append(
+                f"line {case.line}: the CT {case.ct.name} is that of line {other.line}."
+            )
+        same = first.setdefault(case.patient, case)
+        if None not in (same.sex, case.sex) and same.sex != case.sex:
+            problems.append(
+                f"line {case.line}: patient {case.patient} is {case.sex}, but {same.sex} in line "
+                f"{same.line}."
+            )
+        if None not in (same.age, case.age) and abs(same.age - case.age) > 15:
+            problems.append(
+                f"line {case.line}: patient {case.patient} is {case.age:g} years old, but "
+                f"{same.age:g} in line {same.line}."
+            )
+    return problems
+
+
+def _which(case: Case, cases: Sequence[Case]) -> str:
+    scans = [other.name for other in cases if other.patient == case.patient]
+    number = scans.index(case.name) + 1
+    patient = f"patient {case.patient!r}"
+    return patient if number == 1 else f"scan {number} of {patient}"
+
+
+def _header_problems(part: str, file: Path) -> list[str]:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return [f"the {part} file {file.name} is not an image that can be read."]
+    if reader.GetDimension() != 3:
+        return [f"the {part} file {file.name} has {reader.GetDimension()} dimensions, not 3."]
+    return []
+
+
+def _reasons(case: Case, criteria: Criteria) -> Iterator[str]:
+    if None not in (criteria.min_age, case.age) and case.age < criteria.min_age:
+        yield f"younger than {criteria.min_age:g} years"
+    if None not in (criteria.max_days, case.days) and case.days > criteria.max_days:
+        yield f"more than {criteria.max_days} days between CT and histology"
+    if None not in (criteria.phase, case.phase) and case.phase != criteria.phase:
+        yield f"not in the {criteria.phase} phase"
+    if criteria.complete_liver and case.complete_liver is False:
+        yield "liver not complete on the CT"
+
+
+def _line_of(problem: str) -> int:
+    found = re.match(r"line (\d+)", problem)
+    return int(found[1]) if found else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description="Check a cohort's manifest.")
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--grades", choices=("metavir", "ishak"), default="metavir")
+    parser.add_argument("--folds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    try:
+        cases = read_manifest(options.manifest, options.grades)
+        check_for_training(cases, options.manifest, options.folds)
+    except (ManifestError, StagingError) as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
+    inclusion = apply(cases, Criteria())
+    patients = len({case.patient for case in cases})
+    print(f"{len(cases)} CTs of {patients} patients; nothing is wrong with the manifest.")
+    print(f"By the paper's criteria {len(inclusion.included)} are included.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

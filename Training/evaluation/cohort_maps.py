@@ -1,0 +1,198 @@
+"""Where the network looked in a whole cohort: weights by region, the paper's two patterns.
+
+Yin et al. 2021, "Location map analysis" and Fig. 5. Weights are relative to the body's mean (1 is
+average attention), measured by the library on each case's map of its predicted stage. A case whose
+map is empty (nothing argued for the predicted stage) has no weights and is left out, and counted.
+Two scans of one patient count as two.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest, mannwhitneyu
+
+from evaluation.staged import Staged
+from LiverFibrosisStagingLib.batch import REGIONS
+from LiverFibrosisStagingLib.stages import STAGES
+
+PERCENTILES = (2.5, 25, 50, 75, 97.5)
+LEAST_CASES = 5  # a stage with fewer has no reference distribution
+
+# Yin et al. 2021: median and quartiles of the liver's weight by predicted stage, and how often
+# three readers saw each pattern.
+PAPER_LIVER_WEIGHT = {"F0": (0.58, 0.43, 0.75), "F4": (1.43, 1.22, 1.63)}
+PAPER_PATTERNS = {"surface_over_core": ("F0", 0.910), "organs_over_rest": ("F4", 0.764)}
+
+
+def surface_over_core(case: Staged) -> float:
+    """Pattern (i): weight of the liver's surface over that of its core; more than 1 shows it.
+
+    NaN where neither has any weight or the map has no core to compare with.
+    """
+    core = case.measurements["liver_core"]
+    return _over(weight(case, "liver_surface"), core["mean"]) if core["volume_ml"] else np.nan
+
+
+def organs_over_rest(case: Staged) -> float:
+    """Pattern (ii): the lower weight of the liver's core and the spleen over that of the rest.
+
+    More than 1 shows it: both organs stand out. NaN where there is no spleen mask or no weight.
+    """
+    if "spleen" not in case.measurements:
+        return np.nan
+    organs = min(weight(case, "liver_core"), weight(case, "spleen"))
+    return _over(organs, weight(case, "rest"))
+
+
+PATTERNS: dict[str, Callable[[Staged], float]] = {
+    "surface_over_core": surface_over_core,
+    "organs_over_rest": organs_over_rest,
+}
+
+
+def weight(case: Staged, region: str) -> float:
+    """Mean relative weight of a region; NaN where it was not measured or the map is empty."""
+    if region not in case.measurements or is_empty(case):
+        return np.nan
+    return case.measurements[region]["mean"]
+
+
+def is_empty(case: Staged) -> bool:
+    """Whether the case's location map has no weight anywhere."""
+    return all(values["mean"] == 0 for values in case.measurements.values())
+
+
+def weights(cases: Sequence[Staged], region: str) -> np.ndarray:
+    """Weights of a region, float64, of the cases that have one."""
+    found = np.array([weight(case, region) for case in cases], float)
+    return found[np.isfinite(found)]
+
+
+def predicted_as(cases: Sequence[Staged], stage: int) -> list[Staged]:
+    """Cases that the model calls `stage` (0..4), as the paper's Fig. 5 groups them."""
+    return [case for case in cases if case.predicted == stage]
+
+
+def rows(cases: Sequence[Staged]) -> list[dict[str, Any]]:
+    """One line a case: stages, mean, share and volume of every region, the patterns' numbers."""
+    return [
+        {
+            "name": case.name,
+            "patient": case.patient,
+            "stage": STAGES[case.stage],
+            "predicted": STAGES[case.predicted],
+            **{
+                f"{region}_{what}": case.measurements.get(region, {}).get(what, "")
+                for region in REGIONS
+                for what in ("mean", "share", "volume_ml")
+            },
+            **{name: _finite(number(case), "") for name, number in PATTERNS.items()},
+        }
+        for case in cases
+    ]
+
+
+def analyse(cases: Sequence[Staged]) -> dict[str, Any]:
+    """Weights by region and predicted stage, F0 against F4, and pattern frequencies.
+
+    `f0_against_f4`: two-sided Mann-Whitney U test by region (Mann and Whitney 1947, as SciPy
+    computes it), None where a group is empty. The paper tests the liver; the other regions are
+    exploratory. `higher_in_f4`: chance that a case called F4 has the greater weight of the two.
+    """
+    groups = {STAGES[s]: predicted_as(cases, s) for s in range(len(STAGES))}
+    return {
+        "cases": len(cases),
+        "empty_maps": sum(map(is_empty, cases)),
+        "weights_by_predicted_stage": {
+            region: {name: _describe(weights(group, region)) for name, group in groups.items()}
+            for region in REGIONS
+        },
+        "f0_against_f4": {
+            region: _compare(weights(groups["F0"], region), weights(groups["F4"], region))
+            for region in REGIONS
+        },
+        "patterns": {
+            name: {
+                "by_histology": {
+                    STAGES[s]: _frequency([number(c) for c in cases if c.stage == s])
+                    for s in range(len(STAGES))
+                },
+                "by_predicted_stage": {
+                    stage: _frequency([number(c) for c in group]) for stage, group in groups.items()
+                },
+            }
+            for name, number in PATTERNS.items()
+        },
+    }
+
+
+def reference(cases: Sequence[Staged], source: str) -> dict[str, Any]:
+    """Reference distributions for the model's metadata: weights by region and predicted stage.
+
+    source: one sentence on the cases. A stage is given where at least 5 cases have weights, with
+    the percentiles 2.5, 25, 50, 75 and 97.5 of each region that was measured in as many.
+    """
+    stages: dict[str, Any] = {}
+    for index, name in enumerate(STAGES):
+        group = [case for case in predicted_as(cases, index) if not is_empty(case)]
+        if len(group) < LEAST_CASES:
+            continue
+        found = {region: weights(group, region) for region in REGIONS}
+        stages[name] = {
+            "cases": len(group),
+            **{
+                region: np.percentile(values, PERCENTILES).round(4).tolist()
+                for region, values in found.items()
+                if len(values) >= LEAST_CASES
+            },
+        }
+    return {"source": source, "percentiles": list(PERCENTILES), "stages": stages}
+
+
+def _over(above: float, below: float) -> float:
+    if below == 0:
+        return np.inf if above > 0 else np.nan
+    return above / below
+
+
+def _describe(values: np.ndarray) -> dict[str, float | int | None]:
+    if not len(values):
+        return {"cases": 0, "median": None, "lower_quartile": None, "upper_quartile": None}
+    lower, median, upper = np.percentile(values, (25, 50, 75))
+    return {
+        "cases": len(values),
+        "median": float(median),
+        "lower_quartile": float(lower),
+        "upper_quartile": float(upper),
+    }
+
+
+def _compare(healthy: np.ndarray, cirrhotic: np.ndarray) -> dict[str, float] | None:
+    if not len(healthy) or not len(cirrhotic):
+        return None
+    test = mannwhitneyu(cirrhotic, healthy, alternative="two-sided")
+    return {
+        "u": float(test.statistic),
+        "p": float(test.pvalue),
+        "higher_in_f4": float(test.statistic / (len(healthy) * len(cirrhotic))),
+    }
+
+
+def _frequency(numbers: Sequence[float]) -> dict[str, float | int | None]:
+    """How often a pattern's number is above 1, with the exact 95 % interval (Clopper 1934)."""
+    known = [number for number in numbers if not np.isnan(number)]
+    shown = sum(number > 1 for number in known)
+    found = {"cases": len(known), "shown": shown, "frequency": None, "low": None, "high": None}
+    if known:
+        ends = binomtest(shown, len(known)).proportion_ci(0.95)
+        found |= {
+            "frequency": shown / len(known),
+            "low": float(ends.low),
+            "high": float(ends.high),
+        }
+    return found
+
+
+def _finite(value: float, otherwise: str) -> float | str:
+    return value if np.isfinite(value) else otherwise

@@ -1,0 +1,306 @@
+"""Measure an exported model on a cohort that it has not seen: numbers, tables and figures.
+
+    python Training/evaluate.py --model LFS.onnx --manifest TEST/manifest.csv -o FOLDER
+
+FOLDER receives predictions.csv, metrics.json, tables/ (the paper's Table 2 beside ours, weights by
+region) and figures/ (the paper's Fig. 3a, 3b and 5, reliability, confusion, weights by region; PNG
+and PDF). With --compare OTHER.onnx the two models' AUCs are compared by DeLong's test.
+
+The cases are staged by the library's own `stage` with the file that users get. A run that was
+interrupted goes on where it stopped.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cohort.manifest import ManifestError, read_manifest
+from common.resume import check_unseen
+from common.tables import write_csv
+from evaluation import cohort_maps, figures
+from evaluation.metrics import (
+    PAPER_TABLE_2,
+    Judged,
+    Predictions,
+    cross_validated,
+    delong,
+    group_probabilities,
+    judge,
+    judge_folds,
+    tested,
+)
+from evaluation.staged import Staged, stage_cases
+from LiverFibrosisStagingLib import StagingModel
+from LiverFibrosisStagingLib.batch import REGIONS
+from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.model import Card
+from LiverFibrosisStagingLib.report.summary import REGION_NAMES, group_stages
+from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES
+
+MEASURES = {
+    "auc": "AUC",
+    "specificity": "Specificity (%)",
+    "sensitivity": "Sensitivity (%)",
+    "accuracy": "Accuracy (%)",
+}
+PATTERN_NAMES = {
+    "surface_over_core": "Liver surface over its core",
+    "organs_over_rest": "Liver core and spleen over the rest",
+}
+
+
+def report_cross_validation(
+    staged: Sequence[Staged], folds: Mapping[str, int], run: Path, trained_on: str
+) -> dict[str, Any]:
+    """Measure out-of-fold predictions and write everything into `run`; returns metrics.json.
+
+    staged: every case once, staged by the network of the fold that held it out. folds: case name ->
+    that fold. trained_on: one sentence, shown on every figure and table.
+    """
+    predictions = Predictions.of(staged, folds)
+    found = cross_validated(predictions)
+    return _report(staged, predictions, judge_folds(predictions)[0], found, run, trained_on)
+
+
+def report_test(
+    staged: Sequence[Staged], model: StagingModel, folder: Path, trained_on: str
+) -> dict[str, Any]:
+    """Measure a model on a test cohort and write everything into `folder`; returns metrics.json.
+
+    Temperature and operating points are those that the model's metadata names.
+    """
+    predictions = Predictions.of(staged)
+    temperature, points = model.card.temperature, operating_points(model.card)
+    found = tested(predictions, temperature, points)
+    judged = judge(predictions, temperature, points)
+    return _report(staged, predictions, judged, found, folder, trained_on)
+
+
+def operating_points(card: Card) -> dict[str, float]:
+    """Group -> probability from which a case is positive, by the model's `calibration`.
+
+    0.5 for a model that names none.
+    """
+    named = card.calibration.get("operating_points", {})
+    return {name: float(named.get(name, 0.5)) for name in GROUPS}
+
+
+def compare(
+    staged: Sequence[Staged], other: Sequence[Staged]
+) -> dict[str, dict[str, float] | None]:
+    """DeLong's comparison of two models on the same cases in the same order, by group.
+
+    None for a group with fewer than two cases on a side. Raises ValueError for different cases.
+    """
+    if [case.name for case in staged] != [case.name for case in other]:
+        raise ValueError("Two models can only be compared on the same cases.")
+    stage = np.array([case.stage for case in staged])
+    first, second = (
+        group_probabilities(np.array([case.probabilities for case in cases]))
+        for cases in (staged, other)
+    )
+    found = {}
+    for name, lowest in GROUPS.items():
+        truth = stage >= lowest
+        enough = min(truth.sum(), (~truth).sum()) >= 2
+        found[name] = delong(truth, first[name], second[name])._asdict() if enough else None
+    return found
+
+
+def _report(
+    staged: Sequence[Staged],
+    predictions: Predictions,
+    judged: Judged,
+    found: dict[str, Any],
+    folder: Path,
+    trained_on: str,
+) -> dict[str, Any]:
+    found = {
+        "research_use": RESEARCH_USE,
+        "trained_on": trained_on,
+        **found,
+        "location_maps": cohort_maps.analyse(staged),
+    }
+    tables = folder / "tables"
+    tables.mkdir(parents=True, exist_ok=True)
+    notice = f"Model trained on: {trained_on.rstrip('.')}. {RESEARCH_USE}"
+    for path, rows in (
+        (folder / "predictions.csv", _prediction_rows(predictions, judged)),
+        (tables / "weights.csv", cohort_maps.rows(staged)),
+    ):
+        write_csv(path, [list(rows[0]), *(list(row.values()) for row in rows)])
+    _write_table(tables / "table_2", table_2(found), notice)
+    _write_table(tables / "confusion", _confusion_table(found), notice)
+    _write_table(tables / "regions", _region_table(found["location_maps"]), notice)
+    _write_table(tables / "patterns", _pattern_table(found["location_maps"]), notice)
+    drawn = {
+        "fig_3a_roc_groups": figures.roc_groups(predictions, judged.probabilities, found),
+        "fig_3b_roc_averages": figures.roc_averages(predictions, judged.probabilities, found),
+        "fig_5_liver_weights": figures.liver_weights(staged),
+        "region_weights": figures.region_weights(staged),
+        "reliability": figures.reliability(found),
+        "confusion": figures.confusion(found),
+    }
+    for name, figure in drawn.items():
+        figures.save(figure, folder / "figures", name, trained_on)
+    write_metrics(found, folder)
+    return found
+
+
+def write_metrics(found: dict[str, Any], folder: Path) -> None:
+    """Write `folder`/metrics.json; comes last, so where it is, all is."""
+    partial = folder / ".metrics.json.partial"
+    partial.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(folder / "metrics.json")
+
+
+def table_2(found: dict[str, Any]) -> list[list[str]]:
+    """The paper's Table 2 and ours, a line for each measure and source, a column for each group."""
+    header = ["Measure [95 % interval]", "Source"]
+    header += [f"{figures.GROUP_TITLES[name]} ({group_stages(name)})" for name in GROUPS]
+    lines = [header]
+    for key, title in MEASURES.items():
+        ours, paper = [], []
+        for name in GROUPS:
+            measured = found["groups"][name][key]
+            ours.append(_cell(key, measured["value"], measured["low"], measured["high"]))
+            paper.append(_cell(key, *PAPER_TABLE_2[name][key]))
+        lines += [[title, "this model", *ours], [title, "Yin et al. 2021", *paper]]
+    return lines
+
+
+def _cell(key: str, value: float | None, low: float | None, high: float | None) -> str:
+    if value is None or low is None or high is None:
+        return "-"
+    if key == "auc":
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _confusion_table(found: dict[str, Any]) -> list[list[str]]:
+    header = ["Histology", *(f"predicted {name}" for name in STAGES)]
+    counts = found["stages"]["confusion"]
+    return [header, *([name, *map(str, row)] for name, row in zip(STAGES, counts))]
+
+
+def _region_table(maps: dict[str, Any]) -> list[list[str]]:
+    """Median weight (quartiles) by region and predicted stage, and F0 against F4."""
+    by_region = maps["weights_by_predicted_stage"]
+    header = ["Mean weight by predicted stage", *STAGES, "F0 against F4 (Mann-Whitney)"]
+    lines = [header]
+    for region in REGIONS:
+        cells = [
+            "-"
+            if one["median"] is None
+            else f"{one['median']:.2f} ({one['lower_quartile']:.2f}-{one['upper_quartile']:.2f}), "
+            f"n={one['cases']}"
+            for one in by_region[region].values()
+        ]
+        compared = maps["f0_against_f4"][region]
+        p = "-" if compared is None else figures.p_value(compared["p"])
+        lines.append([REGION_NAMES[region], *cells, p])
+    paper = {
+        stage: f"{median:.2f} ({low:.2f}-{high:.2f})"
+        for stage, (median, low, high) in cohort_maps.PAPER_LIVER_WEIGHT.items()
+    }
+    cells = [paper.get(stage, "-") for stage in STAGES]
+    return [*lines, ["Liver, Yin et al. 2021", *cells, "p < 0.001"]]
+
+
+def _pattern_table(maps: dict[str, Any]) -> list[list[str]]:
+    lines = [["Pattern shown (%) [95 % interval]", "Cases by", *STAGES, "Yin et al. 2021"]]
+    for name, found in maps["patterns"].items():
+        stage, frequency = cohort_maps.PAPER_PATTERNS[name]
+        paper = f"{100 * frequency:.1f} in {stage} (three readers)"
+        for key, title in (("by_histology", "histology"), ("by_predicted_stage", "prediction")):
+            cells = [
+                "-"
+                if one["frequency"] is None
+                else f"{100 * one['frequency']:.1f} [{100 * one['low']:.1f}, "
+                f"{100 * one['high']:.1f}], n={one['cases']}"
+                for one in found[key].values()
+            ]
+            lines.append([PATTERN_NAMES[name], title, *cells, paper])
+    return lines
+
+
+def _comparison_table(compared: dict[str, dict[str, float] | None]) -> list[list[str]]:
+    lines = [["Group", "AUC", "AUC of the other", "Difference [95 % interval]", "DeLong"]]
+    for name, one in compared.items():
+        title = f"{figures.GROUP_TITLES[name]} ({group_stages(name)})"
+        if one is None:
+            lines.append([title, "-", "-", "-", "-"])
+            continue
+        difference = f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
+        aucs = [f"{one['first']:.3f}", f"{one['second']:.3f}"]
+        lines.append([title, *aucs, difference, figures.p_value(one["p"])])
+    return lines
+
+
+def _prediction_rows(predictions: Predictions, judged: Judged) -> list[dict[str, Any]]:
+    scores = group_probabilities(judged.probabilities)
+    return [
+        {
+            "name": predictions.name[i],
+            "patient": predictions.patient[i],
+            "fold": predictions.fold[i] if predictions.fold[i] >= 0 else "test",
+            "stage": STAGES[predictions.stage[i]],
+            "predicted": STAGES[predictions.logits[i].argmax()],
+            **{f"logit_{s}": f"{x:.6g}" for s, x in zip(STAGES, predictions.logits[i])},
+            **{f"p_{s}": f"{x:.6f}" for s, x in zip(STAGES, judged.probabilities[i])},
+            **{f"p_{name}": f"{scores[name][i]:.6f}" for name in GROUPS},
+            **{f"positive_{name}": int(judged.positive[name][i]) for name in GROUPS},
+        }
+        for i in range(len(predictions.stage))
+    ]
+
+
+def _write_table(stem: Path, lines: Iterable[Sequence[str]], notice: str) -> None:
+    """Write a table as .csv and as .md with the notice under it."""
+    header, *body = lines
+    write_csv(stem.with_suffix(".csv"), [header, *body, [notice]])
+    rows = [header, ["---"] * len(header), *body]
+    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    stem.with_suffix(".md").write_text(f"{text}\n\n{notice}\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="exported model file")
+    parser.add_argument("--manifest", type=Path, required=True, help="the cohort, CSV or TSV")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--compare", type=Path, metavar="MODEL", help="compare AUCs with this one")
+    parser.add_argument("--grades", choices=("metavir", "ishak"), default="metavir")
+    parser.add_argument("--workers", type=int, default=-1, help="processes, default one per core")
+    options = parser.parse_args(arguments)
+    try:
+        model = StagingModel.load(options.model)
+        other = None if options.compare is None else StagingModel.load(options.compare)
+        cases = read_manifest(options.manifest, options.grades)
+        for file in (options.model, options.compare):
+            if file is not None:
+                check_unseen(file, {case.name: case.ct for case in cases})
+        folder = options.output / "staged"
+        staged = stage_cases(cases, model, folder, options.workers)
+        found = report_test(staged, model, options.output, model.card.trained_on)
+        if other is not None:
+            compared = compare(staged, stage_cases(cases, other, folder, options.workers))
+            found["compared_with"] = {"model": other.sha256, **compared}
+            lines = _comparison_table(compared)
+            _write_table(options.output / "tables" / "comparison", lines, RESEARCH_USE)
+            write_metrics(found, options.output)
+    except (ManifestError, StagingError, OSError) as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
+    print((options.output / "tables" / "table_2.md").read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Cases as a user's copy would stage them: the exported file through the library's own `stage`.
+
+What is kept of a case is one small JSON without voxels, so that an evaluation that was interrupted
+goes on where it stopped, and a second look at the numbers costs nothing.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from cohort.manifest import Case
+from LiverFibrosisStagingLib import StagingModel, __version__
+from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.stages import RESEARCH_USE
+from LiverFibrosisStagingLib.staging import stage
+
+SCHEMA = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Staged:
+    """One case, staged, beside its histological stage.
+
+    stage, predicted: 0..4, by histology and by the model. logits, probabilities: float64 [5].
+    measurements: region -> mean, share, volume_ml of the predicted stage's location map.
+    member_probabilities: float64 [members, 5] of an ensemble, None of a single network.
+    """
+
+    name: str
+    patient: str
+    stage: int
+    logits: np.ndarray
+    probabilities: np.ndarray
+    predicted: int
+    measurements: dict[str, dict[str, float]]
+    member_probabilities: np.ndarray | None = None
+
+
+def stage_cases(
+    cases: Sequence[Case], model: StagingModel | Path, folder: Path, workers: int = -1
+) -> list[Staged]:
+    """Stage every case, in the cases' order; each becomes `folder`/<model>/<case>.json.
+
+    <model> is the first 12 letters of the file's SHA-256. A case whose JSON is there, for files of
+    the same content and from the same version of the library, is not staged again; its
+    histological stage is always the manifest's. workers: processes, -1 for one per core; each runs
+    the network on one thread.
+
+    Raises StagingError, after all cases were tried, with every case that could not be staged.
+    """
+    path = model.path if isinstance(model, StagingModel) else Path(model)
+    if not path.is_file():
+        raise StagingError(f"There is no model file {path}.")
+    folder = folder / hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [_read(case, folder) for case in cases]
+    missing = [case for case, record in zip(cases, found) if record is None]
+    if missing:
+        work = (delayed(_stage_one)(case, path, folder) for case in missing)
+        parallel = Parallel(n_jobs=min(workers, len(missing)), return_as="generator_unordered")
+        refusals = [why for why in tqdm(parallel(work), "Staging", len(missing)) if why]
+        if refusals:
+            raise StagingError(
+                f"{len(refusals)} of {len(cases)} cases cannot be staged: " + " ".join(refusals)
+            )
+        found = [_read(case, folder) for case in cases]
+    return [_staged(case, record) for case, record in zip(cases, found)]
+
+
+def _stage_one(case: Case, model: Path, folder: Path) -> str | None:
+    """Stage one case into its JSON; returns the reason where that is refused."""
+    try:
+        result = stage(case.ct, case.liver, case.spleen, _loaded(model))
+    except StagingError as refusal:
+        return f"{case.name}: {refusal}"
+    members = getattr(result, "member_probabilities", None)
+    record = {
+        "research_use": RESEARCH_USE,
+        **_made_from(case),
+        "logits": result.seen.logits.tolist(),
+        "probabilities": result.probabilities.tolist(),
+        "measurements": result.measurements,
+        "member_probabilities": None if members is None else np.asarray(members).tolist(),
+    }
+    partial = folder / f".{case.name}.partial"
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / f"{case.name}.json")
+    return None
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: Path) -> StagingModel:
+    return StagingModel.load(model, threads=1)
+
+
+def _read(case: Case, folder: Path) -> dict[str, Any] | None:
+    """What an earlier run wrote for these very files, if it did."""
+    try:
+        record = json.loads((folder / f"{case.name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    made_from = _made_from(case)
+    same = isinstance(record, dict) and made_from.items() <= record.items()
+    return record if same else None
+
+
+def _made_from(case: Case) -> dict[str, Any]:
+    """What a record holds for: if any of it differs, the case is staged anew."""
+    return {"schema": SCHEMA, "software": __version__, "files": case.content()}
+
+
+def _staged(case: Case, record: dict[str, Any]) -> Staged:
+    members = record["member_probabilities"]
+    logits = np.array(record["logits"])
+    return Staged(
+        name=case.name,
+        patient=case.patient,
+        stage=case.stage,
+        logits=logits,
+        probabilities=np.array(record["probabilities"]),
+        predicted=int(logits.argmax()),
+        measurements=record["measurements"],
+        member_probabilities=None if members is None else np.array(members),
+    )

@@ -1,0 +1,1 @@
+"""The LFS network: data, optimisation, export to ONNX."""

@@ -1,0 +1,259 @@
+"""From a manifest's cases to augmented patches: preprocessing, cache, draws, MONAI transforms.
+
+What training sees is what staging sees: both take the library's `working_grid`. A case is brought
+on its grid once and kept on disk by MONAI's PersistentDataset; each iteration draws a stage, a case
+of that stage, and 32 consecutive slices of the liver (Yin et al. 2021, "Algorithm scheme").
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from monai.data import PersistentDataset
+from monai.transforms import (
+    Affine,
+    Compose,
+    RandGaussianNoise,
+    RandomizableTransform,
+    RandScaleIntensityFixedMean,
+    RandShiftIntensity,
+    Transform,
+)
+from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
+
+from cohort.manifest import Case
+from common.resume import digest
+from lfs.network import PATCH_SIZE, SMOOTHING_MM, SPACING_MM
+from LiverFibrosisStagingLib import __version__, read_ct
+from LiverFibrosisStagingLib.imaging.grid import patch_starts, working_grid
+from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
+
+WINDOW_HU = (-125.0, 225.0)
+PATCH_OVERLAP = 0.5
+SPLEEN_SHARE = 0.2  # of the close looks; the others go to the liver
+
+
+class WorkingGrid(Transform):
+    """A case's files on the network's grid.
+
+    Returns `volume`, uint8 [1, slices, rows, columns], the window as 0..255 over the liver's
+    slices, and `liver` and `spleen`, int16 [n, 3]: places in these organs, indices into it (every
+    4th in plane, which is enough to draw from; none of the spleen where there is no mask).
+    """
+
+    def __init__(
+        self, patch_size: tuple[int, int, int], spacing: tuple[float, float, float]
+    ) -> None:
+        self.patch_size, self.spacing = patch_size, spacing
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """One case: item has the paths `ct`, `liver` and `spleen` (empty where there is none)."""
+        ct = read_ct(Path(item["ct"]))
+        spleen = read_organ(Path(item["spleen"])) if item["spleen"] else None
+        masks = organ_masks(ct, read_organ(Path(item["liver"])), spleen)[:2]
+        grid = working_grid(
+            ct,
+            masks[0],
+            spacing=self.spacing,
+            patch_size=self.patch_size,
+            window=WINDOW_HU,
+            overlap=PATCH_OVERLAP,
+            smoothing_mm=SMOOTHING_MM,
+        )
+        volume = np.round(sitk.GetArrayFromImage(grid.volume) * 255).astype(np.uint8)
+        found = {"volume": torch.from_numpy(volume[None])}
+        for name, mask in zip(("liver", "spleen"), masks):
+            places = np.empty((0, 3))
+            if mask is not None:
+                nearest = sitk.sitkNearestNeighbor
+                there = sitk.Resample(mask, grid.volume, sitk.Transform(), nearest)
+                places = np.argwhere(sitk.GetArrayFromImage(there)[:, ::4, ::4]) * (1, 4, 4)
+            found[name] = torch.from_numpy(places.astype(np.int16))
+        return found
+
+
+def prepare(
+    cases: Sequence[Case],
+    cache: Path,
+    patch_size: tuple[int, int, int] = PATCH_SIZE,
+    spacing: tuple[float, float, float] = SPACING_MM,
+) -> PersistentDataset:
+    """Every case on its working grid, in the cases' order, kept in `cache`.
+
+    A case is prepared anew when the content of its files or the recipe changes.
+    """
+    recipe = (__version__, tuple(patch_size), tuple(spacing), WINDOW_HU, SMOOTHING_MM)
+    items = []
+    for case in cases:
+        paths = [case.ct, case.liver, *([case.spleen] if case.spleen else [])]
+        items.append(
+            {
+                "ct": str(case.ct.resolve()),
+                "liver": str(case.liver.resolve()),
+                "spleen": str(case.spleen.resolve()) if case.spleen else "",
+                "content": [digest(path) for path in paths],
+                "recipe": repr(recipe),
+            }
+        )
+    return filled(items, WorkingGrid(tuple(patch_size), tuple(spacing)), cache)
+
+
+def filled(items: list[dict[str, Any]], transform: Transform, cache: Path) -> PersistentDataset:
+    """The items, transformed, each of them in `cache` already."""
+    cache.mkdir(parents=True, exist_ok=True)
+    prepared = PersistentDataset(items, transform, cache)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        everything = pool.map(lambda i: prepared[i] is None, range(len(items)))
+        for _ in tqdm(everything, "Preprocessing", len(items), unit="CT"):
+            pass
+    return prepared
+
+
+class Draw(NamedTuple):
+    """One patch to come: of which case, with which seed; crop > 0: a close look of that size."""
+
+    case: int
+    seed: int
+    crop: int
+
+
+class Draws(Sampler[list[Draw]]):
+    """The draws of every step from `first` on, for a part `rank` of `ranks` processes.
+
+    They depend on the seed and the step alone, so that a run that was interrupted, or has other
+    workers, ends as it would have. A stage comes with its share to the power `temper`: 1 as it
+    occurs, 0 all alike. In between, rare stages are seen more often than they occur without a
+    handful of patients being learned by heart.
+
+    The first `crop_steps` look closely: patches `crop` x `crop` in plane, twice as many a step.
+    There a step costs a third and the signal is not a thirtieth of the picture; from whole
+    sections alone the network stays at chance for long.
+    """
+
+    def __init__(
+        self,
+        stages: np.ndarray,
+        steps: range,
+        batch: int,
+        crop_steps: int,
+        crop: int,
+        temper: float,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.stages, self.steps, self.batch = stages, steps, batch
+        self.crop_steps, self.crop, self.temper = crop_steps, crop, temper
+        self.seed, self.rank, self.ranks = seed, rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        present, counts = np.unique(self.stages, return_counts=True)
+        share = counts**self.temper / (counts**self.temper).sum()
+        for step in self.steps:
+            rng = np.random.default_rng([self.seed, step])
+            close = step < self.crop_steps
+            stages = rng.choice(present, self.batch * (2 if close else 1), p=share)
+            drawn = [
+                Draw(
+                    int(rng.choice(np.flatnonzero(self.stages == stage))),
+                    int(rng.integers(2**31)),
+                    self.crop if close else 0,
+                )
+                for stage in stages
+            ]
+            yield drawn[self.rank :: self.ranks]
+
+
+class Patches(Dataset):
+    """Augmented patches float32 [1, slices, rows, columns], 0..1, with their stage, by Draw."""
+
+    def __init__(
+        self,
+        prepared: Sequence[dict[str, torch.Tensor]],
+        stages: np.ndarray,
+        slices: int,
+        spacing: tuple[float, float, float] = SPACING_MM,
+    ) -> None:
+        self.prepared, self.stages, self.slices = prepared, stages, slices
+        self.augment = augmentation(spacing)
+
+    def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, int]:
+        patch = cut(
+            self.prepared[draw.case], self.slices, draw.crop, np.random.default_rng(draw.seed)
+        )
+        self.augment.set_random_state(draw.seed)
+        return self.augment(patch).clamp_(0, 1), int(self.stages[draw.case])
+
+
+def cut(
+    prepared: dict[str, torch.Tensor], slices: int, crop: int, rng: np.random.Generator
+) -> torch.Tensor:
+    """A patch, float32 [1, slices, rows, columns], 0..1: whole sections, or a close look.
+
+    A close look is `crop` x `crop` in plane about a place in the liver, or now and then the spleen.
+    """
+    volume = prepared["volume"]
+    size = np.array([slices, crop, crop] if crop else [slices, *volume.shape[2:]])
+    last = np.array(volume.shape[1:]) - size
+    if crop:
+        organ = "spleen" if len(prepared["spleen"]) and rng.random() < SPLEEN_SHARE else "liver"
+        places = prepared[organ]
+        start = np.clip(places[rng.integers(len(places))].numpy() - size // 2, 0, last)
+    else:
+        start = np.array([rng.integers(last[0] + 1), 0, 0])
+    (z, y, x), (d, h, w) = start, size
+    return volume[:, z : z + d, y : y + h, x : x + w].float() / 255
+
+
+def sections(prepared: dict[str, torch.Tensor], slices: int, overlap: float) -> np.ndarray:
+    """The patches that staging takes of a case: float32 [n, 1, slices, rows, columns], 0..1."""
+    volume = prepared["volume"]
+    starts = patch_starts(volume.shape[1], slices, overlap)
+    return np.stack([np.float32(volume[:, s : s + slices]) / np.float32(255) for s in starts])
+
+
+def augmentation(spacing: tuple[float, float, float]) -> Compose:
+    """Patients lie differently; contrast, dose and scanners differ."""
+    return Compose(
+        [
+            RandMove(spacing),
+            RandScaleIntensityFixedMean(prob=1.0, factors=0.1),
+            RandShiftIntensity(offsets=0.05, prob=1.0),  # 17 HU
+            RandGaussianNoise(prob=1.0, std=0.02),  # up to 7 HU, on what smoothing has left
+        ]
+    )
+
+
+class RandMove(RandomizableTransform):
+    """Rotations (SD 3 degrees about each axis), scale (4 %) and shifts (8 mm) of a patch.
+
+    MONAI's RandAffine turns voxels, which shears where spacings (mm; slice, row, column) are
+    unequal; this one turns millimetres. One in five stays: interpolation smooths, and the network
+    must know unsmoothed scans too.
+    """
+
+    def __init__(self, spacing: tuple[float, float, float]) -> None:
+        super().__init__(prob=0.8)
+        self.spacing = np.array(spacing)
+
+    def __call__(self, patch: torch.Tensor) -> torch.Tensor:
+        """The patch [1, slices, rows, columns], moved."""
+        self.randomize(None)
+        x, y, z = np.radians(self.R.normal(0, 3, 3))
+        scale, shift = np.exp(self.R.normal(0, 0.04)), self.R.normal(0, 8, 3)
+        if not self._do_transform:
+            return patch
+        matrix = np.eye(4)
+        turn = scale * np.array([[1, -x, y], [x, 1, -z], [-y, z, 1]])
+        matrix[:3, :3] = turn * self.spacing / self.spacing[:, None]
+        matrix[:3, 3] = shift / self.spacing
+        moved = Affine(affine=matrix, padding_mode="border", image_only=True)(patch)
+        return torch.as_tensor(moved.as_tensor() if hasattr(moved, "as_tensor") else moved)

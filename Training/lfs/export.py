@@ -1,0 +1,260 @@
+"""Write trained networks as the one ONNX file that the library loads: weights and contract.
+
+The graph is written node by node from the modules' layers, not traced: names stay readable, batch
+normalisation is folded into the convolutions, and every tensor between the target layer and the
+logits becomes an output, which is what the library's backward pass in numpy needs.
+
+Several networks (the folds of a cross-validation) become one that is as many times as wide: they
+stand side by side as groups of its channels, and its logits are the mean of theirs. So an ensemble
+is a chain of the same layers, and Grad-CAM sees the sum of its members' maps.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from scipy.linalg import block_diag
+from torch import nn
+
+from common.resume import UNKNOWN, learned_entry
+from lfs.network import LFSNetwork
+
+OPSET = 17
+IR_VERSION = 8
+METADATA_KEY = "liver_fibrosis_staging"
+
+Steps = list[tuple[str, list[np.ndarray], dict]]
+
+
+def export(
+    networks: LFSNetwork | Sequence[LFSNetwork],
+    path: str | Path,
+    metadata: dict,
+    learned_from: Collection[str] = (UNKNOWN,),
+) -> None:
+    """Write a network, or an ensemble of several of one shape, to `path` with `metadata`.
+
+    Outputs: `logits` and `probabilities` (softmax of the logits over the calibration temperature),
+    [N, 5]; `features`, the target layer's activation; every further tensor from `features` to
+    `logits`, in order; and of an ensemble `member_logits`, [N, members, 5]. The metadata is
+    completed by the list of the tail's ops. learned_from: digests of CTs (`resume`). Raises
+    ValueError where ONNX Runtime's logits or feature maps differ from PyTorch's by 1e-4 or more
+    (relative to the largest value, where that exceeds 1).
+    """
+    path = Path(path)
+    members = [networks] if isinstance(networks, LFSNetwork) else list(networks)
+    for member in members:
+        member.eval()
+    first = members[0]
+    graph = _Graph()
+    graph.add("Sub", "volume", "centred", [np.float32(first.mean)])
+    graph.add("Div", "centred", "scaled", [np.float32(first.std)])
+    limits = [np.float32(-first.limit), np.float32(first.limit)]
+    graph.add("Clip", "scaled", "standardised", limits)
+    head = _side_by_side([list(_steps(member.head)) for member in members], one_input=True)
+    graph.add_steps(head, "standardised", "head", "features")
+    steps = _side_by_side([list(_steps(member.tail)) for member in members])
+    (*_, (_, (weight, bias), attributes)) = steps
+    mean = [weight.reshape(len(members), 5, -1).mean(axis=0), bias.reshape(-1, 5).mean(axis=0)]
+    tail = graph.add_steps([*steps[:-1], ("Gemm", mean, attributes)], "features", "tail", "logits")
+    temperature = np.float32(metadata["calibration"]["temperature"])
+    graph.add("Div", "logits", "calibrated", [temperature])
+    graph.add("Softmax", "calibrated", "probabilities", axis=1)
+    outputs = ["logits", "probabilities", "features", *(name for _, name in tail[:-1])]
+    shapes = dict(zip(outputs, _output_shapes(first, len(members))))
+    if len(members) > 1:
+        graph.add("Gemm", tail[-2][1], "member_scores", [weight, bias], **attributes)
+        graph.add_reshape("member_scores", "member_logits", (-1, len(members), 5))
+        shapes["member_logits"] = (len(members), 5)
+
+    declared = helper.make_graph(
+        graph.nodes,
+        "LFSNetwork",
+        [_tensor("volume", (1, *first.patch_size))],
+        [_tensor(name, shape) for name, shape in shapes.items()],
+        graph.weights,
+    )
+    model = helper.make_model(
+        declared,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="LiverFibrosisStaging",
+    )
+    described = {**metadata, "target_layer": "features", "tail": [op for op, _ in tail]}
+    helper.set_model_props(
+        model, {METADATA_KEY: json.dumps(described), **learned_entry(learned_from)}
+    )
+    onnx.checker.check_model(model, full_check=True)
+    _check_parity(members, model.SerializeToString())
+    _write(model, path)
+
+
+def describe(path: str | Path, metadata: dict) -> None:
+    """Replace entries of an exported file's metadata; its network stays as it is."""
+    model = onnx.load(path)
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    described = json.loads(properties[METADATA_KEY]) | metadata
+    helper.set_model_props(model, {**properties, METADATA_KEY: json.dumps(described)})
+    _write(model, Path(path))
+
+
+def _write(model: onnx.ModelProto, path: Path) -> None:
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_bytes(model.SerializeToString())
+    unfinished.replace(path)
+
+
+class _Graph:
+    """Nodes and weights, grown along a chain of tensors."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def add(
+        self,
+        op: str,
+        source: str,
+        target: str,
+        weights: list[np.ndarray] = (),
+        **attributes: object,
+    ) -> None:
+        names = [f"{target}_{kind}" for kind, _ in zip(("weight", "bias"), weights)]
+        for name, values in zip(names, weights):
+            array = np.ascontiguousarray(values, np.float32)
+            self.weights.append(numpy_helper.from_array(array.reshape(np.shape(values)), name))
+        self.nodes.append(
+            helper.make_node(op, [source, *names], [target], name=target, **attributes)
+        )
+
+    def add_steps(self, steps: Steps, source: str, prefix: str, last: str) -> list[tuple[str, str]]:
+        """Append `steps` from the tensor `source` to `last`; (op, output name) of each node."""
+        added = []
+        for number, (op, weights, attributes) in enumerate(steps, start=1):
+            target = last if number == len(steps) else f"{prefix}{number}_{op.lower()}"
+            self.add(op, source, target, weights, **attributes)
+            added.append((op, target))
+            source = target
+        return added
+
+    def add_reshape(self, source: str, target: str, shape: tuple[int, ...]) -> None:
+        name = f"{target}_shape"
+        self.weights.append(numpy_helper.from_array(np.array(shape, np.int64), name))
+        self.nodes.append(helper.make_node("Reshape", [source, name], [target], name=target))
+
+
+def _side_by_side(members: list[Steps], one_input: bool = False) -> Steps:
+    """The members' steps as those of one network with all their channels.
+
+    one_input: the first convolution sees what all members share, not the channels of each.
+    """
+    if len(members) == 1:
+        return members[0]
+    steps = []
+    for same in zip(*members):
+        op, _, attributes = same[0]
+        weights = [np.concatenate(arrays) for arrays in zip(*(weights for _, weights, _ in same))]
+        if op == "Gemm":
+            weights[0] = block_diag(*(weight for _, (weight, _), _ in same))
+        elif op == "Conv" and not (one_input and not steps):
+            attributes = {**attributes, "group": len(members)}
+        steps.append((op, weights, attributes))
+    return steps
+
+
+def _steps(layers: nn.Sequential) -> Iterator[tuple[str, list[np.ndarray], dict]]:
+    """ONNX op, weights and attributes of every layer that does anything at inference."""
+    modules = [layer for layer in layers if not isinstance(layer, nn.Dropout)]
+    following = [*modules[1:], None, None]
+    for number, (before, layer) in enumerate(zip([None, *modules], modules)):
+        if isinstance(layer, nn.Conv3d):
+            sizes = {"pads": list(layer.padding) * 2, "kernel_shape": list(layer.kernel_size)}
+            after = following[number]
+            if isinstance(after, nn.MaxPool3d) and isinstance(
+                following[number + 1], nn.BatchNorm3d
+            ):
+                after = following[number + 1]
+                if not (after.weight > 0).all():
+                    raise ValueError("A negative normalisation does not pass through max pooling.")
+            yield "Conv", _convolution(layer, after), sizes
+        elif isinstance(layer, nn.BatchNorm3d | nn.BatchNorm1d):
+            continue
+        elif isinstance(layer, nn.MaxPool3d | nn.AvgPool3d | nn.AdaptiveAvgPool3d):
+            size = layer.kernel_size
+            size = [size] * 3 if isinstance(size, int) else list(size)
+            op = "MaxPool" if isinstance(layer, nn.MaxPool3d) else "AveragePool"
+            yield op, [], {"kernel_shape": size, "strides": size}
+        elif isinstance(layer, nn.LeakyReLU):
+            yield "LeakyRelu", [], {"alpha": layer.negative_slope}
+        elif isinstance(layer, nn.Flatten):
+            yield "Flatten", [], {"axis": 1}
+        elif isinstance(layer, nn.Linear):
+            yield "Gemm", _dense(layer, before), {"transB": 1}
+        else:
+            raise ValueError(f"No ONNX node is known for the layer {layer}.")
+
+
+def _convolution(layer: nn.Conv3d, after: nn.Module | None) -> list[np.ndarray]:
+    """Weight and bias of a convolution with the batch normalisation after it, if any."""
+    weight = _numpy(layer.weight)
+    bias = np.zeros(len(weight)) if layer.bias is None else _numpy(layer.bias)
+    if isinstance(after, nn.BatchNorm3d):
+        scale, offset = _normalisation(after)
+        weight, bias = weight * scale[:, None, None, None, None], bias * scale + offset
+    return [weight, bias]
+
+
+def _dense(layer: nn.Linear, before: nn.Module | None) -> list[np.ndarray]:
+    """Weight and bias of a dense layer with the batch normalisation before it, if any."""
+    weight, bias = _numpy(layer.weight), _numpy(layer.bias)
+    if isinstance(before, nn.BatchNorm1d):
+        scale, offset = _normalisation(before)
+        weight, bias = weight * scale, bias + weight @ offset
+    return [weight, bias]
+
+
+def _normalisation(layer: nn.BatchNorm1d | nn.BatchNorm3d) -> tuple[np.ndarray, np.ndarray]:
+    """What batch normalisation is at inference: a factor and an offset per channel."""
+    scale = _numpy(layer.weight) / np.sqrt(_numpy(layer.running_var) + layer.eps)
+    return scale, _numpy(layer.bias) - _numpy(layer.running_mean) * scale
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().double().cpu().numpy()
+
+
+def _tensor(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
+
+
+def _output_shapes(network: LFSNetwork, members: int) -> Iterator[tuple[int, ...]]:
+    """Shapes, without the batch, of the outputs that `export` declares, in its order."""
+    yield (5,)
+    yield (5,)
+    with torch.no_grad():
+        maps = network.features(torch.zeros(1, 1, *network.patch_size))
+        yield members * maps.shape[1], *maps.shape[2:]
+        for layer in network.tail:
+            maps = layer(maps)
+            if not isinstance(layer, nn.Dropout | nn.BatchNorm3d | nn.BatchNorm1d):
+                yield members * maps.shape[1], *maps.shape[2:]
+
+
+def _check_parity(members: Sequence[LFSNetwork], content: bytes) -> None:
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.rand(2, 1, *members[0].patch_size, generator=generator)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    exported = session.run(["logits", "features"], {"volume": volume.numpy()})
+    with torch.no_grad():
+        features = [member.features(volume) for member in members]
+        logits = torch.stack([member.tail(maps) for member, maps in zip(members, features)])
+        expected = [logits.mean(dim=0).numpy(), torch.cat(features, dim=1).numpy()]
+    for name, ours, theirs in zip(("logits", "features"), exported, expected):
+        difference = np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max())
+        if not difference < 1e-4:
+            raise ValueError(f"The exported {name} differ from PyTorch's by {difference:.2g}.")

@@ -1,0 +1,288 @@
+"""Fit one LFS network: losses, schedule, checkpoints, early stopping, several GPUs.
+
+How imbalance and order of the stages are handled: rare stages are drawn more often than they occur
+(`data.Draws`), and the loss takes soft ordinal labels, so that F4 called F0 costs more than F4
+called F3.
+"""
+
+import os
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import distributed, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from common.resume import LEARNED_KEY, UNKNOWN
+from lfs.data import Draws, Patches, sections
+from lfs.network import SPACING_MM, LFSNetwork
+from LiverFibrosisStagingLib.stages import GROUPS, softmax
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to learn.
+
+    steps, batch, learning_rate: of AdamW under a one-cycle rate. crop_steps: steps at the start
+    that look closely (`data.Draws`), at patches of `crop` x `crop`. sparsity: weight, after them,
+    of the target layer's mean absolute activation; without it the maps are busy everywhere, and
+    Grad-CAM, which sums them up, shows the background instead of organs. temper: see `data.Draws`.
+    ordinal: soft ordinal labels, otherwise plain cross-entropy. check_every: steps between two
+    looks at the validation cases. patience: looks without a lower loss after which training stops,
+    counted once whole sections are seen.
+    mixed_precision: bfloat16 on GPUs. On CPUs it saves a fifth of a step, and on some of them
+    gradients of convolutions come out as nan (PyTorch 2.13).
+    """
+
+    steps: int = 260
+    batch: int = 8
+    learning_rate: float = 4e-3
+    crop_steps: int = 180
+    crop: int = 80
+    sparsity: float = 0.4
+    temper: float = 0.5
+    ordinal: bool = True
+    check_every: int = 20
+    patience: int = 3
+    mixed_precision: bool = True
+    seed: int = 0
+
+
+class _Trained(nn.Module):
+    """Logits and the target layer's mean absolute activation in one forward pass, as DDP asks."""
+
+    def __init__(self, network: LFSNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.network.features(patches)
+        return self.network.tail(features).float(), features.float().abs().mean()
+
+
+def ordinal_loss(logits: torch.Tensor, stages: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy against soft labels proportional to exp(-2 d^2), d the distance in stages.
+
+    Soft ordinal labels (Diaz and Marathe, CVPR 2019). logits [N, 5], stages [N].
+    """
+    distance = torch.arange(logits.shape[1], device=logits.device) - stages[:, None]
+    return functional.cross_entropy(logits, torch.softmax(-2.0 * distance**2, dim=1))
+
+
+def fit(
+    network: LFSNetwork,
+    learned: tuple[Sequence[dict[str, torch.Tensor]], np.ndarray],
+    validated: tuple[Sequence[dict[str, torch.Tensor]], np.ndarray],
+    schedule: Schedule,
+    run: Path,
+    spacing: tuple[float, float, float] = SPACING_MM,
+    workers: int = 1,
+    learned_from: Collection[str] = (UNKNOWN,),
+) -> LFSNetwork:
+    """Train `network` in place and return it with the weights that validated best.
+
+    learned, validated: prepared cases (`data.prepare`) and their stages [n]. Goes on from
+    RUN/checkpoint.pt where there is one; RUN/log.csv has a line for each look at the validation
+    cases. learned_from: digests of CTs, which the checkpoint names (`resume`). Under torchrun every
+    process takes its part of each step, on its own GPU where there are any; the first one writes.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    rank, ranks = process()
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu() else torch.device("cpu")
+    network.to(device, memory_format=torch.channels_last_3d)
+    if ranks > 1 and on_gpu():
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    trained: nn.Module = _Trained(network)
+    if ranks > 1:
+        trained = nn.parallel.DistributedDataParallel(trained)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
+    progress = _Progress(network, optimizer, run, device, learned_from)
+    rates = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, schedule.learning_rate, total_steps=schedule.steps, last_epoch=progress.step - 1
+    )
+    remaining = range(progress.step, 0 if progress.stopped else schedule.steps)
+    draws = Draws(
+        learned[1],
+        remaining,
+        schedule.batch,
+        schedule.crop_steps,
+        schedule.crop,
+        schedule.temper,
+        schedule.seed,
+        rank,
+        ranks,
+    )
+    patches = Patches(learned[0], learned[1], network.patch_size[0], spacing)
+    loader = (
+        DataLoader(
+            patches,
+            batch_sampler=draws,
+            num_workers=workers,
+            pin_memory=on_gpu(),
+            prefetch_factor=4,
+        )
+        if workers
+        else DataLoader(patches, batch_sampler=draws)
+    )
+    lossy = ordinal_loss if schedule.ordinal else functional.cross_entropy
+    half = schedule.mixed_precision and device.type == "cuda"
+    recent: list[float] = []
+    bar = tqdm(
+        zip(remaining, loader),
+        run.name,
+        initial=progress.step,
+        total=schedule.steps,
+        unit="step",
+        disable=rank > 0,
+    )
+    for step, (batch, truth) in bar:
+        network.train()
+        batch = batch.to(device, memory_format=torch.channels_last_3d, non_blocking=True)
+        truth = truth.to(device, non_blocking=True)
+        torch.manual_seed(schedule.seed + step)  # dropout
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            logits, activation = trained(batch)
+        loss = lossy(logits, truth)
+        sparsity = 0.0 if step < schedule.crop_steps else schedule.sparsity
+        optimizer.zero_grad()
+        (loss + sparsity * activation).backward()
+        optimizer.step()
+        keep_normalisations_positive(network)
+        rates.step()
+        recent.append(loss.item())
+        bar.set_postfix(loss=f"{np.mean(recent[-50:]):.3f}")
+        done = step + 1
+        whole = done > schedule.crop_steps
+        if done == schedule.steps or (whole and done % schedule.check_every == 0):
+            found = case_logits(network, validated[0], device)
+            progress.look(done, float(np.mean(recent)), found, validated[1], schedule, rank)
+            recent = []
+            if progress.stopped:
+                break
+        elif done % schedule.check_every == 0 and rank == 0:
+            progress.save(done)
+    network.load_state_dict(progress.best)
+    return network.to("cpu", memory_format=torch.contiguous_format).eval()
+
+
+class _Progress:
+    """What a run keeps on disk: weights, optimiser, the best weights so far, the log."""
+
+    def __init__(
+        self,
+        network: LFSNetwork,
+        optimizer: torch.optim.Optimizer,
+        run: Path,
+        device: torch.device,
+        learned_from: Collection[str],
+    ) -> None:
+        self.network, self.optimizer = network, optimizer
+        self.learned_from = sorted(learned_from)
+        self.checkpoint, self.log = run / "checkpoint.pt", run / "log.csv"
+        self.step, self.lowest, self.waited, self.stopped = 0, float("inf"), 0, False
+        self.best: dict[str, torch.Tensor] = {}
+        self.began = time.monotonic()
+        if self.checkpoint.exists():
+            state = torch.load(self.checkpoint, map_location=device, weights_only=True)
+            network.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+            for name in ("step", "lowest", "waited", "stopped", "best"):
+                setattr(self, name, state[name])
+        elif process()[0] == 0:
+            columns = ["step", "seconds", "loss", "validation_loss", *GROUPS]
+            self.log.write_text(",".join(columns) + "\n", encoding="utf-8")
+
+    def look(
+        self,
+        step: int,
+        loss: float,
+        logits: np.ndarray,
+        stages: np.ndarray,
+        schedule: Schedule,
+        rank: int,
+    ) -> None:
+        """Judge the network on the validation cases, remember the best, write log and state."""
+        lossy = ordinal_loss if schedule.ordinal else functional.cross_entropy
+        validation = float(lossy(torch.from_numpy(logits), torch.from_numpy(stages)))
+        if validation < self.lowest:
+            self.lowest, self.waited = validation, 0
+            self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        else:
+            self.waited += 1
+            self.stopped = self.waited >= schedule.patience
+        if rank == 0:
+            row = [time.monotonic() - self.began, loss, validation]
+            row += aucs(softmax(logits), stages).values()
+            with self.log.open("a", encoding="utf-8") as stream:
+                print(step, *(f"{value:.4f}" for value in row), sep=",", file=stream)
+            self.save(step)
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint, whole or not at all."""
+        self.step = step
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{n: getattr(self, n) for n in ("step", "lowest", "waited", "stopped", "best")},
+            LEARNED_KEY: self.learned_from,
+        }
+        partial = self.checkpoint.with_suffix(".part")
+        torch.save(state, partial)
+        partial.replace(self.checkpoint)
+
+
+def keep_normalisations_positive(network: LFSNetwork) -> None:
+    """So that they pass through the max pooling before them, into the convolution, at export."""
+    with torch.no_grad():
+        for layer in network.head:
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.weight.clamp_(min=1e-3)
+
+
+def case_logits(
+    network: LFSNetwork, prepared: Sequence[dict[str, torch.Tensor]], device: torch.device
+) -> np.ndarray:
+    """Logits [cases, 5]: the mean over a case's patches, here without overlap."""
+    network.eval()
+    found = []
+    with torch.no_grad():
+        for case in prepared:
+            patches = torch.from_numpy(sections(case, network.patch_size[0], 0.0)).to(device)
+            found.append(network(patches).float().mean(dim=0).cpu().numpy())
+    return np.stack(found)
+
+
+def aucs(probabilities: np.ndarray, stages: np.ndarray) -> dict[str, float]:
+    """Area under the ROC curve of every group of stages; nan where one side has no case."""
+    return {
+        name: float(roc_auc_score(stages >= first, probabilities[:, first:].sum(axis=1)))
+        if 0 < np.count_nonzero(stages >= first) < len(stages)
+        else float("nan")
+        for name, first in GROUPS.items()
+    }
+
+
+def on_gpu() -> bool:
+    """Whether training runs on a GPU."""
+    return torch.cuda.is_available()
+
+
+def process() -> tuple[int, int]:
+    """This process' number and how many there are: torchrun's, or (0, 1)."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def join_processes() -> None:
+    """Under torchrun: meet the other processes, each on its own GPU where there are any."""
+    if "WORLD_SIZE" in os.environ and not distributed.is_initialized():
+        if on_gpu():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if on_gpu() else "gloo")

@@ -1,0 +1,1 @@
+"""The V-Net that segments liver and spleen."""

@@ -1,0 +1,269 @@
+"""What differs between patients and between scanners, as random changes of a CT and its organs.
+
+Patients are built and lie differently; livers and spleens are large and small, have tumours, and
+lie beside what is filled with contrast, fluid or gas; phase, dose, kernel, slices and scanners
+differ. No flips: the liver has a side.
+
+Volumes are float32 [1, slices, rows, columns], 0..1 in the window; labels of the same shape hold
+the index of `CLASSES`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import (
+    Compose,
+    MapTransform,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandomizableTransform,
+)
+from monai.transforms.utils import create_rotate
+from torch.nn import functional
+
+from LiverFibrosisStagingLib.imaging.segmentation import CLASSES
+
+LIVER, SPLEEN = CLASSES.index("liver"), CLASSES.index("spleen")
+BOTH = ("volume", "labels")
+
+
+def augmentation(patch_size: tuple[int, int, int], window: tuple[float, float]) -> Compose:
+    """Of an item with `volume` and `labels` of any size, a patch (slices, rows, columns)."""
+    hu = 1.0 / (window[1] - window[0])
+    return Compose(
+        [
+            Deform(patch_size),
+            Neighbours(hu),
+            Tumours(hu),
+            Contrast(hu, (40.0 - window[0]) * hu),
+            ThickSlices(),
+            RandGaussianSmoothd(("volume",), (0.3, 0.8), (0.3, 0.8), (0.3, 0.8), prob=0.3),
+            RandGaussianNoised(("volume",), prob=0.5, std=0.06),
+            FieldOfView(),
+            Surroundings(),
+        ]
+    )
+
+
+class _OfBoth(MapTransform, RandomizableTransform):
+    """A random change of `volume`, and of `labels` where organs move or go black."""
+
+    def __init__(self, prob: float) -> None:
+        MapTransform.__init__(self, BOTH)
+        RandomizableTransform.__init__(self, prob)
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        self.randomize(None)
+        if not self._do_transform:
+            return data
+        volume, labels = (torch.as_tensor(data[key]).clone() for key in BOTH)
+        volume, labels = self.changed(volume, labels)
+        return {**data, "volume": volume, "labels": labels}
+
+    @abstractmethod
+    def changed(
+        self, volume: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both after the change; they may be changed in place."""
+
+    def waves(self, size: Sequence[int], length: float, channels: int = 1) -> torch.Tensor:
+        """Random fields [channels, *size] of values about 1, smooth over `length` voxels."""
+        points = [int(np.ceil(n / length)) + 1 for n in size]
+        drawn = torch.from_numpy(self.R.normal(0, 1, (1, channels, *points)).astype(np.float32))
+        return functional.interpolate(drawn, list(size), mode="trilinear", align_corners=True)[0]
+
+
+class Deform(_OfBoth):
+    """A patch of another patient: turned, scaled, bent; liver and spleen of another size and place.
+
+    One interpolation does it all, so that pictures stay as sharp as they can. (MONAI's
+    Rand3DElastic knows no organs, and takes three times as long for waves of this length.)
+    """
+
+    def __init__(self, patch_size: tuple[int, int, int]) -> None:
+        super().__init__(1.0)
+        self.size = patch_size
+
+    def changed(  # noqa: D102
+        self, volume: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        whole, patch = np.array(volume.shape[1:]), np.array(self.size)
+        room = abs(whole - patch) + 8
+        centre = (whole - 1) / 2 + self.R.uniform(-0.5, 0.5, 3) * room
+        turned = create_rotate(3, self.R.normal(0, (0.2, 0.12, 0.12)))[:3, :3]
+        matrix = turned * np.exp(self.R.normal(0, 0.1) + self.R.normal(0, 0.06, 3))
+        axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in self.size]
+        away = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+        places = torch.einsum("ij,jzyx->izyx", torch.from_numpy(matrix).float(), away)
+        places += _column(centre)
+        places += self.R.uniform(0, 4) * self.waves(self.size, 16.0, 3)
+        places += self.R.uniform(0, 1) * self.waves(self.size, 7.0, 3)
+        for label in (LIVER, SPLEEN):
+            if self.R.rand() < 0.6:
+                self._move(places, labels[0] == label)
+        scale = _column(2.0 / (whole - 1))
+        grid = (places * scale - 1).flip(0).movedim(0, -1)[None]
+        source = torch.cat([volume, labels == LIVER, labels == SPLEEN]).float()[None]
+        seen = functional.grid_sample(source, grid, padding_mode="zeros", align_corners=True)[0]
+        labels = (seen[1:2] >= 0.5) * LIVER
+        labels[seen[2:3] > 0.5] = SPLEEN
+        return seen[:1], labels.to(torch.uint8)
+
+    def _move(self, places: torch.Tensor, organ: torch.Tensor) -> None:
+        """Let what lies around the organ's centre be seen larger or smaller, and elsewhere."""
+        voxels = organ.nonzero().float()
+        if len(voxels) < 100:
+            return
+        centre = voxels.mean(dim=0)
+        reach = 1.2 * (voxels - centre).square().sum(dim=1).mean().sqrt()
+        away = places - centre[:, None, None, None]
+        near = torch.exp(-away.square().sum(dim=0) / (2 * reach**2))
+        larger = np.exp(np.clip(self.R.normal(0, 0.3), -0.5, 0.5))
+        shift = _column(self.R.normal(0, 0.25, 3)) * reach
+        places += near * ((1 / larger - 1) * away + shift)
+
+
+def _column(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(values)).float()[:, None, None, None]
+
+
+class Neighbours(_OfBoth):
+    """What lies around the organs: brighter or darker, filled with contrast, fluid or gas."""
+
+    def __init__(self, hu: float) -> None:
+        super().__init__(0.7)
+        self.hu = hu
+
+    def changed(  # noqa: D102
+        self, volume: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        soft = (volume > 0.3) & (volume < 0.95) & (labels == 0)
+        volume += soft * (20 * self.hu * self.waves(volume.shape[1:], 8.0))
+        if self.R.rand() < 0.6:
+            filled = soft & (self.waves(volume.shape[1:], self.R.uniform(5, 10)) > 0.7)
+            inside = self.R.choice(4, p=(0.45, 0.2, 0.15, 0.2))
+            content = ((0.85, 1.0), (0.35, 0.5), (0.0, 0.1), (0.5, 0.75))[inside]
+            volume[filled] = self.R.uniform(*content)
+        return volume, labels
+
+
+class Tumours(_OfBoth):
+    """Balls in the liver that enhance more or less than it does; they belong to it."""
+
+    def __init__(self, hu: float) -> None:
+        super().__init__(0.35)
+        self.hu = hu
+
+    def changed(  # noqa: D102
+        self, volume: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        liver = labels[0] == LIVER
+        voxels = liver.nonzero().float()
+        if not len(voxels):
+            return volume, labels
+        for _ in range(self.R.randint(1, 5)):
+            centre = voxels[self.R.randint(len(voxels))]
+            radius = np.exp(self.R.uniform(np.log(2), np.log(12)))
+            distance = (voxels - centre).square().sum(dim=1).sqrt()
+            share = ((radius - distance) / 2 + 0.5).clamp(0, 1)
+            volume[0][liver] += share * (self.R.uniform(-70, 50) * self.hu)
+        return volume, labels
+
+
+class Contrast(_OfBoth):
+    """Contrast phase and disease: less enhancement everywhere, organs a little apart from it.
+
+    hu: one HU in the window. plain: muscle without contrast, above which everything is enhanced.
+    """
+
+    def __init__(self, hu: float, plain: float) -> None:
+        super().__init__(0.8)
+        self.hu, self.plain = hu, plain
+
+    def changed(  # noqa: D102
+        self, volume: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.R.rand() < 0.35:
+            kept = self.R.uniform(0.0, 0.9)
+            less = self.plain + kept * (volume - self.plain)
+            volume = torch.where(volume > self.plain, less, volume)
+        for label in (LIVER, SPLEEN):
+            volume += (labels == label) * (self.R.normal(0, 20) * self.hu)
+        soft = (volume > 0.3) & (volume < 0.95)
+        volume += soft * (self.R.normal(0, 10) * self.hu)
+        return volume, labels
+
+
+class ThickSlices(_OfBoth):
+    """Two or three slices become one that is seen several times."""
+
+    def __init__(self) -> None:
+        super().__init__(0.2)
+
+    def changed(  # noqa: D102
+        self, volume: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        count = int(self.R.randint(2, 4))
+        whole = volume.shape[1] // count * count
+        blocks = volume[:, :whole].unflatten(1, (-1, count))
+        volume[:, :whole] = blocks.mean(dim=2, keepdim=True).expand_as(blocks).flatten(1, 2)
+        return volume, labels
+
+
+class FieldOfView(_OfBoth):
+    """The scan ends within the patient: above, below, both, or at a round field of view."""
+
+    def __init__(self) -> None:
+        super().__init__(0.4)
+
+    def changed(  # noqa: D102
+        self, volume: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        _, slices, rows, columns = volume.shape
+        black = torch.zeros(volume.shape, dtype=torch.bool)
+        kind = self.R.randint(4)
+        if kind < 2:
+            cut = int(self.R.randint(1, slices // 2))
+            black[:, -cut:] = True
+            black = black if kind else black.flip(1)
+        elif kind == 2:  # a slab of 3 to 12 cm
+            kept = min(int(self.R.randint(8, 30)), slices)
+            first = int(self.R.randint(slices - kept + 1))
+            black[:, :first] = black[:, first + kept :] = True
+        if self.R.rand() < 0.4:
+            y, x = np.ogrid[:rows, :columns]
+            middle = self.R.normal((rows / 2, columns / 2), 3)
+            radius = self.R.uniform(0.38, 0.55) * columns
+            outside = (y - middle[0]) ** 2 + (x - middle[1]) ** 2 > radius**2
+            black |= torch.from_numpy(outside)
+        volume[black], labels[black] = 0.0, 0
+        return volume, labels
+
+
+class Surroundings(_OfBoth):
+    """What lies in the air: a table behind the patient, arms at the sides."""
+
+    def __init__(self) -> None:
+        super().__init__(0.4)
+
+    def changed(  # noqa: D102
+        self, volume: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, columns = volume.shape[2:]
+        y, x = np.ogrid[:rows, :columns]
+        if self.R.randint(3) == 0:  # a curved shell
+            top = self.R.uniform(0.7, 0.95) * rows
+            bow = self.R.uniform(0, 0.004) * (x - columns / 2) ** 2
+            there = np.abs(y - (top - bow)) < self.R.uniform(0.5, 1.5)
+        else:
+            side = self.R.choice((0.03, 0.97)) * columns
+            centre = np.array([self.R.uniform(0.3, 0.8) * rows, side])
+            radius = self.R.uniform(6, 13)
+            there = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
+        air = (volume < 0.02) & (labels == 0)
+        air &= torch.from_numpy(np.broadcast_to(there, volume.shape[1:]).copy())
+        volume[air] = float(self.R.uniform(0.3, 0.7))
+        return volume, labels
