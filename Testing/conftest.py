@@ -1,7 +1,6 @@
 """What all tests share: the library on the path, the shipped model, real and phantom CTs."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,6 @@ if _PROCESSES > 1:
         os.environ.setdefault(_variable, _threads)
 
 ROOT = Path(__file__).resolve().parents[1]
-for folder in (ROOT, ROOT / "LiverFibrosisStaging", ROOT / "Training", ROOT / "Testing"):
-    sys.path.insert(0, str(folder))
 
 # Real CTs for developers; never part of the repository (see Testing/README.md).
 REAL_CASES = ("hcc002_cirrA_pv", "hcc007_cirrA_bl_pv", "hcc011_cirrA_pv", "hcc048_cirrA_pv")

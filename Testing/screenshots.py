@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "LiverFibrosisStaging")]
+sys.path[:0] = [
+    str(ROOT / folder) for folder in ("Testing", "Testing/hosts", "LiverFibrosisStaging")
+]
 
 import numpy as np  # noqa: E402
 import slicer  # noqa: E402

@@ -32,9 +32,9 @@ from evaluation.figures import save
 from lfs.export import describe
 from LiverFibrosisStagingLib import StagingError, StagingModel
 from LiverFibrosisStagingLib.analysis import measure
+from LiverFibrosisStagingLib.explaining import ForwardPass
 from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import read_onnx
 from LiverFibrosisStagingLib.location_map import merge_patches
-from LiverFibrosisStagingLib.result import Seen
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
 from LiverFibrosisStagingLib.staging import stage
 
@@ -68,7 +68,7 @@ def weights(effect: str, network: str, file: Path, cases: Sequence[Case]) -> lis
     with tempfile.TemporaryDirectory() as folder:
         for layer, model in _layers(file, Path(folder)).items():
             for case in tqdm(cases, f"{effect}, {network}, {layer}", unit="CT"):
-                seen = stage(case.ct, case.liver, case.spleen, model, "F4").seen
+                seen = stage(case.ct, case.liver, case.spleen, model, "F4").forward_pass
                 for method in METHODS:
                     share, volume = _inside(seen, method, REGIONS[effect])
                     found.append(Weight(effect, layer, method, network, case.name, share, volume))
@@ -142,7 +142,7 @@ def _layers(file: Path, folder: Path) -> dict[str, StagingModel]:
     return {"third convolution": StagingModel.load(file), "last": StagingModel.load(other)}
 
 
-def _inside(seen: Seen, method: str, region: str) -> tuple[float, float]:
+def _inside(seen: ForwardPass, method: str, region: str) -> tuple[float, float]:
     maps = [seen.model.location_map(forward, (F4,), method)[0] for forward in seen.forwards]
     location = merge_patches(maps, seen.grid, seen.model.card.patch_size)
     found = measure(location, seen.grid)

@@ -90,7 +90,8 @@ def _staged(
 
 
 def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
-    from .imaging.segmentation import check_image_name, segment, write_labels
+    from .imaging.organs import check_image_name, write_labels
+    from .imaging.segmentation import segment
 
     check_image_name(options.output)
     with _ProgressLine(options.quiet) as progress:

@@ -13,13 +13,13 @@ from .fingerprint import fingerprint
 from .imaging.segmentation import shipped
 from .model import StagingModel
 from .privacy import Names
+from .report.summary import REGION_NAMES
 from .resources import default_model_path
 from .result import FILES, SCHEMA, one_line
 from .stages import GROUPS, RESEARCH_USE, STAGES, explained_stages
 from .staging import software, stage
 
 TABLE = "results.csv"
-REGIONS = ("liver", "liver_surface", "liver_core", "spleen", "rest")
 COLUMNS = (
     "case",
     "status",
@@ -29,7 +29,7 @@ COLUMNS = (
     *GROUPS,
     "agreeing",
     "explained",
-    *(f"{region}_{what}" for region in REGIONS for what in ("mean", "share")),
+    *(f"{region}_{what}" for region in REGION_NAMES for what in ("mean", "share")),
     "warnings",
     "model",
     "notice",

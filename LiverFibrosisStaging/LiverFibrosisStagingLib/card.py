@@ -8,7 +8,6 @@ from .gradcam_onnx.metadata import (
     MISSING,
     Wrong,
     as_arguments,
-    entries,
     exactly,
     fields,
     items,
@@ -22,6 +21,7 @@ from .gradcam_onnx.metadata import (
 )
 from .report.summary import REGION_NAMES
 from .stages import GROUPS, STAGES
+from .training_record import TRAINING, Training
 
 METADATA_KEY = "liver_fibrosis_staging"
 CONTRACT = 1
@@ -34,26 +34,6 @@ class Calibration(TypedDict, total=False):
 
     temperature: float
     operating_points: dict[str, float]
-
-
-class Interval(TypedDict):
-    """A figure with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Training(TypedDict, total=False):
-    """What a model was trained and evaluated on. auc: by group."""
-
-    data: str
-    cases_per_stage: list[int]
-    date: str
-    code_version: str
-    folds: int
-    auc: dict[str, Interval]
-    evaluated_on: str
 
 
 class Reference(TypedDict, total=False):
@@ -130,14 +110,6 @@ def _patch_size(value: Any) -> list[int]:
     return size
 
 
-def _interval(value: Any) -> Interval:
-    share = number(0, 1)
-    found = fields({"value": share, "low": share, "high": share}, optional=())(value)
-    if found["low"] > found["high"]:
-        raise Wrong(value, "low not above high")
-    return found
-
-
 def _reference(value: Any) -> Reference:
     found = fields({"source": line, "percentiles": items(number(0, 100), ascending=True)})(value)
     if "stages" not in found:
@@ -152,18 +124,6 @@ def _reference(value: Any) -> Reference:
     usual = fields({"cases": whole(0, 10**9), **regions}, optional=tuple(regions))
     return fields({"stages": fields({stage: usual for stage in STAGES})})(found)
 
-
-TRAINING = fields(
-    {
-        "data": line,
-        "cases_per_stage": items(whole(0, 10**9), len(STAGES)),
-        "date": line,
-        "code_version": line,
-        "folds": whole(1, 10**6),
-        "auc": entries(_interval),
-        "evaluated_on": line,
-    }
-)
 
 _CARD = fields(
     {

@@ -86,11 +86,11 @@ class Faithfulness:
 
         The folder is made where it is missing. Raises StagingError where it cannot be written.
         """
+        from .report.drawing import write_png
         from .report.faithfulness_figure import render
-        from .report.overview import write_png
 
         def write(partial: Path) -> None:
-            write_png(render(self), partial / FILES[0])
+            write_png(render(self.summary()), partial / FILES[0])
             text = json.dumps(self.summary(), indent=2)
             (partial / FILES[1]).write_text(text + "\n", encoding="utf-8")
 
@@ -177,7 +177,7 @@ def check_explanation(
     layers: how many are shuffled, all by default. progress and cancel as for `stage`. Raises
     StagingError and Cancelled.
     """
-    seen = result.seen
+    seen = result.forward_pass
     model, grid = seen.model, seen.grid
     members = explained_stages(result.explained, 0)
     size = model.card.patch_size

@@ -1,7 +1,7 @@
 """What staging gives back, and how it is written to disk."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,12 @@ import numpy as np
 import SimpleITK as sitk
 
 from .ensemble import spread
-from .errors import StagingError
+from .errors import CancelToken, StagingError
+from .explaining import ForwardPass, Progress, Steps, explain_score
 from .files import write_folder
-from .imaging.grid import WorkingGrid
 from .imaging.itk_files import itk_path
-from .imaging.masks import LIVER_LABEL, SPLEEN_LABEL
-from .model import MEMBERS, Forward, StagingModel
-from .stages import GROUPS, RESEARCH_USE, STAGES, softmax
+from .imaging.organs import LIVER_LABEL, SPLEEN_LABEL, write_labels
+from .stages import GROUPS, RESEARCH_USE, STAGES
 
 SCHEMA = 2
 BANDS_TEXT = "10 % steps of this case's own maximum"
@@ -30,31 +29,6 @@ FILES = (
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """What the network has seen and answered, kept so that another stage can be explained.
-
-    forwards: one for each patch of the grid, in the order of `grid.starts`.
-    """
-
-    model: StagingModel
-    grid: WorkingGrid
-    forwards: tuple[Forward, ...]
-
-    @property
-    def logits(self) -> np.ndarray:
-        """The case's logits float64 [5]: the mean over its patches, which share most of a liver."""
-        return np.mean([forward.logits[0] for forward in self.forwards], axis=0, dtype=np.float64)
-
-    @property
-    def member_probabilities(self) -> np.ndarray | None:
-        """Probabilities float64 [members, 5] by each member of an ensemble; None of one network."""
-        if MEMBERS not in self.forwards[0].tensors:
-            return None
-        logits = [forward.tensors[MEMBERS][0] for forward in self.forwards]
-        return softmax(np.mean(logits, axis=0, dtype=np.float64), self.model.card.temperature)
-
-
-@dataclass(frozen=True, eq=False)
 class StagingResult:
     """One case, staged. Nothing in it names the patient.
 
@@ -66,7 +40,7 @@ class StagingResult:
     body or where there is no attention. measurements: mean, share and volume_ml by region. ct,
     liver, spleen: on the CT's grid. staging_warnings, map_warnings: sentences for the reader, about
     the input and about this map. provenance: model, input, software and seconds, as in
-    staging.json; `batch` adds a fingerprint. seen: what `explain` needs.
+    staging.json; `batch` adds a fingerprint. forward_pass: what `explain` needs.
     """
 
     probabilities: np.ndarray
@@ -83,7 +57,7 @@ class StagingResult:
     liver: sitk.Image
     spleen: sitk.Image | None
     provenance: dict[str, Any]
-    seen: Seen = field(repr=False)
+    forward_pass: ForwardPass = field(repr=False)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -96,7 +70,7 @@ class StagingResult:
 
         How far they are apart is how uncertain the stage is.
         """
-        return self.seen.member_probabilities
+        return self.forward_pass.member_probabilities
 
     @property
     def spread(self) -> dict[str, Any] | None:
@@ -113,15 +87,41 @@ class StagingResult:
         spleen = sitk.And(self.spleen != 0, liver == 0)
         return liver + sitk.Cast(spleen, sitk.sitkUInt8) * SPLEEN_LABEL
 
-    def explain(self, explain: str) -> "StagingResult":
-        """This result with the location map of another stage or group, without running
-        the network again.
+    def explain(
+        self,
+        explain: str,
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
+    ) -> "StagingResult":
+        """This result with the location map of another stage or group; the network does not run.
 
-        Takes the names that `stage` takes, and raises StagingError for others.
+        Takes and raises what `staging.stage` does.
         """
-        from .staging import explain_again
+        steps = Steps(progress, cancel)
+        explanation = explain_score(self.forward_pass, self.ct, explain, steps)
+        seconds = {**self.provenance["seconds"], **steps.end()}
+        provenance = {**self.provenance, "seconds": seconds}
+        return replace(self, provenance=provenance, **vars(explanation))
 
-        return explain_again(self, explain)
+    def overview(self) -> np.ndarray:
+        """One picture of the result, uint8 RGB [1000, 1600, 3]."""
+        from .report.overview import render_overview
+
+        return render_overview(
+            ct=self.ct,
+            label_map=self.label_map,
+            liver=self.liver,
+            spleen=self.spleen,
+            probabilities=self.probabilities,
+            stage=self.stage,
+            explained=self.explained,
+            scores=self.scores,
+            measurements=self.measurements,
+            warnings=self.warnings,
+            model_name=self.provenance["model"]["name"],
+            model_training=self.provenance["model"]["trained_on"],
+            ensemble=self.spread,
+        )
 
     def summary(self) -> dict[str, Any]:
         """Everything but the voxels, as written to staging.json (Resources/staging.schema.json)."""
@@ -151,14 +151,13 @@ class StagingResult:
         earlier result stays (`files.write_folder`). Raises StagingError where the folder cannot be
         written.
         """
-        from .imaging.segmentation import write_labels
-        from .report.overview import write_overview
+        from .report.drawing import write_png
 
         def write(partial: Path) -> None:
             _write_image(self.location_map, partial / FILES[0])
             _write_image(self.label_map, partial / FILES[1])
             write_labels(self.organs, partial / FILES[2])
-            write_overview(self, partial / FILES[3])
+            write_png(self.overview(), partial / FILES[3])
             text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
             (partial / FILES[4]).write_text(text + "\n", encoding="utf-8")
 

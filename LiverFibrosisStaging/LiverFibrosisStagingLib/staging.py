@@ -2,9 +2,6 @@
 
 import hashlib
 import platform
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,23 +10,20 @@ import numpy as np
 import SimpleITK as sitk
 
 from . import __version__
-from .analysis import measure
 from .ensemble import disagreement, spread
-from .errors import Cancelled, CancelToken
+from .errors import CancelToken
+from .explaining import Progress, Steps, explain_score, run_network
 from .imaging.checks import check_ct, check_organs
-from .imaging.grid import WorkingGrid, patch_array, working_grid
+from .imaging.grid import WorkingGrid, working_grid
 from .imaging.masks import organ_masks, read_organ, volume_ml
 from .imaging.reading import NAME_KEY, notes, read_ct
 from .imaging.segmentation import about_outlines, outline, shipped
-from .location_map import merge_patches, on_ct
 from .model import StagingModel
 from .privacy import Names
-from .quality import unusual
 from .resources import default_model_path
-from .result import Seen, StagingResult
+from .result import StagingResult
 from .stages import STAGES, explained_stages, group_scores, softmax
 
-Progress = Callable[[float, str], None]
 SEGMENTING = "Segmenting liver and spleen"
 
 
@@ -57,7 +51,7 @@ def stage(
     Raises StagingError for every refusal, which may name the file or node, and Cancelled when
     cancelled. The result names neither.
     """
-    steps = _Steps(progress, cancel)
+    steps = Steps(progress, cancel)
     explained_stages(explain, 0)  # an unknown name is refused before any work
 
     steps.begin(0.0, "Loading the model")
@@ -97,14 +91,14 @@ def stage(
     grid = working_grid(ct, liver, spleen, **card.preprocessing)
     warnings += grid.warnings
 
-    seen = _look(model, grid, steps)
-    probabilities = softmax(seen.logits, card.temperature)
+    forward_pass = run_network(model, grid, steps)
+    probabilities = softmax(forward_pass.logits, card.temperature)
     probabilities.flags.writeable = False
     predicted = STAGES[int(probabilities.argmax())]
-    members = seen.member_probabilities
+    members = forward_pass.member_probabilities
     if members is not None:
         warnings += disagreement(spread(members, predicted), predicted)
-    explanation = _explain(seen, ct, explain, steps)
+    explanation = explain_score(forward_pass, ct, explain, steps)
     provenance = _provenance(model, ct, grid)
     provenance["segmentation"] = segmentation
     provenance["seconds"] = steps.end()
@@ -117,26 +111,9 @@ def stage(
         liver=liver,
         spleen=spleen,
         provenance=provenance,
-        seen=seen,
-        **explanation,
+        forward_pass=forward_pass,
+        **vars(explanation),
     )
-
-
-def explain_again(
-    result: StagingResult,
-    explain: str,
-    progress: Progress | None = None,
-    cancel: CancelToken | None = None,
-) -> StagingResult:
-    """The same result with the location map of another stage or group, without running
-    the network again.
-
-    Takes and raises what `stage` does.
-    """
-    steps = _Steps(progress, cancel)
-    explanation = _explain(result.seen, result.ct, explain, steps)
-    seconds = {**result.provenance["seconds"], **steps.end()}
-    return replace(result, provenance={**result.provenance, "seconds": seconds}, **explanation)
 
 
 def _given(image: sitk.Image | str | Path | None) -> str | Path | None:
@@ -144,76 +121,6 @@ def _given(image: sitk.Image | str | Path | None) -> str | Path | None:
     if not isinstance(image, sitk.Image):
         return image
     return image.GetMetaData(NAME_KEY) if image.HasMetaDataKey(NAME_KEY) else None
-
-
-def _look(model: StagingModel, grid: WorkingGrid, steps: "_Steps") -> Seen:
-    """Run the network on every patch."""
-    forwards = []
-    for number, start in enumerate(grid.starts):
-        steps.begin(0.4 + 0.25 * number / len(grid.starts), "Running the network")
-        patch = patch_array(grid, start, model.card.patch_size[0])
-        forwards.append(model.run(patch, steps.cancel))
-    return Seen(model, grid, tuple(forwards))
-
-
-def _explain(seen: Seen, ct: sitk.Image, explain: str, steps: "_Steps") -> dict[str, Any]:
-    """The fields of a result that depend on what is explained."""
-    predicted = int(seen.logits.argmax())
-    members = explained_stages(explain, predicted)
-    explained = STAGES[predicted] if explain == "predicted" else explain
-    maps = []
-    for number, forward in enumerate(seen.forwards):
-        steps.begin(0.65 + 0.1 * number / len(seen.forwards), "Explaining")
-        maps.append(seen.model.location_map(forward, members)[0])
-    steps.begin(0.75, "Merging the location map")
-    location = merge_patches(maps, seen.grid, seen.model.card.patch_size)
-    measurements = measure(location, seen.grid)
-    steps.begin(0.8, "Bringing the map to the CT's grid")
-    relative, labels = on_ct(location, seen.grid, ct)
-    map_warnings = []
-    if location.body_mean == 0:
-        map_warnings = [f"No part of the image argued for {explained}: the location map is empty."]
-    elif members == (predicted,):
-        map_warnings = unusual(measurements, seen.model.card.reference, STAGES[predicted])
-    return {
-        "explained": explained,
-        "location_map": relative,
-        "label_map": labels,
-        "body_mean": location.body_mean,
-        "measurements": measurements,
-        "map_warnings": tuple(map_warnings),
-    }
-
-
-class _Steps:
-    """Progress to the caller, the caller's wish to stop, and the seconds that each step took."""
-
-    def __init__(self, progress: Progress | None, cancel: CancelToken | None) -> None:
-        self._progress = progress
-        self.cancel = cancel
-        self._seconds: dict[str, float] = {}
-        self._name = ""
-        self._since = 0.0
-
-    def begin(self, fraction: float, name: str) -> None:
-        if self.cancel is not None and self.cancel.is_set():
-            raise Cancelled("Staging was cancelled.")
-        self._close()
-        self._name = name
-        if self._progress is not None:
-            self._progress(fraction, name)
-
-    def end(self) -> dict[str, float]:
-        self._close()
-        if self._progress is not None:
-            self._progress(1.0, "Done")
-        return {name: round(seconds, 3) for name, seconds in self._seconds.items()}
-
-    def _close(self) -> None:
-        now = time.perf_counter()
-        if self._name:
-            self._seconds[self._name] = self._seconds.get(self._name, 0.0) + now - self._since
-        self._since = now
 
 
 def software() -> dict[str, str]:

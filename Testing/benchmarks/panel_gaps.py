@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "LiverFibrosisStaging")]
+sys.path[:0] = [str(ROOT / "Testing/hosts"), str(ROOT / "LiverFibrosisStaging")]
 
 import numpy as np  # noqa: E402
 import SimpleITK as sitk  # noqa: E402

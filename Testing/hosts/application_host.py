@@ -1,6 +1,6 @@
 """Slicer's application around the panel: a main window, loading of the module, scenes in files.
 
-    python Testing/application_host.py SCRIPT
+    python Testing/hosts/application_host.py SCRIPT
 
 does with a script what `Slicer --python-script SCRIPT` does, over the stand-ins: the module is not
 registered yet, startup is over, and the process ends with the code given to slicer.util.exit.

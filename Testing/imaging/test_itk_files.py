@@ -12,8 +12,8 @@ from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging import itk_files
 from LiverFibrosisStagingLib.imaging.dicom_files import dicom_folders
 from LiverFibrosisStagingLib.imaging.itk_files import itk_path, quiet
+from LiverFibrosisStagingLib.imaging.organs import write_labels
 from LiverFibrosisStagingLib.imaging.reading import read_ct
-from LiverFibrosisStagingLib.imaging.segmentation import write_labels
 
 
 @pytest.fixture(params=[True, False])

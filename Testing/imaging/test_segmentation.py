@@ -10,13 +10,12 @@ import SimpleITK as sitk
 from LiverFibrosisStagingLib import StagingError, read_ct, read_mask, segment_organs, stage
 from LiverFibrosisStagingLib.__main__ import main
 from LiverFibrosisStagingLib.errors import Cancelled
+from LiverFibrosisStagingLib.imaging.organs import ORGANS, write_labels
 from LiverFibrosisStagingLib.imaging.segmentation import (
-    ORGANS,
     SLAB_SLICES,
     SegmentationModel,
     segment,
     shipped,
-    write_labels,
 )
 
 onnx = pytest.importorskip("onnx", reason="changes the model file")

@@ -24,10 +24,10 @@ def result(sample, model):
 def test_the_shipped_model_is_an_ensemble_and_reports_its_spread(result, model):
     members = result.member_probabilities
     assert members.shape == (5, len(STAGES))
-    given = [f.tensors["member_logits"][0] for f in result.seen.forwards]
+    given = [f.tensors["member_logits"][0] for f in result.forward_pass.forwards]
     logits = np.mean(given, axis=0, dtype=np.float64)
     np.testing.assert_allclose(members, softmax(logits, model.card.temperature))
-    np.testing.assert_allclose(logits.mean(axis=0), result.seen.logits, atol=1e-4)
+    np.testing.assert_allclose(logits.mean(axis=0), result.forward_pass.logits, atol=1e-4)
     found = result.summary()["ensemble"]
     assert found["members"] == 5
     for index, name in enumerate(STAGES):

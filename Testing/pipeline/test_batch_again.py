@@ -16,9 +16,9 @@ from bad_inputs import write_slices
 from conftest import ROOT
 
 import LiverFibrosisStagingLib.batch as batch
-import LiverFibrosisStagingLib.report.overview as overview
 from LiverFibrosisStagingLib import StagingModel, stage, stage_folder
 from LiverFibrosisStagingLib.fingerprint import fingerprint
+from LiverFibrosisStagingLib.result import StagingResult
 
 TIMES = ("date", "seconds")
 
@@ -66,7 +66,7 @@ def staged(result, monkeypatch):
         return result if explain == "predicted" else replace(result, explained=explain)
 
     monkeypatch.setattr(batch, "stage", stage_quickly)
-    monkeypatch.setattr(overview, "write_overview", lambda _, path: path.write_bytes(b"picture"))
+    monkeypatch.setattr(StagingResult, "overview", lambda _: np.zeros((2, 2, 3), np.uint8))
     return paths
 
 

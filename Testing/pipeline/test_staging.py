@@ -204,12 +204,12 @@ def test_failed_save_leaves_nothing(result, tmp_path, monkeypatch):
     with pytest.raises(StagingError, match="Cannot write to the folder"):
         result.save(blocked / "below")
     # A disk that fills up while the picture is written.
-    import LiverFibrosisStagingLib.report.overview as overview
+    from LiverFibrosisStagingLib.report import drawing
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(overview, "write_overview", full)
+    monkeypatch.setattr(drawing, "write_png", full)
     with pytest.raises(StagingError, match="No space left"):
         result.save(tmp_path / "full")
     assert not (tmp_path / "full").exists()

@@ -4,16 +4,16 @@ import itertools
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from LiverFibrosisStagingLib.errors import StagingError
-from LiverFibrosisStagingLib.report import overview
+from LiverFibrosisStagingLib.report import drawing, overview, slices
 from LiverFibrosisStagingLib.report.colors import BANDS, band_rgba, color_slice
-from LiverFibrosisStagingLib.report.overview import render_overview, write_overview, write_png
+from LiverFibrosisStagingLib.report.drawing import write_png
+from LiverFibrosisStagingLib.report.overview import render_overview
 
 SPACING = (2.0, 1.5, 3.0)
 SIZE = (150, 140, 50)  # 300 x 210 x 150 mm
@@ -95,7 +95,7 @@ def close_to(pixels, color, tolerance=0.02):
 
 
 def band_over(label, hu):
-    low, high = overview.WINDOW_HU
+    low, high = slices.WINDOW_HU
     return color_slice(np.array([label]), np.array([(hu - low) / (high - low)]))[0]
 
 
@@ -219,7 +219,7 @@ def test_oblique_scan_is_drawn_along_the_patients_axes():
 
 
 def test_levels_are_the_cts_own_slices_spread_over_the_liver(case):
-    scene = overview._Scene.of(case["ct"], case["label_map"], case["liver"], case["spleen"])
+    scene = slices.Slices.of(case["ct"], case["label_map"], case["liver"], case["spleen"])
     own = ORIGIN[2] + SPACING[2] * np.arange(SIZE[2])
     assert len(scene.levels) == overview.LEVELS
     assert np.abs(own[:, None] - scene.levels).min(axis=0).max() < 1e-3
@@ -246,15 +246,15 @@ def test_bars_are_as_long_as_the_probabilities(picture):
     box = overview._PANELS[0]
     panel = picture[box.y : box.y + box.height, box.x : box.x + box.width] / 255.0
     row = panel[36 + 4 * 26 + 9]  # F4's bar
-    filled = close_to(row, overview._ACCENT).sum()
-    track = filled + close_to(row, overview._TRACK).sum()
+    filled = close_to(row, drawing.ACCENT).sum()
+    track = filled + close_to(row, drawing.TRACK).sum()
     assert filled / track == pytest.approx(0.6, abs=0.01)
 
 
 def test_no_spleen(case, picture):
     measurements = {k: v for k, v in findings()["measurements"].items() if k != "spleen"}
     drawn = render_overview(**(case | {"spleen": None}), **findings(measurements=measurements))
-    line = np.array(overview._SPLEEN)
+    line = np.array(slices.SPLEEN_COLOR)
     assert close_to(cell(picture, 2), line, 0.1).sum() > 50
     assert close_to(drawn / 255.0, line, 0.1).sum() == 0
 
@@ -274,7 +274,7 @@ def test_long_and_many_warnings_stay_in_their_panel(case, picture):
 def test_long_training_text_does_not_touch_the_research_sentence(case, picture):
     drawn = render_overview(**case, **findings(model_training="a very long list of sources " * 50))
     differs = np.nonzero((drawn != picture).any(axis=2))
-    pen = overview._Pen(np.zeros((4, 4, 3), np.float32))
+    pen = drawing.Pen(np.zeros((4, 4, 3), np.float32))
     research = pen.width(overview.RESEARCH_USE, 18, bold=True)
     assert differs[0].min() >= overview._FOOTER.y
     assert differs[1].min() > overview._FOOTER.x + research + 20
@@ -290,12 +290,9 @@ def test_few_slices_and_a_tiny_liver(case):
     assert cell(drawn, 2).max(axis=2).mean() > 0.2  # the body is there
 
 
-def test_result_is_written_as_png(case, picture, tmp_path):
-    found = findings()
-    model = {"name": found.pop("model_name"), "trained_on": found.pop("model_training")}
-    result = SimpleNamespace(**case, **found, provenance={"model": model}, spread=None)
+def test_picture_is_written_as_png(picture, tmp_path):
     path = tmp_path / "Übersicht 1.png"
-    write_overview(result, path)
+    write_png(picture, path)
     read = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     assert np.array_equal(read, picture)
 
@@ -310,11 +307,11 @@ def test_needs_no_display_and_no_graphics_library():
     """In a process without DISPLAY, and none of VTK's OpenGL or X11 parts get loaded."""
     code = """
 import numpy as np, sys
-from LiverFibrosisStagingLib.report import overview
+from LiverFibrosisStagingLib.report import drawing, overview, slices
 assert not any(name.startswith("vtk") for name in sys.modules), "vtk imported at file scope"
 canvas = np.zeros((60, 300, 3), np.float32)
-assert overview._Pen(canvas).text("F4 cirrhosis", 5, 5, 30) > 100 and canvas.max() > 0.9
-overview.write_png(np.zeros((4, 4, 3), np.uint8), sys.argv[1])
+assert drawing.Pen(canvas).text("F4 cirrhosis", 5, 5, 30) > 100 and canvas.max() > 0.9
+drawing.write_png(np.zeros((4, 4, 3), np.uint8), sys.argv[1])
 loaded = [name for name in sys.modules if "OpenGL" in name or "RenderingUI" in name]
 assert not loaded, loaded
 if sys.platform == "linux":

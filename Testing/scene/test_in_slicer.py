@@ -70,7 +70,7 @@ def walk(folder, steps="", before="", limit=120.0):
         "LFS_WALK_STEPS": steps,
         "LFS_WALK_LIMIT": str(limit),
     }
-    host = ROOT / "Testing" / "application_host.py"
+    host = ROOT / "Testing" / "hosts" / "application_host.py"
     done = subprocess.run(
         [sys.executable, str(host), str(script)],
         capture_output=True,

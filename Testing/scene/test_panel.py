@@ -562,7 +562,7 @@ def test_the_readmes_pictures_are_there_and_small():
 def test_the_module_loads_where_nothing_is_installed():
     code = f"""
 import sys
-sys.path[:0] = {[str(ROOT / "Testing"), str(ROOT / "LiverFibrosisStaging")]!r}
+sys.path[:0] = {[str(ROOT / "Testing/hosts"), str(ROOT / "LiverFibrosisStaging")]!r}
 import slicer_host
 slicer_host.start()
 for name in ("onnxruntime", "SimpleITK", "sklearn", "torch"):

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("single_network")
 # Prints a line and waits until it is let go, as a pip does that downloads; then it "installs".
 PIP = """
 import pathlib, sys, time
-folder = pathlib.Path(__file__).parents[1]
+folder = pathlib.Path(__file__).parent
 constraints = sys.argv[sys.argv.index("--constraint") + 1]
 (folder / "constraints").write_text(pathlib.Path(constraints).read_text())
 (folder / "arguments").write_text(" ".join(sys.argv[1:]))

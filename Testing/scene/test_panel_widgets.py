@@ -235,7 +235,7 @@ def test_table_chart_and_surfaces_are_shown_on_demand(staged):
 def test_a_missing_package_is_named_and_nothing_else_fails(package):
     code = f"""
 import sys
-sys.path[:0] = {[str(ROOT / "Testing"), str(ROOT / "LiverFibrosisStaging")]!r}
+sys.path[:0] = {[str(ROOT / "Testing/hosts"), str(ROOT / "LiverFibrosisStaging")]!r}
 import slicer, slicer_host, qt_host
 slicer_host.start()
 import qt

@@ -81,7 +81,7 @@ def test_what_is_measured_is_what_the_library_says(evaluated, manifest, model):
     case = read_manifest(manifest)[1]
     result = stage(case.ct, case.liver, case.spleen, model)
     (kept,) = staged.stage_cases([case], model, evaluated / "staged")
-    assert kept.logits == pytest.approx(result.seen.logits, abs=1e-4)
+    assert kept.logits == pytest.approx(result.forward_pass.logits, abs=1e-4)
     assert kept.probabilities == pytest.approx(result.probabilities, abs=1e-4)
     for region, values in result.measurements.items():
         assert kept.measurements[region] == pytest.approx(values, abs=1e-3)

@@ -16,11 +16,7 @@ import train  # noqa: E402
 
 from cohort.folds import split  # noqa: E402
 from cohort.manifest import Case  # noqa: E402
-from lfs import (
-    data,
-    export,
-    fit,
-)
+from lfs import data, export, fit  # noqa: E402
 from lfs.network import PATCH_SIZE, SPACING_MM, LFSNetwork  # noqa: E402
 from LiverFibrosisStagingLib import StagingModel  # noqa: E402
 from LiverFibrosisStagingLib.gradcam_onnx.gradcam import grad_cam  # noqa: E402

@@ -38,8 +38,7 @@ from tqdm import tqdm
 
 from common.resume import RunError, keep
 from LiverFibrosisStagingLib import __version__
-from LiverFibrosisStagingLib.imaging.masks import LIVER_LABEL, SPLEEN_LABEL
-from LiverFibrosisStagingLib.imaging.segmentation import write_labels
+from LiverFibrosisStagingLib.imaging.organs import LIVER_LABEL, SPLEEN_LABEL, write_labels
 
 EFFECTS = ("surface", "texture", "spleen", "lobes", "portal", "ascites", "varices")
 # Patients per stage, and their median age, share of men, specimens and etiologies: Yin et al. 2021,

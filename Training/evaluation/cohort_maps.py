@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import binomtest, mannwhitneyu
 
 from evaluation.staged import Staged
-from LiverFibrosisStagingLib.batch import REGIONS
+from LiverFibrosisStagingLib.report.summary import REGION_NAMES
 from LiverFibrosisStagingLib.stages import STAGES
 
 PERCENTILES = (2.5, 25, 50, 75, 97.5)
@@ -84,7 +84,7 @@ def rows(cases: Sequence[Staged]) -> list[dict[str, Any]]:
             "predicted": STAGES[case.predicted],
             **{
                 f"{region}_{what}": case.measurements.get(region, {}).get(what, "")
-                for region in REGIONS
+                for region in REGION_NAMES
                 for what in ("mean", "share", "volume_ml")
             },
             **{name: _finite(number(case), "") for name, number in PATTERNS.items()},
@@ -106,11 +106,11 @@ def analyse(cases: Sequence[Staged]) -> dict[str, Any]:
         "empty_maps": sum(map(is_empty, cases)),
         "weights_by_predicted_stage": {
             region: {name: _describe(weights(group, region)) for name, group in groups.items()}
-            for region in REGIONS
+            for region in REGION_NAMES
         },
         "f0_against_f4": {
             region: _compare(weights(groups["F0"], region), weights(groups["F4"], region))
-            for region in REGIONS
+            for region in REGION_NAMES
         },
         "patterns": {
             name: {
@@ -138,7 +138,7 @@ def reference(cases: Sequence[Staged], source: str) -> dict[str, Any]:
         group = [case for case in predicted_as(cases, index) if not is_empty(case)]
         if len(group) < LEAST_CASES:
             continue
-        found = {region: weights(group, region) for region in REGIONS}
+        found = {region: weights(group, region) for region in REGION_NAMES}
         stages[name] = {
             "cases": len(group),
             **{

@@ -36,7 +36,6 @@ from evaluation.metrics import (
 )
 from evaluation.staged import Staged, stage_cases
 from LiverFibrosisStagingLib import StagingModel
-from LiverFibrosisStagingLib.batch import REGIONS
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.model import Card
 from LiverFibrosisStagingLib.report.summary import REGION_NAMES, group_stages
@@ -193,7 +192,7 @@ def _region_table(maps: dict[str, Any]) -> list[list[str]]:
     by_region = maps["weights_by_predicted_stage"]
     header = ["Mean weight by predicted stage", *STAGES, "F0 against F4 (Mann-Whitney)"]
     lines = [header]
-    for region in REGIONS:
+    for region in REGION_NAMES:
         cells = [
             "-"
             if one["median"] is None

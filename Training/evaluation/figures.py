@@ -17,7 +17,6 @@ from sklearn.metrics import roc_curve
 from evaluation import cohort_maps
 from evaluation.metrics import PAPER_TABLE_2, Predictions, group_probabilities
 from evaluation.staged import Staged
-from LiverFibrosisStagingLib.batch import REGIONS
 from LiverFibrosisStagingLib.report.summary import REGION_NAMES, group_stages
 from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES
 
@@ -181,7 +180,7 @@ def region_weights(cases: Sequence[Staged]) -> Figure:
     figure = Figure(figsize=(10.5, 4.0), layout="constrained")
     rng = np.random.default_rng(0)
     colors = (BLUE, SKY, GREEN, PURPLE, ORANGE)
-    for axes, region in zip(figure.subplots(1, len(REGIONS), sharey=True), REGIONS):
+    for axes, region in zip(figure.subplots(1, len(REGION_NAMES), sharey=True), REGION_NAMES):
         for s, color in enumerate(colors):
             values = cohort_maps.weights(cohort_maps.predicted_as(cases, s), region)
             _box(axes, values, s, color, rng)
@@ -192,7 +191,7 @@ def region_weights(cases: Sequence[Staged]) -> Figure:
         _plain(axes)
     figure.axes[0].set_ylim(bottom=0)  # shared, so only once every panel has its points
     figure.axes[0].set_ylabel("Mean weight (body mean = 1)")
-    figure.axes[len(REGIONS) // 2].set_xlabel("Predicted stage")
+    figure.axes[len(REGION_NAMES) // 2].set_xlabel("Predicted stage")
     return figure
 
 

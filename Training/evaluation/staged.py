@@ -85,7 +85,7 @@ def _stage_one(case: Case, model: Path, folder: Path) -> str | None:
     record = {
         "research_use": RESEARCH_USE,
         **_made_from(case),
-        "logits": result.seen.logits.tolist(),
+        "logits": result.forward_pass.logits.tolist(),
         "probabilities": result.probabilities.tolist(),
         "measurements": result.measurements,
         "member_probabilities": None if members is None else np.asarray(members).tolist(),

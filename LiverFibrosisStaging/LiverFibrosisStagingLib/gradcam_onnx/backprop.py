@@ -279,13 +279,13 @@ def _step(
     for _, rule in chosen:
         _check_values(node, rule, constants, refused)
     values, shapes = set(), set()
-    for word in " ".join(rule.reads for _, rule in chosen).split():
-        if word == "y":
+    for _, rule in chosen:
+        if rule.output:
             values.add(node.outputs[0])
-        elif word == "#*":
+        if rule.all_shapes:
             shapes.update(node.inputs)
-        elif int(word.strip("#")) < len(node.inputs):
-            (shapes if word.startswith("#") else values).add(node.inputs[int(word.strip("#"))])
+        values.update(node.inputs[i] for i in rule.values if i < len(node.inputs))
+        shapes.update(node.inputs[i] for i in rule.shapes if i < len(node.inputs))
     # ONNX writes "" for an input that is left out.
     return _Step(node, chosen, frozenset(values - {""}), frozenset(shapes - values - {""}))
 

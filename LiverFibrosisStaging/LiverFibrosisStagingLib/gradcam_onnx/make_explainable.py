@@ -1,17 +1,13 @@
 """Prepare any ONNX classifier for Grad-CAM: what ExplainableModel loads.
 
-    python Training/make_explainable.py MODEL.onnx                      lists candidate layers
-    python Training/make_explainable.py MODEL.onnx --layer TENSOR -o OUT.onnx
-
-The prepared file holds the same network, with constants folded and weights inside, and outputs
-besides the scores the target layer's feature maps and what the backward pass reads: values of some
-tensors, shapes of others (as "TENSOR/shape"). Its metadata entry `explainable` names the layer
-(LiverFibrosisStagingLib/gradcam_onnx/explainable.py). ONNX Runtime must give the same scores for both files.
+Needs the package `onnx`, as nothing else in the library does. The prepared file holds the same
+network, with constants folded and weights inside, and outputs besides the scores the target layer's
+feature maps and what the backward pass reads: values of some tensors, shapes of others (as
+"TENSOR/shape"). Its metadata entry `explainable` names the layer (explainable.py). ONNX Runtime
+must give the same scores for both files.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +19,15 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper, shape_inference, version_converter
 from onnx.reference import ReferenceEvaluator
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "LiverFibrosisStaging"))
-
-from LiverFibrosisStagingLib.errors import StagingError
-from LiverFibrosisStagingLib.gradcam_onnx.backprop import OLDEST_OPSET, shape_name, trace
-from LiverFibrosisStagingLib.gradcam_onnx.explainable import (
+from ..errors import StagingError
+from .backprop import OLDEST_OPSET, shape_name, trace
+from .explainable import (
     EXPLAINABLE_KEY,
     EXPLAINABLE_VERSION,
     ExplainableModel,
 )
-from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import parse_onnx
-from LiverFibrosisStagingLib.gradcam_onnx.session import SAFE_IR, SAFE_OPSET
+from .onnx_file import parse_onnx
+from .session import SAFE_IR, SAFE_OPSET
 
 # Constants larger than this are left to be computed at run time.
 LARGEST_FOLDED = 1 << 24  # numbers
@@ -317,45 +311,3 @@ def _check_scores(source: str | Path, prepared: Path) -> None:
                 f"The prepared model's {name!r} would differ from the original's by {worst:.2g}."
             )
     ExplainableModel(prepared).grad_cam(x, 0)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns its exit code, 1 for a refusal."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", metavar="MODEL.onnx")
-    parser.add_argument("--layer", metavar="TENSOR", help="target layer; without it, a list")
-    parser.add_argument("-o", "--output", metavar="OUT.onnx")
-    parser.add_argument("--scores", metavar="TENSOR", help="scores before the softmax")
-    parser.add_argument(
-        "--channels-last", action="store_true", help="the layer is [N, ..., channels]"
-    )
-    parser.add_argument(
-        "--grid", metavar="SIZES", help="of a transformer's last tokens: ROWS,COLUMNS"
-    )
-    options = parser.parse_args(arguments)
-    grid = options.grid and tuple(int(n) for n in options.grid.split(","))
-    try:
-        if options.layer is None:
-            for candidate in candidates(options.model, options.scores):
-                sizes = " x ".join("N" if n is None else str(n) for n in candidate.shape)
-                print(f"{candidate.tensor}\t{candidate.operator}\t{sizes}")
-            return 0
-        if options.output is None:
-            parser.error("-o OUT.onnx is needed with --layer")
-        make_explainable(
-            options.model,
-            options.layer,
-            options.output,
-            options.scores,
-            options.channels_last,
-            grid,
-        )
-    except StagingError as refusal:
-        print(refusal, file=sys.stderr)
-        return 1
-    print(f"Prepared: {options.output}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

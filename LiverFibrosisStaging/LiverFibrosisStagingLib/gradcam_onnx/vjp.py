@@ -14,15 +14,18 @@ class Vjp:
     of: called as of(g, y, *inputs, **attributes), returns dscore/dinput in the input's shape. g is
     the score's gradient with respect to the operator's output y (a list, one for each output, None
     where the score does not depend on it, if `several`); the attributes keep their ONNX names.
-    reads: what `of` looks at, in words: "y", or an input's position, for its values; "#" and an
-    input's position for its shape alone; "#*" for the shape of every input. All else arrives as
-    None, so that a model need not hand it over. allows: for each attribute, or position of a
+    What `of` reads: output: the values of y; values: of the inputs at these positions; shapes: of
+    these inputs the shape alone; all_shapes: the shape of every input. All else arrives as None, so
+    that a model need not output it. allows: for each attribute, or position of a
     constant input, that is not supported in all its values, whether one is. several: the
     operator's outputs all count. positional: `of` also takes the input's position, as a keyword.
     """
 
     of: Callable[..., np.ndarray]
-    reads: str = ""
+    output: bool = False
+    values: tuple[int, ...] = ()
+    shapes: tuple[int, ...] = ()
+    all_shapes: bool = False
     allows: Mapping[str | int, Callable[[Any], bool]] = field(default_factory=dict)
     several: bool = False
     positional: bool = False

@@ -38,7 +38,7 @@ def _gemm(wanted: int) -> Vjp:
         db = alpha * (a if transA else a.T) @ g
         return db.T if transB else db
 
-    return Vjp(of, ("1", "0", "#2")[wanted])
+    return Vjp(of, values=((1,), (0,), ())[wanted], shapes=((), (), (2,))[wanted])
 
 
 def _matmul(wanted: int) -> Vjp:
@@ -57,7 +57,7 @@ def _matmul(wanted: int) -> Vjp:
         db = a.reshape(rows).swapaxes(-1, -2) @ g
         return unbroadcast(db, columns).reshape(b.shape)
 
-    return Vjp(of, ("#0 1", "0 #1")[wanted])
+    return Vjp(of, values=((1,), (0,))[wanted], shapes=((0,), (1,))[wanted])
 
 
 def _einsum(wanted: int) -> Vjp:
@@ -69,7 +69,7 @@ def _einsum(wanted: int) -> Vjp:
         other = 1 - wanted
         return np.einsum(f"{result},{terms[other]}->{terms[wanted]}", g, x[other])
 
-    return Vjp(of, ("1", "0")[wanted], {"equation": _plain_einsum})
+    return Vjp(of, values=((1,), (0,))[wanted], allows={"equation": _plain_einsum})
 
 
 def _plain_einsum(equation: str) -> bool:
@@ -109,7 +109,7 @@ def _reduce_sum(mean: bool) -> Vjp:
         count = prod(x.shape[axis] for axis in reduced) if mean else 1
         return np.broadcast_to(_kept(g, x, reduced) / count, x.shape)
 
-    return Vjp(of, "#0 1")
+    return Vjp(of, values=(1,), shapes=(0,))
 
 
 def _reduce_extreme(
@@ -235,18 +235,22 @@ REDUCE: dict[str, Rules] = {
     "Einsum": (_einsum(0), _einsum(1)),
     "ReduceSum": (_reduce_sum(mean=False),),
     "ReduceMean": (_reduce_sum(mean=True),),
-    "ReduceMax": (Vjp(_reduce_extreme, "y 0 1"),),
-    "ReduceMin": (Vjp(_reduce_extreme, "y 0 1"),),
+    "ReduceMax": (Vjp(_reduce_extreme, output=True, values=(0, 1)),),
+    "ReduceMin": (Vjp(_reduce_extreme, output=True, values=(0, 1)),),
     # y = mean, or largest, of each channel: as above. GlobalAveragePool-1, GlobalMaxPool-1.
     "GlobalAveragePool": (
-        Vjp(lambda g, y, x: np.broadcast_to(g / prod(x.shape[2:]), x.shape), "#0"),
+        Vjp(lambda g, y, x: np.broadcast_to(g / prod(x.shape[2:]), x.shape), shapes=(0,)),
     ),
     "GlobalMaxPool": (
-        Vjp(lambda g, y, x: _reduce_extreme(g, y, x, axes=list(_spatial(x))), "y 0"),
+        Vjp(
+            lambda g, y, x: _reduce_extreme(g, y, x, axes=list(_spatial(x))),
+            output=True,
+            values=(0,),
+        ),
     ),
-    "BatchNormalization": (Vjp(_batch_normalization, "1 4", _INFERENCE),),
-    "InstanceNormalization": (Vjp(_instance_normalization, "0 1"),),
-    "LayerNormalization": (Vjp(_layer_normalization, "0 1"),),
-    "GroupNormalization": (Vjp(_group_normalization, "0 1"),),
-    "LRN": (Vjp(_lrn, "0"),),
+    "BatchNormalization": (Vjp(_batch_normalization, values=(1, 4), allows=_INFERENCE),),
+    "InstanceNormalization": (Vjp(_instance_normalization, values=(0, 1)),),
+    "LayerNormalization": (Vjp(_layer_normalization, values=(0, 1)),),
+    "GroupNormalization": (Vjp(_group_normalization, values=(0, 1)),),
+    "LRN": (Vjp(_lrn, values=(0,)),),
 }

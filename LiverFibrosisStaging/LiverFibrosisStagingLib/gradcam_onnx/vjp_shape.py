@@ -176,7 +176,7 @@ _ROUNDING = {
 }
 
 # The same numbers in another shape. Flatten-13, Reshape-14, Squeeze-13, Unsqueeze-13.
-_reshaped = (Vjp(lambda g, y, x, *_, **__: g.reshape(x.shape), "#0"),)
+_reshaped = (Vjp(lambda g, y, x, *_, **__: g.reshape(x.shape), shapes=(0,)),)
 
 SHAPE: dict[str, Rules] = {
     "Flatten": _reshaped,
@@ -186,17 +186,25 @@ SHAPE: dict[str, Rules] = {
     # y = x with its axes permuted: dx = g with the inverse permutation. Transpose-13.
     "Transpose": (Vjp(_transpose),),
     # y = broadcast(x). Expand-13.
-    "Expand": (Vjp(lambda g, y, x, *_: unbroadcast(g, x.shape), "#0"),),
-    "Concat": (Vjp(_concat, "#*", positional=True),),
-    "Split": (Vjp(_split, "#0 1", several=True),),
-    "Slice": (Vjp(_slice, "#0 1 2 3 4"),),
-    "Gather": (Vjp(_gather, "#0 1"),),
-    "Pad": (Vjp(_pad, "#0 1 3", {"mode": {"constant", "reflect", "edge", "wrap"}.__contains__}),),
+    "Expand": (Vjp(lambda g, y, x, *_: unbroadcast(g, x.shape), shapes=(0,)),),
+    "Concat": (Vjp(_concat, all_shapes=True, positional=True),),
+    "Split": (Vjp(_split, values=(1,), shapes=(0,), several=True),),
+    "Slice": (Vjp(_slice, values=(1, 2, 3, 4), shapes=(0,)),),
+    "Gather": (Vjp(_gather, values=(1,), shapes=(0,)),),
+    "Pad": (
+        Vjp(
+            _pad,
+            values=(1, 3),
+            shapes=(0,),
+            allows={"mode": {"constant", "reflect", "edge", "wrap"}.__contains__},
+        ),
+    ),
     "Resize": (
         Vjp(
             _resize,
-            "#0 2",
-            {
+            values=(2,),
+            shapes=(0,),
+            allows={
                 "mode": {"nearest", "linear"}.__contains__,
                 "coordinate_transformation_mode": {
                     "half_pixel",

@@ -247,8 +247,8 @@ def hands_on_all(op: str, attributes: dict[str, Any]) -> bool:
 
 
 WINDOWS: dict[str, Rules] = {
-    "Conv": (Vjp(_conv, "#0 1"),),
-    "ConvTranspose": (Vjp(_conv_transpose, "#0 1"),),
-    "MaxPool": (Vjp(_max_pool, "y 0"),),
-    "AveragePool": (Vjp(_average_pool, "#0"),),
+    "Conv": (Vjp(_conv, values=(1,), shapes=(0,)),),
+    "ConvTranspose": (Vjp(_conv_transpose, values=(1,), shapes=(0,)),),
+    "MaxPool": (Vjp(_max_pool, output=True, values=(0,)),),
+    "AveragePool": (Vjp(_average_pool, shapes=(0,)),),
 }

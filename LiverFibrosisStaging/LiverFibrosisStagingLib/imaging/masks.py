@@ -9,10 +9,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import StagingError
+from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .reading import read_mask
-
-# How label images that hold both organs are read (the order of the paper's regions).
-LIVER_LABEL, SPLEEN_LABEL = 1, 2
 
 
 def read_organ(path: str | Path) -> sitk.Image:

@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .grid import bounding_box, box_on_ct
-from .masks import LIVER_LABEL, SPLEEN_LABEL
+from .organs import LIVER_LABEL, SPLEEN_LABEL
 
 LABELS = (LIVER_LABEL, SPLEEN_LABEL)
 # These were chosen on four patients with networks that had not seen them; around them little

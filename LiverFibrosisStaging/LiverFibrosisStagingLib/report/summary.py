@@ -30,6 +30,11 @@ def _outlined_by(summary: Mapping[str, Any]) -> str:
     return f"{segmentation['name']}, edited" if segmentation.get("edited") else segmentation["name"]
 
 
+def group_label(name: str) -> str:
+    """A group's stages and name: "F2-F4 (significant)"."""
+    return f"{group_stages(name)} ({name})"
+
+
 def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Rows of (quantity, value, unit): the stage, its probabilities and scores, the measurements,
     the warnings and what is behind them.

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CancelToken
+from ..explaining import Progress
 from ..model import StagingModel
 from ..resources import default_model_path
 from ..result import StagingResult
-from ..staging import Progress, explain_again, stage
+from ..staging import stage
 from .scene_results import SceneResult, scene_result
 from .worker import Job
 
@@ -49,7 +50,7 @@ def explaining_job(result: StagingResult, explain: str | None, smooth: bool) -> 
             done = (fraction - EXPLAINING_FROM) / (1 - EXPLAINING_FROM)
             progress(max(0.0, done) * STAGING_TO, step)
 
-        explained = result if explain is None else explain_again(result, explain, within, cancel)
+        explained = result if explain is None else result.explain(explain, within, cancel)
         return _showable(explained, smooth, progress)
 
     return job

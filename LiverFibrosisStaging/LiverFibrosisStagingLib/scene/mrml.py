@@ -7,7 +7,6 @@ Slicer's axes are RAS, the library's LPS, both in mm; arrays are [slice, row, co
 """
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,32 +18,8 @@ import SimpleITK as sitk
 from ..errors import StagingError
 from ..imaging.dicom_files import KEPT_TAGS
 from ..imaging.masks import voxels_sha256
+from ..imaging.organs import ORGANS, couinaud_segment
 from ..imaging.reading import NAME_KEY
-
-# SNOMED CT and, from older DICOM, SNOMED RT; DICOM PS3.16, CID 7154.
-_CODES = {
-    "liver": {("SCT", "10200004"), ("SRT", "T-62000")},
-    "spleen": {("SCT", "78961009"), ("SRT", "T-C3000")},
-}
-_NAMES = {
-    "liver": {"liver", "foie", "leber", "hígado", "fegato"},
-    "spleen": {"spleen", "rate", "milz", "bazo", "milza"},
-}
-# Couinaud's hepatic segments I to VIII; DICOM PS3.16, CID 7170.
-_COUINAUD_CODES = (
-    "71133005",
-    "277956007",
-    "277957003",
-    "277958008",
-    "277959000",
-    "277960005",
-    "277961009",
-    "277962002",
-)
-_COUINAUD_NAME = re.compile(
-    r"(?:couinaud |liver |hepatic )+segment (viii|vii|vi|v|iv|iii|ii|i|[1-8])[ab]?"
-)
-_ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii")
 
 # Of a segmentation node: JSON of which network outlined it, and the hash of the masks it found.
 OUTLINED_ATTRIBUTE = "LiverFibrosisStaging.outlined"
@@ -227,17 +202,18 @@ def find_segments(segmentation_node: Any, organ: str) -> tuple[str, ...]:
     then the name. A tumour of the liver has the liver as its region, not as its type, so it is not
     taken for one. Raises StagingError where several segments are the organ.
     """
+    known = next(each for each in ORGANS if each.name.lower() == organ)
     segmentation = segmentation_node.GetSegmentation()
     ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
     types = {i: _type_code(segmentation.GetSegment(i)) for i in ids}
     names = {i: _plain(segmentation.GetSegment(i).GetName()) for i in ids}
 
-    found = [i for i in ids if types[i] in _CODES[organ]]
+    found = [i for i in ids if types[i] in known.codes]
     if not found and organ == "liver":
-        parts = {i: _couinaud(types[i], names[i]) for i in ids}
+        parts = {i: couinaud_segment(types[i], names[i]) for i in ids}
         if set(range(8)) <= set(parts.values()):
             return tuple(i for i in ids if parts[i] is not None)
-    found = found or [i for i in ids if names[i] in _NAMES[organ]]
+    found = found or [i for i in ids if names[i] in known.names]
     if len(found) > 1:
         several = ", ".join(f"'{segmentation.GetSegment(i).GetName()}'" for i in found)
         raise StagingError(
@@ -345,16 +321,6 @@ def _type_code(segment: Any) -> tuple[str, str] | None:
     fields = segment.GetTerminology().split("~")
     code = fields[2].split("^") if len(fields) > 2 else []
     return (code[0], code[1]) if len(code) > 1 else None
-
-
-def _couinaud(type_code: tuple[str, str] | None, name: str) -> int | None:
-    """Which of Couinaud's segments a segment is, 0 to 7; None for any other."""
-    if type_code is not None and type_code[0] == "SCT" and type_code[1] in _COUINAUD_CODES:
-        return _COUINAUD_CODES.index(type_code[1])
-    match = _COUINAUD_NAME.fullmatch(name)
-    if match is None:
-        return None
-    return _ROMAN.index(match[1]) if match[1] in _ROMAN else int(match[1]) - 1
 
 
 def _plain(name: str) -> str:

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from ..errors import StagingError
 from ..imaging.grid import bounding_box
 from ..imaging.masks import voxels_sha256
-from ..imaging.segmentation import ORGANS, Organ
+from ..imaging.organs import ORGANS, Organ
 from ..report.colors import BAND_COUNT, BANDS
 from ..report.summary import COLUMNS, table_rows
 from ..result import StagingResult

@@ -2,8 +2,8 @@
 
 `slicer_names.json` is the part of a recording from a real Slicer 5.10 that the module and the walk
 of in_slicer.py use. The recording itself (../shared/reference/slicer-5.10-api.json) is not in the
-repository. Where it is present, `python Testing/slicer_names.py --update` runs the panel's tests
-and the walk against it and writes the small file anew.
+repository. Where it is present, `python Testing/hosts/slicer_names.py --update` runs the panel's
+tests and the walk against it and writes the small file anew.
 """
 
 import json
@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-NAMES = ROOT / "Testing" / "slicer_names.json"
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = Path(__file__).with_name("slicer_names.json")
 RECORDING = ROOT.parent / "shared" / "reference" / "slicer-5.10-api.json"
 ATTRIBUTE, CALLABLE = "attributes", "callables"
 SECTIONS = ("qt.Qt", "slicer.util", "slicer.app", "layoutManager", "slicer.modules")
@@ -123,7 +123,7 @@ def _used_class(library: str, class_name: str) -> None:
 def _missing(name: str) -> str:
     return (
         f"{name} is not among the names of Slicer 5.10 that the module uses; if Slicer has it, "
-        "run: python Testing/slicer_names.py --update"
+        "run: python Testing/hosts/slicer_names.py --update"
     )
 
 
@@ -155,9 +155,9 @@ if __name__ == "__main__":
     if sys.argv[1:] != ["--update"] or not RECORDING.is_file():
         sys.exit(f"usage: python {sys.argv[0]} --update   (needs {RECORDING.name})")
     NAMES.unlink(missing_ok=True)
-    files = sorted(map(str, (ROOT / "Testing").glob("test_panel*.py")))
+    files = sorted(map(str, (ROOT / "Testing" / "scene").glob("test_panel*.py")))
     tests = ["-m", "pytest", "-p", "no:xdist", *files]
-    walk = [str(ROOT / "Testing/application_host.py"), str(ROOT / "Testing/in_slicer.py")]
+    walk = [str(ROOT / "Testing/hosts/application_host.py"), str(ROOT / "Testing/in_slicer.py")]
     environment = {**os.environ, _UPDATE: str(NAMES)}
     codes = [
         subprocess.call([sys.executable, *command], env=environment) for command in (tests, walk)

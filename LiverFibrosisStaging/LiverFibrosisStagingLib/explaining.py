@@ -1,0 +1,131 @@
+"""From the working grid to a location map: the forward pass, kept, and one score explained.
+
+Grad-CAM needs the network's outputs once; each further stage or group is explained from them
+without running the network again.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+from .analysis import measure
+from .errors import Cancelled, CancelToken
+from .imaging.grid import WorkingGrid, patch_array
+from .location_map import merge_patches, on_ct
+from .model import MEMBERS, Forward, StagingModel
+from .quality import unusual
+from .stages import STAGES, explained_stages, softmax
+
+Progress = Callable[[float, str], None]
+
+
+class Steps:
+    """Progress to the caller, the caller's wish to stop, and the seconds that each step took."""
+
+    def __init__(self, progress: Progress | None, cancel: CancelToken | None) -> None:
+        self._progress = progress
+        self.cancel = cancel
+        self._seconds: dict[str, float] = {}
+        self._name = ""
+        self._since = 0.0
+
+    def begin(self, fraction: float, name: str) -> None:
+        """A step begins, at a fraction 0..1 of the whole. Raises Cancelled."""
+        if self.cancel is not None and self.cancel.is_set():
+            raise Cancelled("Staging was cancelled.")
+        self._close()
+        self._name = name
+        if self._progress is not None:
+            self._progress(fraction, name)
+
+    def end(self) -> dict[str, float]:
+        """The work is done; returns the seconds by step."""
+        self._close()
+        if self._progress is not None:
+            self._progress(1.0, "Done")
+        return {name: round(seconds, 3) for name, seconds in self._seconds.items()}
+
+    def _close(self) -> None:
+        now = time.perf_counter()
+        if self._name:
+            self._seconds[self._name] = self._seconds.get(self._name, 0.0) + now - self._since
+        self._since = now
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """The network's outputs for one case, kept so that another stage can be explained.
+
+    forwards: one for each patch of the grid, in the order of `grid.starts`.
+    """
+
+    model: StagingModel
+    grid: WorkingGrid
+    forwards: tuple[Forward, ...]
+
+    @property
+    def logits(self) -> np.ndarray:
+        """The case's logits float64 [5]: the mean over its patches, which share most of a liver."""
+        return np.mean([forward.logits[0] for forward in self.forwards], axis=0, dtype=np.float64)
+
+    @property
+    def member_probabilities(self) -> np.ndarray | None:
+        """Probabilities float64 [members, 5] by each member of an ensemble; None of one network."""
+        if MEMBERS not in self.forwards[0].tensors:
+            return None
+        logits = [forward.tensors[MEMBERS][0] for forward in self.forwards]
+        return softmax(np.mean(logits, axis=0, dtype=np.float64), self.model.card.temperature)
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What a result says of one explained score; the fields are those of `StagingResult`."""
+
+    explained: str
+    location_map: sitk.Image
+    label_map: sitk.Image
+    body_mean: float
+    measurements: dict[str, dict[str, float]]
+    map_warnings: tuple[str, ...]
+
+
+def run_network(model: StagingModel, grid: WorkingGrid, steps: Steps) -> ForwardPass:
+    """Run the network on every patch. Raises StagingError where it fails, and Cancelled."""
+    forwards = []
+    for number, start in enumerate(grid.starts):
+        steps.begin(0.4 + 0.25 * number / len(grid.starts), "Running the network")
+        patch = patch_array(grid, start, model.card.patch_size[0])
+        forwards.append(model.run(patch, steps.cancel))
+    return ForwardPass(model, grid, tuple(forwards))
+
+
+def explain_score(
+    forward_pass: ForwardPass, ct: sitk.Image, explain: str, steps: Steps
+) -> Explanation:
+    """The location map of one score, merged over the patches and brought to the CT's grid.
+
+    explain: as for `staging.stage`. Raises StagingError for an unknown name, and Cancelled.
+    """
+    predicted = int(forward_pass.logits.argmax())
+    members = explained_stages(explain, predicted)
+    explained = STAGES[predicted] if explain == "predicted" else explain
+    maps = []
+    for number, forward in enumerate(forward_pass.forwards):
+        steps.begin(0.65 + 0.1 * number / len(forward_pass.forwards), "Explaining")
+        maps.append(forward_pass.model.location_map(forward, members)[0])
+    steps.begin(0.75, "Merging the location map")
+    location = merge_patches(maps, forward_pass.grid, forward_pass.model.card.patch_size)
+    measurements = measure(location, forward_pass.grid)
+    steps.begin(0.8, "Bringing the map to the CT's grid")
+    relative, labels = on_ct(location, forward_pass.grid, ct)
+    map_warnings: list[str] = []
+    if location.body_mean == 0:
+        map_warnings = [f"No part of the image argued for {explained}: the location map is empty."]
+    elif members == (predicted,):
+        map_warnings = unusual(measurements, forward_pass.model.card.reference, STAGES[predicted])
+    return Explanation(
+        explained, relative, labels, location.body_mean, measurements, tuple(map_warnings)
+    )

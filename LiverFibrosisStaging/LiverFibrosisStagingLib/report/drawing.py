@@ -1,0 +1,162 @@
+"""A canvas in numpy: palette, boxes, text and PNG, for every picture of this wing.
+
+VTK renders the letters (FreeType, without a window or OpenGL) and encodes the PNG. Pixels are
+[row, column, RGB], float32 0..1; y counts rows from the top.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import StagingError
+
+Color = tuple[float, float, float]
+BACKGROUND: Color = (0.067, 0.078, 0.098)
+TRACK: Color = (0.15, 0.17, 0.20)
+WHITE: Color = (0.96, 0.97, 0.98)
+MUTED: Color = (0.62, 0.66, 0.71)
+ACCENT: Color = (0.99, 0.61, 0.10)
+BLACK: Color = (0.0, 0.0, 0.0)
+
+
+class Box(NamedTuple):
+    """A rectangle of the picture in pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def write_png(picture: np.ndarray, path: str | Path) -> None:
+    """Write uint8 RGB [height, width, 3] as PNG; StagingError if the file cannot be written."""
+    from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+    from vtkmodules.vtkCommonDataModel import vtkImageData
+    from vtkmodules.vtkIOImage import vtkPNGWriter
+
+    height, width, channels = picture.shape
+    pixels = np.ascontiguousarray(picture[::-1]).reshape(-1, channels)  # VTK's rows go upwards
+    image = vtkImageData()
+    image.SetDimensions(width, height, 1)
+    image.GetPointData().SetScalars(numpy_to_vtk(pixels))
+    writer = vtkPNGWriter()
+    writer.SetInputData(image)
+    # Encoded in memory: a failed write is then Python's error, with its reason.
+    writer.WriteToMemoryOn()
+    writer.Write()
+    try:
+        Path(path).write_bytes(vtk_to_numpy(writer.GetResult()).tobytes())
+    except OSError as error:
+        raise StagingError(
+            f"Cannot write the picture {path}: {error.strerror or error}."
+        ) from error
+
+
+class Pen:
+    """Draws text and rectangles on a canvas, float32 [row, column, RGB]."""
+
+    def __init__(self, canvas: np.ndarray) -> None:
+        from vtkmodules.vtkCommonDataModel import vtkImageData
+        from vtkmodules.vtkRenderingCore import vtkTextProperty
+        from vtkmodules.vtkRenderingFreeType import vtkFreeTypeTools
+
+        self.canvas = canvas
+        self._freetype = vtkFreeTypeTools.GetInstance()
+        self._font = vtkTextProperty()
+        self._font.SetFontFamilyToArial()
+        self._image = vtkImageData()
+
+    def coverage(self, text: str, size: int, bold: bool = False) -> np.ndarray:
+        """How much ink each pixel gets, float32 0..1 [row, column]; `size` is in pixels.
+
+        The last row is the deepest descender's, whatever the text, so that texts of one size line
+        up at their bottom.
+        """
+        from vtkmodules.util.numpy_support import vtk_to_numpy
+
+        if not text.strip():
+            return np.zeros((size, 0), np.float32)
+        self._font.SetFontSize(size)
+        self._font.SetBold(bold)
+        extent = [0, 0]
+        self._freetype.RenderString(self._font, text, 72, self._image, extent)
+        columns, rows, _ = self._image.GetDimensions()
+        rgba = vtk_to_numpy(self._image.GetPointData().GetScalars()).reshape(rows, columns, 4)
+        ink = rgba[: extent[1], : extent[0], 3][::-1]
+        return ink.astype(np.float32) / 255.0
+
+    def width(self, text: str, size: int, bold: bool = False) -> int:
+        """Pixels that `text` takes in a row."""
+        return self.coverage(text, size, bold).shape[1]
+
+    def text(
+        self,
+        text: str,
+        x: int,
+        y: int,
+        size: int,
+        color: Color = WHITE,
+        *,
+        bold: bool = False,
+        align: float = 0.0,
+        outline: bool = False,
+    ) -> int:
+        """Write one line whose box begins at row `y`; returns its width.
+
+        align: which part of the text is at column `x` (0 its left, 0.5 its middle, 1 its right);
+        outline: a dark rim, for text over a picture.
+        """
+        ink = self.coverage(text, size, bold)
+        rows, columns = ink.shape
+        top, left = y + size - rows, x - int(round(align * columns))
+        if outline:
+            rim = np.zeros((rows + 2, columns + 2), np.float32)
+            for dy, dx in np.ndindex(3, 3):
+                part = rim[dy : dy + rows, dx : dx + columns]
+                np.maximum(part, ink, out=part)
+            self._blend(rim * 0.85, left - 1, top - 1, BLACK)
+        self._blend(ink, left, top, color)
+        return columns
+
+    def fill(self, box: Box, color: Color) -> None:
+        """Fill a rectangle."""
+        self.canvas[box.y : box.y + box.height, box.x : box.x + box.width] = color
+
+    def paste(self, picture: np.ndarray, x: int, y: int) -> None:
+        """Put RGB [row, column, 3] with its upper left corner at (x, y)."""
+        self.canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+
+    def wrap(self, text: str, width: int, size: int) -> list[str]:
+        """Break `text` into lines of at most `width` pixels, long words too."""
+        sample = text[:200]
+        average = max(self.width(sample, size), 1) / max(len(sample), 1)
+        # Widths differ from letter to letter: begin with too many, take away until all lines fit.
+        for characters in range(math.ceil(1.3 * width / average), 0, -1):
+            lines = textwrap.wrap(text, characters)
+            if all(self.width(line, size) <= width for line in lines):
+                break
+        return lines
+
+    def picture(self) -> np.ndarray:
+        """The canvas as uint8 RGB [row, column, 3]."""
+        return np.rint(np.clip(self.canvas, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+    def _blend(self, ink: np.ndarray, left: int, top: int, color: Color) -> None:
+        """Mix `color` into the canvas where there is ink; what lies outside is cut."""
+        ink = ink[max(-top, 0) :, max(-left, 0) :]
+        top, left = max(top, 0), max(left, 0)
+        part = self.canvas[top : top + ink.shape[0], left : left + ink.shape[1]]
+        ink = ink[: part.shape[0], : part.shape[1], None]
+        part += ink * (np.array(color, np.float32) - part)
+
+
+def blank(width: int, height: int) -> Pen:
+    """A pen on an empty canvas."""
+    canvas = np.empty((height, width, 3), np.float32)
+    canvas[:] = BACKGROUND
+    return Pen(canvas)

@@ -1,0 +1,173 @@
+"""The slices that a picture shows: sampled along the patient's axes, with the map over the CT.
+
+Radiological convention: the patient's right is on the picture's left, anterior (in the coronal:
+head) is up. Physical points are LPS millimetres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..imaging.grid import AIR_HU, BODY_THRESHOLD_HU
+from .colors import color_slice
+from .drawing import Color
+
+WINDOW_HU = (-125.0, 225.0)
+LEVELS = 6
+# Cool colours: never mistaken for a band.
+LIVER_COLOR: Color = (0.10, 0.62, 1.0)
+SPLEEN_COLOR: Color = (0.40, 1.0, 0.62)
+
+_COARSE_MM = 4.0
+_MARGIN_MM = 8.0
+# Not a half: midway between two voxels, rounding would decide differently for a flipped array.
+_INSIDE = 0.47
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The images, and where in the patient the picture looks (LPS mm).
+
+    low, high: corners of the box that holds the body at the liver's level, and the scan along the
+    body; liver_z: the liver's extent; levels: z of the axial slices, head first; coronal: y.
+    """
+
+    ct: sitk.Image
+    label_map: sitk.Image
+    liver: sitk.Image
+    spleen: sitk.Image | None
+    low: np.ndarray
+    high: np.ndarray
+    liver_z: tuple[float, float]
+    levels: tuple[float, ...]
+    coronal: float
+
+    @classmethod
+    def of(
+        cls, ct: sitk.Image, label_map: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None
+    ) -> Slices:
+        """Choose the slices on a coarse copy in patient axes, so that the array's do not matter."""
+        liver = liver != 0
+        spleen = None if spleen is None else spleen != 0
+        centre = np.array(
+            ct.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in ct.GetSize()])
+        )
+        step = np.abs(np.array(ct.GetDirection()).reshape(3, 3)) * np.array(ct.GetSpacing())
+        half = step @ np.array(ct.GetSize()) / 2
+        size = np.ceil(2 * half / _COARSE_MM - 1e-3).astype(int)
+        first = centre - (size - 1) * _COARSE_MM / 2
+
+        coarse = _Plane(first, size, np.full(3, _COARSE_MM))
+        body = _largest_part(coarse.sample(ct, outside=AIR_HU) > BODY_THRESHOLD_HU)
+        inside = coarse.sample(liver) > _INSIDE
+        if not inside.any():  # a mask of a few voxels
+            inside = body if body.any() else np.ones_like(body)
+        slices = np.flatnonzero(inside.any(axis=(1, 2)))
+        shown = (body | inside)[slices[0] : slices[-1] + 1]
+        rows = np.flatnonzero(shown.any(axis=(0, 2)))
+        columns = np.flatnonzero(shown.any(axis=(0, 1)))
+
+        low = first + _COARSE_MM * np.array([columns[0], rows[0], 0.0])
+        high = first + _COARSE_MM * np.array([columns[-1], rows[-1], size[2] - 1.0])
+        low[:2] -= _MARGIN_MM
+        high[:2] += _MARGIN_MM
+        bottom, top = first[2] + _COARSE_MM * slices[[0, -1]]
+
+        def on_voxels(axis: int, value: float) -> float:
+            """The nearest plane of voxels: the CT's own slice rather than a mix of two."""
+            point = centre.copy()
+            point[axis] = value + 1e-3  # between two planes, the same one however they are stored
+            index = [
+                min(max(round(i), 0), n - 1)
+                for i, n in zip(ct.TransformPhysicalPointToContinuousIndex(point), ct.GetSize())
+            ]
+            return round(ct.TransformIndexToPhysicalPoint(index)[axis], 3)
+
+        wanted = top - (np.arange(LEVELS) + 0.5) / LEVELS * (top - bottom)
+        most_liver = int(inside.sum(axis=(0, 2)).argmax())
+        return cls(
+            ct=ct,
+            label_map=label_map,
+            liver=liver,
+            spleen=spleen,
+            low=low,
+            high=high,
+            liver_z=(float(bottom), float(top)),
+            levels=tuple(dict.fromkeys(on_voxels(2, z) for z in wanted)),
+            coronal=on_voxels(1, first[1] + _COARSE_MM * most_liver),
+        )
+
+    def axial(self, z: float, mm: float) -> np.ndarray:
+        """RGB of the axial slice at z with pixels of `mm`: right on the left, anterior up."""
+        columns, rows = np.maximum(1, np.rint((self.high - self.low)[:2] / mm)).astype(int)
+        plane = _Plane(
+            np.array([*self.low[:2] + mm / 2, z]),
+            np.array([columns, rows, 1]),
+            np.array([mm, mm, 1.0]),
+        )
+        return self._color(plane, np.s_[0])
+
+    def coronal_slice(self, bottom: float, top: float, mm: float) -> np.ndarray:
+        """RGB of the coronal slice between two z: right on the left, head up."""
+        columns = max(1, round((self.high - self.low)[0] / mm))
+        plane = _Plane(
+            np.array([self.low[0] + mm / 2, self.coronal, bottom + mm / 2]),
+            np.array([columns, 1, max(1, round((top - bottom) / mm))]),
+            np.array([mm, 1.0, mm]),
+        )
+        return self._color(plane, np.s_[::-1, 0])
+
+    def _color(self, plane: _Plane, view: tuple | int) -> np.ndarray:
+        low, high = WINDOW_HU
+        hu = plane.sample(self.ct, outside=AIR_HU)[view]
+        labels = plane.sample(self.label_map, sitk.sitkNearestNeighbor)[view].astype(np.uint8)
+        picture = color_slice(labels, np.clip((hu - low) / (high - low), 0.0, 1.0))
+        for mask, color in ((self.spleen, SPLEEN_COLOR), (self.liver, LIVER_COLOR)):
+            if mask is not None:
+                line = _outline(plane.sample(mask)[view] > _INSIDE)
+                picture[line] = 0.1 * picture[line] + 0.9 * np.array(color, np.float32)
+        return picture
+
+
+class _Plane(NamedTuple):
+    """Sampling points along the patient's axes: first point, count and step (x, y, z), LPS mm."""
+
+    first: np.ndarray
+    size: np.ndarray
+    step: np.ndarray
+
+    def sample(
+        self, image: sitk.Image, method: int = sitk.sitkLinear, outside: float = 0.0
+    ) -> np.ndarray:
+        """Values of `image` at the points, float32 [z, y, x]."""
+        sampled = sitk.Resample(
+            image,
+            [int(n) for n in self.size],
+            sitk.Transform(),
+            method,
+            self.first.tolist(),
+            self.step.tolist(),
+            np.eye(3).ravel().tolist(),
+            outside,
+            sitk.sitkFloat32,
+        )
+        return sitk.GetArrayFromImage(sampled)
+
+
+def _largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a mask [z, y, x] once thin bridges (the table) are cut."""
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    image = sitk.BinaryMorphologicalOpening(image, [1, 1, 0])
+    parts = sitk.RelabelComponent(sitk.ConnectedComponent(image))
+    return sitk.GetArrayFromImage(parts) == 1
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask [row, column] that touch its outside."""
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner

@@ -1,0 +1,47 @@
+"""What a model file says of its training: the same for staging and for segmentation."""
+
+from typing import Any, TypedDict
+
+from .gradcam_onnx.metadata import Wrong, entries, fields, items, line, number, whole
+from .stages import STAGES
+
+
+class Interval(TypedDict):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Training(TypedDict, total=False):
+    """What a model was trained and evaluated on. auc: by group."""
+
+    data: str
+    cases_per_stage: list[int]
+    date: str
+    code_version: str
+    folds: int
+    auc: dict[str, Interval]
+    evaluated_on: str
+
+
+def _interval(value: Any) -> Interval:
+    share = number(0, 1)
+    found = fields({"value": share, "low": share, "high": share}, optional=())(value)
+    if found["low"] > found["high"]:
+        raise Wrong(value, "low not above high")
+    return found
+
+
+TRAINING = fields(
+    {
+        "data": line,
+        "cases_per_stage": items(whole(0, 10**9), len(STAGES)),
+        "date": line,
+        "code_version": line,
+        "folds": whole(1, 10**6),
+        "auc": entries(_interval),
+        "evaluated_on": line,
+    }
+)

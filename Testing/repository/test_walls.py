@@ -1,0 +1,161 @@
+"""Which part of the library may import which; see docs/architecture.md."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "LiverFibrosisStagingLib"
+LIBRARY = ROOT / "LiverFibrosisStaging" / PACKAGE
+TRAINING = ROOT / "Training"
+
+# Modules at the package's root that know nothing of a staged CT.
+GROUND = {"errors", "files", "resources", "stages"}
+# Wing -> what its modules may import besides each other: other wings, or modules at the root.
+MAY_IMPORT = {
+    "gradcam_onnx": {"errors"},
+    "imaging": {"errors", "resources", "training_record", "gradcam_onnx"},
+    "report": {"errors", "files", "stages", "imaging"},
+}
+# Third-party packages -> where they may be imported, by wing or module.
+ONLY_IN = {
+    "slicer": {"scene"},
+    "qt": {"scene"},
+    "ctk": {"scene"},
+    "SampleData": {"scene"},
+    "onnxruntime": {"gradcam_onnx", "staging"},
+    "vtkmodules": {"scene", "report"},
+    "onnx": {"gradcam_onnx.make_explainable"},
+    "torch": set(),
+    "monai": set(),
+    "matplotlib": set(),
+    "sklearn": set(),
+}
+
+
+def modules(folder: Path) -> dict[str, Path]:
+    """Dotted names of the modules below a folder."""
+    paths = [path for path in folder.rglob("*.py") if "__pycache__" not in path.parts]
+    return {
+        ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in paths
+    }
+
+
+def imports(name: str, path: Path, package: str) -> set[str]:
+    """What a module imports, anywhere in it, as absolute dotted names."""
+    found = set()
+    parents = [package, *name.split(".")]
+    if path.name == "__init__.py":
+        parents = [*parents, "__init__"] if name != "__init__" else [package, "__init__"]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = parents[: -node.level] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def graph(folder: Path, package: str) -> dict[str, set[str]]:
+    """Modules of a package -> the modules of it that each imports."""
+    known = modules(folder)
+    edges: dict[str, set[str]] = {}
+    for name, path in known.items():
+        edges[name] = set()
+        for target in imports(name, path, package):
+            if not target.startswith(package + "."):
+                continue
+            inside = target.removeprefix(package + ".")
+            while inside and inside not in known:
+                inside = inside.rpartition(".")[0]
+            if inside and inside != name:
+                edges[name].add(inside)
+    return edges
+
+
+def wing(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def cycle(edges: dict[str, set[str]]) -> list[str]:
+    """One circle of imports; empty where there is none."""
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return []
+        for target in sorted(edges.get(module, ())):
+            if found := visit(target, [*path, module]):
+                return found
+        done.add(module)
+        return []
+
+    return next((found for module in sorted(edges) if (found := visit(module, []))), [])
+
+
+@pytest.fixture(scope="module")
+def library() -> dict[str, set[str]]:
+    return graph(LIBRARY, PACKAGE)
+
+
+def test_no_circles(library):
+    # The package's own __init__ hands out names of all wings, when they are asked for.
+    assert cycle({m: t for m, t in library.items() if m != "__init__"}) == []
+
+
+def test_wings_import_only_what_they_may(library):
+    wings = {path.name for path in LIBRARY.iterdir() if (path / "__init__.py").is_file()}
+    assert wings == {*MAY_IMPORT, "scene"}
+    for module, targets in library.items():
+        allowed = MAY_IMPORT.get(wing(module))
+        if allowed is not None:
+            assert {wing(t) for t in targets} <= {*allowed, wing(module), "__init__"}, module
+
+
+def test_nothing_outside_imports_the_scene(library):
+    for module, targets in library.items():
+        if wing(module) != "scene":
+            assert "scene" not in {wing(target) for target in targets}, module
+
+
+def test_ground_imports_ground_alone(library):
+    for module in GROUND:
+        assert library[module] <= GROUND, module
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_packages_are_imported_where_they_may(package):
+    for name, path in modules(LIBRARY).items():
+        used = {target.partition(".")[0] for target in imports(name, path, PACKAGE)}
+        if package in used:
+            assert {name, wing(name)} & ONLY_IN[package], name
+
+
+def test_training_has_no_circles_and_no_path_tricks():
+    for path in TRAINING.rglob("*.py"):
+        assert "sys.path" not in path.read_text(encoding="utf-8"), path
+    edges: dict[str, set[str]] = {}
+    known = modules(TRAINING)
+    for name, path in known.items():
+        targets = imports(name, path, "")
+        found = set()
+        for target in targets:
+            while target and target not in known:
+                target = target.rpartition(".")[0]
+            found |= {target} - {"", name}
+        edges[name] = found
+    assert cycle(edges) == []
+
+
+def test_the_check_sees_lazy_and_typing_imports(tmp_path):
+    (tmp_path / "a.py").write_text("def f():\n    from .b import x\n", encoding="utf-8")
+    (tmp_path / "b.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import a\n",
+        encoding="utf-8",
+    )
+    assert cycle(graph(tmp_path, "p")) == ["a", "b", "a"]
