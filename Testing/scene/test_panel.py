@@ -534,15 +534,15 @@ def test_the_self_test_passes(host):
     assert outcome.errors + outcome.failures == []
 
 
-def test_the_readmes_python_works_when_pasted(host, sample, tmp_path, monkeypatch, capsys):
+def test_the_documentations_python_works_when_pasted(host, sample, tmp_path, monkeypatch, capsys):
     host.import_module()
     for part, path in sample.items():
         (tmp_path / f"{part}.nii.gz").write_bytes(path.read_bytes())
     monkeypatch.chdir(tmp_path)
     names = {"slicer": slicer}
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S
-    )
+    pages = ("slicer.md", "command-line.md")
+    text = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in pages)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     for block in blocks:
         exec(block, names)
     assert len(blocks) == 3
@@ -550,10 +550,9 @@ def test_the_readmes_python_works_when_pasted(host, sample, tmp_path, monkeypatc
     assert label_node() and str(names["result"].stage) in capsys.readouterr().out
 
 
-def test_the_readmes_pictures_are_there_and_small():
-    pictures = re.findall(
-        r"\((Resources/Screenshots/panel.*?)\)", (ROOT / "README.md").read_text("utf-8")
-    )
+def test_the_tutorials_pictures_are_there_and_small():
+    text = (ROOT / "docs" / "slicer.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"\(\.\./(Resources/Screenshots/panel.*?)\)", text)
     assert len(pictures) == 5
     for picture in pictures:
         assert 5_000 < (ROOT / picture).stat().st_size < 400_000, picture
