@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from LiverFibrosisStagingLib import StagingError
 from LiverFibrosisStagingLib.__main__ import main
@@ -127,7 +128,10 @@ def test_command_measures_the_phantom_and_draws(sample, single_path, tmp_path, c
     Only deletion tells them apart: fibrosis is everywhere in the liver, so that pieces by chance
     soon bring some of it back.
     """
-    arguments = [str(sample["ct"]), "--liver", str(sample["liver"]), "-o", str(tmp_path / "out")]
+    ct, liver = tmp_path / "ct.nrrd", tmp_path / "liver.nrrd"
+    for path, whole in ((ct, sample["ct"]), (liver, sample["liver"])):
+        sitk.WriteImage(sitk.ReadImage(str(whole))[:, :, 20:60], str(path))  # one patch
+    arguments = [str(ct), "--liver", str(liver), "-o", str(tmp_path / "out")]
     arguments += ["--model", str(single_path)]
     assert main(["check-explanation", *arguments, "--explain", "F4", "-q"]) == 0
     assert "Deletion: area" in capsys.readouterr().out
