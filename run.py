@@ -1,13 +1,14 @@
-"""Set everything up in .venv and run one task: stage, test, or train.
+"""Create .venv, install what a task needs, and run the task: stage, test, train or docs.
 
-python3 run.py stage                the sample CT, with the shipped model (options may follow)
+python3 run.py stage                stage the sample CT with the shipped model (options may follow)
 python3 run.py stage CT --liver MASK -o FOLDER
-python3 run.py test                 all tests (arguments go to pytest)
-python3 run.py train                cohorts of phantoms, and a model from them, in run/
-python3 run.py train --manifest COHORT.csv -o RUN     the same from a cohort of patients
+python3 run.py test                 run all tests (arguments are passed to pytest)
+python3 run.py train                simulate cohorts of phantoms and train a model on them, in run/
+python3 run.py train --manifest COHORT.csv -o RUN     train on a cohort of patients
+python3 run.py docs                 build the API reference in docs/api
 
-Only the standard library is used here. What is installed once is not asked for again, so that
-everything also runs without a network after the first time.
+This file uses the standard library only. Packages are installed once per task; after that the task
+also runs without a network.
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ EXTRA = {
     "stage": None,
     "test": ROOT / "Testing" / "requirements.txt",
     "train": ROOT / "Training" / "requirements.txt",
+    "docs": ROOT / "Testing" / "requirements.txt",
 }
 
 
 def main(arguments: list[str]) -> int:
-    """Prepare the environment, then run the task; its exit code is ours."""
-    if sys.version_info < (3, 10):  # noqa: UP036 - this is what tells the user
+    """Prepare the environment, then run the task; returns the task's exit code."""
+    if sys.version_info < (3, 10):  # noqa: UP036 - an older Python gets this message
         return _refuse(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.")
     if not arguments or arguments[0] not in EXTRA:
         print(__doc__)
@@ -53,32 +55,36 @@ def main(arguments: list[str]) -> int:
     task, rest = arguments[0], arguments[1:]
     try:
         _make_venv()
+        _link_library()
         _install(task)
         if task == "test":
             _install_libraries_of_qt()
     except subprocess.CalledProcessError as error:
         return _refuse(f"Setting up failed (exit code {error.returncode}); see the lines above.")
+    # Takes precedence over a copy that is installed in .venv or named by the user's PYTHONPATH.
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "LiverFibrosisStaging")}
     return subprocess.run([PYTHON, *_command(task, rest)], env=environment, check=False).returncode
 
 
 def _command(task: str, rest: list[str]) -> list[str]:
     if task == "test":
-        # Two processes, each with whole files of tests, whose fixtures are then made once.
+        # Two processes, each of which runs whole test files, so that fixtures are made only once.
         parallel = ["-n", "2", "--dist", "loadfile"]
         return ["-m", "pytest", str(ROOT / "Testing"), f"--rootdir={ROOT}", *parallel, *rest]
     if task == "train":
         rest = rest or ["--phantoms", "252", "-o", "run"]
         return [str(ROOT / "Training" / "train.py"), *rest]
-    # Of an option that is given twice the last counts: what the user says overrules what we say.
+    if task == "docs":
+        return [str(ROOT / "docs" / "build_api.py"), *rest]
+    # If an option is given twice, argparse takes the last value: the user's replaces the default.
     return ["-m", "LiverFibrosisStagingLib", "stage", *_defaults(rest), *rest]
 
 
 def _defaults(rest: list[str]) -> list[str]:
-    """The sample, where the user names no CT; its masks, where no mask either; a result folder."""
+    """A result folder; without a CT, the sample CT; without CT and masks, also its masks."""
     try:
         options, others = _stage_options().parse_known_args(rest)
-    except ValueError:  # the command itself says what is wrong
+    except ValueError:  # the command itself reports wrong options
         return []
     chosen = ["-o", "result"]
     if any(not word.startswith("-") for word in others):
@@ -94,7 +100,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _stage_options() -> argparse.ArgumentParser:
-    """The options of the stage command, to tell a CT from an option's value."""
+    """The options of the stage command, to distinguish a CT from an option's value."""
     parser = _Parser(add_help=False)
     for names in (("--liver",), ("--spleen",), ("--model",), ("--explain",), ("-o", "--output")):
         parser.add_argument(*names)
@@ -106,31 +112,43 @@ def _stage_options() -> argparse.ArgumentParser:
 def _make_venv() -> None:
     if PYTHON.exists() and _succeeds(PYTHON, "-m", "pip", "--version"):
         return
-    print("Making .venv ...", flush=True)
+    print("Creating .venv ...", flush=True)
     has_pip = [sys.executable, "-m", "ensurepip", "--version"]
     if not _succeeds(*has_pip):
-        # Debian and Ubuntu keep half of the venv module in a package of its own.
+        # Debian and Ubuntu ship ensurepip in a separate package.
         _install_with_apt(f"python3.{sys.version_info.minor}-venv")
     if not _succeeds(*has_pip):
-        raise SystemExit("Python's modules venv and ensurepip are needed to make .venv.")
-    # A child process: one that has just got ensurepip from Debian does not see it itself.
+        raise SystemExit("Python's modules venv and ensurepip are needed to create .venv.")
+    # In a child process, because this one does not find an ensurepip that was just installed.
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
 
 
-def _install_libraries_of_qt() -> None:
-    """The panel's tests draw with Qt, which takes a few libraries and a font from the system.
+def _link_library() -> None:
+    """Add the library to the import path of .venv, for scripts and the processes they start.
 
-    Where they are missing those tests are skipped, saying so.
+    The path is relative to site-packages, so that it stays valid when the checkout is moved.
+    """
+    for folder in [*VENV.glob("lib/python*/site-packages"), *VENV.glob("Lib/site-packages")]:
+        entry = os.path.relpath(ROOT / "LiverFibrosisStaging", folder) + "\n"
+        file = folder / "LiverFibrosisStaging.pth"
+        if not file.exists() or file.read_text(encoding="utf-8") != entry:
+            file.write_text(entry, encoding="utf-8")
+
+
+def _install_libraries_of_qt() -> None:
+    """Install the system libraries and the font that Qt needs; the panel's tests use Qt.
+
+    If they cannot be installed, the tests of the panel are skipped with a message.
     """
     if not _succeeds(PYTHON, "-c", "import PySide6.QtUiTools"):
-        print("Qt cannot be loaded; without it the tests of the panel are skipped.", flush=True)
+        print("Qt cannot be loaded; without it, the tests of the panel are skipped.", flush=True)
         _install_with_apt(*LIBRARIES_OF_QT)
 
 
 def _install_with_apt(*packages: str) -> None:
-    """On Debian and Ubuntu, as root or where CI asks for it; else the user is told the command."""
+    """Install packages as root, or with sudo if CI is set; otherwise print the command."""
     if not shutil.which("apt-get"):
-        print(f"Needed from the system, by their names in Debian: {' '.join(packages)}.")
+        print(f"System packages are missing (names in Debian): {' '.join(packages)}.")
         return
     is_root = os.geteuid() == 0
     commands = [
@@ -139,7 +157,7 @@ def _install_with_apt(*packages: str) -> None:
     ]
     asked = os.environ.get("CI", "").lower() in ("true", "1") and shutil.which("sudo")
     if not is_root and not asked:
-        print("System packages are missing; to install them, run", flush=True)
+        print("System packages are missing. To install them, run", flush=True)
         print(f"    {' && '.join(map(shlex.join, commands))}", flush=True)
         return
     print(f"Installing the system packages {' '.join(packages)} ...", flush=True)
@@ -148,7 +166,7 @@ def _install_with_apt(*packages: str) -> None:
 
 
 def _install(task: str) -> None:
-    """Install what the task needs, unless exactly that was installed before."""
+    """Install the packages of a task, unless the same list was installed before."""
     file = EXTRA[task]
     asked = [path.read_text(encoding="utf-8") for path in EXTRA.values() if path and file]
     wanted = "\n".join([*RUNTIME, *asked])

@@ -1,7 +1,8 @@
-"""run.py: what it runs for what the user says, and that it installs nothing unasked."""
+"""run.py: the commands it runs for the user's options, and what it installs."""
 
 import importlib.util
 import os
+import site
 import subprocess
 import sys
 
@@ -23,7 +24,7 @@ def run():
 
 @pytest.fixture()
 def commands(run, monkeypatch):
-    """Commands that would be run, as words; what asks whether something is there fails."""
+    """Records commands instead of running them; commands that check for something fail."""
     seen = []
 
     def ran(command, **options):
@@ -36,8 +37,9 @@ def commands(run, monkeypatch):
 
 @pytest.fixture()
 def staged(run, commands, monkeypatch):
-    """Options that the library's own parser finds in what `run.py stage ...` runs."""
+    """The options of the command that `run.py stage ...` runs, as the library parses them."""
     monkeypatch.setattr(run, "_make_venv", lambda: None)
+    monkeypatch.setattr(run, "_link_library", lambda: None)
     monkeypatch.setattr(run, "_install", lambda task: None)
 
     def stage(*words):
@@ -56,7 +58,7 @@ SAMPLE_CT, SAMPLE_ORGANS = (str(SAMPLE / f"phantom_F4{end}") for end in ("_ct.ni
     "words", ["-o X", "-oX", "--output X", "--output=X", "--out X", "--out=X", "-qoX", "-q -o X"]
 )
 @pytest.mark.parametrize("ct", ["", "CT"])
-def test_the_users_folder_counts(words, ct, staged):
+def test_the_users_folder_is_used(words, ct, staged):
     options = staged(*words.split(), *ct.split())
     assert options.output == "X" and options.ct == (ct or SAMPLE_CT)
 
@@ -68,14 +70,14 @@ def test_the_readmes_command_stages_the_sample(staged):
 
 
 @pytest.mark.parametrize("words", ["--explain F4", "--expl F4", "--explain=F4", "-q --explain F4"])
-def test_options_alone_are_about_the_sample(words, staged):
+def test_options_without_a_ct_stage_the_sample(words, staged):
     options = staged(*words.split())
     assert options.explain == "F4"
     assert [options.ct, options.liver, options.spleen] == [SAMPLE_CT, SAMPLE_ORGANS, None]
 
 
 @pytest.mark.parametrize("words", ["CT", "--explain F4 CT", "CT --explain F4", "-q CT", "-- CT"])
-def test_the_samples_masks_are_not_another_cts(words, staged):
+def test_the_samples_masks_are_not_used_for_another_ct(words, staged):
     options = staged(*words.split())
     assert (options.ct, options.liver, options.spleen) == ("CT", "auto", None)
     assert options.output == "result"
@@ -89,13 +91,13 @@ def test_the_samples_masks_are_not_mixed_with_others(words, staged):
 
 
 @pytest.mark.parametrize("words", ["--explain", "--whistle", "-o", "--liver", "--explain F9"])
-def test_wrong_words_reach_the_command_that_names_them(words, staged, capsys):
+def test_wrong_options_are_reported_by_the_command(words, staged, capsys):
     with pytest.raises(SystemExit) as usage:
         staged(*words.split())
     assert usage.value.code == 2 and words.split()[0] in capsys.readouterr().err
 
 
-def test_it_knows_every_option_of_the_stage_command(run):
+def test_every_option_of_the_stage_command_is_known(run):
     (commands,) = (action for action in _parser()._actions if action.choices)
     takes_value = {
         name: action.nargs is None
@@ -109,17 +111,41 @@ def test_it_knows_every_option_of_the_stage_command(run):
     }
 
 
-def test_arguments_of_test_and_train_are_passed_on(run):
+def test_arguments_of_the_other_tasks_are_passed_on(run):
     assert run._command("test", ["-k", "geometry"])[-2:] == ["-k", "geometry"]
     assert run._command("train", ["--manifest", "m.csv", "-oR"])[1:] == [
         *("--manifest", "m.csv", "-oR")
     ]
     assert run._command("train", [])[1:] == ["--phantoms", "252", "-o", "run"]
+    assert run._command("docs", ["X"]) == [str(ROOT / "docs" / "build_api.py"), "X"]
+
+
+def test_every_task_is_documented_and_its_requirements_exist(run):
+    assert set(run.EXTRA) == {"stage", "test", "train", "docs"}
+    for task, requirements in run.EXTRA.items():
+        assert f"python3 run.py {task} " in run.__doc__
+        assert requirements is None or requirements.is_file()
+
+
+@pytest.mark.parametrize("place", ["lib/python3.12/site-packages", "Lib/site-packages"])
+def test_the_environment_finds_the_library_also_when_the_checkout_is_moved(
+    place, run, tmp_path, monkeypatch
+):
+    before, after = tmp_path / "before", tmp_path / "\u00e4fter"
+    (before / ".venv" / place).mkdir(parents=True)
+    (before / "LiverFibrosisStaging").mkdir()
+    monkeypatch.setattr(run, "ROOT", before)
+    monkeypatch.setattr(run, "VENV", before / ".venv")
+    run._link_library()
+    before.rename(after)
+    monkeypatch.setattr(sys, "path", [])
+    site.addsitedir(str(after / ".venv" / place))
+    assert sys.path[-1] == str(after / "LiverFibrosisStaging")
 
 
 @pytest.fixture()
 def system(run, monkeypatch):
-    """A system with these tools, for a user of this number."""
+    """Pretends that the system has these tools and the user this id."""
 
     def pretend(user, *tools, ci=None):
         monkeypatch.setattr(run.os, "geteuid", lambda: user, raising=False)
@@ -143,21 +169,21 @@ def test_root_installs(run, commands, system, capsys):
 
 
 @pytest.mark.parametrize("ci", [None, "", "false", "0"])
-def test_a_user_is_told_the_command_and_nothing_is_run(ci, run, commands, system, capsys):
+def test_other_users_get_the_command_and_nothing_is_run(ci, run, commands, system, capsys):
     system(1000, "apt-get", "sudo", ci=ci)
     run._install_with_apt(*PACKAGES)
     assert commands == []
-    told = capsys.readouterr().out
-    assert "sudo apt-get update -qq && sudo apt-get install -y -qq liba libb\n" in told
+    printed = capsys.readouterr().out
+    assert "sudo apt-get update -qq && sudo apt-get install -y -qq liba libb\n" in printed
 
 
-def test_a_build_server_installs_with_sudo(run, commands, system):
+def test_ci_installs_with_sudo(run, commands, system):
     system(1000, "apt-get", "sudo", ci="true")
     run._install_with_apt(*PACKAGES)
     assert commands[-1] == ["sudo", *INSTALL]
 
 
-def test_without_sudo_or_apt_it_is_said_what_is_missing(run, commands, system, capsys):
+def test_without_sudo_or_apt_the_missing_packages_are_named(run, commands, system, capsys):
     system(1000, "apt-get", ci="true")
     run._install_with_apt(*PACKAGES)
     system(1000)
@@ -178,16 +204,15 @@ def test_a_python_without_venv(run, commands, system, tmp_path, monkeypatch, cap
     assert ["apt-get", "update", "-qq"] in commands
 
 
-def test_without_qt_the_tests_go_on(run, commands, system, capsys):
+def test_without_qt_the_other_tests_run(run, commands, system, capsys):
     system(1000, "apt-get", "sudo")
     run._install_libraries_of_qt()
     assert not any("apt-get" in command for command in commands)
-    told = capsys.readouterr().out
-    assert "tests of the panel are skipped" in told and "libegl1" in told
+    printed = capsys.readouterr().out
+    assert "tests of the panel are skipped" in printed and "libegl1" in printed
 
 
-def test_it_is_a_program_of_its_own():
-    """With the standard library alone, from any folder."""
+def test_it_needs_the_standard_library_only_and_runs_in_any_folder():
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(ROOT / "run.py"), "--help"],
         env={**os.environ, "PATH": ""},
