@@ -1,11 +1,12 @@
-"""How well does a V-Net find liver and spleen? Measured as users get it, through the library.
+"""Evaluate the V-Net's segmentation of liver and spleen, computed with the library's `segment`.
 
     python Training/evaluate_vnet.py cases.csv --model RUN/VNet.onnx -o FOLDER
     python Training/evaluate_vnet.py cases.csv --model-of hcc002=RUN2/VNet.onnx ... -o FOLDER
 
-The second gives every case the model that did not learn from it (train_vnet.py --leave-out); only
-cases with a model are measured. FOLDER receives segmentation.csv, segmentation.md (Dice, 95th
-percentile of the surface distances in mm, volumes) and a picture of the contours of every case.
+The second command evaluates each case with a model that was not trained on it (train_vnet.py
+--leave-out); cases without a model are not evaluated. FOLDER receives segmentation.csv,
+segmentation.md (Dice, 95th percentile of the surface distances in mm, volumes) and a figure with
+the contours of every case.
 """
 
 import argparse
@@ -21,19 +22,19 @@ from matplotlib.figure import Figure
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from tqdm import tqdm
 
-from common.resume import check_unseen, digest, learned_from
-from common.tables import write_csv
+from common.resume import check_not_trained_on, digest, training_cts
+from common.tables import write_csv, write_markdown
 from LiverFibrosisStagingLib import StagingError, read_ct
 from LiverFibrosisStagingLib.imaging.masks import organ_masks
 from LiverFibrosisStagingLib.imaging.segmentation import Segmentation, segment
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
-from vnet.data import Outlined, check_names, read_cases
+from vnet.data import Labelled, check_names, read_cases
 
 COLORS = {"liver": "#ff5a36", "spleen": "#35c9ff"}
 
 
 class Measured(NamedTuple):
-    """Of one organ of one case: agreement with its outline by hand; volumes mL, lengths mm."""
+    """Agreement with the reference mask of an organ; volumes in mL, lengths in mm."""
 
     case: str
     organ: str
@@ -44,27 +45,27 @@ class Measured(NamedTuple):
 
     @property
     def volume_error(self) -> float:
-        """Relative, signed."""
+        """Relative error, signed."""
         return self.volume_ml / self.true_ml - 1
 
 
 def measure(case: str, organ: str, found: sitk.Image | None, truth: sitk.Image) -> Measured:
-    """Agreement of two masks on one grid; an organ that was not found has Dice 0."""
+    """Agreement of two masks on the same grid; an organ that was not segmented has Dice 0."""
     if found is None:
         found = truth * 0
     spacing = truth.GetSpacing()[::-1]
-    ours, theirs = (sitk.GetArrayFromImage(m).astype(bool) for m in (found, truth))
-    where = [np.flatnonzero((ours | theirs).any(axis=a)) for a in ((1, 2), (0, 2), (0, 1))]
-    box = tuple(slice(w[0], w[-1] + 1) for w in where)
-    pair = [torch.from_numpy(np.ascontiguousarray(m[box]))[None, None] for m in (ours, theirs)]
+    ours, reference = (sitk.GetArrayFromImage(m).astype(bool) for m in (found, truth))
+    extent = [np.flatnonzero((ours | reference).any(axis=a)) for a in ((1, 2), (0, 2), (0, 1))]
+    box = tuple(slice(e[0], e[-1] + 1) for e in extent)
+    pair = [torch.from_numpy(np.ascontiguousarray(m[box]))[None, None] for m in (ours, reference)]
     dice = float(compute_dice(*(p.float() for p in pair)))
     distance = compute_hausdorff_distance(*pair, percentile=95, spacing=spacing)
     voxel = np.prod(spacing) / 1000
-    return Measured(case, organ, dice, float(distance), ours.sum() * voxel, theirs.sum() * voxel)
+    return Measured(case, organ, dice, float(distance), ours.sum() * voxel, reference.sum() * voxel)
 
 
-def truth_of(case: Outlined, ct: sitk.Image) -> dict[str, sitk.Image]:
-    """The masks that a case has, by organ, on the CT's grid."""
+def truth_of(case: Labelled, ct: sitk.Image) -> dict[str, sitk.Image]:
+    """The reference masks of a case, by organ, on the CT's grid."""
     liver, spleen = (None if mask is None else mask.image() for mask in case[2:])
     if liver is None:
         return {"spleen": organ_masks(ct, spleen, None)[0]}
@@ -73,17 +74,17 @@ def truth_of(case: Outlined, ct: sitk.Image) -> dict[str, sitk.Image]:
 
 
 def contours(ct: sitk.Image, found: Segmentation, truth: dict[str, sitk.Image]) -> Figure:
-    """Six sections and two planes along the body: found as lines, outlined by hand as dots."""
+    """Six axial and two coronal sections: segmentation as lines, reference masks as dots."""
     hu = sitk.GetArrayViewFromImage(ct)
     organs = {"liver": found.liver, "spleen": found.spleen}
     arrays = {o: None if m is None else sitk.GetArrayFromImage(m) for o, m in organs.items()}
-    hand = {organ: sitk.GetArrayFromImage(mask) for organ, mask in truth.items()}
+    reference = {organ: sitk.GetArrayFromImage(mask) for organ, mask in truth.items()}
     z, y = (np.flatnonzero(arrays["liver"].any(axis=a)) for a in ((1, 2), (0, 2)))
     steps = ct.GetSpacing()[::-1]
     middle = {name: int(np.median(np.nonzero(a)[1])) for name, a in arrays.items() if a is not None}
     views = [(0, int(k)) for k in np.linspace(z[0], z[-1], 8)[1:-1]]
     views += [(1, middle["liver"]), (1, middle.get("spleen", int(y[len(y) // 2])))]
-    upwards = ct.GetDirection()[8] > 0  # the head belongs at the top of a coronal plane
+    upwards = ct.GetDirection()[8] > 0  # coronal sections are drawn with the head at the top
     drawn = Figure(figsize=(16, 8), layout="constrained")
     for axes, (axis, index) in zip(drawn.subplots(2, 4).flat, views):
 
@@ -94,17 +95,17 @@ def contours(ct: sitk.Image, found: Segmentation, truth: dict[str, sitk.Image]) 
         aspect = 1.0 if axis == 0 else steps[0] / steps[2]
         axes.imshow(plane(hu), cmap="gray", vmin=-125, vmax=225, aspect=aspect)
         for organ, color in COLORS.items():
-            for source, style in ((arrays, "-"), (hand, ":")):
+            for source, style in ((arrays, "-"), (reference, ":")):
                 if source.get(organ) is not None and plane(source[organ]).any():
                     axes.contour(plane(source[organ]), [0.5], colors=color, linestyles=style)
         axes.set_axis_off()
-    drawn.supxlabel(f"Lines: the network. Dots: by hand. {RESEARCH_USE}", fontsize=9)
+    drawn.supxlabel(f"Lines: segmentation. Dots: reference. {RESEARCH_USE}", fontsize=9)
     return drawn
 
 
 def table(found: Sequence[Measured]) -> list[list[str]]:
-    """A line for each organ of each case, then the means."""
-    lines = [["Case", "Organ", "Dice", "95 % of surface within", "Volume", "by hand", "Error"]]
+    """A row for each organ of each case, then the means."""
+    lines = [["Case", "Organ", "Dice", "95 % of surface within", "Volume", "Reference", "Error"]]
     for m in found:
         volumes = [f"{m.volume_ml:.0f} mL", f"{m.true_ml:.0f} mL", f"{100 * m.volume_error:+.1f} %"]
         lines.append([m.case, m.organ, f"{m.dice:.3f}", f"{m.hd95_mm:.1f} mm", *volumes])
@@ -120,8 +121,8 @@ def table(found: Sequence[Measured]) -> list[list[str]]:
     return lines
 
 
-def evaluate(cases: Sequence[Outlined], models: dict[str, Path], folder: Path) -> list[Measured]:
-    """Measure every case that has a model, and write tables and pictures."""
+def evaluate(cases: Sequence[Labelled], models: dict[str, Path], folder: Path) -> list[Measured]:
+    """Evaluate every case that has a model, and write tables and figures."""
     folder.mkdir(parents=True, exist_ok=True)
     found: list[Measured] = []
     measured = [case for case in cases if case.name in models]
@@ -134,11 +135,11 @@ def evaluate(cases: Sequence[Outlined], models: dict[str, Path], folder: Path) -
         drawn.savefig(folder / f"contours_{case.name}.png", dpi=90)
     rows = [[*Measured._fields, "volume_error"], *([*m, m.volume_error] for m in found)]
     write_csv(folder / "segmentation.csv", rows)
-    lines = table(found)
-    text = "\n".join("| " + " | ".join(r) + " |" for r in [lines[0], ["---"] * 7, *lines[1:]])
-    known = [c.name for c in measured if digest(c.ct) in learned_from(models[c.name])]
-    seen = f"The network has learned from {', '.join(known)}. " if known else ""
-    (folder / "segmentation.md").write_text(f"{text}\n\n{seen}{RESEARCH_USE}\n", encoding="utf-8")
+    known = [c.name for c in measured if digest(c.ct) in training_cts(models[c.name])]
+    notice = (
+        f"The network was trained on {', '.join(known)}. {RESEARCH_USE}" if known else RESEARCH_USE
+    )
+    write_markdown(folder / "segmentation.md", table(found), notice)
     return found
 
 
@@ -147,8 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="CSV or Decathlon folder (see train_vnet.py)")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--model", type=Path, help="for all cases")
-    which.add_argument("--model-of", nargs="+", metavar="CASE=ONNX", help="for each its own")
+    which.add_argument("--model", type=Path, help="model for all cases")
+    which.add_argument("--model-of", nargs="+", metavar="CASE=ONNX", help="model for each case")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(arguments)
     try:
@@ -159,12 +160,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             pairs = [text.partition("=")[::2] for text in options.model_of]
             models = {name: Path(file) for name, file in pairs}
-            strangers = set(models) - {case.name for case in cases}
-            if strangers:
-                raise StagingError(f"{options.data} has no case {', '.join(sorted(strangers))}.")
+            unknown = set(models) - {case.name for case in cases}
+            if unknown:
+                raise StagingError(
+                    f"{options.data}: there is no case {', '.join(sorted(unknown))}."
+                )
             for case in cases:
                 if case.name in models:
-                    check_unseen(models[case.name], {case.name: case.ct})
+                    check_not_trained_on(models[case.name], {case.name: case.ct})
         found = evaluate(cases, models, options.output)
     except (StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)

@@ -1,15 +1,15 @@
-"""From a cohort to the model that the module loads: folds, figures, tables, export, in one command.
+"""Train, cross-validate, export and evaluate a fibrosis staging model.
 
     python Training/train.py --manifest COHORT/manifest.csv -o RUN [--test OTHER/manifest.csv]
     python Training/train.py --phantoms 252 -o RUN
 
-The second makes two phantom cohorts first (`phantom.py`), one to learn from and one to be tested
-on. RUN receives folds.json (who is in which fold), fold_K/ (checkpoint.pt, log.csv, LFS.onnx),
-predictions.csv, metrics.json, tables/ and figures/ of the cross-validation, the same of the test
-cohort in test/, the ensemble of the folds LFS.onnx, the single network LFS_single.onnx and
-MODEL_CARD.md. Called again after an interruption the command goes on where it stopped.
+The second command first simulates two cohorts of phantoms (`phantom.py`), one for cross-validation
+and one for testing. RUN receives folds.json (the cases of each fold), fold_K/ (checkpoint.pt,
+log.csv, LFS.onnx), predictions.csv, metrics.json, tables/ and figures/ of the cross-validation, the
+same for the test cohort in test/, LFS.onnx (the ensemble of the folds), LFS_single.onnx (the fold
+with the lowest validation loss) and MODEL_CARD.md. Repeat the command to resume an interrupted run.
 
-Whatever is measured is measured on the exported files through the library's own `stage`.
+All measures are computed on the exported files with the library's `stage`.
 With several GPUs: torchrun --nproc-per-node 4 Training/train.py ...
 """
 
@@ -30,8 +30,18 @@ from torch.utils.data import Subset
 from cohort import phantom
 from cohort import report as cohort_report
 from cohort.folds import Fold, split
-from cohort.manifest import Case, Criteria, ManifestError, apply, check_for_training, read_manifest
-from common.resume import RunError, check_unseen, digest, keep
+from cohort.manifest import (
+    Case,
+    Criteria,
+    ManifestError,
+    add_grades,
+    apply,
+    check_for_training,
+    read_manifest,
+    size,
+)
+from common.options import add_options, with_options
+from common.resume import RunError, check_not_trained_on, check_plan, digest
 from evaluation import cohort_maps, model_card
 from evaluation.evaluate import compare, report_cross_validation, report_test, write_metrics
 from evaluation.staged import Staged, stage_cases
@@ -50,7 +60,7 @@ EVERYONE = Criteria(min_age=None, phase=None, complete_liver=False, max_days=Non
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """How large the network is and what grid it sees; lengths in (slice, row, column)."""
+    """Size of the network and its grid; lengths in (slice, row, column)."""
 
     patch_size: tuple[int, int, int] = PATCH_SIZE
     spacing: tuple[float, float, float] = SPACING_MM
@@ -64,7 +74,7 @@ class Build:
 
 
 FULL, FULL_SCHEDULE = Build(), Schedule()
-# Shows in minutes that everything works; far too coarse to stage anything.
+# For trying out the command in minutes; too coarse for staging.
 SMALL = Build((16, 88, 112), (8.0, 4.0, 4.0), (4, 8, 16, 32), 32)
 SMALL_SCHEDULE = Schedule(steps=24, batch=4, crop_steps=16, crop=40, check_every=8)
 
@@ -86,39 +96,39 @@ def train(
     data: str = "Not stated.",
     workers: int = 1,
 ) -> Figures | None:
-    """Cross-validate, export and report; returns metrics.json, or None where nothing was measured.
+    """Cross-validate, export and report; returns metrics.json, or None if only one fold is trained.
 
-    test: manifest of a cohort with other patients. criteria: who is included. only: train this fold
-    alone, and measure nothing (folds may run on several machines). start_from: a checkpoint.pt
-    whose weights are taken where they fit, and which has learned from no case that is held out or
-    tested on. shuffle_labels: patients exchange their stages, which
-    shows what AUCs chance gives. data: one sentence on the cohort, shown wherever a result is.
-    workers: processes that prepare patches.
+    test: manifest of a test cohort with other patients. criteria: inclusion criteria. only: train
+    this fold only, without evaluation (folds can be trained on several machines). start_from: a
+    checkpoint.pt; its weights are used where the shapes match. It must not have been trained on
+    test cases. shuffle_labels: permute the stages among the patients, as a control at chance level.
+    data: one sentence on the cohort, shown with every result. workers: processes that prepare
+    patches.
 
-    Raises ManifestError, RunError where `run` holds another run, and StagingError where a case
-    cannot be staged.
+    Raises ManifestError, RunError if `run` contains another run, and StagingError if a case cannot
+    be staged.
     """
     inclusion = apply(read_manifest(manifest, grades), criteria)
     check_for_training(inclusion.included, manifest, folds)
     cases = inclusion.included
     if shuffle_labels:
-        cases = exchange_stages(cases, schedule.seed)
-    tested = [] if test is None else _read_test(test, grades, criteria, cases)
+        cases = permute_stages(cases, schedule.seed)
+    test_cases = [] if test is None else _read_test(test, grades, criteria, cases)
     parts = split(cases, folds, schedule.seed)
     if only is not None and only not in range(folds):
-        raise RunError(f"There is no fold {only}; there are 0 to {folds - 1}.")
+        raise RunError(f"--fold {only}: a fold from 0 to {folds - 1} is needed.")
     trained = range(folds) if only is None else [only]
-    learned = {k: _learned_from(parts[k], cases, tested, start_from) for k in trained}
+    training_cts = {k: _training_cts(parts[k], cases, test_cases, start_from) for k in trained}
     first_process = process()[0] == 0
     if first_process:
         plan = _plan(cases, parts, build, schedule, start_from)
-        made = [run / f"fold_{k}" / "checkpoint.pt" for k in range(folds)]
-        keep(run / "folds.json", plan, made)
+        checkpoints = [run / f"fold_{k}" / "checkpoint.pt" for k in range(folds)]
+        check_plan(run / "folds.json", plan, checkpoints)
         cohort_report.report(inclusion, run)
     prepared = prepare(cases, run / "cache", build.patch_size, build.spacing)
     networks = {
         k: _fit_fold(
-            k, parts[k], cases, prepared, build, schedule, start_from, run, workers, learned[k]
+            k, parts[k], cases, prepared, build, schedule, start_from, run, workers, training_cts[k]
         )
         for k in trained
     }
@@ -127,43 +137,44 @@ def train(
     described = metadata(name, data, cases, build) | {"calibration": {"temperature": 1.0}}
     for k, network in networks.items():
         about = described | {"name": f"{name}, fold {k}"}
-        export(network, run / f"fold_{k}" / "LFS.onnx", about, learned[k])
+        export(network, run / f"fold_{k}" / "LFS.onnx", about, training_cts[k])
     if only is not None:
         return None
 
-    held: dict[str, Staged] = {}
+    staged: dict[str, Staged] = {}
     fold_of: dict[str, int] = {}
     for k, part in enumerate(parts):
         file = run / f"fold_{k}" / "LFS.onnx"
-        for case in stage_cases([cases[i] for i in part.held], file, run / "staged"):
-            held[case.name], fold_of[case.name] = case, k
-    out_of_fold = [held[case.name] for case in cases]
+        for case in stage_cases([cases[i] for i in part.test], file, run / "staged"):
+            staged[case.name], fold_of[case.name] = case, k
+    out_of_fold = [staged[case.name] for case in cases]
     found = report_cross_validation(out_of_fold, fold_of, run, data)
 
-    about = f"{folds}-fold cross-validation, {_size(cases)}"
+    about = f"{folds}-fold cross-validation, {size(cases)}"
     described["training"] |= {"folds": folds, "auc": _aucs(found), "evaluated_on": about}
     described["calibration"] = {key: found[key] for key in ("temperature", "operating_points")}
     described["reference"] = cohort_maps.reference(out_of_fold, f"{about}: each fold's network")
     ensemble, single = run / "LFS.onnx", run / "LFS_single.onnx"
-    export(list(networks.values()), ensemble, described, frozenset().union(*learned.values()))
+    all_cts = frozenset().union(*training_cts.values())
+    export(list(networks.values()), ensemble, described, all_cts)
     best = _lowest_validation_loss(run, folds)
-    export(networks[best], single, described | {"name": f"{name}, fold {best}"}, learned[best])
-    if tested:
-        _test(tested, (ensemble, single), run, data, described)
+    export(networks[best], single, described | {"name": f"{name}, fold {best}"}, training_cts[best])
+    if test_cases:
+        _test(test_cases, (ensemble, single), run, data, described)
     model_card.write(run)
     return found
 
 
-def exchange_stages(cases: Sequence[Case], seed: int) -> list[Case]:
-    """The cases with their patients' stages exchanged at random."""
+def permute_stages(cases: Sequence[Case], seed: int) -> list[Case]:
+    """The cases with their stages permuted at random among the patients."""
     stage = {case.patient: case.stage for case in cases}
-    exchanged = np.random.default_rng(seed).permutation(list(stage.values()))
-    given = dict(zip(stage, exchanged.tolist()))
+    permuted = np.random.default_rng(seed).permutation(list(stage.values()))
+    given = dict(zip(stage, permuted.tolist()))
     return [dataclasses.replace(case, stage=given[case.patient]) for case in cases]
 
 
 def metadata(name: str, data: str, cases: Sequence[Case], build: Build) -> dict[str, Any]:
-    """What the contract says about a model, still without its evaluation and calibration."""
+    """The metadata of an exported model, without evaluation and calibration."""
     return {
         "contract": 1,
         "name": name,
@@ -184,38 +195,41 @@ def metadata(name: str, data: str, cases: Sequence[Case], build: Build) -> dict[
     }
 
 
-def _read_test(path: Path, grades: str, criteria: Criteria, learned: Sequence[Case]) -> list[Case]:
+def _read_test(path: Path, grades: str, criteria: Criteria, others: Sequence[Case]) -> list[Case]:
+    """The cases of a test cohort; ManifestError if any is also among the others."""
     cases = apply(read_manifest(path, grades), criteria).included
-    both = sorted({case.patient for case in cases} & {case.patient for case in learned})
+    both = sorted({case.patient for case in cases} & {case.patient for case in others})
     if both:
         shown = ", ".join(both[:5]) + (" ..." if len(both) > 5 else "")
         raise ManifestError(
             path, [f"{len(both)} patients are also in the training cohort: {shown}."]
         )
-    lines = {digest(case.ct): case.line for case in learned}
+    lines = {digest(case.ct): case.line for case in others}
     same = [
-        f"line {case.line}: the CT {case.ct.name} is that of line {lines[digest(case.ct)]} of the "
+        f"line {case.line}: the CT {case.ct.name} is also in line {lines[digest(case.ct)]} of the "
         "training cohort."
         for case in cases
         if digest(case.ct) in lines
     ]
     if same:
         raise ManifestError(path, same)
-    missing = [f"line {case.line}: no liver mask." for case in cases if case.liver is None]
+    missing = [
+        f"line {case.line}: the liver mask is missing." for case in cases if case.liver is None
+    ]
     if missing or not cases:
-        raise ManifestError(path, missing or ["no case is left to test on."])
+        raise ManifestError(path, missing or ["no case meets the inclusion criteria."])
     return cases
 
 
-def _learned_from(
-    part: Fold, cases: Sequence[Case], tested: Sequence[Case], start_from: Path | None
+def _training_cts(
+    part: Fold, cases: Sequence[Case], test_cases: Sequence[Case], start_from: Path | None
 ) -> frozenset[str]:
-    """Digests of the CTs that a fold's network will have learned from; RunError for one held."""
+    """Digests of all CTs used to train a fold's network; RunError if any of them is for testing."""
     before = frozenset()
     if start_from is not None:
-        held = [*(cases[i] for i in part.held), *tested]
-        before = check_unseen(start_from, {case.name: case.ct for case in held})
-    return before.union(digest(cases[i].ct) for i in [*part.learned, *part.validated])
+        tested = [*(cases[i] for i in part.test), *test_cases]
+        before = check_not_trained_on(start_from, {case.name: case.ct for case in tested})
+    return before.union(digest(cases[i].ct) for i in [*part.train, *part.validation])
 
 
 def _plan(
@@ -225,7 +239,7 @@ def _plan(
     schedule: Schedule,
     start_from: Path | None,
 ) -> dict[str, Any]:
-    """What must not change while a run goes on; files as digests of CT, liver and spleen."""
+    """The inputs of a run, which must be the same when it is resumed; files as digests."""
     names = [case.name for case in cases]
     return {
         "stages": {case.name: STAGES[case.stage] for case in cases},
@@ -251,22 +265,24 @@ def _fit_fold(
     start_from: Path | None,
     run: Path,
     workers: int,
-    learned_from: frozenset[str],
+    training_cts: frozenset[str],
 ) -> LFSNetwork:
     network = build.network(schedule.seed)
     if start_from is not None:
-        begun = torch.load(start_from, map_location="cpu", weights_only=True)["best"]
+        start = torch.load(start_from, map_location="cpu", weights_only=True)["best"]
         own = network.state_dict()
-        fits = {k: v for k, v in begun.items() if k in own and v.shape == own[k].shape}
-        network.load_state_dict(own | fits)
+        matching = {k: v for k, v in start.items() if k in own and v.shape == own[k].shape}
+        network.load_state_dict(own | matching)
     stages = np.array([case.stage for case in cases])
-    learned, validated = ((Subset(prepared, i), stages[i]) for i in part[:2])
+    training, validation = ((Subset(prepared, i), stages[i]) for i in (part.train, part.validation))
     folder = run / f"fold_{k}"
-    return fit(network, learned, validated, schedule, folder, build.spacing, workers, learned_from)
+    return fit(
+        network, training, validation, schedule, folder, build.spacing, workers, training_cts
+    )
 
 
 def _lowest_validation_loss(run: Path, folds: int) -> int:
-    """The single best fold, by the cases that decided when to stop, not by those held out."""
+    """The fold with the lowest validation loss; the test cases are not used for this choice."""
     files = [run / f"fold_{k}" / "checkpoint.pt" for k in range(folds)]
     lowest = [torch.load(f, map_location="cpu", weights_only=True)["lowest"] for f in files]
     return int(np.argmin(lowest))
@@ -279,8 +295,8 @@ def _test(
     data: str,
     described: dict[str, Any],
 ) -> None:
-    """Measure ensemble and single network on the test cohort, and write that into the files."""
-    about = f"test cohort, {_size(cases)}"
+    """Evaluate ensemble and single network on the test cohort; add the results to both files."""
+    about = f"test cohort, {size(cases)}"
     staged, found = [], []
     for file, folder in zip(files, (run / "test", run / "test" / "single")):
         model = StagingModel.load(file)
@@ -288,14 +304,14 @@ def _test(
         found.append(report_test(staged[-1], model, folder, data))
     found[0]["compared_with_single"] = compare(*staged)
     write_metrics(found[0], run / "test")
-    for file, measured, seen in zip(files, found, staged):
+    for file, measured, cases_staged in zip(files, found, staged):
         evaluated = {"auc": _aucs(measured), "evaluated_on": about}
-        reference = cohort_maps.reference(seen, about)
+        reference = cohort_maps.reference(cases_staged, about)
         describe(file, {"training": described["training"] | evaluated, "reference": reference})
 
 
 def _aucs(found: Figures) -> dict[str, dict[str, float]]:
-    """AUCs with their intervals, of the groups of which both sides have cases."""
+    """AUCs with their intervals, of the groups for which both classes have cases."""
     return {
         group: {key: round(value, 4) for key, value in measured["auc"].items()}
         for group, measured in found["groups"].items()
@@ -307,12 +323,8 @@ def _counts(cases: Sequence[Case]) -> list[int]:
     return np.bincount([case.stage for case in cases], minlength=len(STAGES)).tolist()
 
 
-def _size(cases: Sequence[Case]) -> str:
-    return f"{len(cases)} CTs of {len({case.patient for case in cases})} patients"
-
-
 def _make_phantoms(count: int, run: Path) -> tuple[Path, Path, str]:
-    """Manifests of a cohort to learn from and one to test on, and the sentence about the first."""
+    """Manifests of a training and a test cohort, and a sentence about the training cohort."""
     made = [
         phantom.write_cohort(run / folder, count, seed, workers=os.cpu_count() or 1)
         for folder, seed in (("cohort", 1), ("test_cohort", 2))
@@ -322,32 +334,30 @@ def _make_phantoms(count: int, run: Path) -> tuple[Path, Path, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Train, cross-validate and export a fibrosis staging model. " + RESEARCH_USE
-    )
+    parser = argparse.ArgumentParser(description=f"{__doc__.splitlines()[0]} {RESEARCH_USE}")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--manifest", type=Path, help="the cohort (Training/docs/manifest.md)")
-    source.add_argument("--phantoms", type=int, metavar="N", help="cohorts of N phantoms")
+    source.add_argument("--phantoms", type=int, metavar="N", help="simulate cohorts of N phantoms")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN")
-    parser.add_argument("--test", type=Path, help="manifest of a cohort to measure the result on")
-    parser.add_argument("--grades", choices=("metavir", "ishak"), default="metavir")
+    parser.add_argument("--test", type=Path, help="manifest of a test cohort")
+    add_grades(parser)
     parser.add_argument(
         "--paper-criteria",
         action="store_true",
         help="include only: 16 or older, portal venous, complete liver, histology within 183 days",
     )
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--fold", type=int, metavar="K", help="train this fold alone")
-    parser.add_argument("--small", action="store_true", help="try everything out in minutes")
-    parser.add_argument("--start-from", type=Path, metavar="CHECKPOINT", help="another run's")
-    parser.add_argument("--shuffle-labels", action="store_true", help="what does chance give?")
-    for field in dataclasses.fields(Schedule):
-        option = "--" + field.name.replace("_", "-")
-        if isinstance(field.default, bool):
-            action = argparse.BooleanOptionalAction
-            parser.add_argument(option, action=action, default=None)
-        else:
-            parser.add_argument(option, type=type(field.default), default=None)
+    parser.add_argument("--fold", type=int, metavar="K", help="train this fold only")
+    parser.add_argument(
+        "--small", action="store_true", help="small network and schedule, to try out the command"
+    )
+    parser.add_argument(
+        "--start-from", type=Path, metavar="CHECKPOINT", help="checkpoint.pt with initial weights"
+    )
+    parser.add_argument(
+        "--shuffle-labels", action="store_true", help="permute the stages, as a control"
+    )
+    add_options(parser, FULL_SCHEDULE)
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare patches")
     parser.add_argument("--name", default="LFS", help="the model's name in its metadata")
     parser.add_argument("--data", help="one sentence on the cohort, shown with every result")
@@ -357,16 +367,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = _parser().parse_args(arguments)
-    own = {f.name: getattr(options, f.name) for f in dataclasses.fields(Schedule)}
-    schedule = dataclasses.replace(
-        SMALL_SCHEDULE if options.small else FULL_SCHEDULE,
-        **{key: value for key, value in own.items() if value is not None},
-    )
+    schedule = with_options(SMALL_SCHEDULE if options.small else FULL_SCHEDULE, options)
     manifest, test, data = options.manifest, options.test, "Not stated."
     try:
         if options.phantoms:
-            manifest, made, data = _make_phantoms(options.phantoms, options.output)
-            test = test or made
+            manifest, other, data = _make_phantoms(options.phantoms, options.output)
+            test = test or other
         join_processes()
         found = train(
             manifest,

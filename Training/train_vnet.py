@@ -1,15 +1,15 @@
-"""Train the V-Net that finds liver and spleen, from nothing or from a checkpoint, to ONNX.
+"""Train the V-Net that segments liver and spleen, and export it to ONNX.
 
     python Training/train_vnet.py --phantoms COHORT/manifest.csv -o PRETRAINED
     python Training/train_vnet.py cases.csv --phantoms COHORT/manifest.csv \\
         --start-from PRETRAINED/checkpoint.pt -o RUN
 
-The second fine-tunes on CTs, with phantoms mixed in; --start-from also takes the shipped VNet.onnx.
-cases.csv has the columns ct, liver and, where
-wanted, spleen and case (FILE:LABEL takes one label; a label image may hold 1 liver and 2 spleen); a
-folder in Medical Segmentation Decathlon layout will do too. RUN receives run.json (what is learned
-from, and how), checkpoint.pt, log.csv, VNet.onnx. Called again after an interruption the command
-goes on where it stopped; with other cases, another schedule or another start it is refused.
+The second command fine-tunes on CTs mixed with phantoms; --start-from also accepts the shipped
+VNet.onnx. cases.csv has the columns ct, liver and optionally spleen and case. A mask is a file,
+FILE:LABEL for one label of it, or a label image with 1 liver and 2 spleen. A folder in the layout
+of the Medical Segmentation Decathlon can be given instead. RUN receives run.json (cases and
+schedule), checkpoint.pt, log.csv and VNet.onnx. Repeat the command to resume an interrupted run; it
+is refused if the cases, the schedule or the initial weights have changed.
 """
 
 import argparse
@@ -26,14 +26,16 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from common.resume import LEARNED_KEY, RunError, check_unseen, digest, keep
+from common.files import unfinished
+from common.options import add_options, with_options
+from common.resume import TRAINING_CTS_KEY, RunError, check_not_trained_on, check_plan, digest
 from LiverFibrosisStagingLib import StagingError, __version__
 from LiverFibrosisStagingLib.imaging.segmentation import CLASSES, CONTRACT
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
 from vnet.data import (
     SPACING_MM,
     WINDOW_HU,
-    Outlined,
+    Labelled,
     Patches,
     check_names,
     prepare,
@@ -46,64 +48,64 @@ SAVE_EVERY = 25
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to learn, with AdamW under a one-cycle rate.
+    """Hyperparameters of AdamW with a one-cycle schedule.
 
-    phantom_share: of the patches, where there are CTs and phantoms. settled: share of the steps at
-    the end in which batch normalisation uses the statistics that it will use for users, instead of
-    those of the two patches at hand.
+    phantom_share: share of the patches, if there are CTs and phantoms. frozen: share of the steps,
+    at the end, in which batch normalisation uses its running statistics, as at inference, instead
+    of those of the two patches of the step.
     """
 
     steps: int = 600
     batch: int = 2
     learning_rate: float = 3e-3
     phantom_share: float = 0.3
-    settled: float = 0.4
+    frozen: float = 0.4
     seed: int = 0
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """Dice (Milletari 2016, equation 3) plus cross-entropy, of what was outlined.
+    """Dice loss (Milletari 2016, equation 3) plus cross-entropy, for partially labelled cases.
 
-    logits [N, 3, ...], labels [N, 1, ...], known [N, 3]. A class that was not outlined may be
-    anywhere in a case's background: there the two count as one.
+    logits [N, 3, ...], labels [N, 1, ...], known [N, 3]. A class without a mask may be anywhere in
+    the case's background, so its probability is added to that of the background.
     """
     probabilities = logits.float().softmax(dim=1)
     weight = known.float()[..., None, None, None]
     hidden = (probabilities * (1 - weight)).sum(dim=1, keepdim=True)
-    seen = torch.cat([probabilities[:, :1] + hidden, probabilities[:, 1:] * weight[:, 1:]], dim=1)
-    entropy = -seen.gather(1, labels.long()).clamp_min(1e-6).log().mean()
+    merged = torch.cat([probabilities[:, :1] + hidden, probabilities[:, 1:] * weight[:, 1:]], dim=1)
+    entropy = -merged.gather(1, labels.long()).clamp_min(1e-6).log().mean()
     truth = functional.one_hot(labels[:, 0].long(), logits.shape[1]).movedim(-1, 1).float()
     axes = (2, 3, 4)
-    both = 2 * (seen * truth).sum(axes) + 1.0
-    dice = both / ((seen**2).sum(axes) + truth.sum(axes) + 1.0)
+    both = 2 * (merged * truth).sum(axes) + 1.0
+    dice = both / ((merged**2).sum(axes) + truth.sum(axes) + 1.0)
     counted = known[:, 1:].float()
     return entropy + ((1 - dice[:, 1:]) * counted).sum() / counted.sum().clamp_min(1.0)
 
 
-def _settle(network: VNet, settled: bool) -> None:
-    """Whether batch normalisation keeps the statistics that it has gathered."""
+def _freeze_statistics(network: VNet, frozen: bool) -> None:
+    """Let batch normalisation use its running statistics, without updating them, if `frozen`."""
     for part in network.modules():
         if isinstance(part, torch.nn.BatchNorm3d):
-            part.train(not settled)
+            part.train(not frozen)
 
 
 def train(
-    cases: Sequence[Outlined],
-    phantoms: Sequence[Outlined],
+    cases: Sequence[Labelled],
+    phantoms: Sequence[Labelled],
     run: Path,
     schedule: Schedule,
     start_from: Path | None = None,
     workers: int = 1,
     name: str = "VNet",
     data: str = "Not stated.",
-    left_out: Sequence[Outlined] = (),
+    left_out: Sequence[Labelled] = (),
 ) -> Path:
-    """Train on Outlined cases, phantoms among them or alone; returns RUN/VNet.onnx.
+    """Train on cases, phantoms or both; returns RUN/VNet.onnx.
 
-    left_out: cases that must not have been learned from. Raises RunError where they were, by the
-    cases or by start_from, and where RUN holds another run.
+    left_out: cases for testing. Raises RunError if they are among the cases or `start_from` was
+    trained on them, and if RUN contains another run.
     """
-    learned = _learned_from([*cases, *phantoms], start_from, left_out)
+    training_cts = _training_cts([*cases, *phantoms], start_from, left_out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(schedule.seed)
     network = VNet()
@@ -118,7 +120,7 @@ def train(
         "contract": [CONTRACT, list(CLASSES), list(WINDOW_HU), list(SPACING_MM)],
         "software": __version__,
     }
-    keep(run / "run.json", plan, made=[checkpoint])
+    check_plan(run / "run.json", plan, outputs=[checkpoint])
     network.to(device, memory_format=torch.channels_last_3d).train()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-4)
     if checkpoint.exists():
@@ -141,7 +143,7 @@ def train(
     began = time.monotonic()
     bar = tqdm(loader, run.name, initial=first, total=schedule.steps, unit="step")
     for done, (volume, labels, known) in enumerate(bar, start=first + 1):
-        _settle(network, done > (1 - schedule.settled) * schedule.steps)
+        _freeze_statistics(network, done > (1 - schedule.frozen) * schedule.steps)
         volume = volume.to(device, memory_format=torch.channels_last_3d)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = network(volume)
@@ -155,9 +157,8 @@ def train(
         bar.set_postfix(loss=f"{np.mean(recent[-25:]):.3f}")
         if done % SAVE_EVERY == 0 or done == schedule.steps:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-            partial = checkpoint.with_suffix(".part")
-            torch.save({**state, "step": done, LEARNED_KEY: sorted(learned)}, partial)
-            partial.replace(checkpoint)
+            with unfinished(checkpoint) as file:
+                torch.save({**state, "step": done, TRAINING_CTS_KEY: sorted(training_cts)}, file)
             with log.open("a", encoding="utf-8") as stream:
                 seconds = time.monotonic() - began
                 print(done, f"{seconds:.1f},{np.mean(recent):.4f}", sep=",", file=stream)
@@ -179,23 +180,23 @@ def train(
             "code_version": __version__,
         },
     }
-    export(network, run / "VNet.onnx", about, learned)
+    export(network, run / "VNet.onnx", about, training_cts)
     return run / "VNet.onnx"
 
 
-def _learned_from(
-    cases: Sequence[Outlined], start_from: Path | None, left_out: Sequence[Outlined]
+def _training_cts(
+    cases: Sequence[Labelled], start_from: Path | None, left_out: Sequence[Labelled]
 ) -> frozenset[str]:
-    """Digests of the CTs that the network will have learned from; RunError for one left out."""
-    held = {case.name: case.ct for case in left_out}
-    tested = {digest(ct) for ct in held.values()}
+    """Digests of all CTs used for training; RunError if any of them is left out for testing."""
+    test_cts = {case.name: case.ct for case in left_out}
+    tested = {digest(ct) for ct in test_cts.values()}
     twice = [case.name for case in cases if digest(case.ct) in tested]
     if twice:
         raise RunError(
-            f"The CT of a case to leave out is there a second time, as {', '.join(twice)}; leave "
-            "that out too."
+            f"The CT of a case in --leave-out has the same content as {', '.join(twice)}; leave "
+            "out both."
         )
-    before = frozenset() if start_from is None else check_unseen(start_from, held)
+    before = frozenset() if start_from is None else check_not_trained_on(start_from, test_cts)
     return before.union(digest(case.ct) for case in cases)
 
 
@@ -205,34 +206,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path, nargs="*", help="CSVs or Decathlon folders of CTs")
     parser.add_argument("--phantoms", type=Path, help="CSV of phantoms (phantom.py)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN")
-    parser.add_argument("--leave-out", nargs="+", default=[], metavar="CASE", help="to test on")
     parser.add_argument(
-        "--start-from", type=Path, metavar="FILE", help="fine-tune: checkpoint.pt or VNet.onnx"
+        "--leave-out", nargs="+", default=[], metavar="CASE", help="cases for testing"
     )
-    for field in dataclasses.fields(Schedule):
-        option = "--" + field.name.replace("_", "-")
-        parser.add_argument(option, type=type(field.default), default=field.default)
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="FILE",
+        help="initial weights: checkpoint.pt or VNet.onnx",
+    )
+    add_options(parser, Schedule())
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare patches")
     parser.add_argument("--name", default="VNet", help="the model's name in its metadata")
     parser.add_argument("--about", default="Not stated.", help="one sentence on the CTs")
     options = parser.parse_args(arguments)
-    schedule = Schedule(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Schedule)})
     try:
         cases = [case for source in options.data for case in read_cases(source)]
         phantoms = read_cases(options.phantoms) if options.phantoms else []
         check_names(cases)
-        strangers = set(options.leave_out) - {case.name for case in cases}
-        if strangers:
-            raise StagingError(f"There is no case {', '.join(sorted(strangers))} to leave out.")
+        unknown = set(options.leave_out) - {case.name for case in cases}
+        if unknown:
+            raise StagingError(
+                f"--leave-out: there is no case {', '.join(sorted(unknown))} in the list of CTs."
+            )
         left_out = [case for case in cases if case.name in options.leave_out]
         cases = [case for case in cases if case not in left_out]
         if not cases and not phantoms:
-            raise StagingError("Nothing to learn from: give CTs or --phantoms.")
+            raise StagingError("There are no training cases: CTs or --phantoms are needed.")
         file = train(
             cases,
             phantoms,
             options.output,
-            schedule,
+            with_options(Schedule(), options),
             options.start_from,
             options.workers,
             options.name,

@@ -1,4 +1,4 @@
-"""Where the network looked in a cohort: weights, tests, patterns and reference distributions."""
+"""Location maps of a cohort: weights, tests, patterns and reference distributions."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ def case_with(**weights):
     return replace(case, measurements=measurements)
 
 
-def test_patterns_are_the_papers():
+def test_patterns_are_those_of_the_paper():
     healthy = case_with(liver=1.0, liver_surface=2.0, liver_core=0.5, spleen=0.4, rest=0.8)
     cirrhosis = case_with(liver=1.5, liver_surface=1.2, liver_core=1.8, spleen=1.6, rest=0.8)
     assert cohort_maps.surface_over_core(healthy) == 4.0
@@ -38,10 +38,10 @@ def test_patterns_are_the_papers():
     assert cohort_maps.organs_over_rest(healthy) == 0.5
     assert cohort_maps.organs_over_rest(cirrhosis) == 2.0
     only_liver = case_with(liver=1.5, liver_surface=1.2, liver_core=1.8, spleen=0.5, rest=0.8)
-    assert cohort_maps.organs_over_rest(only_liver) < 1, "both organs must stand out"
+    assert cohort_maps.organs_over_rest(only_liver) < 1, "both organs must have a higher weight"
 
 
-def test_what_was_not_measured_is_no_number():
+def test_missing_measurements_are_nan():
     no_spleen = case_with(liver=1.5, liver_surface=1.2, liver_core=1.8, rest=0.8)
     assert np.isnan(cohort_maps.organs_over_rest(no_spleen))
     assert not len(cohort_maps.weights([no_spleen], "spleen"))
@@ -53,7 +53,7 @@ def test_what_was_not_measured_is_no_number():
     assert found["patterns"]["organs_over_rest"]["by_histology"]["F0"]["cases"] == 0
 
 
-def test_mann_whitney_is_counted_pair_by_pair(cohort):
+def test_mann_whitney_equals_counting_pairs(cohort):
     f0, f4 = (
         cohort_maps.weights(cohort_maps.predicted_as(cohort, stage), "liver") for stage in (0, 4)
     )
@@ -88,11 +88,11 @@ def test_pattern_frequencies_have_exact_intervals(cohort):
     assert one["low"] == pytest.approx(low) and one["low"] < one["frequency"] < one["high"]
 
 
-def test_reference_is_by_predicted_stage_and_asks_for_five_cases(cohort):
-    found = cohort_maps.reference(cohort, "a made-up cohort")
+def test_reference_is_by_predicted_stage_and_needs_five_cases(cohort):
+    found = cohort_maps.reference(cohort, "a simulated cohort")
     counts = np.bincount([case.predicted for case in cohort], minlength=5)
     assert set(found["stages"]) == {f"F{s}" for s in range(5) if counts[s] >= 5} != set()
-    assert len(found["stages"]) < 5, "the cohort must have a stage that is too rare"
+    assert len(found["stages"]) < 5, "one stage must have too few cases"
     assert found["percentiles"] == [2.5, 25, 50, 75, 97.5]
     f4 = found["stages"]["F4"]
     assert f4["cases"] == counts[4] and set(f4) == {"cases", *REGIONS}
@@ -106,7 +106,7 @@ def test_reference_without_spleen_masks_has_no_spleen():
     assert stages and all("spleen" not in stage for stage in stages.values())
 
 
-def test_rows_hold_every_region(cohort):
+def test_rows_have_every_region(cohort):
     row = cohort_maps.rows(cohort)[0]
     assert {f"{r}_{what}" for r in REGIONS for what in ("mean", "share", "volume_ml")} < set(row)
     assert (row["stage"], row["name"]) == ("F0", "case000")

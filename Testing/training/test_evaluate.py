@@ -1,4 +1,4 @@
-"""From a manifest and a model file to numbers, tables and figures."""
+"""Evaluation of a model on a cohort: numbers, tables and figures."""
 
 import csv
 import json
@@ -19,11 +19,11 @@ from staged_cohorts import staged_cohort
 
 from cohort.manifest import read_manifest
 from evaluation import evaluate, figures, staged
-from evaluation.metrics import PAPER_TABLE_2, Predictions, judge
+from evaluation.metrics import PAPER_TABLE_2, Predictions, calibrate
 from LiverFibrosisStagingLib import stage
 from LiverFibrosisStagingLib.errors import StagingError
 
-TRAINED_ON = "a made-up cohort, of no patients"
+TRAINED_ON = "a simulated cohort, no patients"
 FIGURES = {
     "fig_3a_roc_groups",
     "fig_3b_roc_averages",
@@ -52,7 +52,7 @@ def manifest(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluated(manifest, model_path, tmp_path_factory) -> Path:
-    """What the command leaves for the shipped model, compared with itself."""
+    """The output of the command for the shipped model, compared with itself."""
     folder = tmp_path_factory.mktemp("evaluation")
     command = f"--model {model_path} --manifest {manifest} -o {folder} --workers 1"
     assert evaluate.main([*command.split(), "--compare", str(model_path)]) == 0
@@ -74,10 +74,10 @@ def test_the_command_writes_everything(evaluated, model):
     assert (evaluated / "tables" / "comparison.md").is_file()
     compared = found["compared_with"]
     assert compared["model"] == model.sha256 and compared["significant"] is None
-    assert not list(evaluated.rglob("*.partial"))
+    assert not list(evaluated.rglob(".partial*"))
 
 
-def test_what_is_measured_is_what_the_library_says(evaluated, manifest, model):
+def test_measures_equal_the_results_of_the_library(evaluated, manifest, model):
     case = read_manifest(manifest)[1]
     result = stage(case.ct, case.liver, case.spleen, model)
     (kept,) = staged.stage_cases([case], model, evaluated / "staged")
@@ -103,10 +103,10 @@ def test_a_staged_case_is_not_staged_again(evaluated, manifest, model, monkeypat
     cases = read_manifest(manifest)
     before = staged.stage_cases(cases, model, evaluated / "staged", workers=1)
     assert not done and [case.name for case in before] == [case.name for case in cases]
-    os.utime(cases[2].ct)  # copied, say
+    os.utime(cases[2].ct)  # as after copying the file
     staged.stage_cases(cases, model, evaluated / "staged", workers=1)
     assert not done
-    # Another CT under the same name, of the same size and time; then another version.
+    # Another CT under the same name, with the same size and time; then another version.
     others = [replace(cases[0], ct=cases[2].ct, liver=cases[2].liver), *cases[1:]]
     after = staged.stage_cases(others, model, evaluated / "staged", workers=1)
     assert done == [cases[0].name]
@@ -116,7 +116,7 @@ def test_a_staged_case_is_not_staged_again(evaluated, manifest, model, monkeypat
     assert done == [cases[0].name, cases[1].name]
 
 
-def test_a_case_that_cannot_be_staged_is_named_and_the_others_are_kept(
+def test_a_case_that_cannot_be_staged_is_reported_and_the_others_are_kept(
     manifest, model, tmp_path, capsys
 ):
     cases = read_manifest(manifest)[:2]
@@ -136,14 +136,14 @@ def test_a_case_that_cannot_be_staged_is_named_and_the_others_are_kept(
     assert [path.name for path in output.rglob("*.json")] == ["p0.json"]
 
 
-def test_a_model_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_model_is_refused(tmp_path):
     with pytest.raises(StagingError, match="no model file"):
         staged.stage_cases([], tmp_path / "none.onnx", tmp_path)
 
 
 @pytest.fixture(scope="module")
 def cross_validated(tmp_path_factory):
-    """Folder, numbers and folds of a cross-validation of the paper's size."""
+    """Folder, measures and folds of a cross-validation with the size of the paper's cohort."""
     cases, folder = staged_cohort(), tmp_path_factory.mktemp("cross_validated")
     folds = {case.name: number % 5 for number, case in enumerate(cases)}
     return folder, evaluate.report_cross_validation(cases, folds, folder, TRAINED_ON), folds
@@ -155,7 +155,7 @@ def test_cross_validation_report(cross_validated):
     with (folder / "predictions.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert {line["name"]: int(line["fold"]) for line in lines} == folds
-    # The written predictions give the written AUC.
+    # The AUC in metrics.json is that of predictions.csv.
     truth = [line["stage"] in ("F2", "F3", "F4") for line in lines]
     score = [float(line["p_significant"]) for line in lines]
     measured = found["groups"]["significant"]["auc"]["value"]
@@ -192,21 +192,21 @@ def test_operating_points_are_the_models(model):
     assert evaluate.operating_points(plain) == dict.fromkeys(points, 0.5)
 
 
-def test_every_figure_says_what_it_is(tmp_path):
+def test_every_figure_has_the_footer(tmp_path):
     cases = staged_cohort()
     predictions = Predictions.of(cases)
     points = dict.fromkeys(("significant", "advanced", "cirrhosis"), 0.4)
-    judged = judge(predictions, 1.0, points)
+    calibrated = calibrate(predictions, 1.0, points)
     found = evaluate.tested(predictions, 1.0, points, repeats=20)
     for figure in (
-        figures.roc_groups(predictions, judged.probabilities, found),
+        figures.roc_groups(predictions, calibrated.probabilities, found),
         figures.reliability(found),
         figures.liver_weights(cases),
     ):
         figures.save(figure, tmp_path, "figure", TRAINED_ON)
         footer = figure.get_supxlabel().replace("\n", " ")
         assert "Research use only" in footer and TRAINED_ON in footer
-    drawn = figures.roc_groups(predictions, judged.probabilities, found).axes[0]
+    drawn = figures.roc_groups(predictions, calibrated.probabilities, found).axes[0]
     line = next(line for line in drawn.lines if "Cirrhosis" in line.get_label())
     x, y = line.get_data()
     area = found["groups"]["cirrhosis"]["auc"]["value"]

@@ -1,4 +1,4 @@
-"""How outlines are measured and drawn: against SimpleITK, known distances, and the pixels."""
+"""Evaluation of the segmentation: measures against SimpleITK and known distances; figures."""
 
 import csv
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-pytest.importorskip("torch", reason="outlines are measured with MONAI")
+pytest.importorskip("torch", reason="segmentations are evaluated with MONAI")
 pytest.importorskip("onnx", reason="the V-Net is exported to ONNX")
 
 import evaluate_vnet
@@ -30,48 +30,52 @@ def ball(centre, radius, size=(60, 90, 50)):
     return mask
 
 
-def test_dice_and_volumes_are_those_of_simpleitk():
-    ours, theirs = ball((50, 45, 36), 20), ball((55, 45, 36), 22)
-    found = evaluate_vnet.measure("one", "liver", ours, theirs)
+def test_dice_and_volumes_equal_those_of_simpleitk():
+    ours, reference = ball((50, 45, 36), 20), ball((55, 45, 36), 22)
+    found = evaluate_vnet.measure("one", "liver", ours, reference)
     overlap = sitk.LabelOverlapMeasuresImageFilter()
-    overlap.Execute(ours, theirs)
+    overlap.Execute(ours, reference)
     assert found.dice == pytest.approx(overlap.GetDiceCoefficient(), rel=1e-5)
-    for mask, volume in ((ours, found.volume_ml), (theirs, found.true_ml)):
+    for mask, volume in ((ours, found.volume_ml), (reference, found.true_ml)):
         statistics = sitk.LabelShapeStatisticsImageFilter()
         statistics.Execute(mask)
         assert volume == pytest.approx(statistics.GetPhysicalSize(1) / 1000, rel=1e-5)
 
 
-def test_surface_distance_is_in_mm_whatever_the_spacing():
+def test_surface_distance_is_in_mm():
     found = evaluate_vnet.measure("one", "liver", ball((50, 45, 36), 18), ball((50, 45, 36), 24))
     assert found.hd95_mm == pytest.approx(6.0, abs=1.0)
     nothing = evaluate_vnet.measure("one", "liver", None, ball((50, 45, 36), 24))
     assert nothing.dice == 0 and nothing.volume_ml == 0 and nothing.volume_error == -1
 
 
-def test_contours_lie_where_the_organs_end():
-    """Lines of what was found and dots of what was drawn by hand, in each organ's colour."""
-    liver, by_hand, spleen = ball((40, 45, 36), 20), ball((40, 45, 36), 26), ball((95, 45, 36), 10)
+def test_contours_are_drawn_at_the_surfaces():
+    """Lines for the segmentation and dots for the reference, in the organ's colour."""
+    liver, reference, spleen = (
+        ball((40, 45, 36), 20),
+        ball((40, 45, 36), 26),
+        ball((95, 45, 36), 10),
+    )
     labels = liver + 2 * spleen
     ct = sitk.Cast(labels, sitk.sitkInt16)
     volumes = {"liver": 1.0, "spleen": 1.0}
-    drawn = evaluate_vnet.contours(ct, Segmentation(labels, volumes, (), {}), {"liver": by_hand})
+    drawn = evaluate_vnet.contours(ct, Segmentation(labels, volumes, (), {}), {"liver": reference})
     canvas = FigureCanvasAgg(drawn)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(float) / 255
-    middle = drawn.axes[2]  # the axial section nearest to the balls' middle, from above
+    middle = drawn.axes[2]  # the axial section nearest to the centres of the balls
 
     def share(organ, x_mm, radius_mm):
-        """Of a circle around a ball's middle, how much is in the organ's colour."""
-        seen = []
+        """The part of a circle around a ball's centre that has the organ's colour."""
+        hits = []
         for angle in np.linspace(0, 2 * np.pi, 90, endpoint=False):
             x = (x_mm + radius_mm * np.cos(angle)) / SPACING[0]
             y = (45 + radius_mm * np.sin(angle)) / SPACING[1]
             column, row = middle.transData.transform((x, y))
             row, column = len(pixels) - round(row), round(column)
             near = pixels[row - 3 : row + 4, column - 3 : column + 4]
-            seen.append(np.abs(near - to_rgb(evaluate_vnet.COLORS[organ])).max(axis=-1) < 0.2)
-        return np.mean([part.any() for part in seen])
+            hits.append(np.abs(near - to_rgb(evaluate_vnet.COLORS[organ])).max(axis=-1) < 0.2)
+        return np.mean([part.any() for part in hits])
 
     assert share("liver", 40, 19.5) > 0.9  # a line
     assert share("liver", 40, 25.5) > 0.5  # dots
@@ -79,8 +83,8 @@ def test_contours_lie_where_the_organs_end():
     assert share("spleen", 95, 9.5) > 0.9
 
 
-def test_the_command_measures_what_users_get(tmp_path, capsys):
-    """The shipped network on a phantom: table, numbers and picture."""
+def test_the_command_evaluates_the_shipped_network(tmp_path, capsys):
+    """On a phantom: table, measures and figure."""
     cohort = write_cohort(tmp_path / "cohort", [0], 11, **MEDIUM)
     case = vnet_data.read_cases(cohort)[0].name
     shipped = default_model_path("VNet.onnx")
@@ -93,7 +97,7 @@ def test_the_command_measures_what_users_get(tmp_path, capsys):
     assert (tmp_path / "out" / f"contours_{case}.png").stat().st_size > 10_000
     assert "Research use" in (tmp_path / "out" / "segmentation.md").read_text(encoding="utf-8")
 
-    stranger = [str(cohort), "--model-of", f"Mr X={shipped}", "-o", str(tmp_path / "none")]
-    assert evaluate_vnet.main(stranger) == 1
-    assert "no case Mr X" in capsys.readouterr().err
+    unknown = [str(cohort), "--model-of", f"none={shipped}", "-o", str(tmp_path / "none")]
+    assert evaluate_vnet.main(unknown) == 1
+    assert "there is no case none" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

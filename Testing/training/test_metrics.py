@@ -1,4 +1,4 @@
-"""The numbers of an evaluation against scikit-learn, a plain bootstrap and simulation."""
+"""Performance measures against scikit-learn, a plain bootstrap and simulations."""
 
 import numpy as np
 import pytest
@@ -35,17 +35,17 @@ def test_cohort() -> Predictions:
 POINTS = {"significant": 0.4, "advanced": 0.3, "cirrhosis": 0.2}
 
 
-def test_measures_equal_scikit_learns(test_cohort):
+def test_measures_equal_those_of_scikit_learn(test_cohort):
     found = metrics.tested(test_cohort, 1.3, POINTS, repeats=50)
     stage, probabilities = test_cohort.stage, softmax(test_cohort.logits, 1.3)
     for name, first in GROUPS.items():
         truth, score = stage >= first, probabilities[:, first:].sum(axis=1)
-        called, ours = score >= POINTS[name], found["groups"][name]
+        positive, ours = score >= POINTS[name], found["groups"][name]
         expected = {
             "auc": roc_auc_score(truth, score),
-            "sensitivity": recall_score(truth, called),
-            "specificity": recall_score(~truth, ~called),
-            "accuracy": accuracy_score(truth, called),
+            "sensitivity": recall_score(truth, positive),
+            "specificity": recall_score(~truth, ~positive),
+            "accuracy": accuracy_score(truth, positive),
             "brier": brier_score_loss(truth, np.clip(score, 0, 1)),
         }
         for key, value in expected.items():
@@ -62,7 +62,7 @@ def test_measures_equal_scikit_learns(test_cohort):
     assert (found["cases"], found["patients"]) == (252, 250)
 
 
-def test_weighted_measures_are_those_of_repeated_cases(test_cohort):
+def test_weighted_measures_equal_those_of_repeated_cases(test_cohort):
     rng = np.random.default_rng(0)
     weights = metrics.draw_patients(test_cohort.patient, 3, seed=1)
     stage, score = test_cohort.stage, rng.normal(test_cohort.stage, 2).round(1)  # with ties
@@ -99,7 +99,7 @@ def test_bootstrap_intervals_cover_the_truth():
         )
         aucs.append(area["low"] <= norm.cdf(shift / np.sqrt(2)) <= area["high"])
         sensitivities.append(share["low"] <= norm.sf(cut - shift) <= share["high"])
-    # 95 % within what 300 simulations and a percentile interval's known shortness allow.
+    # 95 %, within the error of 300 simulations; percentile intervals are known to be too short.
     assert 0.90 <= np.mean(aucs) <= 0.985
     assert 0.90 <= np.mean(sensitivities) <= 0.985
 
@@ -114,7 +114,7 @@ def test_delong_agrees_with_scikit_learn_and_the_bootstrap():
     assert found.first == pytest.approx(roc_auc_score(truth, first))
     assert found.second == pytest.approx(roc_auc_score(truth, second))
     assert found.difference == pytest.approx(found.first - found.second)
-    # Stratified draws, as DeLong's variance takes the class sizes as given.
+    # Stratified samples, because DeLong's variance is for fixed class sizes.
     again = np.hstack(
         [
             rng.multinomial(80, np.full(80, 1 / 80), 4000),
@@ -129,7 +129,7 @@ def test_delong_agrees_with_scikit_learn_and_the_bootstrap():
     assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low))
 
 
-def test_delong_keeps_its_level_and_finds_a_difference():
+def test_delong_has_its_nominal_level_and_detects_a_difference():
     rng = np.random.default_rng(0)
     truth = np.arange(150) < 60
     ps = []
@@ -146,11 +146,11 @@ def test_delong_keeps_its_level_and_finds_a_difference():
         metrics.delong(np.arange(150) < 1, good, bad)
 
 
-def test_temperature_is_found_again():
+def test_a_known_temperature_is_recovered():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (6000, 5))
     cumulative = softmax(logits).cumsum(axis=1)
-    stage = (rng.random((6000, 1)) > cumulative[:, :-1]).sum(axis=1)  # drawn as the logits say
+    stage = (rng.random((6000, 1)) > cumulative[:, :-1]).sum(axis=1)  # drawn from the softmax
     assert metrics.fit_temperature(logits, stage) == pytest.approx(1, abs=0.05)
     assert metrics.fit_temperature(3 * logits, stage) == pytest.approx(3, abs=0.15)
     score = softmax(logits)[:, 2:].sum(axis=1)
@@ -159,7 +159,7 @@ def test_temperature_is_found_again():
     assert metrics.expected_calibration_error(stage >= 2, overconfident) > 0.06
 
 
-def test_youden_is_the_best_cut_of_all():
+def test_youden_is_the_best_of_all_thresholds():
     rng = np.random.default_rng(0)
     truth = np.arange(60) < 25
     score = truth + rng.normal(0, 1, 60)
@@ -171,22 +171,21 @@ def test_youden_is_the_best_cut_of_all():
     assert metrics.youden(np.ones(4, bool), np.arange(4.0)) == 0.5
 
 
-def test_nothing_is_chosen_on_the_fold_that_it_is_measured_on(predictions):
-    """Turning a fold's histology around changes nothing about how that fold is judged."""
+def test_a_folds_calibration_does_not_depend_on_its_own_stages(predictions):
     fold = predictions.fold == 2
-    turned = Predictions(
+    inverted = Predictions(
         **{**vars(predictions), "stage": np.where(fold, 4 - predictions.stage, predictions.stage)}
     )
-    before, about = metrics.judge_folds(predictions)
-    after, about_turned = metrics.judge_folds(turned)
-    assert about[2]["operating_points"] == about_turned[2]["operating_points"]
-    assert about[2]["temperature"] == about_turned[2]["temperature"]
+    before, about = metrics.calibrate_folds(predictions)
+    after, about_inverted = metrics.calibrate_folds(inverted)
+    assert about[2]["operating_points"] == about_inverted[2]["operating_points"]
+    assert about[2]["temperature"] == about_inverted[2]["temperature"]
     assert (before.probabilities[fold] == after.probabilities[fold]).all()
     assert all((before.positive[n][fold] == after.positive[n][fold]).all() for n in GROUPS)
-    assert about[0]["temperature"] != about_turned[0]["temperature"]
+    assert about[0]["temperature"] != about_inverted[0]["temperature"]
 
 
-def test_what_is_exported_comes_from_all_folds(predictions):
+def test_the_exported_calibration_is_from_all_folds(predictions):
     found = metrics.cross_validated(predictions, repeats=50)
     whole = metrics.fit_temperature(predictions.logits, predictions.stage)
     assert found["temperature"] == whole
@@ -198,14 +197,14 @@ def test_what_is_exported_comes_from_all_folds(predictions):
         metrics.cross_validated(Predictions.of(staged_cohort()))
 
 
-def test_shuffled_stages_leave_nothing_to_find(predictions):
+def test_shuffled_stages_give_aucs_at_chance_level(predictions):
     stage = np.random.default_rng(0).permutation(predictions.stage)
     found = metrics.cross_validated(Predictions(**{**vars(predictions), "stage": stage}), 200)
     for group in found["groups"].values():
         assert group["auc"]["low"] < 0.5 < group["auc"]["high"]
 
 
-def test_a_class_that_is_missing_is_no_number():
+def test_measures_without_a_class_are_none():
     cohort = Predictions.of(staged_cohort(counts=(6, 2, 1, 0, 0), twice=0))
     found = metrics.tested(cohort, 1.0, POINTS, repeats=20)
     assert found["groups"]["cirrhosis"]["auc"] == {"value": None, "low": None, "high": None}

@@ -1,11 +1,11 @@
-"""The phantoms: same seed, same voxels; plausible HU; and the stage shows where it should."""
+"""Phantoms: reproducible, with plausible HU and anatomy, and with the effects of the stage."""
 
 import csv
 import itertools
+import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +13,13 @@ import SimpleITK as sitk
 
 pytest.importorskip("scipy")
 pytest.importorskip("tqdm")
+from conftest import ROOT
+
 from cohort import phantom
 
-TRAINING = Path(__file__).parents[2] / "Training"
-SAMPLE = Path(__file__).parents[2] / "LiverFibrosisStaging" / "Resources" / "SampleData"
+COMMAND = [sys.executable, ROOT / "Training" / "phantom.py"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "LiverFibrosisStaging")}
+SAMPLE = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
 COARSE = {"spacing": (4.0, 3.0, 3.0), "size": (57, 108, 132)}
 
 
@@ -25,7 +28,7 @@ def arrays(case):
 
 
 def roughness(mask: sitk.Image) -> float:
-    """Millilitres that smoothing the surface takes away or adds."""
+    """Volume in mL that smoothing the surface adds or removes."""
     smooth = sitk.DiscreteGaussian(sitk.Cast(mask, sitk.sitkFloat32), 16.0) > 0.5
     return float(sitk.GetArrayFromImage(smooth != mask).sum()) * 0.036
 
@@ -48,7 +51,7 @@ def test_geometry_and_pixel_types():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_organs_lie_and_measure_as_in_a_patient(seed):
+def test_organs_have_plausible_position_size_and_hu(seed):
     case = phantom.phantom(seed % 5, seed, **COARSE)
     ct, liver, spleen = arrays(case)
     liver, spleen = liver > 0, spleen > 0
@@ -72,7 +75,7 @@ def test_organs_lie_and_measure_as_in_a_patient(seed):
     assert ct.max() < 700
 
 
-def test_a_higher_stage_shows_in_surface_texture_and_spleen():
+def test_surface_texture_and_spleen_depend_on_the_stage():
     signs = {"roughness": [], "texture": [], "spleen": []}
     for stage in (0, 4):
         cases = [phantom.phantom(stage, seed, **COARSE) for seed in range(5)]
@@ -93,7 +96,7 @@ def test_a_higher_stage_shows_in_surface_texture_and_spleen():
         assert high > 1.3 * low, name
 
 
-def test_an_effect_that_is_switched_off_does_not_follow_the_stage():
+def test_an_effect_that_is_switched_off_does_not_depend_on_the_stage():
     f0, surface, spleen = (
         phantom.signs(stage, np.random.default_rng(1), effects)
         for stage, effects in ((0, phantom.EFFECTS), (4, ["surface"]), (4, ["spleen"]))
@@ -123,11 +126,11 @@ def test_an_unknown_stage_or_effect_is_refused(arguments):
 
 
 def test_the_command_writes_a_cohort(tmp_path):
-    command = [sys.executable, TRAINING / "phantom.py", "-n", "5", "--seed", "9", "-o", tmp_path]
-    subprocess.run(command, check=True, capture_output=True)
+    command = [*COMMAND, "-n", "5", "--seed", "9", "-o", tmp_path]
+    subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
     with (tmp_path / "manifest.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    # The first and the last patient have two scans.
+    # One patient with F0 and one with F4 have two scans.
     assert Counter(row["stage"] for row in rows) == {"F0": 2, "F1": 1, "F2": 1, "F3": 1, "F4": 2}
     assert len({row["patient"] for row in rows}) == 5
     for row in rows:
@@ -137,18 +140,15 @@ def test_the_command_writes_a_cohort(tmp_path):
         assert len(sizes) == 1
 
 
-def test_the_shipped_sample_is_what_the_command_writes(tmp_path):
-    subprocess.run(
-        [sys.executable, TRAINING / "phantom.py", "--sample", tmp_path],
-        check=True,
-        capture_output=True,
-    )
+def test_the_command_reproduces_the_shipped_sample(tmp_path):
+    command = [*COMMAND, "--sample", tmp_path]
+    subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
     written = sorted(path.name for path in tmp_path.iterdir())
     assert written == sorted(path.name for path in SAMPLE.iterdir())
     for name in written:
         ours, shipped = (sitk.ReadImage(folder / name) for folder in (tmp_path, SAMPLE))
         assert ours.GetOrigin() == shipped.GetOrigin()
         difference = sitk.GetArrayFromImage(ours).astype(int) - sitk.GetArrayFromImage(shipped)
-        # Other versions of numpy and scipy may round a voxel differently.
+        # Other versions of numpy and scipy may round some voxels differently.
         assert np.mean(difference != 0) < 1e-3
     assert sum(path.stat().st_size for path in SAMPLE.iterdir()) < 4e6

@@ -1,4 +1,4 @@
-"""What may be gone on with: a run's own checkpoint; and no model is tested on what it knows."""
+"""Runs are resumed only with the same inputs; no network is tested on its training cases."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def begun(small, tmp_path_factory):
 
 @pytest.fixture
 def folder(begun, tmp_path):
-    """A copy of it, to change."""
+    """A copy of it that a test can change."""
     return shutil.copytree(begun, tmp_path / "copy")
 
 
@@ -81,8 +81,8 @@ def states(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_same_run_goes_on_and_ends_the_same(folder, tmp_path, monkeypatch):
-    """Killed after the first step, and gone on with where the CTs have been copied to."""
+def test_a_resumed_run_gives_the_same_network(folder, tmp_path, monkeypatch):
+    """Killed after the first step, and resumed with copies of the CTs."""
     real, calls = train_vnet.loss, []
 
     def killed(*arguments):
@@ -91,45 +91,45 @@ def test_the_same_run_goes_on_and_ends_the_same(folder, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    run, place = tmp_path / "run", tmp_path / "place"
+    run, other = tmp_path / "run", tmp_path / "other"
     monkeypatch.setattr(train_vnet, "loss", killed)
     with pytest.raises(KeyboardInterrupt):
         command(folder / "cases.csv", "-o", run, *WITHOUT_B)
     monkeypatch.setattr(train_vnet, "loss", real)
-    place.mkdir()
+    other.mkdir()
     for file in ("cases.csv", *(path.name for path in folder.glob("*.nii.gz"))):
-        shutil.copyfile(folder / file, place / file)
-    assert command(place / "cases.csv", "-o", run, *WITHOUT_B) == 0
+        shutil.copyfile(folder / file, other / file)
+    assert command(other / "cases.csv", "-o", run, *WITHOUT_B) == 0
     states = [
         torch.load(path / "checkpoint.pt", weights_only=True) for path in (run, folder / "run")
     ]
-    for ours, theirs in zip(*(state["network"].values() for state in states)):
-        torch.testing.assert_close(ours, theirs)
+    for resumed, whole in zip(*(state["network"].values() for state in states)):
+        torch.testing.assert_close(resumed, whole)
     assert states[0]["step"] == 2
 
 
 OTHERS = {
     "another patient left out": (["--leave-out", "a"], "its cases differ"),
-    "nobody left out": ([], "its cases differ"),
+    "no patient left out": ([], "its cases differ"),
     "another schedule": ([*WITHOUT_B, "--learning-rate", "0.1"], "its schedule differs"),
     "another start": ([*WITHOUT_B, "--start-from", "START"], "its start differs"),
 }
 
 
 @pytest.mark.parametrize("change", OTHERS)
-def test_another_run_is_refused_and_changes_nothing(change, folder, capsys):
+def test_another_run_is_refused_and_nothing_is_changed(change, folder, capsys):
     run, (options, words) = folder / "run", OTHERS[change]
     start = shutil.copy(run / "checkpoint.pt", folder / "start.pt")
     before = states(run)
     options = [start if option == "START" else option for option in options]
     assert command(folder / "cases.csv", "-o", run, *options) == 1
-    assert f"{run} holds another run: {words}" in refusal(capsys)
+    assert f"{run} contains another run: {words}" in refusal(capsys)
     assert states(run) == before
 
 
 def test_other_cases_under_the_same_names_are_another_run(folder, capsys):
     listed = write_list(folder, ["a", "b", "c"], seeds=[0, 7, 2])
-    assert command(listed, "-o", folder / "run", *WITHOUT_B) == 0  # b is not learned from
+    assert command(listed, "-o", folder / "run", *WITHOUT_B) == 0  # b is not used for training
     write_list(folder, ["a", "b", "c"], seeds=[0, 7, 8])
     assert command(listed, "-o", folder / "run", *WITHOUT_B) == 1
     assert "its cases differ" in refusal(capsys)
@@ -146,68 +146,72 @@ def test_a_checkpoint_of_unknown_origin_is_refused(folder, capsys):
     plan = folder / "run" / "run.json"
     plan.unlink()
     assert command(folder / "cases.csv", "-o", folder / "run", *WITHOUT_B) == 1
-    assert "holds checkpoint.pt but no run.json" in refusal(capsys)
+    assert "contains checkpoint.pt but no run.json" in refusal(capsys)
     plan.write_text("[")
     assert command(folder / "cases.csv", "-o", folder / "run", *WITHOUT_B) == 1
     assert "cannot be read" in refusal(capsys)
 
 
 @pytest.mark.parametrize("file", ["checkpoint.pt", "VNet.onnx"])
-def test_a_start_that_knows_the_patient_who_is_left_out_is_refused(file, folder, capsys):
+def test_a_start_that_was_trained_on_a_case_left_out_is_refused(file, folder, capsys):
     start, listed, run = folder / "run" / file, folder / "cases.csv", folder / "second"
     assert command(listed, "-o", run, "--leave-out", "a", "--start-from", start) == 1
-    assert "has learned from a, to be tested on" in refusal(capsys)
+    assert "was trained on test cases (a)" in refusal(capsys)
     assert not run.exists()
-    # What the first has learned from, the second knows as well.
+    # The second network lists the CTs of the first as well.
     (folder / "other").mkdir()
     other = write_list(folder / "other", ["d"], seeds=[8])
     assert command(other, "-o", run, "--start-from", start) == 0
     cases = [*vnet_data.read_cases(listed), *vnet_data.read_cases(other)]
     known = {resume.digest(case.ct) for case in cases if case.name != "b"}
-    assert resume.learned_from(run / "VNet.onnx") == known
-    assert resume.learned_from(run / "checkpoint.pt") == known
+    assert resume.training_cts(run / "VNet.onnx") == known
+    assert resume.training_cts(run / "checkpoint.pt") == known
 
 
-def test_a_start_that_does_not_say_what_it_knows_is_told_of(folder, capsys):
+def test_a_start_that_does_not_list_its_cts_gives_a_warning(folder, capsys):
     hidden = folder / "hidden.onnx"
     export(train_vnet.VNet(), hidden, {})
     listed, run = folder / "cases.csv", folder / "second"
     assert command(listed, "-o", run, *WITHOUT_B, "--start-from", hidden) == 0
-    assert "does not name all CTs that it has learned from" in capsys.readouterr().err
-    assert resume.UNKNOWN in resume.learned_from(run / "VNet.onnx")
+    assert "it does not list all CTs" in capsys.readouterr().err
+    assert resume.UNKNOWN in resume.training_cts(run / "VNet.onnx")
     shipped = segmentation.default_model_path("VNet.onnx")
-    assert resume.learned_from(shipped) == {resume.UNKNOWN}
+    assert resume.training_cts(shipped) == {resume.UNKNOWN}
 
 
-def test_a_patient_who_is_left_out_is_not_learned_from_under_another_name(folder, capsys):
+def test_a_copy_of_a_ct_that_is_left_out_is_refused(folder, capsys):
     shutil.copy(folder / "a_ct.nii.gz", folder / "again.nii.gz")
     with (folder / "cases.csv").open("a") as stream:
         stream.write("again,again.nii.gz,a_liver.nii.gz\n")
     assert command(folder / "cases.csv", "-o", folder / "new", "--leave-out", "a") == 1
-    assert "a second time, as again" in refusal(capsys)
+    assert "the same content as again" in refusal(capsys)
     assert not (folder / "new").exists()
 
 
-def test_two_cases_of_one_name_are_refused(folder, capsys):
+def test_two_cases_with_the_same_name_are_refused(folder, capsys):
     (folder / "more").mkdir()
     other = write_list(folder / "more", ["A"], seeds=[5])
     assert command(folder / "cases.csv", other, "-o", folder / "new", "--leave-out", "a") == 1
     sentence = refusal(capsys)
-    assert "case name A" in sentence and "a_ct.nii.gz" in sentence and "A_ct.nii.gz" in sentence
+    assert (
+        "the same case name, A" in sentence
+        and "a_ct.nii.gz" in sentence
+        and "A_ct.nii.gz" in sentence
+    )
 
 
-def test_a_network_is_not_tested_on_what_it_has_learned_from(folder, capsys):
+def test_a_network_is_not_tested_on_its_training_cases(folder, capsys):
     model, out = folder / "run" / "VNet.onnx", folder / "out"
     arguments = [str(folder / "cases.csv"), "--model-of", f"a={model}", "-o", str(out)]
     assert evaluate_vnet.main(arguments) == 1
-    assert "has learned from a, to be tested on" in refusal(capsys)
+    assert "was trained on test cases (a)" in refusal(capsys)
     assert not out.exists()
 
 
-# ---------------------------------------------------------------------------- the parts
+# ---------------------------------------------------------------------------- functions
 
 
-def test_a_digest_is_of_the_content(tmp_path):
+def test_a_digest_depends_on_the_content_only(tmp_path):
     (tmp_path / "one").write_bytes(b"1" * 3_000_000)
     (tmp_path / "same").write_bytes(b"1" * 3_000_000)
     (tmp_path / "other").write_bytes(b"1" * 1_500_000 + b"2" + b"1" * 1_499_999)
@@ -229,17 +233,17 @@ def test_a_digest_is_of_the_content(tmp_path):
         resume.digest(tmp_path / "none")
 
 
-def test_a_plan_that_differs_is_refused_and_kept(tmp_path):
+def test_a_plan_that_differs_is_refused_and_not_overwritten(tmp_path):
     plan = {"cases": [1, 2], "schedule": {"steps": 3}, "start": None}
-    resume.keep(tmp_path / "run" / "plan.json", plan)
-    resume.keep(tmp_path / "run" / "plan.json", plan)
+    resume.check_plan(tmp_path / "run" / "plan.json", plan)
+    resume.check_plan(tmp_path / "run" / "plan.json", plan)
     changed = {"cases": [1], "schedule": {"steps": 4}, "start": "x"}
     with pytest.raises(resume.RunError, match="its cases, schedule and start differ"):
-        resume.keep(tmp_path / "run" / "plan.json", changed)
+        resume.check_plan(tmp_path / "run" / "plan.json", changed)
     assert json.loads((tmp_path / "run" / "plan.json").read_text()) == plan
 
 
-def test_a_case_is_prepared_anew_when_its_content_changes(folder, tmp_path):
+def test_a_case_is_prepared_again_when_its_content_changes(folder, tmp_path):
     cases = vnet_data.read_cases(folder / "cases.csv")[:1]
     before = vnet_data.prepare(cases, tmp_path / "cache")[0]["volume"]
     times = cases[0].ct.stat()
@@ -250,12 +254,12 @@ def test_a_case_is_prepared_anew_when_its_content_changes(folder, tmp_path):
     assert not torch.equal(before, after)
 
 
-def test_a_folder_takes_one_cohort_of_phantoms(tmp_path, monkeypatch):
+def test_a_folder_holds_one_cohort_of_phantoms(tmp_path, monkeypatch):
     monkeypatch.setattr(phantom, "phantom", lambda *_, **__: tiny())
     phantom.write_cohort(tmp_path / "cohort", 5, 1)
     phantom.write_cohort(tmp_path / "cohort", 5, 1)
     for options in ({"count": 6}, {"effects": ["spleen"]}, {"strength": 2.0}, {"balanced": True}):
-        with pytest.raises(resume.RunError, match="holds another run"):
+        with pytest.raises(resume.RunError, match="contains another run"):
             phantom.write_cohort(tmp_path / "cohort", **{"count": 5, "seed": 1, **options})
 
 

@@ -1,10 +1,10 @@
-"""train.py as its user calls it: from a manifest to models, figures, tables and the model card."""
+"""The command train.py: from a manifest to models, figures, tables and the model card."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +16,16 @@ pytest.importorskip("monai")
 pytest.importorskip("matplotlib")
 
 import train  # noqa: E402
+from conftest import ROOT  # noqa: E402
 from phantom_cohorts import TINY, write_cohort  # noqa: E402
 
 from cohort.manifest import ManifestError, read_manifest  # noqa: E402
-from common.resume import RunError, digest, learned_from  # noqa: E402
+from common.resume import RunError, digest, training_cts  # noqa: E402
 from evaluation import evaluate  # noqa: E402
 from lfs import fit  # noqa: E402
 from LiverFibrosisStagingLib import StagingModel  # noqa: E402
 
-SCRIPT = Path(__file__).parents[2] / "Training" / "train.py"
+SCRIPT = ROOT / "Training" / "train.py"
 BUILD = train.Build((8, 24, 32), (16.0, 14.0, 14.0), (2, 3, 4, 5), 4)
 SCHEDULE = fit.Schedule(steps=4, batch=2, crop_steps=2, crop=16, check_every=2)
 COUNT = 12
@@ -59,7 +60,7 @@ def finished(cohorts, tmp_path_factory):
     return run, run_small(cohorts[0], run, test=cohorts[1])
 
 
-def test_a_run_leaves_all_that_it_promises(finished):
+def test_a_run_writes_all_files(finished):
     run, found = finished
     assert json.loads((run / "metrics.json").read_text()) == found
     assert found["cases"] == COUNT and len(found["folds"]) == 2
@@ -70,10 +71,10 @@ def test_a_run_leaves_all_that_it_promises(finished):
         assert (run / "tables" / f"{name}.md").is_file()
     tested = json.loads((run / "test" / "metrics.json").read_text())
     assert tested["evaluation"] == "test cohort" and tested["cases"] == COUNT
-    assert not list(run.rglob("*.part*"))
+    assert not list(run.rglob(".partial*"))
 
 
-def test_models_say_how_they_were_made_and_measured(finished):
+def test_models_describe_their_training_and_evaluation(finished):
     run, found = finished
     tested = json.loads((run / "test" / "metrics.json").read_text())
     ensemble, single = (StagingModel.load(run / f"{name}.onnx") for name in ("LFS", "LFS_single"))
@@ -90,20 +91,20 @@ def test_models_say_how_they_were_made_and_measured(finished):
         assert values["value"] == pytest.approx(tested["groups"][group]["auc"]["value"], abs=1e-4)
 
 
-def test_predictions_are_those_of_the_network_that_held_the_case_out(finished):
+def test_predictions_are_those_of_the_fold_that_tests_the_case(finished):
     run, _ = finished
     folds = json.loads((run / "folds.json").read_text())["folds"]
     rows = [line.split(",") for line in (run / "predictions.csv").read_text().splitlines()]
     name, fold = rows[0].index("name"), rows[0].index("fold")
     assert len(rows) == COUNT + 1
     for row in rows[1:]:
-        assert row[name] in folds[int(row[fold])]["held"]
+        assert row[name] in folds[int(row[fold])]["test"]
 
 
-def test_the_model_card_has_the_numbers_and_the_limits(finished):
+def test_the_model_card_has_measures_and_limitations(finished):
     run, found = finished
     text = (run / "MODEL_CARD.md").read_text()
-    assert "Research use only" in text and "no patient" in text
+    assert "Research use only" in text and "not trained on patients" in text
     assert f"{found['groups']['cirrhosis']['auc']['value']:.2f} [" in text
     assert "F0 3, F1 3, F2 2, F3 2, F4 2" in text
     for line in text.splitlines():
@@ -111,16 +112,16 @@ def test_the_model_card_has_the_numbers_and_the_limits(finished):
             assert (run / line.split("(")[1].rstrip(")")).is_file()
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(cohorts, finished, tmp_path, monkeypatch):
+def test_a_resumed_run_gives_the_same_models(cohorts, finished, tmp_path, monkeypatch):
     run, _ = finished
     broken = tmp_path / "broken"
     save = fit._Progress.save
 
-    def save_and_die(progress, step):
+    def save_and_stop(progress, step):
         save(progress, step)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fit._Progress, "save", save_and_die)
+    monkeypatch.setattr(fit._Progress, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         run_small(cohorts[0], broken)
     monkeypatch.undo()
@@ -135,68 +136,68 @@ def test_a_killed_run_goes_on_and_ends_the_same(cohorts, finished, tmp_path, mon
         np.testing.assert_allclose(weights[1][name], values, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_a_folder_takes_one_run(cohorts, finished):
+def test_a_folder_holds_one_run(cohorts, finished):
     run, _ = finished
     before = (run / "folds.json").read_text()
-    with pytest.raises(RunError, match="holds another run: its stages, folds and files differ"):
+    with pytest.raises(RunError, match="contains another run: its stages, folds and files differ"):
         run_small(cohorts[1], run)
     assert (run / "folds.json").read_text() == before
 
 
 def test_other_cts_under_the_same_names_are_another_run(cohorts, finished, tmp_path):
-    """As the mask of one patient corrected, or the CTs of another cohort under the same codes."""
+    """For example a corrected mask, or another cohort with the same codes."""
     run, _ = finished
     before = (run / "folds.json").read_text()
     assert str(cohorts[0].parent) not in before
     changed = shutil.copytree(cohorts[0].parent, tmp_path / "changed")
     mask = changed / "case3_liver.nii.gz"
     sitk.WriteImage(sitk.ReadImage(str(mask)) * 2, str(mask))
-    with pytest.raises(RunError, match="holds another run: its files differ"):
+    with pytest.raises(RunError, match="contains another run: its files differ"):
         run_small(changed / "manifest.csv", run)
     assert (run / "folds.json").read_text() == before
 
 
-def test_a_start_that_knows_who_is_held_out_is_refused(cohorts, finished, tmp_path):
+def test_a_start_that_was_trained_on_test_cases_is_refused(cohorts, finished, tmp_path):
     run, _ = finished
     starts = [run / f"fold_{k}" / "checkpoint.pt" for k in range(2)]
-    held = json.loads((run / "folds.json").read_text())["folds"][0]["held"]
-    with pytest.raises(RunError, match=f"learned from .*{held[0]}"):
+    test = json.loads((run / "folds.json").read_text())["folds"][0]["test"]
+    with pytest.raises(RunError, match=f"trained on test cases .*{test[0]}"):
         run_small(cohorts[0], tmp_path / "run", only=0, start_from=starts[1])
     assert not (tmp_path / "run").exists()
-    with pytest.raises(RunError, match="to be tested on"):
+    with pytest.raises(RunError, match="trained on test cases"):
         run_small(cohorts[1], tmp_path / "run", test=cohorts[0], start_from=starts[1])
     run_small(cohorts[0], tmp_path / "run", only=0, start_from=starts[0])
-    known = [learned_from(folder / "fold_0" / "LFS.onnx") for folder in (run, tmp_path / "run")]
+    known = [training_cts(folder / "fold_0" / "LFS.onnx") for folder in (run, tmp_path / "run")]
     cases = {case.name: digest(case.ct) for case in read_manifest(cohorts[0])}
-    assert known[0] == known[1] == set(cases.values()) - {cases[name] for name in held}
-    assert learned_from(run / "LFS.onnx") == set(cases.values())
+    assert known[0] == known[1] == set(cases.values()) - {cases[name] for name in test}
+    assert training_cts(run / "LFS.onnx") == set(cases.values())
 
 
-def test_a_model_is_not_evaluated_on_what_it_has_learned_from(cohorts, finished, tmp_path, capsys):
+def test_a_model_is_not_evaluated_on_its_training_cases(cohorts, finished, tmp_path, capsys):
     run, _ = finished
     command = ["--manifest", str(cohorts[0]), "-o", str(tmp_path / "out"), "--workers", "1"]
     assert evaluate.main(["--model", str(run / "LFS.onnx"), *command]) == 1
-    assert "it has learned from p0, p1, p2, p3, p4 ..., to be tested on" in capsys.readouterr().err
+    assert "trained on test cases (p0, p1, p2, p3, p4 ...)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_patients_of_the_training_cohort_are_no_test(cohorts, tmp_path):
+def test_patients_of_the_training_cohort_are_refused_for_testing(cohorts, tmp_path):
     with pytest.raises(ManifestError, match="12 patients are also in the training cohort: p0"):
         run_small(cohorts[0], tmp_path / "run", test=cohorts[0])
     renamed = shutil.copytree(cohorts[0].parent, tmp_path / "renamed") / "manifest.csv"
     renamed.write_text(renamed.read_text().replace("\np", "\nq"))
-    with pytest.raises(ManifestError, match=r"line 2: the CT case0_ct\.nii\.gz is that of line 2"):
+    with pytest.raises(ManifestError, match=r"line 2: the CT case0_ct\.nii\.gz is also in line 2"):
         run_small(cohorts[0], tmp_path / "run", test=renamed)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_bad_manifest_is_refused_whole_and_nothing_is_trained(tmp_path, capsys):
+def test_a_manifest_with_problems_is_refused(tmp_path, capsys):
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("patient,ct,liver,stage\na,a.nii,a.nii,F1\nb,b.nii,b.nii,F7\n")
     assert train.main(["--manifest", str(manifest), "-o", str(tmp_path / "run")]) == 1
-    said = capsys.readouterr().err
-    assert "line 2: the ct file a.nii is not there." in said
-    assert "line 3: stage is 'F7'" in said
+    printed = capsys.readouterr().err
+    assert "line 2: the ct file a.nii does not exist." in printed
+    assert "line 3: stage is 'F7'" in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -207,6 +208,7 @@ def test_several_processes_train_one_network(cohorts, tmp_path):
     options += ["--steps", "3", "--crop-steps", "1", "--check-every", "1", "--workers", "0"]
     done = subprocess.run(
         [*launch, SCRIPT, *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "LiverFibrosisStaging")},
         capture_output=True,
         encoding="utf-8",
         check=False,

@@ -1,4 +1,4 @@
-"""Training: the exported file keeps the contract and equals PyTorch; a run ends with such a one."""
+"""Training and export of the LFS network: parity with PyTorch, folds, sampling, augmentation."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ PLAIN_OPS = {"MaxPool", "Conv", "LeakyRelu", "AveragePool", "Flatten", "Gemm"}
 
 
 def small_network(seed=0):
-    """A network whose normalisation has seen data, so that folding it in is put to the test."""
+    """A network with random normalisations, so that folding them in is tested."""
     torch.manual_seed(seed)
     network = LFSNetwork(SMALL, channels=(3, 4, 5, 6), pooled=(2, 1, 2), dense=7)
     with torch.no_grad():
@@ -72,10 +72,10 @@ def test_every_output_equals_pytorch(small):
         expected = [network.features(volume)]
         for layer in network.tail:
             expected.append(layer(expected[-1]))
-        # A convolution's tensor is that after its normalisation; the other normalisation and the
-        # dropout have none of their own.
-        gone = (torch.nn.Conv3d, torch.nn.BatchNorm1d, torch.nn.Dropout)
-        kept = [not isinstance(layer, gone) for layer in network.tail]
+        # The normalisation after a convolution is folded into it; the other normalisation and the
+        # dropout have no node.
+        folded = (torch.nn.Conv3d, torch.nn.BatchNorm1d, torch.nn.Dropout)
+        kept = [not isinstance(layer, folded) for layer in network.tail]
         expected = [expected[0], *(values for values, keep in zip(expected[1:], kept) if keep)]
     tail = ["features", *names[3:], "logits"]
     assert len(tail) == len(expected)
@@ -85,7 +85,7 @@ def test_every_output_equals_pytorch(small):
     np.testing.assert_allclose(values["probabilities"], calibrated, atol=1e-5)
 
 
-def test_any_onnxruntime_that_slicer_can_have_loads_it(exported):
+def test_the_file_suits_every_supported_onnxruntime(exported):
     model = onnx.load(exported)
     assert model.ir_version <= 10
     assert [(entry.domain, entry.version <= 18) for entry in model.opset_import] == [("", True)]
@@ -94,7 +94,7 @@ def test_any_onnxruntime_that_slicer_can_have_loads_it(exported):
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_the_tail_is_plain_listed_and_all_of_it_an_output(exported):
+def test_every_tensor_of_the_tail_is_an_output_and_its_operators_are_listed(exported):
     model = onnx.load(exported)
     outputs = [output.name for output in model.graph.output]
     producer = {node.output[0]: node for node in model.graph.node}
@@ -108,13 +108,13 @@ def test_the_tail_is_plain_listed_and_all_of_it_an_output(exported):
     assert ops[::-1] == metadata_of(exported)["tail"]
 
 
-def test_the_library_accepts_it(exported):
+def test_the_library_loads_it(exported):
     card = StagingModel.load(exported).card
     assert card.stages == STAGES
     assert card.target_layer == "features"
 
 
-def test_the_shipped_file_says_what_it_is(model_path):
+def test_the_shipped_file_describes_itself(model_path):
     card = metadata_of(model_path)
     assert model_path.stat().st_size < 15e6
     assert (card["contract"], card["window_hu"]) == (1, [-125, 225])
@@ -130,7 +130,7 @@ def test_the_shipped_file_says_what_it_is(model_path):
     assert training["evaluated_on"] and training["date"] and training["code_version"]
     maps = StagingModel.load(model_path).run(np.zeros((1, 1, *PATCH_SIZE), np.float32))
     voxel = np.array(PATCH_SIZE) / maps.tensors["features"].shape[2:] * SPACING_MM
-    assert voxel.max() <= 8  # mm: fine enough to tell the liver's surface from its core
+    assert voxel.max() <= 8  # mm: resolves the liver's surface and core
 
 
 def test_a_file_that_differs_from_the_network_is_not_written(tmp_path):
@@ -161,8 +161,8 @@ def test_an_ensemble_is_the_mean_of_its_members(ensemble):
     np.testing.assert_allclose(forward.tensors["features"], maps, atol=1e-4)
 
 
-def test_an_ensemble_is_explained_by_the_sum_of_its_members(ensemble):
-    """Against autograd: the score is the mean logit, the maps are those of all members."""
+def test_the_map_of_an_ensemble_equals_that_of_autograd(ensemble):
+    """The score is the mean logit; the features are those of all members."""
     members, path = ensemble
     volume = torch.rand(2, 1, *SMALL)
     model = StagingModel.load(path)
@@ -175,7 +175,7 @@ def test_an_ensemble_is_explained_by_the_sum_of_its_members(ensemble):
     np.testing.assert_allclose(ours, expected, atol=1e-4 * expected.max())
 
 
-def test_a_description_can_be_replaced_without_touching_the_network(small, tmp_path):
+def test_describe_changes_the_metadata_only(small, tmp_path):
     path = tmp_path / "copy.onnx"
     path.write_bytes(small[1].read_bytes())
     export.describe(path, {"name": "renamed"})
@@ -191,19 +191,19 @@ def cases_of(stages, scans=1):
     ]
 
 
-def test_a_patient_with_two_scans_never_stands_in_two_folds():
+def test_all_scans_of_a_patient_are_in_the_same_part():
     cases = cases_of(np.tile(np.arange(5), 12), scans=2)
     parts = split(cases, 5, seed=3)
-    assert sorted(i for part in parts for i in part.held) == list(range(len(cases)))
+    assert sorted(i for part in parts for i in part.test) == list(range(len(cases)))
     for part in parts:
         assert sorted(i for indices in part for i in indices) == list(range(len(cases)))
         patients = [{cases[i].patient for i in indices} for indices in part]
         assert not patients[0] & patients[1] and not patients[2] & (patients[0] | patients[1])
-        assert {cases[i].stage for i in part.held} == {0, 1, 2, 3, 4}
+        assert {cases[i].stage for i in part.test} == {0, 1, 2, 3, 4}
 
 
 def bright_cases(stages, seed):
-    """Prepared cases without files: the picture is as bright as the stage is high."""
+    """Prepared cases without files, whose brightness depends on the stage."""
     rng = np.random.default_rng(seed)
     return [
         {
@@ -223,38 +223,37 @@ QUICK = fit.Schedule(
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_true_labels_are_learned_and_shuffled_ones_are_not(shuffled, tmp_path):
-    """One fold held out, as train.py does it; the AUC of shuffled labels is that of chance."""
+def test_auc_is_high_with_true_and_at_chance_level_with_shuffled_labels(shuffled, tmp_path):
     cases = cases_of(np.repeat(np.arange(5), 24))
     prepared = bright_cases([case.stage for case in cases], seed=1)
     if shuffled:
-        cases = train.exchange_stages(cases, seed=0)
+        cases = train.permute_stages(cases, seed=0)
     stages = np.array([case.stage for case in cases])
     parts = split(cases, 5, seed=0)[0]
-    learned, validated = (([prepared[i] for i in part], stages[part]) for part in parts[:2])
+    training, validation = (([prepared[i] for i in part], stages[part]) for part in parts[:2])
     torch.manual_seed(0)
     network = LFSNetwork(SMALL, channels=(3, 4, 5, 6), dense=8, dropout=0.0)
-    fit.fit(network, learned, validated, QUICK, tmp_path, workers=0)
-    held = [prepared[i] for i in parts.held]
-    logits = fit.case_logits(network, held, torch.device("cpu"))
-    found = list(fit.aucs(fit.softmax(logits), stages[parts.held]).values())
+    fit.fit(network, training, validation, QUICK, tmp_path, workers=0)
+    test = [prepared[i] for i in parts.test]
+    logits = fit.case_logits(network, test, torch.device("cpu"))
+    found = list(fit.aucs(fit.softmax(logits), stages[parts.test]).values())
     if shuffled:
         assert np.mean(found) == pytest.approx(0.5, abs=0.25)
     else:
         assert min(found) > 0.9
 
 
-def test_exchanged_stages_stay_with_the_patient():
+def test_permuted_stages_are_the_same_for_all_scans_of_a_patient():
     cases = cases_of(np.tile(np.arange(5), 8), scans=2)
-    exchanged = train.exchange_stages(cases, seed=0)
+    permuted = train.permute_stages(cases, seed=0)
     stages = {}
-    for case in exchanged:
+    for case in permuted:
         assert stages.setdefault(case.patient, case.stage) == case.stage
-    assert [c.stage for c in exchanged] != [c.stage for c in cases]
-    assert sorted(c.stage for c in exchanged) == sorted(c.stage for c in cases)
+    assert [c.stage for c in permuted] != [c.stage for c in cases]
+    assert sorted(c.stage for c in permuted) == sorted(c.stage for c in cases)
 
 
-def test_training_stops_when_it_no_longer_gets_better(tmp_path):
+def test_training_stops_early(tmp_path):
     stages = np.repeat(np.arange(5), 4)
     prepared = bright_cases(stages, seed=2), stages
     schedule = replace(QUICK, steps=400, crop_steps=0, patience=2, learning_rate=1e-9)
@@ -266,7 +265,7 @@ def test_training_stops_when_it_no_longer_gets_better(tmp_path):
 
 
 class Draw:
-    """Draws of a cohort in which F4 is one case in five."""
+    """Draws from a cohort in which one case in five is F4."""
 
     stages = np.array([0] * 16 + [4] * 4)
 
@@ -276,15 +275,15 @@ class Draw:
 
 
 @pytest.mark.parametrize("temper, share", [(1.0, 0.2), (0.5, 1 / 3), (0.0, 0.5)])
-def test_rare_stages_are_drawn_as_often_as_asked(temper, share):
+def test_temper_sets_the_share_of_rare_stages(temper, share):
     drawn = [Draw.stages[draw.case] for batch in Draw.of(temper=temper) for draw in batch]
     assert np.mean(np.array(drawn) == 4) == pytest.approx(share, abs=0.04)
 
 
-def test_draws_depend_on_the_step_alone_and_are_shared_among_processes():
+def test_draws_depend_on_the_step_only_and_are_split_among_processes():
     whole = Draw.of()
     assert Draw.of(steps=range(150, 200)) == whole[150:]
-    assert [len(batch) for batch in whole[99:101]] == [16, 8]  # close looks, then whole sections
+    assert [len(batch) for batch in whole[99:101]] == [16, 8]  # crops, then whole sections
     assert [batch[0].crop for batch in whole[99:101]] == [16, 0]
     halves = [Draw.of(rank=rank, ranks=2) for rank in range(2)]
     for batch, first, second in zip(whole, *halves):
@@ -296,15 +295,15 @@ def test_the_same_draw_gives_the_same_patch():
     prepared = bright_cases(stages, seed=0)
     draw = data.Draw(1, 7, 16)
     patches = [data.Patches(prepared, stages, SMALL[0]) for _ in range(2)]
-    patches[0][data.Draw(0, 1, 0)]  # what was drawn before does not matter
+    patches[0][data.Draw(0, 1, 0)]  # earlier draws have no influence
     (first, stage), (second, _) = (one[draw] for one in patches)
     assert first.shape == (1, 8, 16, 16) and stage == 4
     assert torch.equal(first, second)
     assert not torch.equal(first, patches[0][data.Draw(1, 8, 16)][0])
 
 
-def test_movement_acts_in_mm():
-    """A rod keeps its length on a grid of unequal spacing, up to the change of scale."""
+def test_movement_is_in_mm():
+    """A rod keeps its length on an anisotropic grid, up to the change of scale."""
     spacing = (4.0, 2.0, 2.0)
     z, y, x = np.ogrid[-15.5:16, -31.5:32, -31.5:32]
     rod = (abs(z * 4) < 5) & (abs(y * 2) < 5) & (abs(x * 2) < 50)
@@ -317,9 +316,9 @@ def test_movement_acts_in_mm():
         assert length == pytest.approx(100, rel=0.13)
 
 
-def test_the_loss_knows_the_order():
+def test_the_loss_depends_on_the_order_of_the_stages():
     logits = 4 * torch.eye(5)
-    losses = [float(fit.ordinal_loss(logits[[said]], torch.tensor([4]))) for said in range(5)]
+    losses = [float(fit.ordinal_loss(logits[[stage]], torch.tensor([4]))) for stage in range(5)]
     assert losses == sorted(losses, reverse=True)
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
     assert losses[4] < losses[3] < losses[2]

@@ -1,4 +1,4 @@
-"""The comparison of location maps with known truth: right region, right layer, right numbers."""
+"""Location maps against a known truth: regions, layers, measures, table and figure."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ import truth  # noqa: E402
 from phantom_cohorts import write_cohort  # noqa: E402
 
 from cohort.manifest import read_manifest  # noqa: E402
-from common.resume import digest, learned_entry  # noqa: E402
+from common.resume import digest, training_entry  # noqa: E402
 from LiverFibrosisStagingLib import StagingModel, stage  # noqa: E402
 
 
@@ -30,7 +30,7 @@ def single(single_path):
 
 @pytest.fixture(scope="module")
 def found(cases, single):
-    """As if the two networks had been trained on different labels."""
+    """Weights of one network, used for the trained network and for the control."""
     trained = [
         weight
         for effect in ("texture", "spleen")
@@ -39,7 +39,7 @@ def found(cases, single):
     return [*trained, *(weight._replace(network="shuffled") for weight in trained)]
 
 
-def test_weights_are_those_that_staging_measures(cases, single, found):
+def test_weights_equal_the_measurements_of_staging(cases, single, found):
     for case in cases:
         measured = stage(case.ct, case.liver, case.spleen, single, "F4").measurements
         for effect, region in (("texture", "liver"), ("spleen", "spleen")):
@@ -49,11 +49,11 @@ def test_weights_are_those_that_staging_measures(cases, single, found):
                 if w[:5] == (effect, "third convolution", "gradcam", "trained", case.name)
             )
             assert ours.share == pytest.approx(measured[region]["share"])
-            # Share of weight over share of volume is the mean relative weight.
+            # The share of weight over the share of volume is the mean relative weight.
             assert ours.ratio == pytest.approx(measured[region]["mean"], rel=1e-3)
 
 
-def test_the_other_layer_is_the_last_convolutions_activation(single, tmp_path):
+def test_the_second_layer_is_the_last_convolutions_activation(single, tmp_path):
     layers = truth._layers(single, tmp_path)
     patch = np.random.default_rng(0).random((1, 1, *layers["last"].card.patch_size), np.float32)
     sizes = {}
@@ -61,41 +61,41 @@ def test_the_other_layer_is_the_last_convolutions_activation(single, tmp_path):
         forward = model.run(patch)
         sizes[name] = forward.tensors[model.card.target_layer].shape[1:]
     assert sizes == {"third convolution": (32, 16, 42, 54), "last": (64, 8, 21, 27)}
-    assert StagingModel.load(single).card.target_layer == "features"  # the file is as it was
+    assert StagingModel.load(single).card.target_layer == "features"  # the file is not changed
 
 
 @pytest.fixture(scope="module")
 def run(cases, single, tmp_path_factory):
-    """A run of train.py, as far as the comparison looks at it."""
+    """A run of train.py with the files that truth.py reads."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "fold_0").mkdir()
     (folder / "fold_0" / "LFS.onnx").write_bytes(single.read_bytes())
     files = {case.name: case.content() for case in cases}
-    plan = {"folds": [{"held": [cases[0].name]}], "files": files}
+    plan = {"folds": [{"test": [cases[0].name]}], "files": files}
     (folder / "folds.json").write_text(json.dumps(plan))
     return folder
 
 
-def test_only_cases_that_were_held_out_are_looked_at(run, cases, tmp_path, capsys):
+def test_only_test_cases_are_evaluated(run, cases, tmp_path, capsys):
     manifest = cases[0].ct.parent / "manifest.csv"
-    assert truth.held_out(run, manifest) == cases[:1]
+    assert truth.f4_test_cases(run, manifest) == cases[:1]
     copied = shutil.copytree(manifest.parent, tmp_path / "other")
     shutil.copy(cases[1].ct, copied / cases[0].ct.name)
     command = ["--shuffled", str(run), "-o", str(tmp_path / "out")]
     assert truth.main([f"texture={run},{copied / 'manifest.csv'}", *command]) == 1
-    assert "not the cohort that" in capsys.readouterr().err
-    knowing = shutil.copytree(run, tmp_path / "knowing")
-    model = onnx.load(knowing / "fold_0" / "LFS.onnx")
+    assert "it is another cohort than that of" in capsys.readouterr().err
+    trained_on_test = shutil.copytree(run, tmp_path / "trained")
+    model = onnx.load(trained_on_test / "fold_0" / "LFS.onnx")
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    known = learned_entry([digest(cases[0].ct)])
+    known = training_entry([digest(cases[0].ct)])
     onnx.helper.set_model_props(model, {**properties, **known})
-    onnx.save(model, knowing / "fold_0" / "LFS.onnx")
-    assert truth.main([f"texture={knowing},{manifest}", *command]) == 1
-    assert "has learned from p0, to be tested on" in capsys.readouterr().err
+    onnx.save(model, trained_on_test / "fold_0" / "LFS.onnx")
+    assert truth.main([f"texture={trained_on_test},{manifest}", *command]) == 1
+    assert "trained on test cases (p0)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_table_and_figure_show_every_way(found, tmp_path):
+def test_table_and_figure_show_all_layers_and_methods(found, tmp_path):
     lines = truth._write(found, tmp_path)
     assert [line[:4] for line in lines[1:]] == [
         [region, layer, method, "3"]

@@ -30,7 +30,7 @@ ABOUT = {
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """Five phantoms and their manifest, which is a list of outlined CTs as well."""
+    """The manifest of five phantoms, which is also a list of labelled CTs."""
     return write_cohort(tmp_path_factory.mktemp("cohort"), range(5), 5, **MEDIUM)
 
 
@@ -39,7 +39,7 @@ def prepared(cohort, tmp_path_factory):
     return vnet_data.prepare(vnet_data.read_cases(cohort), tmp_path_factory.mktemp("cache"))
 
 
-def test_exported_network_is_that_of_pytorch(tmp_path):
+def test_exported_network_equals_pytorch(tmp_path):
     torch.manual_seed(0)
     network = VNet((4, 6), (1, 2)).eval()
     export(network, tmp_path / "VNet.onnx", ABOUT)
@@ -50,7 +50,7 @@ def test_exported_network_is_that_of_pytorch(tmp_path):
         expected = network(torch.from_numpy(volume[None, None])).softmax(dim=1)[0].numpy()
     np.testing.assert_allclose(model.run(volume), expected, atol=1e-4)
 
-    other = VNet((4, 6), (1, 2))  # what fine-tuning a shipped file starts from
+    other = VNet((4, 6), (1, 2))  # as for fine-tuning a shipped file
     load_weights(other, tmp_path / "VNet.onnx")
     for name, values in network.state_dict().items():
         if not name.endswith("num_batches_tracked"):
@@ -61,19 +61,19 @@ def test_exported_network_is_that_of_pytorch(tmp_path):
         load_weights(VNet((4, 8), (1, 2)), tmp_path / "VNet.onnx")
 
 
-@pytest.mark.parametrize("settled", [True, False])
-def test_settled_normalisation_is_that_of_users_and_still_learned(settled):
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_normalisation_is_that_of_inference_and_has_gradients(frozen):
     torch.manual_seed(0)
     network = VNet((4, 6), (1, 1)).train()
-    train_vnet._settle(network, settled)
+    train_vnet._freeze_statistics(network, frozen)
     volume = torch.rand(1, 1, 8, 8, 8)
     before = {name: values.clone() for name, values in network.named_buffers()}
     network(volume).sum().backward()
     kept = all(torch.equal(values, before[name]) for name, values in network.named_buffers())
-    assert kept == settled
+    assert kept == frozen
     assert all(parameter.grad is not None for parameter in network.parameters())
-    seen_in_training = network(volume)
-    assert torch.allclose(seen_in_training, network.eval()(volume), atol=1e-6) == settled
+    in_training = network(volume)
+    assert torch.allclose(in_training, network.eval()(volume), atol=1e-6) == frozen
 
 
 def test_loss_is_dice_and_cross_entropy():
@@ -93,18 +93,18 @@ def test_loss_is_dice_and_cross_entropy():
     assert train_vnet.loss(logits, labels, known).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_an_organ_that_was_not_outlined_may_be_anywhere_in_the_background():
+def test_an_organ_without_a_mask_may_be_anywhere_in_the_background():
     labels = torch.zeros(1, 1, 2, 2, 2, dtype=torch.long)
     labels[..., 0] = 1
-    sees_background, sees_spleen = torch.full((2, 1, 3, 2, 2, 2), -9.0)
-    for logits, other in ((sees_background, 0), (sees_spleen, 2)):
+    background, spleen = torch.full((2, 1, 3, 2, 2, 2), -9.0)
+    for logits, other in ((background, 0), (spleen, 2)):
         logits[:, 1][labels[:, 0] == 1] = 9.0
         logits[:, other][labels[:, 0] == 0] = 9.0
     known, unknown = torch.tensor([[True, True, True]]), torch.tensor([[True, True, False]])
-    losses = [train_vnet.loss(logits, labels, unknown) for logits in (sees_background, sees_spleen)]
+    losses = [train_vnet.loss(logits, labels, unknown) for logits in (background, spleen)]
     assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-4)
     assert losses[0].item() < 0.1
-    assert train_vnet.loss(sees_spleen, labels, known) > 1.0
+    assert train_vnet.loss(spleen, labels, known) > 1.0
 
 
 def test_grid_and_labels_of_a_phantom(cohort, prepared):
@@ -119,7 +119,7 @@ def test_grid_and_labels_of_a_phantom(cohort, prepared):
     assert found == pytest.approx(millilitres, rel=0.02)
 
 
-def test_patches_depend_on_seed_and_number_and_keep_the_sides(prepared):
+def test_patches_depend_on_seed_and_number_and_are_not_mirrored(prepared):
     patches = vnet_data.Patches(None, prepared, 1.0, range(20), seed=3)
     shown = 0
     for number in range(20):
@@ -130,7 +130,7 @@ def test_patches_depend_on_seed_and_number_and_keep_the_sides(prepared):
         places = [np.argwhere(labels[0].numpy() == label) for label in (1, 2)]
         if min(map(len, places)) > 200:
             shown += 1
-            # LPS: the patient's right, where the liver is, comes first.
+            # LPS: the columns begin on the patient's right, the side of the liver.
             assert places[0][:, 2].mean() < places[1][:, 2].mean()
     assert shown >= 4
     again = vnet_data.Patches(None, prepared, 1.0, range(7, 20), seed=3)
@@ -138,7 +138,7 @@ def test_patches_depend_on_seed_and_number_and_keep_the_sides(prepared):
     assert not torch.equal(patches[7][0], patches[8][0])
 
 
-def test_interrupted_training_goes_on(cohort, tmp_path, monkeypatch):
+def test_interrupted_training_is_resumed(cohort, tmp_path, monkeypatch):
     cases = vnet_data.read_cases(cohort)[:2]
     monkeypatch.setattr(vnet_data, "PATCH_SIZE", (16, 24, 24))
     monkeypatch.setattr(train_vnet, "SAVE_EVERY", 1)
@@ -172,7 +172,7 @@ def test_interrupted_training_goes_on(cohort, tmp_path, monkeypatch):
 
 
 def write_decathlon(folder, labels, cases=1):
-    """A folder in Decathlon layout; the labels 0..n lie in the volume one beside the other."""
+    """A folder in Decathlon layout; the labels 0..n are beside each other in the volume."""
     (folder / "imagesTr").mkdir(parents=True)
     (folder / "labelsTr").mkdir()
     names = [f"case_{n}.nii.gz" for n in range(cases)]
@@ -216,22 +216,25 @@ def test_decathlon_folders(labels, livers, spleens, tmp_path):
     ("make", "sentence"),
     [
         (lambda t: t, "dataset.json"),
-        (lambda t: write_decathlon(t / "x", {"0": "background", "1": "lung"}), "is a liver"),
+        (
+            lambda t: write_decathlon(t / "x", {"0": "background", "1": "lung"}),
+            "a liver or a spleen is needed",
+        ),
         (lambda t: t / "none.csv", "none.csv"),
-        (lambda t: _csv(t, "ct\na.nii.gz\n"), "no organ is outlined in a"),
+        (lambda t: _csv(t, "ct\na.nii.gz\n"), "a have no mask"),
     ],
 )
-def test_data_that_cannot_be_used_is_refused(make, sentence, tmp_path, capsys):
+def test_unsuitable_data_is_refused(make, sentence, tmp_path, capsys):
     source = make(tmp_path)
     assert train_vnet.main([str(source), "-o", str(tmp_path / "run")]) == 1
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_leaving_out_a_stranger_is_refused(cohort, tmp_path, capsys):
-    arguments = [str(cohort), "--leave-out", "Mr X", "-o", str(tmp_path / "run")]
+def test_leaving_out_an_unknown_case_is_refused(cohort, tmp_path, capsys):
+    arguments = [str(cohort), "--leave-out", "none", "-o", str(tmp_path / "run")]
     assert train_vnet.main(arguments) == 1
-    assert "no case Mr X" in capsys.readouterr().err
+    assert "there is no case none" in capsys.readouterr().err
 
 
 def _csv(folder, text):

@@ -1,4 +1,4 @@
-"""Random changes of a CT and its organs: what they change, and what they must leave alone."""
+"""Augmentation of CTs with labels: what each transform changes, and what it must not change."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def item():
 
 
 def changed(transform, item, seed):
-    """The item after a change that is certain to happen."""
+    """The item after the transform, with probability 1."""
     transform.prob = 1.0
     transform.set_random_state(seed)
     return transform(item)
@@ -53,18 +53,18 @@ def volumes(labels):
     return [(labels == label).sum().item() for label in (LIVER, SPLEEN)]
 
 
-def test_picture_and_labels_move_together(item):
-    """Where a picture of the liver is bright, there the label is, however it was bent."""
-    seen = {**item, "volume": (item["labels"] == LIVER).float()}
+def test_volume_and_labels_are_deformed_alike(item):
+    """The deformed volume of the liver's label equals the deformed label."""
+    marked = {**item, "volume": (item["labels"] == LIVER).float()}
     for seed in range(6):
-        made = changed(Deform(PATCH), seen, seed)
+        made = changed(Deform(PATCH), marked, seed)
         assert made["volume"].shape == made["labels"].shape == (1, *PATCH)
         agree = (made["volume"] >= 0.5) == (made["labels"] == LIVER)
         assert agree.float().mean() > 0.9999
         assert volumes(made["labels"])[0] > 0
 
 
-def test_anatomy_varies_and_keeps_its_sides(item):
+def test_anatomy_varies_and_is_not_mirrored(item):
     before = volumes(item["labels"])
     ratios = []
     for seed in range(25):
@@ -75,7 +75,7 @@ def test_anatomy_varies_and_keeps_its_sides(item):
         assert liver < spleen  # no flips
     low, high = np.percentile(ratios, [5, 95], axis=0)
     assert (low < 0.75).all() and (high > 1.3).all()
-    # Spleens grow without their livers: their ratio varies too.
+    # The ratio of spleen and liver volume varies too.
     own = np.array(ratios)[:, 1] / np.array(ratios)[:, 0]
     assert own.std() / own.mean() > 0.15
 
@@ -89,7 +89,7 @@ def test_anatomy_varies_and_keeps_its_sides(item):
         (Surroundings, lambda item: item["volume"] == 0),
     ],
 )
-def test_only_its_own_place_is_changed(transform, may_change, item):
+def test_each_transform_changes_only_its_region(transform, may_change, item):
     differs = 0
     for seed in range(8):
         made = changed(transform(), item, seed)
@@ -100,7 +100,7 @@ def test_only_its_own_place_is_changed(transform, may_change, item):
     assert differs >= 6
 
 
-def test_what_the_scan_does_not_show_has_no_organs(item):
+def test_labels_outside_the_field_of_view_are_removed(item):
     for seed in range(12):
         made = changed(FieldOfView(), item, seed)
         black = made["volume"] == 0
@@ -116,19 +116,19 @@ def test_thick_slices_are_means(item):
     assert made.mean().item() == pytest.approx(item["volume"].mean().item(), rel=1e-3)
 
 
-def test_the_whole_depends_on_the_seed_alone(item):
+def test_the_augmentation_depends_on_the_seed_only(item):
     whole = augmentation(PATCH, WINDOW)
-    pictures = []
+    results = []
     for seed in (3, 4, 3):
         whole.set_random_state(seed)
         made = whole(item)
         assert made["volume"].shape == (1, *PATCH) and made["volume"].isfinite().all()
         assert set(made["labels"].unique().tolist()) <= {0, LIVER, SPLEEN}
-        pictures.append(torch.as_tensor(made["volume"]))
-    assert torch.equal(pictures[0], pictures[2]) and not torch.equal(pictures[0], pictures[1])
+        results.append(torch.as_tensor(made["volume"]))
+    assert torch.equal(results[0], results[2]) and not torch.equal(results[0], results[1])
 
 
-def test_every_change_is_in_the_whole():
+def test_every_transform_is_part_of_the_augmentation():
     kinds = {type(part) for part in augmentation(PATCH, WINDOW).transforms}
     own = {
         kind

@@ -1,4 +1,4 @@
-"""Who is learned from and who is held out: five folds by patient, stages balanced."""
+"""Cross-validation folds: split by patient, with the stages balanced."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,23 +8,23 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from cohort.manifest import Case
 
-VALIDATION_PART = 8  # one in so many of the learning patients only decides when to stop
+VALIDATION_PART = 8  # one in so many of the patients that are not tested on is for validation
 
 
 class Fold(NamedTuple):
-    """Indices of cases: to learn from, to decide when to stop, and held out to be judged on."""
+    """Indices of the cases for training, for validation (early stopping) and for testing."""
 
-    learned: list[int]
-    validated: list[int]
-    held: list[int]
+    train: list[int]
+    validation: list[int]
+    test: list[int]
 
 
 def split(cases: Sequence[Case], folds: int = 5, seed: int = 0) -> list[Fold]:
-    """Folds by `StratifiedGroupKFold` on the patient: all scans of one stand in the same part."""
+    """Folds by `StratifiedGroupKFold`; all scans of a patient are in the same part of a fold."""
     found = []
-    for rest, held in _parts(cases, np.arange(len(cases)), folds, seed):
-        learned, validated = _parts(cases, rest, VALIDATION_PART, seed)[0]
-        found.append(Fold(learned.tolist(), validated.tolist(), held.tolist()))
+    for rest, test in _parts(cases, np.arange(len(cases)), folds, seed):
+        train, validation = _parts(cases, rest, VALIDATION_PART, seed)[0]
+        found.append(Fold(train.tolist(), validation.tolist(), test.tolist()))
     return found
 
 
@@ -33,7 +33,7 @@ def _parts(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     stages = [cases[i].stage for i in among]
     patients = [cases[i].patient for i in among]
-    # No more parts than the most frequent stage has cases, which only a toy cohort would ask for.
+    # In very small cohorts the most frequent stage may have fewer cases than there are parts.
     parts = min(parts, len(set(patients)), max(np.bincount(stages)))
     splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-    return [(among[kept], among[held]) for kept, held in splitter.split(among, stages, patients)]
+    return [(among[rest], among[part]) for rest, part in splitter.split(among, stages, patients)]

@@ -1,9 +1,9 @@
-"""The cohort's manifest: which CT, which masks, which stage; who belongs to the study.
+"""The cohort's manifest: CT, masks and stage of each case, and the inclusion criteria.
 
     python Training/manifest.py COHORT.csv
 
-checks a manifest and lists every problem at once, by line. The columns are documented in
-docs/manifest.md. Inclusion criteria are those of Yin et al. 2021, "Patients" and Fig. 1.
+checks a manifest and lists all problems by line. The columns are documented in
+Training/docs/manifest.md. Inclusion criteria are those of Yin et al. 2021, "Patients" and Fig. 1.
 """
 
 import argparse
@@ -43,11 +43,11 @@ YES, NO = {"yes", "true", "1"}, {"no", "false", "0"}
 
 @dataclass(frozen=True)
 class Case:
-    """One CT of one patient; what the manifest leaves empty is None.
+    """One CT of one patient; values that are empty in the manifest are None.
 
-    line: in the manifest. name: unique (also without regard to case), fit for a file: the
-    patient's, the second scan's with -2. stage: METAVIR, 0..4. age: years. days: between CT and
-    histology.
+    line: line number in the manifest. name: unique regardless of letter case, usable as a file
+    name: the patient's code, with -2 for the second scan. stage: METAVIR, 0..4. age: years. days:
+    between CT and histology.
     """
 
     line: int
@@ -66,12 +66,12 @@ class Case:
     complete_liver: bool | None = None
 
     def content(self) -> list[str | None]:
-        """Digests (`resume.digest`) of CT, liver and spleen; None for a mask that is not given."""
+        """Digests (`resume.digest`) of CT, liver and spleen; None for a missing mask."""
         return [file and digest(file) for file in (self.ct, self.liver, self.spleen)]
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used; `problems` has one sentence for each reason."""
+    """A manifest that cannot be used; `problems` has one sentence per problem."""
 
     def __init__(self, path: Path, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -81,9 +81,9 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class Criteria:
-    """Who is included (Yin et al. 2021, "Patients"); None switches a criterion off.
+    """Inclusion criteria (Yin et al. 2021, "Patients"); None switches a criterion off.
 
-    What the manifest does not say about a case does not exclude it.
+    A case is not excluded by a value that is missing in the manifest.
     """
 
     min_age: float | None = 16
@@ -94,17 +94,17 @@ class Criteria:
 
 @dataclass(frozen=True)
 class Inclusion:
-    """Cases that are in, and each that is out with the first criterion that it failed."""
+    """Included cases, and excluded cases with the first criterion that they do not meet."""
 
     included: list[Case]
     excluded: list[tuple[Case, str]]
 
 
 def read_manifest(path: Path, grades: str = "metavir") -> list[Case]:
-    """The cases of a CSV or TSV; paths are relative to it.
+    """The cases of a CSV or TSV file; paths are relative to the file's folder.
 
-    grades: "metavir", stages F0..F4 (or 0..4), or "ishak", 0..6, which become METAVIR by
-    METAVIR_OF_ISHAK. Raises ManifestError with every problem that was found.
+    grades: "metavir", stages F0..F4 (or 0..4), or "ishak", stages 0..6, which are converted by
+    METAVIR_OF_ISHAK. Raises ManifestError with all problems.
     """
     path = Path(path)
     rows, problems = _rows(path)
@@ -126,7 +126,7 @@ def read_manifest(path: Path, grades: str = "metavir") -> list[Case]:
 
 
 def apply(cases: Sequence[Case], criteria: Criteria) -> Inclusion:
-    """Sort the cases by the criteria, in the order of the paper's Fig. 1."""
+    """Apply the criteria, in the order of the paper's Fig. 1."""
     included, excluded = [], []
     for case in cases:
         reason = next(_reasons(case, criteria), None)
@@ -138,9 +138,9 @@ def apply(cases: Sequence[Case], criteria: Criteria) -> Inclusion:
 
 
 def check_for_training(cases: Sequence[Case], path: Path, folds: int = 5) -> None:
-    """Raises ManifestError where the cohort cannot be learned from in `folds` folds."""
+    """Raise ManifestError if the cohort is not sufficient for training in `folds` folds."""
     problems = [
-        f"line {case.line}: no liver mask, which training needs."
+        f"line {case.line}: the liver mask is missing; training needs one."
         for case in cases
         if not case.liver
     ]
@@ -154,8 +154,8 @@ def check_for_training(cases: Sequence[Case], path: Path, folds: int = 5) -> Non
         other = first.setdefault(digest(case.ct), case)
         if other is not case:
             problems.append(
-                f"line {case.line}: the CT {case.ct.name} holds the same as that of line "
-                f"{other.line}; one of them has to go."
+                f"line {case.line}: the CT {case.ct.name} has the same content as the CT of line "
+                f"{other.line}; remove one of them."
             )
     patients = {case.patient for case in cases}
     if len(patients) < 2 * folds:
@@ -171,13 +171,13 @@ def check_for_training(cases: Sequence[Case], path: Path, folds: int = 5) -> Non
 
 
 def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-    """Line number and fields of every row, or what is wrong with the file as a whole."""
+    """Line number and fields of every row, and problems of the whole file."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         return [], [f"The file cannot be read: {error.strerror}."]
     except UnicodeDecodeError:
-        return [], ["The file is not UTF-8 text: save it as CSV with that encoding."]
+        return [], ["The file is not UTF-8 text; save it as CSV UTF-8."]
     lines = text.splitlines()
     if not lines or not lines[0].strip():
         return [], ["The file is empty; a line with column names is needed."]
@@ -188,12 +188,12 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
         f"line 1: the column {name!r} is missing." for name in REQUIRED if name not in names
     ]
     problems += [
-        f"line 1: the column {name!r} is not known; known are {', '.join(COLUMNS)}."
+        f"line 1: the column {name!r} is unknown; the columns are {', '.join(COLUMNS)}."
         for name in names
         if name not in COLUMNS
     ]
     twice = sorted({name for name in names if names.count(name) > 1})
-    problems += [f"line 1: the column {name!r} stands there twice." for name in twice]
+    problems += [f"line 1: the column {name!r} occurs twice." for name in twice]
     rows = []
     for fields in reader:
         if not any(field.strip() for field in fields):
@@ -207,7 +207,7 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
             rows.append((reader.line_num, dict(zip(names, fields))))
     if not rows and not problems:
         problems.append("The manifest has column names but no case.")
-    # Fields in wrong columns would only be reported a second time; other lines still count.
+    # Also check the values, unless the columns are wrong: then every line would be a problem.
     if not twice and set(REQUIRED) <= set(names) and problems:
         scratch: list[str] = []
         for line, row in rows:
@@ -221,7 +221,7 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
 def _case(
     line: int, row: dict[str, str], folder: Path, grades: str, problems: list[str]
 ) -> Case | None:
-    """One row as a case; problems are appended, and then it is None."""
+    """One row as a case; None if it has problems, which are appended."""
     before = len(problems)
     if not row["patient"]:
         problems.append("the patient is empty.")
@@ -293,7 +293,7 @@ def _file(part: str, value: str, folder: Path, problems: list[str]) -> Path | No
         return None
     path = folder / value
     if not path.exists():
-        problems.append(f"the {part} file {value} is not there.")
+        problems.append(f"the {part} file {value} does not exist.")
     elif path.is_dir() and part != "ct":
         problems.append(f"{part} is the folder {value}; a mask file is needed.")
     elif path.is_dir() and not any(path.iterdir()):
@@ -319,29 +319,29 @@ def _number(
 
 
 def _contradictions(cases: Sequence[Case]) -> list[str]:
-    """What only shows between lines.
+    """Problems that involve two lines.
 
-    One CT twice; one patient with two sexes or ages; two patients whose results would have one file
-    name, also where that knows neither case nor how a letter with an accent is written.
+    The same CT twice; different sexes or ages of one patient; two cases with the same file name,
+    also on file systems that ignore letter case and Unicode normalisation.
     """
     problems = []
-    seen: dict[Path, Case] = {}
-    first: dict[str, Case] = {}
-    named: dict[str, Case] = {}
+    by_ct: dict[Path, Case] = {}
+    by_patient: dict[str, Case] = {}
+    by_name: dict[str, Case] = {}
     for case in cases:
-        other = named.setdefault(unicodedata.normalize("NFKC", case.name).casefold(), case)
+        other = by_name.setdefault(unicodedata.normalize("NFKC", case.name).casefold(), case)
         if other is not case:
             problems.append(
                 f"line {case.line}: {_which(case, cases)} would have the same case name as "
                 f"{_which(other, cases)} in line {other.line} ({case.name}, {other.name}); give "
                 "one of them another code, or both the same if they are one patient."
             )
-        other = seen.setdefault(case.ct.resolve(), case)
+        other = by_ct.setdefault(case.ct.resolve(), case)
         if other is not case:
             problems.append(
-                f"line {case.line}: the CT {case.ct.name} is that of line {other.line}."
+                f"line {case.line}: the CT {case.ct.name} is also the CT of line {other.line}."
             )
-        same = first.setdefault(case.patient, case)
+        same = by_patient.setdefault(case.patient, case)
         if None not in (same.sex, case.sex) and same.sex != case.sex:
             problems.append(
                 f"line {case.line}: patient {case.patient} is {case.sex}, but {same.sex} in line "
@@ -368,7 +368,7 @@ def _header_problems(part: str, file: Path) -> list[str]:
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        return [f"the {part} file {file.name} is not an image that can be read."]
+        return [f"the {part} file {file.name} cannot be read as an image."]
     if reader.GetDimension() != 3:
         return [f"the {part} file {file.name} has {reader.GetDimension()} dimensions, not 3."]
     return []
@@ -382,7 +382,7 @@ def _reasons(case: Case, criteria: Criteria) -> Iterator[str]:
     if None not in (criteria.phase, case.phase) and case.phase != criteria.phase:
         yield f"not in the {criteria.phase} phase"
     if criteria.complete_liver and case.complete_liver is False:
-        yield "liver not complete on the CT"
+        yield "liver not completely covered by the CT"
 
 
 def _line_of(problem: str) -> int:
@@ -390,12 +390,27 @@ def _line_of(problem: str) -> int:
     return int(found[1]) if found else 0
 
 
+def add_grades(parser: argparse.ArgumentParser) -> None:
+    """Add the option --grades, for the parameter `grades` of `read_manifest`."""
+    parser.add_argument(
+        "--grades",
+        choices=("metavir", "ishak"),
+        default="metavir",
+        help="score of the manifest's stages; Ishak stages are converted to METAVIR",
+    )
+
+
+def size(cases: Sequence[Case]) -> str:
+    """The numbers of CTs and patients, as text."""
+    return f"{len(cases)} CTs of {len({case.patient for case in cases})} patients"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description="Check a cohort's manifest.")
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument("--grades", choices=("metavir", "ishak"), default="metavir")
-    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("manifest", type=Path, help="CSV or TSV (Training/docs/manifest.md)")
+    add_grades(parser)
+    parser.add_argument("--folds", type=int, default=5, help="folds of the training (default: 5)")
     options = parser.parse_args(arguments)
     try:
         cases = read_manifest(options.manifest, options.grades)
@@ -404,9 +419,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(refusal, file=sys.stderr)
         return 1
     inclusion = apply(cases, Criteria())
-    patients = len({case.patient for case in cases})
-    print(f"{len(cases)} CTs of {patients} patients; nothing is wrong with the manifest.")
-    print(f"By the paper's criteria {len(inclusion.included)} are included.")
+    print(f"{size(cases)}; no problems found in the manifest.")
+    print(f"{len(inclusion.included)} CTs meet the paper's inclusion criteria.")
     return 0
 
 

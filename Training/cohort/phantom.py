@@ -1,9 +1,9 @@
-"""Seeded phantoms of an upper abdomen on portal-venous CT, with a known stage of liver fibrosis.
+"""Simulated portal-venous CTs of the upper abdomen with a known stage of liver fibrosis.
 
     python Training/phantom.py -n 252 --seed 1 -o COHORT     CTs, masks and COHORT/manifest.csv
     python Training/phantom.py --sample LiverFibrosisStaging/Resources/SampleData   the sample CT
 
-What the stage changes is known, which no patient's CT can offer, and each effect can be switched:
+Unlike in patients' CTs, the effects of the stage are known. Each can be switched off:
 
 surface   nodularity of the liver's surface (Smith et al. 2016, Radiology 280:771-781)
 texture   coarser parenchyma; regenerative nodules from F3 on (Goshima and Bae 2017, Radiology
@@ -13,19 +13,19 @@ lobes     smaller right lobe, larger caudate lobe (Harbin et al. 1980, Radiology
 portal    wider portal vein (Bolondi et al. 1982, Radiology 142:167-172)
 ascites, varices   in part of the F4 cases (D'Amico et al. 2006, J Hepatol 44:217-231)
 
-The directions are the literature's. The magnitudes are chosen so that a small network sees them at
-4 x 2 x 2 mm and neighbouring stages overlap; they are not measured in patients.
+The directions of the effects are taken from the literature. The magnitudes were not measured in
+patients; they are chosen so that a small network can detect them at 4 x 2 x 2 mm and neighbouring
+stages overlap.
 
-Coordinates are LPS in mm, arrays [slice, row, column]; x grows to the patient's left, y to the
-back, z to the head. A shape is a function that is about the distance to its surface, negative
-inside.
+Coordinates are LPS in mm, arrays [slice, row, column]; x increases towards the patient's left, y
+towards the back, z towards the head. A shape is a function that gives approximately the signed
+distance to its surface, negative inside.
 """
 
 import argparse
-import csv
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -36,13 +36,15 @@ import scipy.fft
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from common.resume import RunError, keep
-from LiverFibrosisStagingLib import __version__
+from common.files import unfinished
+from common.resume import check_plan
+from common.tables import write_csv
+from LiverFibrosisStagingLib import StagingError, __version__
 from LiverFibrosisStagingLib.imaging.organs import LIVER_LABEL, SPLEEN_LABEL, write_labels
 
 EFFECTS = ("surface", "texture", "spleen", "lobes", "portal", "ascites", "varices")
 # Patients per stage, and their median age, share of men, specimens and etiologies: Yin et al. 2021,
-# Table 1. Its F0 had no histology: healthy by history.
+# Table 1. Its F0 patients had no histology; they were healthy by history.
 PATIENTS = (134, 8, 10, 18, 82)
 MEDIAN_AGE = (63, 64, 57, 48, 60)
 MEN = (0.507, 0.375, 0.7, 0.611, 0.622)
@@ -93,7 +95,7 @@ class Phantom(NamedTuple):
 
 
 class Signs(NamedTuple):
-    """What a stage looks like: the only numbers that depend on it."""
+    """Imaging signs: all parameters of a phantom that depend on the stage."""
 
     surface_mm: float  # standard deviation of the liver's surface about its smooth shape
     surface_wavelength_mm: float
@@ -111,18 +113,20 @@ class Signs(NamedTuple):
 def signs(
     stage: int, rng: np.random.Generator, effects: Iterable[str] = EFFECTS, strength: float = 1.0
 ) -> Signs:
-    """Signs of `stage` 0..4; an effect that is not in `effects` looks as in F0.
+    """Signs of `stage` 0..4; effects that are not in `effects` are as in F0.
 
-    strength: factor of all severities. With 1, as in the cohorts, the mean spleen grows from 204 mL
-    in F0 to 427 in F4, with 2 from 215 to 943; Pickhardt et al. 2017 found 215 and 791.
+    strength: factor of all severities. With 1, as in the cohorts, the mean spleen volume is 204 mL
+    in F0 and 427 mL in F4; with 2 it is 215 and 943 mL. Pickhardt et al. 2017 measured 215 and 791.
 
-    Neighbouring stages overlap: a patient's severity scatters about the stage with a standard
-    deviation of 0.6, and each sign has a scatter of its own on top.
+    Neighbouring stages overlap: a patient's severity varies around the stage with a standard
+    deviation of 0.6, and each sign varies in addition.
     """
     effects = tuple(effects)
     unknown = set(effects) - set(EFFECTS)
     if stage not in range(5) or unknown:
-        raise ValueError(f"Stage 0..4 and effects of {EFFECTS} are needed: {stage}, {effects}.")
+        raise ValueError(
+            f"stage {stage}, effects {effects}: needed are 0..4 and effects of {EFFECTS}."
+        )
     scatter, *own = rng.normal(0, (0.6, 0.15, 0.1, 0.15, 0.1, 0.2, 0.04, 0.15, 0.1))
     fluid, bleeding = rng.random(2)
     severity = {
@@ -159,22 +163,22 @@ def phantom(
     table: bool = True,
     scan: int = 0,
 ) -> Phantom:
-    """One patient of `stage` 0..4. The same seed gives the same anatomy in every stage.
+    """A patient of `stage` 0..4. The same seed gives the same anatomy in every stage.
 
-    scan: 0, 1, ...: another examination of the same patient, lying differently, with other noise.
-
-    spacing: (slice, row, column) mm; size: voxels in the same order, about 230 x 320 x 400 mm for
-    the whole upper abdomen (less shows a part of it, centred). effects: those of `EFFECTS` that
-    the stage changes; strength: see `signs`. Raises ValueError for an unknown stage or effect.
+    spacing: (slice, row, column) mm. size: voxels in the same order; the whole upper abdomen takes
+    about 230 x 320 x 400 mm, and a smaller volume shows its centre. effects: those of `EFFECTS`
+    that the stage changes. strength: see `signs`. table: with the scanner's table. scan: number of
+    the examination of this patient; examinations differ in positioning and noise. Raises ValueError
+    for an unknown stage or effect.
     """
     pose, anatomy, fibrosis, noise = map(
         np.random.default_rng, np.random.SeedSequence(seed).spawn(4)
     )
     if scan:
         pose, noise = map(np.random.default_rng, np.random.SeedSequence([seed, scan]).spawn(2))
-    seen = signs(stage, fibrosis, effects, strength)
+    shown = signs(stage, fibrosis, effects, strength)
     canvas = _Canvas(spacing, size, pose)
-    liver, spleen = _draw(canvas, anatomy, fibrosis, seen)
+    liver, spleen = _draw(canvas, anatomy, fibrosis, shown)
     if table:
         half_width, height = 210.0, anatomy.uniform(6, 14) + canvas.back
         canvas.paint(lambda x, y, z: np.maximum(abs(y - height) - 2, abs(x) - half_width), -650)
@@ -188,7 +192,7 @@ def phantom(
 
 
 class _Canvas:
-    """HU on a grid, in the patient's coordinates: turned and shifted a little in the scanner."""
+    """HU on a grid, in the coordinates of a patient who is slightly rotated and shifted."""
 
     def __init__(
         self,
@@ -198,7 +202,7 @@ class _Canvas:
     ) -> None:
         self.spacing, self.size = np.array(spacing), size
         self.hu = np.full(size, AIR, np.float32)
-        self.back = 0.0  # y of the patient's back, where the table lies
+        self.back = 0.0  # y of the patient's back
         a, b, c = np.radians(rng.normal(0, 2.5, 3))
         self.turn = (
             np.array([[1, -a, 0], [a, 1, 0], [0, 0, 1]])
@@ -236,7 +240,7 @@ class _Canvas:
     def paint(
         self, shape: Shape | np.ndarray, hu: float | np.ndarray, box: tuple[slice, ...] = (...,)
     ) -> None:
-        """Fill a shape with `hu`; at its surface voxels are mixed, as a scanner's are."""
+        """Fill a shape with `hu`, with partial volume at its surface."""
         distance = shape if isinstance(shape, np.ndarray) else self.at(shape, box)
         share = np.clip(0.5 - distance / 2.0, 0, 1)
         view = self.hu[box]
@@ -249,7 +253,7 @@ class _Canvas:
         hu: float,
         inner: float | None = None,
     ) -> None:
-        """Paint an ellipsoid; with `inner`, a wall of 4 mm in `hu` around that content."""
+        """Paint an ellipsoid of `hu`; with `inner`, a wall of 4 mm around content of `inner` HU."""
         box = self.box(centre, radius)
         distance = self.at(_ellipsoid(centre, radius), box)
         self.paint(distance, hu, box)
@@ -263,9 +267,9 @@ class _Canvas:
 
 
 def _draw(
-    canvas: _Canvas, rng: np.random.Generator, fibrosis: np.random.Generator, seen: Signs
+    canvas: _Canvas, rng: np.random.Generator, fibrosis: np.random.Generator, shown: Signs
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paint the abdomen from the outside in; masks of liver and spleen, bool."""
+    """Paint the abdomen from the outside to the inside; masks of liver and spleen, bool."""
     width, depth = rng.uniform(145, 175), rng.uniform(98, 122)
     fat, wall = rng.uniform(6, 26), rng.uniform(9, 14)
     top = rng.uniform(72, 84)  # the right dome of the diaphragm
@@ -288,7 +292,7 @@ def _draw(
     canvas.paint(np.maximum(inside, -above), LUNG)
     canvas.blob((20, -30, top + 25), (50, 42, 32), rng.uniform(130, 170))  # heart
 
-    # Bowel below the liver, stomach with gas in front (the patient lies on the back).
+    # Bowel below the liver; stomach with gas at its front, since the patient is supine.
     low = canvas.box((0, 0, -100), (width, depth, 60))
     loops = _waves(rng, canvas.hu[low].shape, canvas.spacing, 45.0)
     loops = np.maximum(4 - 10 * loops, inside[low] + 4)
@@ -307,14 +311,14 @@ def _draw(
         canvas.blob(kidney, (28, 24, 50), rng.uniform(160, 195))
         canvas.blob(kidney - (side * 12, 0, 0), (12, 9, 24), FAT)
 
-    # Ascites lies along the wall and around the organs, which it keeps off the wall.
-    fluid = seen.ascites_mm
+    # Ascites between the abdominal wall and the organs.
+    fluid = shown.ascites_mm
     if fluid:
         canvas.paint(np.maximum.reduce([inside, -inside - fluid, above]), FLUID - 10)
 
-    # Spleen: under the left ribs, its shape free, its volume the stage's.
+    # Spleen: below the left ribs, random shape, volume according to the stage.
     form = np.exp(jitter(0, 0.08, 3)) * (0.95, 0.62, 1.35)
-    scale = np.cbrt(seen.spleen_ml * 1000 / (4 / 3 * np.pi * form.prod()) / 0.85)
+    scale = np.cbrt(shown.spleen_ml * 1000 / (4 / 3 * np.pi * form.prod()) / 0.85)
     radius = form * scale
     reach = width * (1 - fat / depth) - wall - 4
     centre = np.array([reach - fluid - radius[0], 30, 18 - 0.3 * (radius[2] - 45)]) + jitter(
@@ -329,10 +333,10 @@ def _draw(
     spleen_mask = np.zeros(canvas.size, bool)
     spleen_mask[box] = spleen < 0
 
-    # Liver: right and left lobe, shaped by diaphragm, wall and spine, roughened by the stage.
+    # Liver: right, left and caudate lobe, bounded by diaphragm, wall and spine; nodular surface.
     right = np.array([-72, 0, top - 78]) + jitter(0, 4, 3)
     left = np.array([-8, -40, top - 58]) + jitter(0, 5, 3)
-    right_radius = rng.uniform((68, 70, 74), (82, 84, 88)) * seen.right_lobe
+    right_radius = rng.uniform((68, 70, 74), (82, 84, 88)) * shown.right_lobe
     left_radius = rng.uniform((60, 28, 36), (82, 38, 50))
     box = canvas.box((-40, 0, top - 78), (120, 105, 95))
     liver = _smooth_union(
@@ -341,21 +345,21 @@ def _draw(
         18.0,
     )
     caudate = np.array([-18, spine[1] - 52, top - 66])
-    caudate_radius = seen.caudate_mm * np.array([0.9, 0.8, 1.2])
+    caudate_radius = shown.caudate_mm * np.array([0.9, 0.8, 1.2])
     liver = _smooth_union(liver, canvas.at(_ellipsoid(caudate, caudate_radius), box), 8.0)
     liver += 4 * _waves(rng, liver.shape, canvas.spacing, 70.0)
     cava = np.float32([-24, spine[1] - 34])
     back = np.hypot(canvas.xyz[0][box] * 0.8, canvas.xyz[1][box] - spine[1])
     liver = np.maximum.reduce([liver, inside[box] + 4 + fluid, above[box] + 3, 38 - back])
-    liver += seen.surface_mm * _waves(
-        fibrosis, liver.shape, canvas.spacing, seen.surface_wavelength_mm
+    liver += shown.surface_mm * _waves(
+        fibrosis, liver.shape, canvas.spacing, shown.surface_wavelength_mm
     )
     liver = np.maximum.reduce([liver, inside[box] + 1 + fluid, above[box] + 1])
-    texture = _waves(fibrosis, liver.shape, canvas.spacing, seen.texture_wavelength_mm)
-    parenchyma = rng.normal(105, 8) + seen.texture_hu * texture
-    if seen.nodules_hu:
+    texture = _waves(fibrosis, liver.shape, canvas.spacing, shown.texture_wavelength_mm)
+    parenchyma = rng.normal(105, 8) + shown.texture_hu * texture
+    if shown.nodules_hu:
         nodules = _waves(fibrosis, liver.shape, canvas.spacing, 16.0)
-        parenchyma += seen.nodules_hu * np.clip(nodules - 0.8, 0, 1)
+        parenchyma += shown.nodules_hu * np.clip(nodules - 0.8, 0, 1)
     canvas.paint(liver, parenchyma, box)
     liver_mask = np.zeros(canvas.size, bool)
     liver_mask[box] = liver < 0
@@ -365,7 +369,7 @@ def _draw(
     canvas.tube((14, spine[1] - 32, -200), (10, spine[1] - 30, 200), 11, rng.normal(155, 10))
     canvas.tube((*cava, -200), (*cava, top - 5), rng.uniform(10, 13), venous)
     hilum = np.array([-32, cava[1] - 28, top - 88]) + jitter(0, 3, 3)
-    canvas.tube((5, hilum[1] + 12, hilum[2] - 35), hilum, seen.portal_mm, portal)
+    canvas.tube((5, hilum[1] + 12, hilum[2] - 35), hilum, shown.portal_mm, portal)
     for end in ((-62, 2, 0), (-92, 18, 18), (-90, -8, -32), (-10, -38, 22), (-70, -30, 8)):
         end = np.add(end, (0, 0, top - 82)) + jitter(0, 5, 3)
         canvas.tube(hilum, end, rng.uniform(2.5, 4), portal)
@@ -374,12 +378,12 @@ def _draw(
         canvas.tube((*cava, top - 22), end, rng.uniform(2.5, 4), venous)
 
     between = np.array([62, 10, top - 62])
-    for _ in range(seen.varices):
+    for _ in range(shown.varices):
         start = between + fibrosis.normal(0, (10, 9, 18))
         end = start + fibrosis.normal(0, 14, 3)
         canvas.tube(start, end, fibrosis.uniform(2.5, 4.5), portal)
 
-    # Bones last: nothing lies over them. Discs between vertebrae, ribs running down to the front.
+    # Bones last, over everything else: vertebrae with discs, ribs descending towards the front.
     canvas.blob((-34, spine[1], 0), (18, 18, 400), MUSCLE)
     canvas.blob((34, spine[1], 0), (18, 18, 400), MUSCLE)
     x, y, z = canvas.xyz
@@ -429,8 +433,8 @@ def _smooth_union(first: np.ndarray, second: np.ndarray, width: float) -> np.nda
 def _waves(
     rng: np.random.Generator, shape: tuple[int, ...], spacing: np.ndarray, wavelength: float
 ) -> np.ndarray:
-    """Random field, standard deviation 1, whose waves are about `wavelength` mm long."""
-    # The grid is rounded up to lengths that transform fast; its borders wrap, hence the margin.
+    """Random field with standard deviation 1 and wavelengths of about `wavelength` mm."""
+    # A margin, because the field is periodic; then rounded up to fast transform lengths.
     padded = [
         scipy.fft.next_fast_len(int(n + wavelength / s), True) for n, s in zip(shape, spacing)
     ]
@@ -449,8 +453,8 @@ def _scanner_noise(
 ) -> np.ndarray:
     """Noise of 10 to 15 HU at 0.8 x 0.8 x 2.5 mm, less in larger voxels.
 
-    Its power rises with the frequency in plane and falls off again towards the finest details, as
-    that of filtered back-projection does.
+    As with filtered back-projection, its power increases with the in-plane frequency and decreases
+    towards the highest frequencies.
     """
     spectrum = scipy.fft.rfft2(rng.standard_normal(size, np.float32))
     frequency = np.hypot(np.fft.fftfreq(size[1])[:, None], np.fft.rfftfreq(size[2]))
@@ -461,19 +465,18 @@ def _scanner_noise(
 
 
 def write(case: Phantom, prefix: Path) -> dict[str, str]:
-    """Write PREFIX_ct.nii.gz, PREFIX_liver.nii.gz, PREFIX_spleen.nii.gz; their names by kind."""
+    """Write PREFIX_ct.nii.gz, PREFIX_liver.nii.gz and PREFIX_spleen.nii.gz; kind -> file name."""
     names = {}
     for kind, image in case._asdict().items():
         path = prefix.with_name(f"{prefix.name}_{kind}.nii.gz")
-        unfinished = path.with_name(f"unfinished_{path.name}")
-        sitk.WriteImage(image, unfinished, useCompression=True)
-        unfinished.replace(path)
+        with unfinished(path) as file:
+            sitk.WriteImage(image, file, useCompression=True)
         names[kind] = path.name
     return names
 
 
 def write_sample(folder: Path) -> None:
-    """Write the project's sample: its CT, and its organs as a segmentation of Slicer's."""
+    """Write the sample data: the CT, and liver and spleen as a Slicer segmentation."""
     folder.mkdir(parents=True, exist_ok=True)
     case, name = phantom(SAMPLE_STAGE, SAMPLE_SEED), f"phantom_F{SAMPLE_STAGE}"
     sitk.WriteImage(case.ct, folder / f"{name}_ct.nii.gz", useCompression=True)
@@ -482,9 +485,9 @@ def write_sample(folder: Path) -> None:
 
 
 def stage_counts(count: int) -> list[int]:
-    """Patients per stage F0..F4 among `count` >= 5: as in the paper, one of each at least."""
+    """Patients per stage F0..F4 among `count` >= 5: shares as in the paper, at least one each."""
     if count < len(PATIENTS):
-        raise ValueError(f"A cohort needs {len(PATIENTS)} patients or more, not {count}.")
+        raise StagingError(f"{count} patients: a cohort needs {len(PATIENTS)} or more.")
     exact = np.array(PATIENTS) * count / sum(PATIENTS)
     counts = np.maximum(np.floor(exact), 1).astype(int)
     while counts.sum() != count:
@@ -497,8 +500,8 @@ def stage_counts(count: int) -> list[int]:
 def patients(count: int, seed: int, balanced: bool = False) -> list[dict[str, str | int]]:
     """The manifest's rows without files, one per scan, in shuffled order.
 
-    Stages are as many as in the paper, or with `balanced` taken in turn. The first patients of F0
-    and F4 have two scans. `seed` of a row is that of the phantom, `scan` its number.
+    The stages have the shares of the paper's cohort; with `balanced`, equal shares. One patient
+    with F0 and one with F4 have two scans, unless `balanced`. seed, scan: arguments of `phantom`.
     """
     counts = stage_counts(count) if not balanced else None
     stages = np.arange(count) % 5 if balanced else np.repeat(np.arange(5), counts)
@@ -538,10 +541,10 @@ def write_cohort(
     balanced: bool = False,
     strength: float = 1.0,
 ) -> Path:
-    """Write the CTs and masks of `count` phantom patients and the manifest; the manifest's path.
+    """Write CTs and masks of `count` simulated patients and their manifest; returns its path.
 
-    Scans that are in the folder already are kept, so that an interrupted run goes on. Raises
-    RunError where the folder holds another cohort.
+    Scans that exist in the folder are kept, so that an interrupted run can be resumed. Raises
+    RunError if the folder contains another cohort.
     """
     effects = tuple(effects)
     rows = patients(count, seed, balanced)
@@ -553,19 +556,15 @@ def write_cohort(
         "strength": strength,
         "software": __version__,
     }
-    keep(folder / "cohort.json", plan, made=folder.glob("*_ct.nii.gz"))
+    check_plan(folder / "cohort.json", plan, outputs=folder.glob("*_ct.nii.gz"))
     one = partial(_write_one, folder=folder, effects=effects, strength=strength)
     with ProcessPoolExecutor(workers) as pool:
         rows = list(tqdm(pool.map(one, rows), "Phantoms", len(rows), unit="CT"))
     manifest = folder / "manifest.csv"
     columns = ["patient", "ct", "liver", "spleen", "stage"]
     columns += ["age", "sex", "etiology", "specimen", "days", "phase"]
-    unfinished = manifest.with_suffix(".part")
-    with unfinished.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    unfinished.replace(manifest)
+    with unfinished(manifest) as file:
+        write_csv(file, [columns, *([row[column] for column in columns] for row in rows)])
     return manifest
 
 
@@ -581,38 +580,42 @@ def _write_one(
     return {**row, **files}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Write phantom CTs of liver fibrosis.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-n", type=int, default=sum(PATIENTS), help="number of patients")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--balanced", action="store_true", help="stages in turn, not as in the paper"
+        "--balanced", action="store_true", help="equal shares of the stages, not the paper's"
     )
-    parser.add_argument("--effects", nargs="+", choices=EFFECTS, default=EFFECTS)
+    parser.add_argument(
+        "--effects", nargs="+", choices=EFFECTS, default=EFFECTS, help="that the stage changes"
+    )
     parser.add_argument("--strength", type=float, default=1.0, help="factor of the effects")
-    parser.add_argument("-o", "--output", type=Path, help="folder of the cohort")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--sample", type=Path, help="write the project's sample CT to this folder")
-    arguments = parser.parse_args()
-    if not (arguments.output or arguments.sample):
-        parser.error("give -o FOLDER or --sample FOLDER")
-    if arguments.sample:
-        write_sample(arguments.sample)
-    if arguments.output:
-        try:
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="of the cohort")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument(
+        "--sample", type=Path, metavar="FOLDER", help="write the extension's sample data there"
+    )
+    options = parser.parse_args(arguments)
+    if not (options.output or options.sample):
+        parser.error("-o FOLDER or --sample FOLDER is needed")
+    try:
+        if options.sample:
+            write_sample(options.sample)
+        if options.output:
             write_cohort(
-                arguments.output,
-                arguments.n,
-                arguments.seed,
-                arguments.effects,
-                arguments.workers,
-                arguments.balanced,
-                arguments.strength,
+                options.output,
+                options.n,
+                options.seed,
+                options.effects,
+                options.workers,
+                options.balanced,
+                options.strength,
             )
-        except (RunError, OSError) as refusal:
-            print(refusal, file=sys.stderr)
-            return 1
+    except (StagingError, OSError) as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Who is in the study: flow chart (the paper's Fig. 1) and demographics (its Table 1)."""
+"""Flow chart (the paper's Fig. 1) and characteristics of the cohort (its Table 1)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from cohort.manifest import Case, Inclusion
-from common.tables import write_csv
+from cohort.manifest import Case, Inclusion, size
+from common.figures import save_figure
+from common.tables import MISSING, write_csv, write_markdown
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
 
 UNKNOWN = "not stated"
@@ -16,24 +17,18 @@ UNKNOWN = "not stated"
 
 def report(inclusion: Inclusion, folder: Path) -> None:
     """Write figures/fig_1_flow_chart.png and .pdf, tables/table_1.csv and .md, excluded.csv."""
-    tables, figures = folder / "tables", folder / "figures"
-    for made in (tables, figures):
-        made.mkdir(parents=True, exist_ok=True)
-    chart = flow_chart(inclusion)
-    chart.savefig(figures / "fig_1_flow_chart.png", dpi=150)
-    chart.savefig(figures / "fig_1_flow_chart.pdf", metadata={"CreationDate": None})
+    save_figure(flow_chart(inclusion), folder / "figures", "fig_1_flow_chart")
+    tables = folder / "tables"
+    tables.mkdir(parents=True, exist_ok=True)
     lines = table_1(inclusion.included)
     write_csv(tables / "table_1.csv", lines)
-    header, *body = lines
-    rows = [header, ["---"] * len(header), *body]
-    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    (tables / "table_1.md").write_text(f"{text}\n\n{RESEARCH_USE}\n", encoding="utf-8")
+    write_markdown(tables / "table_1.md", lines, RESEARCH_USE)
     reasons = [[case.name, str(case.line), why] for case, why in inclusion.excluded]
     write_csv(tables / "excluded.csv", [["name", "line", "reason"], *reasons])
 
 
 def flow_chart(inclusion: Inclusion) -> Figure:
-    """Boxes from all cases to those that are included, with those that fell out at each step."""
+    """All cases, included cases, and the numbers of excluded cases with the reasons."""
     reasons = Counter(why for _, why in inclusion.excluded)
     everyone = [*inclusion.included, *(case for case, _ in inclusion.excluded)]
     figure = Figure(figsize=(7.5, 3.2 + 0.5 * len(reasons)), layout="constrained")
@@ -43,13 +38,13 @@ def flow_chart(inclusion: Inclusion) -> Figure:
     boxed = {"boxstyle": "round,pad=0.6", "facecolor": "white", "edgecolor": "black"}
     counts = Counter(case.stage for case in inclusion.included)
     stages = ", ".join(f"{name} {counts[s]}" for s, name in enumerate(STAGES))
-    top, bottom = f"In the manifest\n{_size(everyone)}", f"Included\n{_size(inclusion.included)}"
+    top, bottom = f"In the manifest\n{size(everyone)}", f"Included\n{size(inclusion.included)}"
     axes.annotate(
         "", (2.6, 2.6), (2.6, 7.6), arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1.2}
     )
     axes.text(2.6, 8.6, top, ha="center", va="center", bbox=boxed)
     axes.text(2.6, 1.4, f"{bottom}\n{stages}", ha="center", va="center", bbox=boxed)
-    out = "\n".join(f"{count} {why}" for why, count in reasons.most_common()) or "nobody"
+    out = "\n".join(f"{count} {why}" for why, count in reasons.most_common()) or "none"
     axes.annotate(
         "", (4.7, 5), (2.6, 5), arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1.2}
     )
@@ -59,7 +54,7 @@ def flow_chart(inclusion: Inclusion) -> Figure:
 
 
 def table_1(cases: Sequence[Case]) -> list[list[str]]:
-    """A line for each characteristic, a column for each stage and for all, as text."""
+    """A row for each characteristic, a column for each stage and for all cases, as text."""
     groups = [[case for case in cases if case.stage == s] for s in range(len(STAGES))]
     groups.append(list(cases))
     lines = [["Characteristic", *STAGES, "All"]]
@@ -79,13 +74,9 @@ def table_1(cases: Sequence[Case]) -> list[list[str]]:
     return lines
 
 
-def _size(cases: Sequence[Case]) -> str:
-    return f"{len(cases)} CTs of {len({case.patient for case in cases})} patients"
-
-
 def _spread(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
-        return "-"
+        return MISSING
     deviation = f" ({np.std(known, ddof=1):.1f})" if len(known) > 1 else ""
     return f"{np.mean(known):.1f}{deviation}"

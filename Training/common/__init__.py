@@ -1,1 +1,1 @@
-"""What several commands share: resuming a run, tables."""
+"""What the commands share: plans of runs, files, tables, figures, options, cache."""

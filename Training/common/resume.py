@@ -1,7 +1,8 @@
-"""What may be gone on with: a folder takes one run, and what is held out was never learned from.
+"""Checks before a run is resumed or a network is tested.
 
-Cases are told by the content of their files, so that neither another patient under the same name
-nor the same CT under another name passes.
+A folder holds one run, and no network is tested on a CT that it was trained on. Cases are
+identified by the content of their files, not by their names: another patient under the same name
+and the same CT under another name are both detected.
 """
 
 import glob
@@ -14,22 +15,23 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
+from common.files import write_text
 from LiverFibrosisStagingLib import StagingError
 from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import read_onnx
 
-LEARNED_KEY = "learned_from"  # in an exported file's metadata and in a checkpoint
+TRAINING_CTS_KEY = "learned_from"  # in an exported file's metadata and in a checkpoint
 HEADERS = (".mhd", ".nhdr")
-UNKNOWN = "unknown"  # stands among digests for CTs of which nothing is known
+UNKNOWN = "unknown"  # among the digests: the network was also trained on unknown CTs
 
 
 class RunError(StagingError):
-    """A run that cannot go on; the sentence says why."""
+    """A run that is refused; the message gives the reason."""
 
 
 def digest(path: Path) -> str:
-    """16 letters of the SHA-256 of a file's content, or of a folder's files whatever their names.
+    """First 16 digits of the SHA-256 of a file, or of a folder's files regardless of their names.
 
-    Raises StagingError where it cannot be read.
+    Raises StagingError if it cannot be read.
     """
     try:
         files = sorted(_files(path))
@@ -43,13 +45,13 @@ def digest(path: Path) -> str:
 def _files(path: Path) -> Iterable[Path]:
     if path.is_dir():
         return path.rglob("*")
-    # A header's voxels lie in a file beside it, of the same stem.
+    # A header's voxels are in a file beside it with the same stem.
     return path.parent.glob(f"{glob.escape(path.stem)}.*") if path.suffix in HEADERS else [path]
 
 
 @cache
 def _of_file(path: Path, size: int, changed: int) -> bytes:
-    """The digest, computed once in a process while size and time of change stay as they are."""
+    """SHA-256 of a file; recomputed in a process only if its size or modification time changes."""
     found = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -57,25 +59,23 @@ def _of_file(path: Path, size: int, changed: int) -> bytes:
     return found.digest()
 
 
-def keep(path: Path, plan: Mapping[str, Any], made: Iterable[Path] = ()) -> None:
-    """Write the plan of a run as JSON, or see that the run that is there follows the same.
+def check_plan(path: Path, plan: Mapping[str, Any], outputs: Iterable[Path] = ()) -> None:
+    """Write the plan of a new run as JSON, or check that a run to be resumed has the same plan.
 
-    made: files that a run under this plan leaves. Raises RunError where the plan that is there
-    differs, or where there are such files without a plan.
+    outputs: files that such a run writes. Raises RunError if the existing plan differs, or if there
+    are outputs without a plan.
     """
     text = json.dumps(plan, indent=1) + "\n"
-    advice = "Choose another folder, or delete that one."
+    advice = "Choose another folder, or delete this one."
     if not path.exists():
-        orphan = next((file for file in made if file.exists()), None)
+        orphan = next((file for file in outputs if file.exists()), None)
         if orphan is not None:
             raise RunError(
-                f"{path.parent} holds {orphan.relative_to(path.parent)} but no {path.name}, which "
-                f"says what it was made from. {advice}"
+                f"{path.parent} contains {orphan.relative_to(path.parent)} but no {path.name} with "
+                f"its inputs. {advice}"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_text(path, text)
         return
     try:
         before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
@@ -86,53 +86,58 @@ def keep(path: Path, plan: Mapping[str, Any], made: Iterable[Path] = ()) -> None
         *most, last = changed
         listed = f"{', '.join(most)} and {last}" if most else last
         raise RunError(
-            f"{path.parent} holds another run: its {listed} "
+            f"{path.parent} contains another run: its {listed} "
             f"{'differ' if most or last.endswith('s') else 'differs'}. {advice}"
         )
 
 
-def learned_entry(digests: Collection[str]) -> dict[str, str]:
-    """The entry of an exported file's metadata that names the CTs it has learned from."""
-    return {LEARNED_KEY: json.dumps(sorted(digests))}
+def training_entry(digests: Collection[str]) -> dict[str, str]:
+    """The metadata entry of an exported file that lists the CTs the network was trained on."""
+    return {TRAINING_CTS_KEY: json.dumps(sorted(digests))}
 
 
-def learned_from(file: Path) -> frozenset[str]:
-    """Digests of the CTs that a checkpoint.pt or an exported model has learned from.
+def training_cts(file: Path) -> frozenset[str]:
+    """Digests of the CTs that the network of a checkpoint.pt or an exported model was trained on.
 
-    UNKNOWN is among them where the file, or one that it started from, does not say. Raises
-    StagingError where the file is neither.
+    They include UNKNOWN if the file, or one that its training started from, does not list its CTs.
+    Raises StagingError if the file is neither.
     """
-    if not is_zipfile(file):  # as PyTorch's checkpoints are
-        text = read_onnx(file).metadata.get(LEARNED_KEY, json.dumps([UNKNOWN]))
+    if not is_zipfile(file):  # PyTorch's checkpoints are ZIP archives
+        text = read_onnx(file).metadata.get(TRAINING_CTS_KEY, json.dumps([UNKNOWN]))
         try:
             return frozenset(json.loads(text))
         except (ValueError, TypeError):
-            raise StagingError(f"{file}: its metadata {LEARNED_KEY} is no list.") from None
-    import torch  # takes seconds, which those who only keep a plan need not wait
+            raise StagingError(
+                f"{file}: its metadata {TRAINING_CTS_KEY} is damaged; a JSON list is needed."
+            ) from None
+    import torch  # takes seconds to import, and most commands do not need it
 
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-        return frozenset(state.get(LEARNED_KEY, [UNKNOWN]))
-    except Exception:  # of a damaged file PyTorch raises what its parts raise
-        raise StagingError(f"{file}: this is no checkpoint of a training.") from None
+        return frozenset(state.get(TRAINING_CTS_KEY, [UNKNOWN]))
+    except Exception:  # torch.load raises errors of many types for damaged files
+        raise StagingError(
+            f"{file}: it is not a checkpoint; a checkpoint.pt or an exported model is needed."
+        ) from None
 
 
-def check_unseen(file: Path, held: Mapping[str, Path]) -> frozenset[str]:
-    """What a file has learned from, where that is none of the cases held out; else RunError.
+def check_not_trained_on(file: Path, test_cts: Mapping[str, Path]) -> frozenset[str]:
+    """`training_cts` of a file; RunError if any of them is to be tested on.
 
-    held: case name -> CT. Where the file does not say all, standard error does.
+    test_cts: case name -> CT. Prints a warning to standard error if the file does not list all CTs.
     """
-    learned = learned_from(file)
-    known = [name for name, ct in held.items() if digest(ct) in learned]
+    training = training_cts(file)
+    known = [name for name, ct in test_cts.items() if digest(ct) in training]
     if known:
         shown = ", ".join(known[:5]) + (" ..." if len(known) > 5 else "")
         raise RunError(
-            f"{file}: it has learned from {shown}, to be tested on; a file that has not is needed."
+            f"{file}: the network was trained on test cases ({shown}); a network trained without "
+            "them is needed."
         )
-    if held and UNKNOWN in learned:
+    if test_cts and UNKNOWN in training:
         print(
-            f"{file} does not name all CTs that it has learned from: make sure that none of those "
-            "to be tested on was among them.",
+            f"{file}: it does not list all CTs that the network was trained on; make sure that no "
+            "test case is among them.",
             file=sys.stderr,
         )
-    return learned
+    return training

@@ -1,1 +1,1 @@
-"""The exported model on a cohort: measures, location maps, figures, model card."""
+"""Evaluation of exported models on a cohort: measures, location maps, figures, model card."""

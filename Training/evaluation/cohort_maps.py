@@ -1,9 +1,9 @@
-"""Where the network looked in a whole cohort: weights by region, the paper's two patterns.
+"""Location maps of a cohort: weights by region, and the two patterns of the paper.
 
 Yin et al. 2021, "Location map analysis" and Fig. 5. Weights are relative to the body's mean (1 is
-average attention), measured by the library on each case's map of its predicted stage. A case whose
-map is empty (nothing argued for the predicted stage) has no weights and is left out, and counted.
-Two scans of one patient count as two.
+the mean), measured by the library on each case's map of the predicted stage. A case with an empty
+map (no region contributed to the predicted stage) has no weights; it is excluded and counted. Two
+scans of a patient count as two cases.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,27 +17,28 @@ from LiverFibrosisStagingLib.report.summary import REGION_NAMES
 from LiverFibrosisStagingLib.stages import STAGES
 
 PERCENTILES = (2.5, 25, 50, 75, 97.5)
-LEAST_CASES = 5  # a stage with fewer has no reference distribution
+MIN_CASES = 5  # for the reference distribution of a stage
 
 # Yin et al. 2021: median and quartiles of the liver's weight by predicted stage, and how often
-# three readers saw each pattern.
+# three readers found each pattern.
 PAPER_LIVER_WEIGHT = {"F0": (0.58, 0.43, 0.75), "F4": (1.43, 1.22, 1.63)}
 PAPER_PATTERNS = {"surface_over_core": ("F0", 0.910), "organs_over_rest": ("F4", 0.764)}
 
 
 def surface_over_core(case: Staged) -> float:
-    """Pattern (i): weight of the liver's surface over that of its core; more than 1 shows it.
+    """Pattern (i): ratio of the weights of the liver's surface and core; present above 1.
 
-    NaN where neither has any weight or the map has no core to compare with.
+    NaN if neither has any weight or there is no core.
     """
     core = case.measurements["liver_core"]
     return _over(weight(case, "liver_surface"), core["mean"]) if core["volume_ml"] else np.nan
 
 
 def organs_over_rest(case: Staged) -> float:
-    """Pattern (ii): the lower weight of the liver's core and the spleen over that of the rest.
+    """Pattern (ii): the lower weight of liver core and spleen over the weight of the rest.
 
-    More than 1 shows it: both organs stand out. NaN where there is no spleen mask or no weight.
+    Present above 1: both weights are higher than that of the rest. NaN without spleen mask or
+    weight.
     """
     if "spleen" not in case.measurements:
         return np.nan
@@ -52,30 +53,30 @@ PATTERNS: dict[str, Callable[[Staged], float]] = {
 
 
 def weight(case: Staged, region: str) -> float:
-    """Mean relative weight of a region; NaN where it was not measured or the map is empty."""
+    """Mean relative weight of a region; NaN if it was not measured or the map is empty."""
     if region not in case.measurements or is_empty(case):
         return np.nan
     return case.measurements[region]["mean"]
 
 
 def is_empty(case: Staged) -> bool:
-    """Whether the case's location map has no weight anywhere."""
+    """Whether the case's location map is 0 everywhere."""
     return all(values["mean"] == 0 for values in case.measurements.values())
 
 
 def weights(cases: Sequence[Staged], region: str) -> np.ndarray:
-    """Weights of a region, float64, of the cases that have one."""
+    """Weights of a region, float64, of the cases in which it was measured."""
     found = np.array([weight(case, region) for case in cases], float)
     return found[np.isfinite(found)]
 
 
 def predicted_as(cases: Sequence[Staged], stage: int) -> list[Staged]:
-    """Cases that the model calls `stage` (0..4), as the paper's Fig. 5 groups them."""
+    """Cases with the predicted stage `stage` (0..4), the groups of the paper's Fig. 5."""
     return [case for case in cases if case.predicted == stage]
 
 
 def rows(cases: Sequence[Staged]) -> list[dict[str, Any]]:
-    """One line a case: stages, mean, share and volume of every region, the patterns' numbers."""
+    """A row per case: stages; mean, share and volume of every region; ratios of the patterns."""
     return [
         {
             "name": case.name,
@@ -97,8 +98,9 @@ def analyse(cases: Sequence[Staged]) -> dict[str, Any]:
     """Weights by region and predicted stage, F0 against F4, and pattern frequencies.
 
     `f0_against_f4`: two-sided Mann-Whitney U test by region (Mann and Whitney 1947, as SciPy
-    computes it), None where a group is empty. The paper tests the liver; the other regions are
-    exploratory. `higher_in_f4`: chance that a case called F4 has the greater weight of the two.
+    computes it), None if a group is empty. The paper tests the liver; the other regions are
+    exploratory. `higher_in_f4`: probability that a case predicted as F4 has a higher weight than
+    one predicted as F0.
     """
     groups = {STAGES[s]: predicted_as(cases, s) for s in range(len(STAGES))}
     return {
@@ -130,13 +132,13 @@ def analyse(cases: Sequence[Staged]) -> dict[str, Any]:
 def reference(cases: Sequence[Staged], source: str) -> dict[str, Any]:
     """Reference distributions for the model's metadata: weights by region and predicted stage.
 
-    source: one sentence on the cases. A stage is given where at least 5 cases have weights, with
-    the percentiles 2.5, 25, 50, 75 and 97.5 of each region that was measured in as many.
+    source: one sentence on the cases. A stage is included if at least 5 cases have weights, with
+    the percentiles 2.5, 25, 50, 75 and 97.5 of each region that was measured in at least 5 cases.
     """
     stages: dict[str, Any] = {}
     for index, name in enumerate(STAGES):
         group = [case for case in predicted_as(cases, index) if not is_empty(case)]
-        if len(group) < LEAST_CASES:
+        if len(group) < MIN_CASES:
             continue
         found = {region: weights(group, region) for region in REGION_NAMES}
         stages[name] = {
@@ -144,7 +146,7 @@ def reference(cases: Sequence[Staged], source: str) -> dict[str, Any]:
             **{
                 region: np.percentile(values, PERCENTILES).round(4).tolist()
                 for region, values in found.items()
-                if len(values) >= LEAST_CASES
+                if len(values) >= MIN_CASES
             },
         }
     return {"source": source, "percentiles": list(PERCENTILES), "stages": stages}
@@ -180,7 +182,7 @@ def _compare(healthy: np.ndarray, cirrhotic: np.ndarray) -> dict[str, float] | N
 
 
 def _frequency(numbers: Sequence[float]) -> dict[str, float | int | None]:
-    """How often a pattern's number is above 1, with the exact 95 % interval (Clopper 1934)."""
+    """Frequency of a pattern, with the exact 95 % interval (Clopper and Pearson 1934)."""
     known = [number for number in numbers if not np.isnan(number)]
     shown = sum(number > 1 for number in known)
     found = {"cases": len(known), "shown": shown, "frequency": None, "low": None, "high": None}

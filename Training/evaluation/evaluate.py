@@ -1,44 +1,46 @@
-"""Measure an exported model on a cohort that it has not seen: numbers, tables and figures.
+"""Evaluate an exported model on a cohort that it was not trained on.
 
     python Training/evaluate.py --model LFS.onnx --manifest TEST/manifest.csv -o FOLDER
 
-FOLDER receives predictions.csv, metrics.json, tables/ (the paper's Table 2 beside ours, weights by
-region) and figures/ (the paper's Fig. 3a, 3b and 5, reliability, confusion, weights by region; PNG
-and PDF). With --compare OTHER.onnx the two models' AUCs are compared by DeLong's test.
+FOLDER receives predictions.csv, metrics.json, tables/ (Table 2 beside the paper's, confusion
+matrix, weights by region, patterns) and figures/ (the paper's Fig. 3a, 3b and 5, reliability,
+confusion matrix, weights by region; PNG and PDF). With --compare OTHER.onnx, the AUCs of the two
+models are compared by DeLong's test.
 
-The cases are staged by the library's own `stage` with the file that users get. A run that was
-interrupted goes on where it stopped.
+The cases are staged with the library's `stage`, as by users. Repeat the command to resume an
+interrupted run.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cohort.manifest import ManifestError, read_manifest
-from common.resume import check_unseen
-from common.tables import write_csv
+from cohort.manifest import ManifestError, add_grades, read_manifest
+from common.files import write_text
+from common.resume import check_not_trained_on
+from common.tables import MISSING, write_csv, write_markdown
 from evaluation import cohort_maps, figures
 from evaluation.metrics import (
     PAPER_TABLE_2,
-    Judged,
+    Calibrated,
     Predictions,
+    calibrate,
+    calibrate_folds,
     cross_validated,
     delong,
     group_probabilities,
-    judge,
-    judge_folds,
     tested,
 )
 from evaluation.staged import Staged, stage_cases
 from LiverFibrosisStagingLib import StagingModel
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.model import Card
-from LiverFibrosisStagingLib.report.summary import REGION_NAMES, group_stages
+from LiverFibrosisStagingLib.report.summary import REGION_NAMES
 from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES
 
 MEASURES = {
@@ -56,34 +58,34 @@ PATTERN_NAMES = {
 def report_cross_validation(
     staged: Sequence[Staged], folds: Mapping[str, int], run: Path, trained_on: str
 ) -> dict[str, Any]:
-    """Measure out-of-fold predictions and write everything into `run`; returns metrics.json.
+    """Evaluate out-of-fold predictions and write the results to `run`; returns metrics.json.
 
-    staged: every case once, staged by the network of the fold that held it out. folds: case name ->
-    that fold. trained_on: one sentence, shown on every figure and table.
+    staged: every case once, staged by the network of the fold that tests it. folds: case name ->
+    fold. trained_on: one sentence, shown on every figure and table.
     """
     predictions = Predictions.of(staged, folds)
     found = cross_validated(predictions)
-    return _report(staged, predictions, judge_folds(predictions)[0], found, run, trained_on)
+    return _report(staged, predictions, calibrate_folds(predictions)[0], found, run, trained_on)
 
 
 def report_test(
     staged: Sequence[Staged], model: StagingModel, folder: Path, trained_on: str
 ) -> dict[str, Any]:
-    """Measure a model on a test cohort and write everything into `folder`; returns metrics.json.
+    """Evaluate a model on a test cohort and write the results to `folder`; returns metrics.json.
 
-    Temperature and operating points are those that the model's metadata names.
+    Temperature and operating points are taken from the model's metadata.
     """
     predictions = Predictions.of(staged)
     temperature, points = model.card.temperature, operating_points(model.card)
     found = tested(predictions, temperature, points)
-    judged = judge(predictions, temperature, points)
-    return _report(staged, predictions, judged, found, folder, trained_on)
+    calibrated = calibrate(predictions, temperature, points)
+    return _report(staged, predictions, calibrated, found, folder, trained_on)
 
 
 def operating_points(card: Card) -> dict[str, float]:
-    """Group -> probability from which a case is positive, by the model's `calibration`.
+    """Group -> lowest probability of a positive case, from the model's `calibration`.
 
-    0.5 for a model that names none.
+    0.5 if the model has none.
     """
     named = card.calibration.get("operating_points", {})
     return {name: float(named.get(name, 0.5)) for name in GROUPS}
@@ -94,7 +96,7 @@ def compare(
 ) -> dict[str, dict[str, float] | None]:
     """DeLong's comparison of two models on the same cases in the same order, by group.
 
-    None for a group with fewer than two cases on a side. Raises ValueError for different cases.
+    None for a group with fewer than two cases in a class. Raises ValueError for different cases.
     """
     if [case.name for case in staged] != [case.name for case in other]:
         raise ValueError("Two models can only be compared on the same cases.")
@@ -114,7 +116,7 @@ def compare(
 def _report(
     staged: Sequence[Staged],
     predictions: Predictions,
-    judged: Judged,
+    calibrated: Calibrated,
     found: dict[str, Any],
     folder: Path,
     trained_on: str,
@@ -129,7 +131,7 @@ def _report(
     tables.mkdir(parents=True, exist_ok=True)
     notice = f"Model trained on: {trained_on.rstrip('.')}. {RESEARCH_USE}"
     for path, rows in (
-        (folder / "predictions.csv", _prediction_rows(predictions, judged)),
+        (folder / "predictions.csv", _prediction_rows(predictions, calibrated)),
         (tables / "weights.csv", cohort_maps.rows(staged)),
     ):
         write_csv(path, [list(rows[0]), *(list(row.values()) for row in rows)])
@@ -138,8 +140,8 @@ def _report(
     _write_table(tables / "regions", _region_table(found["location_maps"]), notice)
     _write_table(tables / "patterns", _pattern_table(found["location_maps"]), notice)
     drawn = {
-        "fig_3a_roc_groups": figures.roc_groups(predictions, judged.probabilities, found),
-        "fig_3b_roc_averages": figures.roc_averages(predictions, judged.probabilities, found),
+        "fig_3a_roc_groups": figures.roc_groups(predictions, calibrated.probabilities, found),
+        "fig_3b_roc_averages": figures.roc_averages(predictions, calibrated.probabilities, found),
         "fig_5_liver_weights": figures.liver_weights(staged),
         "region_weights": figures.region_weights(staged),
         "reliability": figures.reliability(found),
@@ -152,16 +154,14 @@ def _report(
 
 
 def write_metrics(found: dict[str, Any], folder: Path) -> None:
-    """Write `folder`/metrics.json; comes last, so where it is, all is."""
-    partial = folder / ".metrics.json.partial"
-    partial.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(folder / "metrics.json")
+    """Write `folder`/metrics.json, last of all: if it exists, the results are complete."""
+    write_text(folder / "metrics.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
 
 
 def table_2(found: dict[str, Any]) -> list[list[str]]:
-    """The paper's Table 2 and ours, a line for each measure and source, a column for each group."""
+    """Table 2 beside the paper's: a row for each measure and source, a column for each group."""
     header = ["Measure [95 % interval]", "Source"]
-    header += [f"{figures.GROUP_TITLES[name]} ({group_stages(name)})" for name in GROUPS]
+    header += [figures.group_title(name) for name in GROUPS]
     lines = [header]
     for key, title in MEASURES.items():
         ours, paper = [], []
@@ -175,7 +175,7 @@ def table_2(found: dict[str, Any]) -> list[list[str]]:
 
 def _cell(key: str, value: float | None, low: float | None, high: float | None) -> str:
     if value is None or low is None or high is None:
-        return "-"
+        return MISSING
     if key == "auc":
         return f"{value:.2f} [{low:.2f}, {high:.2f}]"
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
@@ -194,20 +194,20 @@ def _region_table(maps: dict[str, Any]) -> list[list[str]]:
     lines = [header]
     for region in REGION_NAMES:
         cells = [
-            "-"
+            MISSING
             if one["median"] is None
             else f"{one['median']:.2f} ({one['lower_quartile']:.2f}-{one['upper_quartile']:.2f}), "
             f"n={one['cases']}"
             for one in by_region[region].values()
         ]
         compared = maps["f0_against_f4"][region]
-        p = "-" if compared is None else figures.p_value(compared["p"])
+        p = MISSING if compared is None else figures.p_value(compared["p"])
         lines.append([REGION_NAMES[region], *cells, p])
     paper = {
         stage: f"{median:.2f} ({low:.2f}-{high:.2f})"
         for stage, (median, low, high) in cohort_maps.PAPER_LIVER_WEIGHT.items()
     }
-    cells = [paper.get(stage, "-") for stage in STAGES]
+    cells = [paper.get(stage, MISSING) for stage in STAGES]
     return [*lines, ["Liver, Yin et al. 2021", *cells, "p < 0.001"]]
 
 
@@ -218,7 +218,7 @@ def _pattern_table(maps: dict[str, Any]) -> list[list[str]]:
         paper = f"{100 * frequency:.1f} in {stage} (three readers)"
         for key, title in (("by_histology", "histology"), ("by_predicted_stage", "prediction")):
             cells = [
-                "-"
+                MISSING
                 if one["frequency"] is None
                 else f"{100 * one['frequency']:.1f} [{100 * one['low']:.1f}, "
                 f"{100 * one['high']:.1f}], n={one['cases']}"
@@ -231,9 +231,9 @@ def _pattern_table(maps: dict[str, Any]) -> list[list[str]]:
 def _comparison_table(compared: dict[str, dict[str, float] | None]) -> list[list[str]]:
     lines = [["Group", "AUC", "AUC of the other", "Difference [95 % interval]", "DeLong"]]
     for name, one in compared.items():
-        title = f"{figures.GROUP_TITLES[name]} ({group_stages(name)})"
+        title = figures.group_title(name)
         if one is None:
-            lines.append([title, "-", "-", "-", "-"])
+            lines.append([title, *[MISSING] * 4])
             continue
         difference = f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
         aucs = [f"{one['first']:.3f}", f"{one['second']:.3f}"]
@@ -241,8 +241,8 @@ def _comparison_table(compared: dict[str, dict[str, float] | None]) -> list[list
     return lines
 
 
-def _prediction_rows(predictions: Predictions, judged: Judged) -> list[dict[str, Any]]:
-    scores = group_probabilities(judged.probabilities)
+def _prediction_rows(predictions: Predictions, calibrated: Calibrated) -> list[dict[str, Any]]:
+    scores = group_probabilities(calibrated.probabilities)
     return [
         {
             "name": predictions.name[i],
@@ -251,21 +251,18 @@ def _prediction_rows(predictions: Predictions, judged: Judged) -> list[dict[str,
             "stage": STAGES[predictions.stage[i]],
             "predicted": STAGES[predictions.logits[i].argmax()],
             **{f"logit_{s}": f"{x:.6g}" for s, x in zip(STAGES, predictions.logits[i])},
-            **{f"p_{s}": f"{x:.6f}" for s, x in zip(STAGES, judged.probabilities[i])},
+            **{f"p_{s}": f"{x:.6f}" for s, x in zip(STAGES, calibrated.probabilities[i])},
             **{f"p_{name}": f"{scores[name][i]:.6f}" for name in GROUPS},
-            **{f"positive_{name}": int(judged.positive[name][i]) for name in GROUPS},
+            **{f"positive_{name}": int(calibrated.positive[name][i]) for name in GROUPS},
         }
         for i in range(len(predictions.stage))
     ]
 
 
-def _write_table(stem: Path, lines: Iterable[Sequence[str]], notice: str) -> None:
-    """Write a table as .csv and as .md with the notice under it."""
-    header, *body = lines
-    write_csv(stem.with_suffix(".csv"), [header, *body, [notice]])
-    rows = [header, ["---"] * len(header), *body]
-    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    stem.with_suffix(".md").write_text(f"{text}\n\n{notice}\n", encoding="utf-8")
+def _write_table(stem: Path, lines: Sequence[Sequence[str]], notice: str) -> None:
+    """Write a table as .csv and .md with the notice below it."""
+    write_csv(stem.with_suffix(".csv"), [*lines, [notice]])
+    write_markdown(stem.with_suffix(".md"), lines, notice)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -274,9 +271,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="exported model file")
     parser.add_argument("--manifest", type=Path, required=True, help="the cohort, CSV or TSV")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--compare", type=Path, metavar="MODEL", help="compare AUCs with this one")
-    parser.add_argument("--grades", choices=("metavir", "ishak"), default="metavir")
-    parser.add_argument("--workers", type=int, default=-1, help="processes, default one per core")
+    parser.add_argument(
+        "--compare", type=Path, metavar="MODEL", help="compare AUCs with this model"
+    )
+    add_grades(parser)
+    parser.add_argument("--workers", type=int, default=-1, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
     try:
         model = StagingModel.load(options.model)
@@ -284,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases = read_manifest(options.manifest, options.grades)
         for file in (options.model, options.compare):
             if file is not None:
-                check_unseen(file, {case.name: case.ct for case in cases})
+                check_not_trained_on(file, {case.name: case.ct for case in cases})
         folder = options.output / "staged"
         staged = stage_cases(cases, model, folder, options.workers)
         found = report_test(staged, model, options.output, model.card.trained_on)

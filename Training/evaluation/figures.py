@@ -1,7 +1,8 @@
-"""The paper's figures of this cohort, and what shows calibration and confusion.
+"""Figures of an evaluation: those of the paper, calibration, confusion matrix.
 
-Each function draws one matplotlib figure. Colours are Okabe and Ito's, told apart by every eye, and
-lines differ in dash too. Every figure says what the model was trained on, and research use only.
+Each function draws one matplotlib figure. The colours of Okabe and Ito can be distinguished with
+colour vision deficiency; lines also differ in dash. `save` adds a footer with the training data and
+the restriction to research use.
 """
 
 import textwrap
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from common.figures import save_figure
 from evaluation import cohort_maps
 from evaluation.metrics import PAPER_TABLE_2, Predictions, group_probabilities
 from evaluation.staged import Staged
@@ -34,26 +36,28 @@ GROUP_TITLES = {
     "advanced": "Advanced fibrosis",
     "cirrhosis": "Cirrhosis",
 }
-DPI = 150
 
 
-def save(figure: Figure, folder: Path, name: str, trained_on: str) -> list[Path]:
-    """Write `folder`/`name`.png and .pdf with the footer; returns both paths."""
+def group_title(name: str) -> str:
+    """The name of a group of stages with its stages: "Cirrhosis (F4)"."""
+    return f"{GROUP_TITLES[name]} ({group_stages(name)})"
+
+
+def save(figure: Figure, folder: Path, name: str, trained_on: str) -> None:
+    """Write `folder`/`name`.png and .pdf with the footer."""
     words = f"Model trained on: {trained_on.rstrip('.')}. {RESEARCH_USE}"
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     width = int(figure.get_figwidth() * 15)
     figure.supxlabel("\n".join(textwrap.wrap(words, width)), fontsize=7.5, color="#444444")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
-    figure.savefig(paths[0], dpi=DPI)
-    figure.savefig(paths[1], metadata={"CreationDate": None})
-    return paths
+    save_figure(figure, folder, name)
 
 
 def roc_groups(
     predictions: Predictions, probabilities: np.ndarray, found: dict[str, Any]
 ) -> Figure:
-    """Fig. 3a: ROC of the three groups, AUCs, our operating points and the paper's."""
+    """Fig. 3a: ROC curves and AUCs of the three groups, with the model's and the paper's
+    operating points.
+    """
     figure, axes = _roc_axes(f"Groups of stages, {found['evaluation']}")
     for name, scores in group_probabilities(probabilities).items():
         truth = predictions.stage >= GROUPS[name]
@@ -61,9 +65,7 @@ def roc_groups(
             continue
         color, dash = GROUP_LOOK[name]
         measured, paper = found["groups"][name], PAPER_TABLE_2[name]
-        label = (
-            f"{GROUP_TITLES[name]} ({group_stages(name)})\nAUC {_with_interval(measured['auc'])}"
-        )
+        label = f"{group_title(name)}\nAUC {_with_interval(measured['auc'])}"
         axes.plot(*roc_curve(truth, scores)[:2], dash, color=color, lw=1.8, label=label)
         ours = 1 - measured["specificity"]["value"], measured["sensitivity"]["value"]
         theirs = 1 - paper["specificity"][0], paper["sensitivity"][0]
@@ -78,7 +80,7 @@ def roc_groups(
 def roc_averages(
     predictions: Predictions, probabilities: np.ndarray, found: dict[str, Any]
 ) -> Figure:
-    """Fig. 3b: micro- and macro-averaged ROC over F0 to F4, and each stage against the others."""
+    """Fig. 3b: micro- and macro-averaged ROC over F0 to F4, and ROC of each stage."""
     figure, axes = _roc_axes("Averages over the stages")
     stage, grid = predictions.stage, np.linspace(0, 1, 501)
     curves = []
@@ -104,7 +106,7 @@ def roc_averages(
 
 
 def reliability(found: dict[str, Any]) -> Figure:
-    """Observed frequency over calibrated probability, a panel for each group."""
+    """Observed frequency over calibrated probability for each group."""
     figure = Figure(figsize=(9.8, 4.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(GROUPS), sharey=True), GROUPS):
         group, color = found["groups"][name], GROUP_LOOK[name][0]
@@ -113,7 +115,7 @@ def reliability(found: dict[str, Any]) -> Figure:
         axes.plot(x, y, "-", color=color, lw=1.2)
         axes.scatter(x, y, 8 + 250 * cases / cases.sum(), color=color, alpha=0.8, zorder=3)
         error, brier = group["expected_calibration_error"], group["brier"]["value"]
-        axes.set_title(f"{GROUP_TITLES[name]} ({group_stages(name)})", fontsize=10)
+        axes.set_title(group_title(name), fontsize=10)
         axes.text(0.03, 0.97, f"ECE {error:.3f}\nBrier {brier:.3f}", va="top", fontsize=8.5)
         axes.set(xlabel="Predicted probability", xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
         axes.set_box_aspect(1)
@@ -149,7 +151,7 @@ def confusion(found: dict[str, Any]) -> Figure:
 
 
 def liver_weights(cases: Sequence[Staged]) -> Figure:
-    """Fig. 5: the liver's mean weight in cases called F0 and F4, beside the paper's quartiles."""
+    """Fig. 5: the liver's mean weight in cases predicted as F0 and F4, beside the paper's."""
     groups = {s: cohort_maps.weights(cohort_maps.predicted_as(cases, s), "liver") for s in (0, 4)}
     figure = Figure(figsize=(5.2, 5.0), layout="constrained")
     axes = figure.subplots()
@@ -189,25 +191,25 @@ def region_weights(cases: Sequence[Staged]) -> Figure:
         axes.set_title(REGION_NAMES[region], fontsize=10)
         axes.set(xlim=(-0.6, len(STAGES) - 0.4))
         _plain(axes)
-    figure.axes[0].set_ylim(bottom=0)  # shared, so only once every panel has its points
+    figure.axes[0].set_ylim(bottom=0)  # the axis is shared: set after all panels are drawn
     figure.axes[0].set_ylabel("Mean weight (body mean = 1)")
     figure.axes[len(REGION_NAMES) // 2].set_xlabel("Predicted stage")
     return figure
 
 
 def p_value(p: float) -> str:
-    """A p-value as papers print it."""
+    """A p-value as text."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _box(axes: Axes, values: np.ndarray, place: float, color: str, rng: Any) -> None:
-    """Box of the quartiles, whiskers at the 2.5 and 97.5 percentile, every case a point."""
+    """Box plot with whiskers at the 2.5 and 97.5 percentiles, and a point for every case."""
     if not len(values):
         return
     axes.scatter(
         place + rng.uniform(-0.18, 0.18, len(values)), values, 7, color=color, alpha=0.45, lw=0
     )
-    if len(values) >= cohort_maps.LEAST_CASES:
+    if len(values) >= cohort_maps.MIN_CASES:
         axes.boxplot(
             values,
             positions=[place],

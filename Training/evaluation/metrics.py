@@ -1,15 +1,15 @@
-"""How well the stages are told apart, with 95 % intervals, in the paper's terms.
+"""Performance measures with 95 % intervals.
 
 Yin et al. 2021, "Evaluation metrics" and Table 2: AUC, sensitivity, specificity and accuracy for
 significant (F2-F4) and advanced (F3-F4) fibrosis and cirrhosis (F4), micro- and macro-averaged ROC.
 Added: confusion matrix, quadratic-weighted kappa, calibration, DeLong's comparison of two models.
 
-Nothing is chosen on the cases that it is measured on. In cross-validation the operating points
-(Youden's index) and the temperature of a fold come from the other folds' out-of-fold predictions;
-on a test cohort they come with the model.
+Thresholds and temperature are never chosen on the cases they are evaluated on. In cross-validation
+the operating points (Youden's index) and the temperature of a fold are determined on the
+out-of-fold predictions of the other folds; for a test cohort they are taken from the model.
 
-Every measure is a function of case weights [repeats, cases]: weights of one give its value, and a
-bootstrap over patients is the same sum with each case counted as often as its patient was drawn.
+Every measure is a function of case weights [repeats, cases]. Weights of 1 give its value; for the
+bootstrap over patients, a case is weighted with the number of times its patient was drawn.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from sklearn.metrics import roc_curve
 from evaluation.staged import Staged
 from LiverFibrosisStagingLib.stages import GROUPS, STAGES, softmax
 
-TEST = -1  # the fold of a case that no fold holds
+TEST = -1  # fold number of the cases of a test cohort
 BINS = 10  # of equal width, for reliability and expected calibration error
 INTERVAL = "95 % percentile interval, bootstrap over patients"
 
@@ -55,10 +55,10 @@ Measure = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What the networks said of n cases: one line each in every array.
+    """Predictions for n cases.
 
-    patient, name: str [n]. stage: int [n], 0..4 by histology. fold: int [n], the fold that held the
-    case out, or -1 for a test case. logits: float64 [n, 5], before any temperature.
+    patient, name: str [n]. stage: int [n], 0..4 by histology. fold: int [n], the fold that tests
+    the case, or -1 for a test cohort. logits: float64 [n, 5], before temperature scaling.
     """
 
     patient: np.ndarray
@@ -69,7 +69,7 @@ class Predictions:
 
     @classmethod
     def of(cls, staged: Sequence[Staged], folds: Mapping[str, int] | None = None) -> "Predictions":
-        """Of staged cases; `folds` gives the fold of each case's name, None: a test cohort."""
+        """Predictions of staged cases. folds: case name -> fold; None for a test cohort."""
         return cls(
             patient=np.array([case.patient for case in staged]),
             name=np.array([case.name for case in staged]),
@@ -79,8 +79,8 @@ class Predictions:
         )
 
 
-class Judged(NamedTuple):
-    """Calibrated probabilities [n, 5], and group -> whether each case is called positive [n]."""
+class Calibrated(NamedTuple):
+    """Calibrated probabilities [n, 5], and group -> whether each case is positive [n]."""
 
     probabilities: np.ndarray
     positive: dict[str, np.ndarray]
@@ -100,14 +100,14 @@ class DeLong(NamedTuple):
 def cross_validated(predictions: Predictions, repeats: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Measures of out-of-fold predictions, as written to metrics.json.
 
-    `temperature` and `operating_points` are those to export: of all folds together. Those that the
-    measures themselves are taken at stand in `folds`, each chosen without its own fold.
-    Raises ValueError where fewer than two folds are there.
+    `temperature` and `operating_points` are those of the exported model, from all folds. The
+    measures are computed with those in `folds`, each determined without its own fold. Raises
+    ValueError for fewer than two folds.
     """
-    judged, folds = judge_folds(predictions)
+    calibrated, folds = calibrate_folds(predictions)
     temperature = fit_temperature(predictions.logits, predictions.stage)
     exported = group_probabilities(softmax(predictions.logits, temperature))
-    found = _measures(predictions, judged, repeats, seed)
+    found = _measures(predictions, calibrated, repeats, seed)
     return {
         "evaluation": f"{len(folds)}-fold cross-validation, out-of-fold predictions pooled",
         "temperature": temperature,
@@ -128,30 +128,32 @@ def tested(
 ) -> dict[str, Any]:
     """Measures on a test cohort, as written to metrics.json.
 
-    temperature, operating_points (group -> probability from which a case is positive): the model's.
+    temperature, operating_points (group -> lowest probability of a positive case): of the model.
     """
-    judged = judge(predictions, temperature, operating_points)
+    calibrated = calibrate(predictions, temperature, operating_points)
     return {
         "evaluation": "test cohort",
         "temperature": float(temperature),
         "operating_points": {name: float(operating_points[name]) for name in GROUPS},
-        **_measures(predictions, judged, repeats, seed),
+        **_measures(predictions, calibrated, repeats, seed),
     }
 
 
-def judge(
+def calibrate(
     predictions: Predictions, temperature: float, operating_points: Mapping[str, float]
-) -> Judged:
-    """Predictions at a given temperature and given operating points."""
+) -> Calibrated:
+    """Apply a temperature and operating points to predictions."""
     probabilities = softmax(predictions.logits, temperature)
     scores = group_probabilities(probabilities)
-    return Judged(probabilities, {name: scores[name] >= operating_points[name] for name in GROUPS})
+    return Calibrated(
+        probabilities, {name: scores[name] >= operating_points[name] for name in GROUPS}
+    )
 
 
-def judge_folds(predictions: Predictions) -> tuple[Judged, list[dict[str, Any]]]:
-    """Each fold at the temperature and the operating points that the other folds chose.
+def calibrate_folds(predictions: Predictions) -> tuple[Calibrated, list[dict[str, Any]]]:
+    """Apply to each fold the temperature and operating points determined on the other folds.
 
-    Also returns what each fold was judged with, and its own AUCs (None where it lacks a class).
+    Also returns temperature, operating points and AUCs of each fold (None if it lacks a class).
     """
     folds = np.unique(predictions.fold)
     if len(folds) < 2:
@@ -180,19 +182,19 @@ def judge_folds(predictions: Predictions) -> tuple[Judged, list[dict[str, Any]]]
                 "auc": aucs,
             }
         )
-    return Judged(probabilities, positive), about
+    return Calibrated(probabilities, positive), about
 
 
 def group_probabilities(probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """Probability [n] of each clinical group, of stage probabilities [n, 5]."""
+    """Group -> its probability [n], from the stages' probabilities [n, 5]."""
     return {name: probabilities[:, first:].sum(axis=1) for name, first in GROUPS.items()}
 
 
 def fit_temperature(logits: np.ndarray, stage: np.ndarray) -> float:
-    """Temperature that makes the likelihood of `stage` [n] under `logits` [n, 5] greatest.
+    """Temperature with the maximum likelihood of `stage` [n] given `logits` [n, 5].
 
-    Guo et al. 2017, "On calibration of modern neural networks", section 4.2. Bounded to 0.05..20:
-    where every case is right, the best temperature is 0.
+    Guo et al. 2017, "On calibration of modern neural networks", section 4.2. Limited to 0.05..20,
+    because the optimum is 0 if all predictions are correct.
     """
 
     def loss(log_temperature: float) -> float:
@@ -203,9 +205,9 @@ def fit_temperature(logits: np.ndarray, stage: np.ndarray) -> float:
 
 
 def youden(truth: np.ndarray, score: np.ndarray) -> float:
-    """Score from which a case is called positive: greatest sensitivity + specificity (Youden 1950).
+    """Lowest score of a positive case, by maximum sensitivity + specificity (Youden 1950).
 
-    Halfway to the next lower score that was seen; 0.5 where `truth` holds one class only.
+    Halfway between that score and the next lower one that occurs; 0.5 if `truth` has one class.
     """
     if truth.all() or not truth.any():
         return 0.5
@@ -218,8 +220,8 @@ def delong(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> DeLong:
     """Compare the AUCs of two scores [n] of the same cases; `truth` is bool [n].
 
     DeLong et al. 1988, Biometrics 44:837-845, by midranks (Sun and Xu 2014, IEEE Signal Processing
-    Letters 21:1389-1393). Cases count as independent, also two of one patient. Raises ValueError
-    where a class has fewer than two cases.
+    Letters 21:1389-1393). Cases are treated as independent, including two scans of a patient.
+    Raises ValueError if a class has fewer than two cases.
     """
     truth = np.asarray(truth, bool)
     scores = np.array([first, second], np.float64)
@@ -228,7 +230,7 @@ def delong(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> DeLong:
     if min(m, n) < 2:
         raise ValueError("DeLong's comparison needs two cases or more of each class.")
     rank = rankdata(np.hstack([positive, negative]), axis=1)
-    # Share of the other class that each case is on the right side of, ties counted half.
+    # For each case, the share of the other class that is ranked correctly; ties count half.
     above = (rank[:, :m] - rankdata(positive, axis=1)) / n
     below = 1 - (rank[:, m:] - rankdata(negative, axis=1)) / m
     areas = above.mean(axis=1)
@@ -237,16 +239,16 @@ def delong(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> DeLong:
     error = np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0.0))
     if error > 1e-12:
         p = 2 * norm.sf(abs(difference) / error)
-    else:  # the two order the classes alike, case by case
+    else:  # both scores rank every case equally
         p = 1.0 if abs(difference) < 1e-12 else 0.0
     reach = norm.ppf(0.975) * error
     return DeLong(*map(float, (*areas, difference, difference - reach, difference + reach, p)))
 
 
 def draw_patients(patient: np.ndarray, repeats: int, seed: int) -> np.ndarray:
-    """How often each case stands in each bootstrap cohort, float64 [repeats, n].
+    """How often each case is in each bootstrap sample, float64 [repeats, n].
 
-    Patients are drawn with replacement; the scans of one patient come and go together.
+    Patients are drawn with replacement, each with all scans.
     """
     patients, index = np.unique(patient, return_inverse=True)
     rng = np.random.default_rng(seed)
@@ -257,7 +259,7 @@ def draw_patients(patient: np.ndarray, repeats: int, seed: int) -> np.ndarray:
 def interval(measure: Measure, weights: np.ndarray) -> dict[str, float | None]:
     """Value and 95 % percentile interval of a measure over bootstrap `weights` [repeats, n].
 
-    Repeats in which it is not defined (a class was not drawn) are left out; None where all are.
+    Repeats in which it is undefined (a class was not drawn) are ignored; None if all are.
     """
     value = measure(np.ones((1, weights.shape[1])))[0]
     repeated = measure(weights)
@@ -267,9 +269,9 @@ def interval(measure: Measure, weights: np.ndarray) -> dict[str, float | None]:
 
 
 def auc(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve [repeats] of weighted cases; NaN where a class has no weight.
+    """Area under the ROC curve [repeats] of weighted cases; NaN if a class has no weight.
 
-    The chance that a positive case scores above a negative one, ties counted half.
+    The probability that a positive case scores higher than a negative one; ties count half.
     """
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf) > 0)
@@ -287,7 +289,7 @@ def macro_auc(stage: np.ndarray, probabilities: np.ndarray, weights: np.ndarray)
 
 
 def micro_auc(stage: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUC [repeats] of all (case, stage) pairs as one set of yes or no questions."""
+    """AUC [repeats] over all pairs of case and stage, as one binary classification."""
     truth = np.equal.outer(stage, np.arange(len(STAGES)))
     return auc(truth.ravel(), probabilities.ravel(), weights.repeat(len(STAGES), axis=1))
 
@@ -309,7 +311,7 @@ def quadratic_kappa(counts: np.ndarray) -> np.ndarray:
 
 
 def reliability(truth: np.ndarray, probability: np.ndarray) -> list[dict[str, float | int]]:
-    """Mean probability, observed frequency and cases of every bin of probability that is used."""
+    """Mean probability, observed frequency and number of cases of every non-empty bin."""
     bins = _bins(probability)
     return [
         {
@@ -324,7 +326,7 @@ def reliability(truth: np.ndarray, probability: np.ndarray) -> list[dict[str, fl
 def expected_calibration_error(truth: np.ndarray, probability: np.ndarray) -> float:
     """Mean over cases of |observed frequency - mean probability| of the case's bin (Naeini 2015).
 
-    Without interval: a bootstrap cohort's error lies above the cohort's own.
+    Without an interval, because the error is biased upwards in bootstrap samples.
     """
     gaps = np.bincount(_bins(probability), weights=truth - probability)
     return float(np.abs(gaps).sum() / len(truth))
@@ -334,9 +336,11 @@ def _bins(probability: np.ndarray) -> np.ndarray:
     return np.minimum((probability * BINS).astype(int), BINS - 1)
 
 
-def _measures(predictions: Predictions, judged: Judged, repeats: int, seed: int) -> dict[str, Any]:
-    """What cross-validation and test have in common."""
-    stage, probabilities = predictions.stage, judged.probabilities
+def _measures(
+    predictions: Predictions, calibrated: Calibrated, repeats: int, seed: int
+) -> dict[str, Any]:
+    """The measures of cross-validation and test."""
+    stage, probabilities = predictions.stage, calibrated.probabilities
     predicted = predictions.logits.argmax(axis=1)
     weights = draw_patients(predictions.patient, repeats, seed)
     scores = group_probabilities(probabilities)
@@ -344,7 +348,7 @@ def _measures(predictions: Predictions, judged: Judged, repeats: int, seed: int)
     for name, first in GROUPS.items():
         truth = stage >= first
         groups[name] = {
-            **_binary(truth, scores[name], judged.positive[name], weights),
+            **_binary(truth, scores[name], calibrated.positive[name], weights),
             "positive_cases": int(truth.sum()),
             "expected_calibration_error": expected_calibration_error(truth, scores[name]),
             "reliability": reliability(truth, scores[name]),

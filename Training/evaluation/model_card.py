@@ -1,32 +1,34 @@
-"""MODEL_CARD.md: what a trained model is, on what it was measured, and what it is not.
+"""MODEL_CARD.md: description, training, evaluation and limitations of a model.
 
-After Mitchell et al., "Model cards for model reporting" (FAT* 2019). Every number is read from the
-run's own files.
+After Mitchell et al., "Model cards for model reporting" (FAT* 2019). All numbers are read from the
+files of the run.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from common.files import write_text
+from common.tables import markdown
 from evaluation.evaluate import table_2
 from LiverFibrosisStagingLib import StagingModel
 from LiverFibrosisStagingLib.model import Card
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
 
 LIMITS = (
-    "The figures hold for cases like those that it was measured on, and for no others.",
-    "It expects a portal-venous CT that covers the whole liver, and a mask of the liver.",
-    "A location map says what the network used, not what is true of the patient.",
-    "The least frequent stages are known from few cases: see the counts above.",
+    "The results above apply only to cases like those of the evaluation.",
+    "The input must be a portal-venous CT that covers the whole liver, with a mask of the liver.",
+    "A location map shows which regions contributed to the prediction. It does not show disease.",
+    "The least frequent stages were trained and evaluated on few cases: see the counts above.",
 )
 PHANTOM_LIMIT = (
-    "It has seen no patient. Phantoms show that the way from a CT to a location map works; what it "
-    "says about a patient means nothing until it is trained on patients."
+    "The model was not trained on patients. The phantoms demonstrate the workflow from a CT to a "
+    "location map; predictions for patients are meaningless."
 )
 
 
 def write(run: Path) -> Path:
-    """Write RUN/MODEL_CARD.md from RUN's models and metrics; returns its path."""
+    """Write RUN/MODEL_CARD.md from the models and metrics of RUN; returns its path."""
     model = StagingModel.load(run / "LFS.onnx")
     card = model.card
     plan = json.loads((run / "folds.json").read_text(encoding="utf-8"))
@@ -36,12 +38,10 @@ def write(run: Path) -> Path:
         _model(card, model.path, run / "LFS_single.onnx"),
         _training(card, plan),
         _results(run),
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(card)),
+        "## Limitations\n\n" + "\n".join(f"- {limit}" for limit in _limits(card)),
     ]
     path = run / "MODEL_CARD.md"
-    partial = path.with_suffix(".part")
-    partial.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, "\n\n".join(sections) + "\n")
     return path
 
 
@@ -54,23 +54,22 @@ def _model(card: Card, ensemble: Path, single: Path) -> str:
     return (
         "## Model\n\n"
         "Four convolutions (5x5x5), three max-poolings and two dense layers, after Yin et al., "
-        "European Radiology 2021; differences are named in `Training/lfs/network.py`.\n\n"
-        f"- `LFS.onnx` ({ensemble.stat().st_size / 1e6:.1f} MB): the ensemble of the "
-        f"{card.training['folds']} folds' networks, whose spread is the uncertainty that a result "
-        "reports.\n"
-        f"- `LFS_single.onnx` ({single.stat().st_size / 1e6:.1f} MB): the fold that validated best."
-        "\n"
+        "European Radiology 2021; `Training/lfs/network.py` lists the differences.\n\n"
+        f"- `LFS.onnx` ({ensemble.stat().st_size / 1e6:.1f} MB): the ensemble of the networks of "
+        f"{card.training['folds']} folds; results report the range of their predictions.\n"
+        f"- `LFS_single.onnx` ({single.stat().st_size / 1e6:.1f} MB): the fold with the lowest "
+        "validation loss.\n"
         f"- Input: {_times(card.patch_size)} voxels (slices, rows, columns) of "
         f"{_times(card.spacing_mm)} mm, {low:g} to {high:g} HU, over the liver's slices.\n"
-        "- Location maps: Grad-CAM at the third convolution, one voxel "
+        "- Location maps: Grad-CAM at the third convolution, with voxels of "
         f"{_times(_map_voxel(card))} mm.\n"
-        f"- Probabilities are calibrated: temperature {card.temperature:.2f}, fitted on "
+        f"- Probabilities are calibrated with temperature {card.temperature:.2f}, fitted on "
         "out-of-fold predictions."
     )
 
 
 def _map_voxel(card: Card) -> list[float]:
-    """Size in mm of a voxel of the target layer, which is pooled by 2, 4 and 4."""
+    """Voxel size in mm of the target layer, which is pooled by 2, 4 and 4."""
     return [spacing * pooled for spacing, pooled in zip(card.spacing_mm, (2, 4, 4))]
 
 
@@ -80,10 +79,10 @@ def _training(card: Card, plan: dict[str, Any]) -> str:
     return (
         "## Training\n\n"
         f"- CTs by stage: {counts}.\n"
-        f"- {card.training['folds']} folds, split by patient, stages balanced; in each, one "
-        "patient in eight decides when to stop and is not learned from.\n"
+        f"- {card.training['folds']} folds, split by patient, with balanced stages; in each fold, "
+        "one of eight patients that are not tested on is used for validation (early stopping).\n"
         f"- Schedule: {schedule}.\n"
-        f"- Made on {card.training['date']} with version {card.training['code_version']}."
+        f"- Trained on {card.training['date']} with version {card.training['code_version']}."
     )
 
 
@@ -106,9 +105,6 @@ def _results(run: Path) -> str:
 
 
 def _measured(found: dict[str, Any], folder: str) -> str:
-    header, *body = table_2(found)
-    rows = [header, ["---"] * len(header), *body]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     kappa = found["stages"]["quadratic_kappa"]
     agreement = (
         f"Quadratic-weighted kappa {kappa['value']:.2f} [{kappa['low']:.2f}, {kappa['high']:.2f}]."
@@ -117,11 +113,11 @@ def _measured(found: dict[str, Any], folder: str) -> str:
         f"![{title}]({folder}figures/{name}.png)"
         for title, name in (
             ("ROC curves by group", "fig_3a_roc_groups"),
-            ("Confusion", "confusion"),
+            ("Confusion matrix", "confusion"),
             ("Weights by region", "region_weights"),
         )
     )
-    return f"{table}\n\n{agreement}\n\n{pictures}"
+    return f"{markdown(table_2(found))}\n\n{agreement}\n\n{pictures}"
 
 
 def _times(sizes: tuple[float, ...] | list[float]) -> str:

@@ -1,7 +1,7 @@
-"""Cases as a user's copy would stage them: the exported file through the library's own `stage`.
+"""Staging of a cohort with an exported model, by the library's `stage`.
 
-What is kept of a case is one small JSON without voxels, so that an evaluation that was interrupted
-goes on where it stopped, and a second look at the numbers costs nothing.
+The result of a case is stored as JSON without voxels, so that an interrupted evaluation can be
+resumed and measures can be recomputed without staging again.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from cohort.manifest import Case
+from common.files import write_text
 from LiverFibrosisStagingLib import StagingModel, __version__
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
@@ -27,11 +28,11 @@ SCHEMA = 2
 
 @dataclass(frozen=True, eq=False)
 class Staged:
-    """One case, staged, beside its histological stage.
+    """A staged case with its histological stage.
 
     stage, predicted: 0..4, by histology and by the model. logits, probabilities: float64 [5].
     measurements: region -> mean, share, volume_ml of the predicted stage's location map.
-    member_probabilities: float64 [members, 5] of an ensemble, None of a single network.
+    member_probabilities: float64 [members, 5] of an ensemble, None for a single network.
     """
 
     name: str
@@ -47,14 +48,14 @@ class Staged:
 def stage_cases(
     cases: Sequence[Case], model: StagingModel | Path, folder: Path, workers: int = -1
 ) -> list[Staged]:
-    """Stage every case, in the cases' order; each becomes `folder`/<model>/<case>.json.
+    """Stage every case, in the cases' order, and write `folder`/<model>/<case>.json.
 
-    <model> is the first 12 letters of the file's SHA-256. A case whose JSON is there, for files of
-    the same content and from the same version of the library, is not staged again; its
-    histological stage is always the manifest's. workers: processes, -1 for one per core; each runs
-    the network on one thread.
+    <model> is the first 12 digits of the file's SHA-256. A case is not staged again if its JSON
+    exists, from files of the same content and from the same version of the library; the
+    histological stage is always taken from the manifest. workers: processes, -1 for one per core;
+    each runs the network in one thread.
 
-    Raises StagingError, after all cases were tried, with every case that could not be staged.
+    Raises StagingError with all cases that cannot be staged, after the others were staged.
     """
     path = model.path if isinstance(model, StagingModel) else Path(model)
     if not path.is_file():
@@ -76,7 +77,7 @@ def stage_cases(
 
 
 def _stage_one(case: Case, model: Path, folder: Path) -> str | None:
-    """Stage one case into its JSON; returns the reason where that is refused."""
+    """Stage one case and write its JSON; returns the reason if it is refused."""
     try:
         result = stage(case.ct, case.liver, case.spleen, _loaded(model))
     except StagingError as refusal:
@@ -84,15 +85,13 @@ def _stage_one(case: Case, model: Path, folder: Path) -> str | None:
     members = getattr(result, "member_probabilities", None)
     record = {
         "research_use": RESEARCH_USE,
-        **_made_from(case),
+        **_inputs(case),
         "logits": result.forward_pass.logits.tolist(),
         "probabilities": result.probabilities.tolist(),
         "measurements": result.measurements,
         "member_probabilities": None if members is None else np.asarray(members).tolist(),
     }
-    partial = folder / f".{case.name}.partial"
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / f"{case.name}.json")
+    write_text(folder / f"{case.name}.json", json.dumps(record, indent=1) + "\n")
     return None
 
 
@@ -102,18 +101,17 @@ def _loaded(model: Path) -> StagingModel:
 
 
 def _read(case: Case, folder: Path) -> dict[str, Any] | None:
-    """What an earlier run wrote for these very files, if it did."""
+    """The record of an earlier run with the same files and version, if there is one."""
     try:
         record = json.loads((folder / f"{case.name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    made_from = _made_from(case)
-    same = isinstance(record, dict) and made_from.items() <= record.items()
+    same = isinstance(record, dict) and _inputs(case).items() <= record.items()
     return record if same else None
 
 
-def _made_from(case: Case) -> dict[str, Any]:
-    """What a record holds for: if any of it differs, the case is staged anew."""
+def _inputs(case: Case) -> dict[str, Any]:
+    """The inputs of a record; if any of them differs, the case is staged again."""
     return {"schema": SCHEMA, "software": __version__, "files": case.content()}
 
 

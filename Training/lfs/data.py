@@ -1,12 +1,11 @@
-"""From a manifest's cases to augmented patches: preprocessing, cache, draws, MONAI transforms.
+"""Preprocessing, cache, sampling and augmentation: from a manifest's cases to training patches.
 
-What training sees is what staging sees: both take the library's `working_grid`. A case is brought
-on its grid once and kept on disk by MONAI's PersistentDataset; each iteration draws a stage, a case
+Training and staging use the same preprocessing, the library's `working_grid`. Each case is
+resampled once and cached on disk by MONAI's PersistentDataset; each iteration draws a stage, a case
 of that stage, and 32 consecutive slices of the liver (Yin et al. 2021, "Algorithm scheme").
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +23,9 @@ from monai.transforms import (
     Transform,
 )
 from torch.utils.data import Dataset, Sampler
-from tqdm import tqdm
 
 from cohort.manifest import Case
+from common.cache import cached
 from common.resume import digest
 from lfs.network import PATCH_SIZE, SMOOTHING_MM, SPACING_MM
 from LiverFibrosisStagingLib import __version__, read_ct
@@ -35,15 +34,15 @@ from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
 
 WINDOW_HU = (-125.0, 225.0)
 PATCH_OVERLAP = 0.5
-SPLEEN_SHARE = 0.2  # of the close looks; the others go to the liver
+SPLEEN_SHARE = 0.2  # of the crops; the others are centred in the liver
 
 
 class WorkingGrid(Transform):
-    """A case's files on the network's grid.
+    """Resamples a case to the network's grid.
 
     Returns `volume`, uint8 [1, slices, rows, columns], the window as 0..255 over the liver's
-    slices, and `liver` and `spleen`, int16 [n, 3]: places in these organs, indices into it (every
-    4th in plane, which is enough to draw from; none of the spleen where there is no mask).
+    slices, and `liver` and `spleen`, int16 [n, 3]: indices (slice, row, column) of voxels in these
+    organs, every 4th in plane, as possible centres of crops (n = 0 without a spleen mask).
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class WorkingGrid(Transform):
         self.patch_size, self.spacing = patch_size, spacing
 
     def __call__(self, item: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """One case: item has the paths `ct`, `liver` and `spleen` (empty where there is none)."""
+        """One case: item has the paths `ct`, `liver` and `spleen` (empty if there is none)."""
         ct = read_ct(Path(item["ct"]))
         spleen = read_organ(Path(item["spleen"])) if item["spleen"] else None
         masks = organ_masks(ct, read_organ(Path(item["liver"])), spleen)[:2]
@@ -71,8 +70,8 @@ class WorkingGrid(Transform):
             places = np.empty((0, 3))
             if mask is not None:
                 nearest = sitk.sitkNearestNeighbor
-                there = sitk.Resample(mask, grid.volume, sitk.Transform(), nearest)
-                places = np.argwhere(sitk.GetArrayFromImage(there)[:, ::4, ::4]) * (1, 4, 4)
+                resampled = sitk.Resample(mask, grid.volume, sitk.Transform(), nearest)
+                places = np.argwhere(sitk.GetArrayFromImage(resampled)[:, ::4, ::4]) * (1, 4, 4)
             found[name] = torch.from_numpy(places.astype(np.int16))
         return found
 
@@ -83,9 +82,9 @@ def prepare(
     patch_size: tuple[int, int, int] = PATCH_SIZE,
     spacing: tuple[float, float, float] = SPACING_MM,
 ) -> PersistentDataset:
-    """Every case on its working grid, in the cases' order, kept in `cache`.
+    """Every case on its working grid, in the cases' order, cached in the folder `cache`.
 
-    A case is prepared anew when the content of its files or the recipe changes.
+    A case is prepared again when the content of its files or the preprocessing changes.
     """
     recipe = (__version__, tuple(patch_size), tuple(spacing), WINDOW_HU, SMOOTHING_MM)
     items = []
@@ -100,22 +99,11 @@ def prepare(
                 "recipe": repr(recipe),
             }
         )
-    return filled(items, WorkingGrid(tuple(patch_size), tuple(spacing)), cache)
-
-
-def filled(items: list[dict[str, Any]], transform: Transform, cache: Path) -> PersistentDataset:
-    """The items, transformed, each of them in `cache` already."""
-    cache.mkdir(parents=True, exist_ok=True)
-    prepared = PersistentDataset(items, transform, cache)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        everything = pool.map(lambda i: prepared[i] is None, range(len(items)))
-        for _ in tqdm(everything, "Preprocessing", len(items), unit="CT"):
-            pass
-    return prepared
+    return cached(items, WorkingGrid(tuple(patch_size), tuple(spacing)), cache)
 
 
 class Draw(NamedTuple):
-    """One patch to come: of which case, with which seed; crop > 0: a close look of that size."""
+    """A patch to cut: index of the case, seed, in-plane size of the crop (0: whole sections)."""
 
     case: int
     seed: int
@@ -123,16 +111,16 @@ class Draw(NamedTuple):
 
 
 class Draws(Sampler[list[Draw]]):
-    """The draws of every step from `first` on, for a part `rank` of `ranks` processes.
+    """The draws of every step in `steps`, for process `rank` of `ranks`.
 
-    They depend on the seed and the step alone, so that a run that was interrupted, or has other
-    workers, ends as it would have. A stage comes with its share to the power `temper`: 1 as it
-    occurs, 0 all alike. In between, rare stages are seen more often than they occur without a
-    handful of patients being learned by heart.
+    They depend only on the seed and the step, so that an interrupted run gives the same result when
+    it is resumed, also with another number of workers. The probability of a stage is proportional
+    to its share to the power `temper`: 1 keeps the shares, 0 makes all stages equally frequent.
+    Values in between draw rare stages more often without overfitting to their few patients.
 
-    The first `crop_steps` look closely: patches `crop` x `crop` in plane, twice as many a step.
-    There a step costs a third and the signal is not a thirtieth of the picture; from whole
-    sections alone the network stays at chance for long.
+    The first `crop_steps` steps use crops of `crop` x `crop` voxels in plane, twice as many per
+    step. Such a step takes a third of the time, and the signal is a much larger part of the input:
+    trained on whole sections alone, the network stayed at chance level for long.
     """
 
     def __init__(
@@ -159,13 +147,13 @@ class Draws(Sampler[list[Draw]]):
         share = counts**self.temper / (counts**self.temper).sum()
         for step in self.steps:
             rng = np.random.default_rng([self.seed, step])
-            close = step < self.crop_steps
-            stages = rng.choice(present, self.batch * (2 if close else 1), p=share)
+            cropped = step < self.crop_steps
+            stages = rng.choice(present, self.batch * (2 if cropped else 1), p=share)
             drawn = [
                 Draw(
                     int(rng.choice(np.flatnonzero(self.stages == stage))),
                     int(rng.integers(2**31)),
-                    self.crop if close else 0,
+                    self.crop if cropped else 0,
                 )
                 for stage in stages
             ]
@@ -173,7 +161,7 @@ class Draws(Sampler[list[Draw]]):
 
 
 class Patches(Dataset):
-    """Augmented patches float32 [1, slices, rows, columns], 0..1, with their stage, by Draw."""
+    """Augmented patches, float32 [1, slices, rows, columns], 0..1, and their stages, by Draw."""
 
     def __init__(
         self,
@@ -196,9 +184,10 @@ class Patches(Dataset):
 def cut(
     prepared: dict[str, torch.Tensor], slices: int, crop: int, rng: np.random.Generator
 ) -> torch.Tensor:
-    """A patch, float32 [1, slices, rows, columns], 0..1: whole sections, or a close look.
+    """A patch, float32 [1, slices, rows, columns], 0..1: whole sections, or a crop.
 
-    A close look is `crop` x `crop` in plane about a place in the liver, or now and then the spleen.
+    A crop has `crop` x `crop` voxels in plane around a voxel in the liver or, less often, in the
+    spleen.
     """
     volume = prepared["volume"]
     size = np.array([slices, crop, crop] if crop else [slices, *volume.shape[2:]])
@@ -214,30 +203,30 @@ def cut(
 
 
 def sections(prepared: dict[str, torch.Tensor], slices: int, overlap: float) -> np.ndarray:
-    """The patches that staging takes of a case: float32 [n, 1, slices, rows, columns], 0..1."""
+    """The patches of a case as in staging: float32 [n, 1, slices, rows, columns], 0..1."""
     volume = prepared["volume"]
     starts = patch_starts(volume.shape[1], slices, overlap)
     return np.stack([np.float32(volume[:, s : s + slices]) / np.float32(255) for s in starts])
 
 
 def augmentation(spacing: tuple[float, float, float]) -> Compose:
-    """Patients lie differently; contrast, dose and scanners differ."""
+    """Random changes of position, contrast and noise, as between patients and scanners."""
     return Compose(
         [
             RandMove(spacing),
             RandScaleIntensityFixedMean(prob=1.0, factors=0.1),
             RandShiftIntensity(offsets=0.05, prob=1.0),  # 17 HU
-            RandGaussianNoise(prob=1.0, std=0.02),  # up to 7 HU, on what smoothing has left
+            RandGaussianNoise(prob=1.0, std=0.02),  # up to 7 HU, after smoothing
         ]
     )
 
 
 class RandMove(RandomizableTransform):
-    """Rotations (SD 3 degrees about each axis), scale (4 %) and shifts (8 mm) of a patch.
+    """Random rotation (SD 3 degrees about each axis), scaling (4 %) and shift (8 mm) of a patch.
 
-    MONAI's RandAffine turns voxels, which shears where spacings (mm; slice, row, column) are
-    unequal; this one turns millimetres. One in five stays: interpolation smooths, and the network
-    must know unsmoothed scans too.
+    MONAI's RandAffine rotates in voxels, which shears if the spacing (mm; slice, row, column) is
+    anisotropic; this transform rotates in mm. One patch in five is not changed, because
+    interpolation smooths and the network must also handle images without this smoothing.
     """
 
     def __init__(self, spacing: tuple[float, float, float]) -> None:
@@ -252,8 +241,8 @@ class RandMove(RandomizableTransform):
         if not self._do_transform:
             return patch
         matrix = np.eye(4)
-        turn = scale * np.array([[1, -x, y], [x, 1, -z], [-y, z, 1]])
-        matrix[:3, :3] = turn * self.spacing / self.spacing[:, None]
+        rotation = scale * np.array([[1, -x, y], [x, 1, -z], [-y, z, 1]])
+        matrix[:3, :3] = rotation * self.spacing / self.spacing[:, None]
         matrix[:3, 3] = shift / self.spacing
         moved = Affine(affine=matrix, padding_mode="border", image_only=True)(patch)
         return torch.as_tensor(moved.as_tensor() if hasattr(moved, "as_tensor") else moved)

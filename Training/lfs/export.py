@@ -1,12 +1,12 @@
-"""Write trained networks as the one ONNX file that the library loads: weights and contract.
+"""Export of trained networks to the ONNX file that the library loads.
 
-The graph is written node by node from the modules' layers, not traced: names stay readable, batch
-normalisation is folded into the convolutions, and every tensor between the target layer and the
-logits becomes an output, which is what the library's backward pass in numpy needs.
+The graph is built from the modules' layers, not traced: names are readable, batch normalisation is
+folded into the convolutions, and every tensor between the target layer and the logits is an output,
+as the library's backward pass in numpy needs it.
 
-Several networks (the folds of a cross-validation) become one that is as many times as wide: they
-stand side by side as groups of its channels, and its logits are the mean of theirs. So an ensemble
-is a chain of the same layers, and Grad-CAM sees the sum of its members' maps.
+An ensemble (the folds of a cross-validation) is exported as one network whose channels are the
+members' channels in groups, and whose logits are the mean of the members' logits. It has the same
+layers as a member, and its Grad-CAM map is computed from the features of all members.
 """
 
 import json
@@ -21,7 +21,8 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.linalg import block_diag
 from torch import nn
 
-from common.resume import UNKNOWN, learned_entry
+from common.files import unfinished
+from common.resume import UNKNOWN, training_entry
 from lfs.network import LFSNetwork
 
 OPSET = 17
@@ -35,16 +36,16 @@ def export(
     networks: LFSNetwork | Sequence[LFSNetwork],
     path: str | Path,
     metadata: dict,
-    learned_from: Collection[str] = (UNKNOWN,),
+    training_cts: Collection[str] = (UNKNOWN,),
 ) -> None:
-    """Write a network, or an ensemble of several of one shape, to `path` with `metadata`.
+    """Write a network, or an ensemble of networks with equal shapes, to `path` with `metadata`.
 
     Outputs: `logits` and `probabilities` (softmax of the logits over the calibration temperature),
     [N, 5]; `features`, the target layer's activation; every further tensor from `features` to
-    `logits`, in order; and of an ensemble `member_logits`, [N, members, 5]. The metadata is
-    completed by the list of the tail's ops. learned_from: digests of CTs (`resume`). Raises
-    ValueError where ONNX Runtime's logits or feature maps differ from PyTorch's by 1e-4 or more
-    (relative to the largest value, where that exceeds 1).
+    `logits`, in order; for an ensemble also `member_logits`, [N, members, 5]. The operators of the
+    tail are added to the metadata. training_cts: digests of the CTs (`resume`). Raises ValueError
+    if ONNX Runtime's logits or feature maps differ from PyTorch's by 1e-4 or more (relative to the
+    largest value if that exceeds 1).
     """
     path = Path(path)
     members = [networks] if isinstance(networks, LFSNetwork) else list(networks)
@@ -87,7 +88,7 @@ def export(
     )
     described = {**metadata, "target_layer": "features", "tail": [op for op, _ in tail]}
     helper.set_model_props(
-        model, {METADATA_KEY: json.dumps(described), **learned_entry(learned_from)}
+        model, {METADATA_KEY: json.dumps(described), **training_entry(training_cts)}
     )
     onnx.checker.check_model(model, full_check=True)
     _check_parity(members, model.SerializeToString())
@@ -95,7 +96,7 @@ def export(
 
 
 def describe(path: str | Path, metadata: dict) -> None:
-    """Replace entries of an exported file's metadata; its network stays as it is."""
+    """Replace entries of an exported file's metadata; the network is not changed."""
     model = onnx.load(path)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     described = json.loads(properties[METADATA_KEY]) | metadata
@@ -104,13 +105,12 @@ def describe(path: str | Path, metadata: dict) -> None:
 
 
 def _write(model: onnx.ModelProto, path: Path) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_bytes(model.SerializeToString())
-    unfinished.replace(path)
+    with unfinished(path) as file:
+        file.write_bytes(model.SerializeToString())
 
 
 class _Graph:
-    """Nodes and weights, grown along a chain of tensors."""
+    """Nodes and weights of a graph, added in order."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -133,7 +133,7 @@ class _Graph:
         )
 
     def add_steps(self, steps: Steps, source: str, prefix: str, last: str) -> list[tuple[str, str]]:
-        """Append `steps` from the tensor `source` to `last`; (op, output name) of each node."""
+        """Append `steps` from the tensor `source` to `last`; returns (op, output) of each node."""
         added = []
         for number, (op, weights, attributes) in enumerate(steps, start=1):
             target = last if number == len(steps) else f"{prefix}{number}_{op.lower()}"
@@ -149,9 +149,9 @@ class _Graph:
 
 
 def _side_by_side(members: list[Steps], one_input: bool = False) -> Steps:
-    """The members' steps as those of one network with all their channels.
+    """The members' steps combined into those of one network with all their channels.
 
-    one_input: the first convolution sees what all members share, not the channels of each.
+    one_input: the members share the input of the first convolution.
     """
     if len(members) == 1:
         return members[0]
@@ -168,7 +168,7 @@ def _side_by_side(members: list[Steps], one_input: bool = False) -> Steps:
 
 
 def _steps(layers: nn.Sequential) -> Iterator[tuple[str, list[np.ndarray], dict]]:
-    """ONNX op, weights and attributes of every layer that does anything at inference."""
+    """ONNX op, weights and attributes of every layer that is needed for inference."""
     modules = [layer for layer in layers if not isinstance(layer, nn.Dropout)]
     following = [*modules[1:], None, None]
     for number, (before, layer) in enumerate(zip([None, *modules], modules)):
@@ -180,7 +180,7 @@ def _steps(layers: nn.Sequential) -> Iterator[tuple[str, list[np.ndarray], dict]
             ):
                 after = following[number + 1]
                 if not (after.weight > 0).all():
-                    raise ValueError("A negative normalisation does not pass through max pooling.")
+                    raise ValueError("A normalisation with a negative weight cannot be exported.")
             yield "Conv", _convolution(layer, after), sizes
         elif isinstance(layer, nn.BatchNorm3d | nn.BatchNorm1d):
             continue
@@ -196,11 +196,11 @@ def _steps(layers: nn.Sequential) -> Iterator[tuple[str, list[np.ndarray], dict]
         elif isinstance(layer, nn.Linear):
             yield "Gemm", _dense(layer, before), {"transB": 1}
         else:
-            raise ValueError(f"No ONNX node is known for the layer {layer}.")
+            raise ValueError(f"The layer {layer} cannot be exported.")
 
 
 def _convolution(layer: nn.Conv3d, after: nn.Module | None) -> list[np.ndarray]:
-    """Weight and bias of a convolution with the batch normalisation after it, if any."""
+    """Weight and bias of a convolution, with a following batch normalisation folded in."""
     weight = _numpy(layer.weight)
     bias = np.zeros(len(weight)) if layer.bias is None else _numpy(layer.bias)
     if isinstance(after, nn.BatchNorm3d):
@@ -210,7 +210,7 @@ def _convolution(layer: nn.Conv3d, after: nn.Module | None) -> list[np.ndarray]:
 
 
 def _dense(layer: nn.Linear, before: nn.Module | None) -> list[np.ndarray]:
-    """Weight and bias of a dense layer with the batch normalisation before it, if any."""
+    """Weight and bias of a dense layer, with a preceding batch normalisation folded in."""
     weight, bias = _numpy(layer.weight), _numpy(layer.bias)
     if isinstance(before, nn.BatchNorm1d):
         scale, offset = _normalisation(before)
@@ -219,7 +219,7 @@ def _dense(layer: nn.Linear, before: nn.Module | None) -> list[np.ndarray]:
 
 
 def _normalisation(layer: nn.BatchNorm1d | nn.BatchNorm3d) -> tuple[np.ndarray, np.ndarray]:
-    """What batch normalisation is at inference: a factor and an offset per channel."""
+    """Factor and offset per channel of a batch normalisation at inference."""
     scale = _numpy(layer.weight) / np.sqrt(_numpy(layer.running_var) + layer.eps)
     return scale, _numpy(layer.bias) - _numpy(layer.running_mean) * scale
 
@@ -233,7 +233,7 @@ def _tensor(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
 
 
 def _output_shapes(network: LFSNetwork, members: int) -> Iterator[tuple[int, ...]]:
-    """Shapes, without the batch, of the outputs that `export` declares, in its order."""
+    """Shapes, without the batch, of the outputs that `export` declares, in their order."""
     yield (5,)
     yield (5,)
     with torch.no_grad():

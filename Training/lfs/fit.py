@@ -1,8 +1,7 @@
-"""Fit one LFS network: losses, schedule, checkpoints, early stopping, several GPUs.
+"""Training of one LFS network: loss, schedule, checkpoints, early stopping, several GPUs.
 
-How imbalance and order of the stages are handled: rare stages are drawn more often than they occur
-(`data.Draws`), and the loss takes soft ordinal labels, so that F4 called F0 costs more than F4
-called F3.
+Imbalance: rare stages are drawn more often than they occur (`data.Draws`). Order of the stages: the
+loss uses soft ordinal labels, so that predicting F0 for an F4 costs more than predicting F3.
 """
 
 import os
@@ -19,7 +18,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from common.resume import LEARNED_KEY, UNKNOWN
+from common.files import unfinished
+from common.resume import TRAINING_CTS_KEY, UNKNOWN
 from lfs.data import Draws, Patches, sections
 from lfs.network import SPACING_MM, LFSNetwork
 from LiverFibrosisStagingLib.stages import GROUPS, softmax
@@ -27,17 +27,16 @@ from LiverFibrosisStagingLib.stages import GROUPS, softmax
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to learn.
+    """Hyperparameters.
 
-    steps, batch, learning_rate: of AdamW under a one-cycle rate. crop_steps: steps at the start
-    that look closely (`data.Draws`), at patches of `crop` x `crop`. sparsity: weight, after them,
-    of the target layer's mean absolute activation; without it the maps are busy everywhere, and
-    Grad-CAM, which sums them up, shows the background instead of organs. temper: see `data.Draws`.
-    ordinal: soft ordinal labels, otherwise plain cross-entropy. check_every: steps between two
-    looks at the validation cases. patience: looks without a lower loss after which training stops,
-    counted once whole sections are seen.
-    mixed_precision: bfloat16 on GPUs. On CPUs it saves a fifth of a step, and on some of them
-    gradients of convolutions come out as nan (PyTorch 2.13).
+    steps, batch, learning_rate: of AdamW with a one-cycle schedule. crop_steps: number of steps at
+    the start that use crops of `crop` x `crop` voxels (`data.Draws`). sparsity: weight, after these
+    steps, of the target layer's mean absolute activation in the loss; without it, features are
+    active everywhere, and Grad-CAM shows the background instead of organs. temper: see
+    `data.Draws`. ordinal: soft ordinal labels instead of plain cross-entropy. check_every: steps
+    between validations. patience: validations without a lower loss after which training stops; not
+    counted during the steps with crops. mixed_precision: bfloat16 on GPUs. It is not used on CPUs,
+    where it saves a fifth of the time but can give NaN gradients of convolutions (PyTorch 2.13).
     """
 
     steps: int = 260
@@ -55,7 +54,7 @@ class Schedule:
 
 
 class _Trained(nn.Module):
-    """Logits and the target layer's mean absolute activation in one forward pass, as DDP asks."""
+    """Logits and the target layer's mean absolute activation in one forward pass, as DDP needs."""
 
     def __init__(self, network: LFSNetwork) -> None:
         super().__init__()
@@ -77,20 +76,20 @@ def ordinal_loss(logits: torch.Tensor, stages: torch.Tensor) -> torch.Tensor:
 
 def fit(
     network: LFSNetwork,
-    learned: tuple[Sequence[dict[str, torch.Tensor]], np.ndarray],
-    validated: tuple[Sequence[dict[str, torch.Tensor]], np.ndarray],
+    train: tuple[Sequence[dict[str, torch.Tensor]], np.ndarray],
+    validation: tuple[Sequence[dict[str, torch.Tensor]], np.ndarray],
     schedule: Schedule,
     run: Path,
     spacing: tuple[float, float, float] = SPACING_MM,
     workers: int = 1,
-    learned_from: Collection[str] = (UNKNOWN,),
+    training_cts: Collection[str] = (UNKNOWN,),
 ) -> LFSNetwork:
-    """Train `network` in place and return it with the weights that validated best.
+    """Train `network` in place and return it with the weights of the lowest validation loss.
 
-    learned, validated: prepared cases (`data.prepare`) and their stages [n]. Goes on from
-    RUN/checkpoint.pt where there is one; RUN/log.csv has a line for each look at the validation
-    cases. learned_from: digests of CTs, which the checkpoint names (`resume`). Under torchrun every
-    process takes its part of each step, on its own GPU where there are any; the first one writes.
+    train, validation: prepared cases (`data.prepare`) and their stages [n]. Resumes from
+    RUN/checkpoint.pt if it exists; RUN/log.csv has a line for each validation. training_cts:
+    digests of the CTs (`resume`), saved in the checkpoint. Under torchrun each process computes a
+    part of every step, on its own GPU if there are any; the first process writes the files.
     """
     run.mkdir(parents=True, exist_ok=True)
     rank, ranks = process()
@@ -102,13 +101,13 @@ def fit(
     if ranks > 1:
         trained = nn.parallel.DistributedDataParallel(trained)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
-    progress = _Progress(network, optimizer, run, device, learned_from)
+    progress = _Progress(network, optimizer, run, device, training_cts)
     rates = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, schedule.learning_rate, total_steps=schedule.steps, last_epoch=progress.step - 1
     )
     remaining = range(progress.step, 0 if progress.stopped else schedule.steps)
     draws = Draws(
-        learned[1],
+        train[1],
         remaining,
         schedule.batch,
         schedule.crop_steps,
@@ -118,7 +117,7 @@ def fit(
         rank,
         ranks,
     )
-    patches = Patches(learned[0], learned[1], network.patch_size[0], spacing)
+    patches = Patches(train[0], train[1], network.patch_size[0], spacing)
     loader = (
         DataLoader(
             patches,
@@ -130,7 +129,7 @@ def fit(
         if workers
         else DataLoader(patches, batch_sampler=draws)
     )
-    lossy = ordinal_loss if schedule.ordinal else functional.cross_entropy
+    compute_loss = ordinal_loss if schedule.ordinal else functional.cross_entropy
     half = schedule.mixed_precision and device.type == "cuda"
     recent: list[float] = []
     bar = tqdm(
@@ -148,7 +147,7 @@ def fit(
         torch.manual_seed(schedule.seed + step)  # dropout
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             logits, activation = trained(batch)
-        loss = lossy(logits, truth)
+        loss = compute_loss(logits, truth)
         sparsity = 0.0 if step < schedule.crop_steps else schedule.sparsity
         optimizer.zero_grad()
         (loss + sparsity * activation).backward()
@@ -158,10 +157,10 @@ def fit(
         recent.append(loss.item())
         bar.set_postfix(loss=f"{np.mean(recent[-50:]):.3f}")
         done = step + 1
-        whole = done > schedule.crop_steps
-        if done == schedule.steps or (whole and done % schedule.check_every == 0):
-            found = case_logits(network, validated[0], device)
-            progress.look(done, float(np.mean(recent)), found, validated[1], schedule, rank)
+        on_sections = done > schedule.crop_steps
+        if done == schedule.steps or (on_sections and done % schedule.check_every == 0):
+            found = case_logits(network, validation[0], device)
+            progress.validate(done, float(np.mean(recent)), found, validation[1], schedule, rank)
             recent = []
             if progress.stopped:
                 break
@@ -172,7 +171,7 @@ def fit(
 
 
 class _Progress:
-    """What a run keeps on disk: weights, optimiser, the best weights so far, the log."""
+    """State of a run, saved on disk: weights, optimiser, best weights so far, log."""
 
     def __init__(
         self,
@@ -180,10 +179,10 @@ class _Progress:
         optimizer: torch.optim.Optimizer,
         run: Path,
         device: torch.device,
-        learned_from: Collection[str],
+        training_cts: Collection[str],
     ) -> None:
         self.network, self.optimizer = network, optimizer
-        self.learned_from = sorted(learned_from)
+        self.training_cts = sorted(training_cts)
         self.checkpoint, self.log = run / "checkpoint.pt", run / "log.csv"
         self.step, self.lowest, self.waited, self.stopped = 0, float("inf"), 0, False
         self.best: dict[str, torch.Tensor] = {}
@@ -198,7 +197,7 @@ class _Progress:
             columns = ["step", "seconds", "loss", "validation_loss", *GROUPS]
             self.log.write_text(",".join(columns) + "\n", encoding="utf-8")
 
-    def look(
+    def validate(
         self,
         step: int,
         loss: float,
@@ -207,38 +206,37 @@ class _Progress:
         schedule: Schedule,
         rank: int,
     ) -> None:
-        """Judge the network on the validation cases, remember the best, write log and state."""
-        lossy = ordinal_loss if schedule.ordinal else functional.cross_entropy
-        validation = float(lossy(torch.from_numpy(logits), torch.from_numpy(stages)))
-        if validation < self.lowest:
-            self.lowest, self.waited = validation, 0
+        """Compute the validation loss, keep the best weights, write log and checkpoint."""
+        compute_loss = ordinal_loss if schedule.ordinal else functional.cross_entropy
+        validation_loss = float(compute_loss(torch.from_numpy(logits), torch.from_numpy(stages)))
+        if validation_loss < self.lowest:
+            self.lowest, self.waited = validation_loss, 0
             self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         else:
             self.waited += 1
             self.stopped = self.waited >= schedule.patience
         if rank == 0:
-            row = [time.monotonic() - self.began, loss, validation]
+            row = [time.monotonic() - self.began, loss, validation_loss]
             row += aucs(softmax(logits), stages).values()
             with self.log.open("a", encoding="utf-8") as stream:
                 print(step, *(f"{value:.4f}" for value in row), sep=",", file=stream)
             self.save(step)
 
     def save(self, step: int) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint."""
         self.step = step
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             **{n: getattr(self, n) for n in ("step", "lowest", "waited", "stopped", "best")},
-            LEARNED_KEY: self.learned_from,
+            TRAINING_CTS_KEY: self.training_cts,
         }
-        partial = self.checkpoint.with_suffix(".part")
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
+        with unfinished(self.checkpoint) as file:
+            torch.save(state, file)
 
 
 def keep_normalisations_positive(network: LFSNetwork) -> None:
-    """So that they pass through the max pooling before them, into the convolution, at export."""
+    """Keep their weights positive, so that `export` can fold them through the max pooling."""
     with torch.no_grad():
         for layer in network.head:
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -248,7 +246,7 @@ def keep_normalisations_positive(network: LFSNetwork) -> None:
 def case_logits(
     network: LFSNetwork, prepared: Sequence[dict[str, torch.Tensor]], device: torch.device
 ) -> np.ndarray:
-    """Logits [cases, 5]: the mean over a case's patches, here without overlap."""
+    """Logits [cases, 5]: the mean over a case's patches, without overlap."""
     network.eval()
     found = []
     with torch.no_grad():
@@ -259,7 +257,7 @@ def case_logits(
 
 
 def aucs(probabilities: np.ndarray, stages: np.ndarray) -> dict[str, float]:
-    """Area under the ROC curve of every group of stages; nan where one side has no case."""
+    """Area under the ROC curve of every group of stages; NaN if one class has no case."""
     return {
         name: float(roc_auc_score(stages >= first, probabilities[:, first:].sum(axis=1)))
         if 0 < np.count_nonzero(stages >= first) < len(stages)
@@ -274,14 +272,14 @@ def on_gpu() -> bool:
 
 
 def process() -> tuple[int, int]:
-    """This process' number and how many there are: torchrun's, or (0, 1)."""
+    """Rank of this process and number of processes; (0, 1) without torchrun."""
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
 
 
 def join_processes() -> None:
-    """Under torchrun: meet the other processes, each on its own GPU where there are any."""
+    """Under torchrun, initialise the process group; each process has its own GPU, if any."""
     if "WORLD_SIZE" in os.environ and not distributed.is_initialized():
         if on_gpu():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

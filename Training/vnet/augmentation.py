@@ -1,8 +1,8 @@
-"""What differs between patients and between scanners, as random changes of a CT and its organs.
+"""Augmentation of CTs with liver and spleen masks: differences between patients and scanners.
 
-Patients are built and lie differently; livers and spleens are large and small, have tumours, and
-lie beside what is filled with contrast, fluid or gas; phase, dose, kernel, slices and scanners
-differ. No flips: the liver has a side.
+Body shape and position; size and position of liver and spleen; tumours; organs beside them that are
+filled with contrast agent, fluid or gas; contrast phase, noise, kernel, slice thickness and field
+of view. No flips, because the liver is on the right side.
 
 Volumes are float32 [1, slices, rows, columns], 0..1 in the window; labels of the same shape hold
 the index of `CLASSES`.
@@ -28,10 +28,11 @@ from LiverFibrosisStagingLib.imaging.segmentation import CLASSES
 
 LIVER, SPLEEN = CLASSES.index("liver"), CLASSES.index("spleen")
 BOTH = ("volume", "labels")
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def augmentation(patch_size: tuple[int, int, int], window: tuple[float, float]) -> Compose:
-    """Of an item with `volume` and `labels` of any size, a patch (slices, rows, columns)."""
+    """Takes an item with `volume` and `labels` of any size; gives a patch of `patch_size`."""
     hu = 1.0 / (window[1] - window[0])
     return Compose(
         [
@@ -49,7 +50,7 @@ def augmentation(patch_size: tuple[int, int, int], window: tuple[float, float]) 
 
 
 class _OfBoth(MapTransform, RandomizableTransform):
-    """A random change of `volume`, and of `labels` where organs move or go black."""
+    """A random change of `volume`, and of `labels` if organs are moved or cut off."""
 
     def __init__(self, prob: float) -> None:
         MapTransform.__init__(self, BOTH)
@@ -64,37 +65,33 @@ class _OfBoth(MapTransform, RandomizableTransform):
         return {**data, "volume": volume, "labels": labels}
 
     @abstractmethod
-    def changed(
-        self, volume: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both after the change; they may be changed in place."""
+    def changed(self, volume: torch.Tensor, labels: torch.Tensor) -> Pair:
+        """Both after the change, which may be in place."""
 
     def waves(self, size: Sequence[int], length: float, channels: int = 1) -> torch.Tensor:
-        """Random fields [channels, *size] of values about 1, smooth over `length` voxels."""
+        """Random fields [channels, *size] with values of about +-1, smooth over `length` voxels."""
         points = [int(np.ceil(n / length)) + 1 for n in size]
         drawn = torch.from_numpy(self.R.normal(0, 1, (1, channels, *points)).astype(np.float32))
         return functional.interpolate(drawn, list(size), mode="trilinear", align_corners=True)[0]
 
 
 class Deform(_OfBoth):
-    """A patch of another patient: turned, scaled, bent; liver and spleen of another size and place.
+    """Rotation, scaling and bending; liver and spleen are resized and moved.
 
-    One interpolation does it all, so that pictures stay as sharp as they can. (MONAI's
-    Rand3DElastic knows no organs, and takes three times as long for waves of this length.)
+    All changes are applied with one interpolation, to limit smoothing. (MONAI's Rand3DElastic
+    cannot move organs, and takes three times as long for waves of this length.)
     """
 
     def __init__(self, patch_size: tuple[int, int, int]) -> None:
         super().__init__(1.0)
         self.size = patch_size
 
-    def changed(  # noqa: D102
-        self, volume: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def changed(self, volume: torch.Tensor, labels: torch.Tensor) -> Pair:  # noqa: D102
         whole, patch = np.array(volume.shape[1:]), np.array(self.size)
         room = abs(whole - patch) + 8
         centre = (whole - 1) / 2 + self.R.uniform(-0.5, 0.5, 3) * room
-        turned = create_rotate(3, self.R.normal(0, (0.2, 0.12, 0.12)))[:3, :3]
-        matrix = turned * np.exp(self.R.normal(0, 0.1) + self.R.normal(0, 0.06, 3))
+        rotation = create_rotate(3, self.R.normal(0, (0.2, 0.12, 0.12)))[:3, :3]
+        matrix = rotation * np.exp(self.R.normal(0, 0.1) + self.R.normal(0, 0.06, 3))
         axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in self.size]
         away = torch.stack(torch.meshgrid(*axes, indexing="ij"))
         places = torch.einsum("ij,jzyx->izyx", torch.from_numpy(matrix).float(), away)
@@ -107,13 +104,13 @@ class Deform(_OfBoth):
         scale = _column(2.0 / (whole - 1))
         grid = (places * scale - 1).flip(0).movedim(0, -1)[None]
         source = torch.cat([volume, labels == LIVER, labels == SPLEEN]).float()[None]
-        seen = functional.grid_sample(source, grid, padding_mode="zeros", align_corners=True)[0]
-        labels = (seen[1:2] >= 0.5) * LIVER
-        labels[seen[2:3] > 0.5] = SPLEEN
-        return seen[:1], labels.to(torch.uint8)
+        sampled = functional.grid_sample(source, grid, padding_mode="zeros", align_corners=True)[0]
+        labels = (sampled[1:2] >= 0.5) * LIVER
+        labels[sampled[2:3] > 0.5] = SPLEEN
+        return sampled[:1], labels.to(torch.uint8)
 
     def _move(self, places: torch.Tensor, organ: torch.Tensor) -> None:
-        """Let what lies around the organ's centre be seen larger or smaller, and elsewhere."""
+        """Scale and shift the region around the organ's centre."""
         voxels = organ.nonzero().float()
         if len(voxels) < 100:
             return
@@ -131,15 +128,13 @@ def _column(values: np.ndarray) -> torch.Tensor:
 
 
 class Neighbours(_OfBoth):
-    """What lies around the organs: brighter or darker, filled with contrast, fluid or gas."""
+    """Surrounding organs: brighter, darker, or filled with contrast agent, fluid or gas."""
 
     def __init__(self, hu: float) -> None:
         super().__init__(0.7)
         self.hu = hu
 
-    def changed(  # noqa: D102
-        self, volume: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def changed(self, volume: torch.Tensor, labels: torch.Tensor) -> Pair:  # noqa: D102
         soft = (volume > 0.3) & (volume < 0.95) & (labels == 0)
         volume += soft * (20 * self.hu * self.waves(volume.shape[1:], 8.0))
         if self.R.rand() < 0.6:
@@ -151,15 +146,13 @@ class Neighbours(_OfBoth):
 
 
 class Tumours(_OfBoth):
-    """Balls in the liver that enhance more or less than it does; they belong to it."""
+    """Spheres in the liver that enhance more or less than it; they keep its label."""
 
     def __init__(self, hu: float) -> None:
         super().__init__(0.35)
         self.hu = hu
 
-    def changed(  # noqa: D102
-        self, volume: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def changed(self, volume: torch.Tensor, labels: torch.Tensor) -> Pair:  # noqa: D102
         liver = labels[0] == LIVER
         voxels = liver.nonzero().float()
         if not len(voxels):
@@ -174,18 +167,17 @@ class Tumours(_OfBoth):
 
 
 class Contrast(_OfBoth):
-    """Contrast phase and disease: less enhancement everywhere, organs a little apart from it.
+    """Contrast phase and disease: less enhancement overall, random shifts of the organs' HU.
 
-    hu: one HU in the window. plain: muscle without contrast, above which everything is enhanced.
+    hu: size of one HU in the window. plain: muscle without contrast agent; brighter voxels are
+    enhanced.
     """
 
     def __init__(self, hu: float, plain: float) -> None:
         super().__init__(0.8)
         self.hu, self.plain = hu, plain
 
-    def changed(  # noqa: D102
-        self, volume: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def changed(self, volume: torch.Tensor, labels: torch.Tensor) -> Pair:  # noqa: D102
         if self.R.rand() < 0.35:
             kept = self.R.uniform(0.0, 0.9)
             less = self.plain + kept * (volume - self.plain)
@@ -198,14 +190,12 @@ class Contrast(_OfBoth):
 
 
 class ThickSlices(_OfBoth):
-    """Two or three slices become one that is seen several times."""
+    """Two or three slices are replaced by their mean."""
 
     def __init__(self) -> None:
         super().__init__(0.2)
 
-    def changed(  # noqa: D102
-        self, volume: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def changed(self, volume: torch.Tensor, labels: torch.Tensor) -> Pair:  # noqa: D102
         count = int(self.R.randint(2, 4))
         whole = volume.shape[1] // count * count
         blocks = volume[:, :whole].unflatten(1, (-1, count))
@@ -214,14 +204,12 @@ class ThickSlices(_OfBoth):
 
 
 class FieldOfView(_OfBoth):
-    """The scan ends within the patient: above, below, both, or at a round field of view."""
+    """A scan that does not cover the whole body: cut above, below, both, or to a circle."""
 
     def __init__(self) -> None:
         super().__init__(0.4)
 
-    def changed(  # noqa: D102
-        self, volume: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def changed(self, volume: torch.Tensor, labels: torch.Tensor) -> Pair:  # noqa: D102
         _, slices, rows, columns = volume.shape
         black = torch.zeros(volume.shape, dtype=torch.bool)
         kind = self.R.randint(4)
@@ -244,17 +232,15 @@ class FieldOfView(_OfBoth):
 
 
 class Surroundings(_OfBoth):
-    """What lies in the air: a table behind the patient, arms at the sides."""
+    """Objects in the air around the body: a table behind, arms at the sides."""
 
     def __init__(self) -> None:
         super().__init__(0.4)
 
-    def changed(  # noqa: D102
-        self, volume: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def changed(self, volume: torch.Tensor, labels: torch.Tensor) -> Pair:  # noqa: D102
         rows, columns = volume.shape[2:]
         y, x = np.ogrid[:rows, :columns]
-        if self.R.randint(3) == 0:  # a curved shell
+        if self.R.randint(3) == 0:  # a curved table
             top = self.R.uniform(0.7, 0.95) * rows
             bow = self.R.uniform(0, 0.004) * (x - columns / 2) ** 2
             there = np.abs(y - (top - bow)) < self.R.uniform(0.5, 1.5)

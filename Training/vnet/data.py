@@ -1,4 +1,4 @@
-"""CTs with outlined livers and spleens, from a list or a Decathlon folder, to augmented patches."""
+"""Training data of the V-Net: CTs with liver and spleen masks, and patches of them."""
 
 import json
 import re
@@ -13,8 +13,8 @@ from monai.data import PersistentDataset
 from monai.transforms import Transform
 from torch.utils.data import Dataset
 
+from common.cache import cached
 from common.resume import digest
-from lfs.data import filled
 from LiverFibrosisStagingLib import StagingError, __version__, read_ct, read_mask
 from LiverFibrosisStagingLib.batch import read_list
 from LiverFibrosisStagingLib.imaging.grid import resample_ct
@@ -24,20 +24,20 @@ from vnet.augmentation import LIVER, SPLEEN, augmentation
 
 SPACING_MM = (4.0, 4.0, 4.0)
 WINDOW_HU = (-150.0, 250.0)
-# Whole sections of most patients, and the height of most livers: 19 x 29 x 38 cm.
+# 19 x 29 x 38 cm: whole sections of most patients, and the height of most livers.
 PATCH_SIZE = (48, 72, 96)
 MULTIPLE = 8
-NOTHING_SHARE = 0.08  # of the patches: what has neither organ
+EMPTY_SHARE = 0.08  # of the patches: without liver and spleen
 
 
 class Mask(NamedTuple):
-    """An organ in a file: the voxels with these labels, or what `read_organ` takes it for."""
+    """An organ in a file: the voxels with these labels; if none are given, see `read_organ`."""
 
     file: str
     labels: tuple[int, ...] = ()
 
     def content(self) -> str:
-        """Digest of the file, and which labels are taken from it."""
+        """Digest of the file, with the labels."""
         file, label = re.fullmatch(r"(.+?)(:\d+)?", self.file).groups("")
         return f"{digest(Path(file))}{label}{list(self.labels) or ''}"
 
@@ -52,8 +52,8 @@ class Mask(NamedTuple):
         return mask
 
 
-class Outlined(NamedTuple):
-    """A CT and its organs; None where one was not outlined, which says nothing about it."""
+class Labelled(NamedTuple):
+    """A CT and the masks of its organs; None for an organ without a mask, which may be present."""
 
     name: str
     ct: Path
@@ -61,59 +61,61 @@ class Outlined(NamedTuple):
     spleen: Mask | None
 
     def content(self) -> list[str | None]:
-        """Digests of the CT and of its organs; None for one that was not outlined."""
+        """Digests of the CT and the masks; None for an organ without a mask."""
         return [digest(self.ct), *(mask and mask.content() for mask in (self.liver, self.spleen))]
 
 
-def read_cases(source: Path) -> list[Outlined]:
+def read_cases(source: Path) -> list[Labelled]:
     """Cases of a CSV (columns ct, liver, spleen, case) or a Medical Segmentation Decathlon folder.
 
-    In the folder, dataset.json says which labels are liver (tumours in it included) and spleen.
-    Raises StagingError where there is none.
+    In the folder, dataset.json names the labels of liver (with its tumours) and spleen. Raises
+    StagingError if there are none.
     """
     if source.is_dir():
         return _decathlon(source)
     cases = [
-        Outlined(case.name, case.ct, *(m and Mask(str(m)) for m in (case.liver, case.spleen)))
+        Labelled(case.name, case.ct, *(m and Mask(str(m)) for m in (case.liver, case.spleen)))
         for case in read_list(source)
     ]
     bare = [case.name for case in cases if case.liver is None and case.spleen is None]
     if bare:
-        raise StagingError(f"{source}: no organ is outlined in {', '.join(bare)}.")
+        raise StagingError(
+            f"{source}: {', '.join(bare)} have no mask; a mask of liver or spleen is needed."
+        )
     return cases
 
 
-def check_names(cases: Sequence[Outlined]) -> None:
-    """Refuse, with StagingError, two cases of one name: which is left out would not be clear."""
-    first: dict[str, Outlined] = {}
+def check_names(cases: Sequence[Labelled]) -> None:
+    """Raise StagingError if two cases have the same name: --leave-out would be ambiguous."""
+    first: dict[str, Labelled] = {}
     for case in cases:
         other = first.setdefault(case.name.casefold(), case)
         if other is not case:
             raise StagingError(
-                f"Two CTs have the case name {case.name}: {other.ct} and {case.ct}; give each its "
-                "own, in the column case."
+                f"{other.ct} and {case.ct} have the same case name, {case.name}; different names "
+                "are needed, in the column case."
             )
 
 
-def _decathlon(folder: Path) -> list[Outlined]:
+def _decathlon(folder: Path) -> list[Labelled]:
     file = folder / "dataset.json"
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-        pairs = [(folder / item["image"], folder / item["label"]) for item in said["training"]]
-        labels = {int(number): str(name).lower() for number, name in said["labels"].items()}
+        described = json.loads(file.read_text(encoding="utf-8"))
+        pairs = [(folder / item["image"], folder / item["label"]) for item in described["training"]]
+        labels = {int(number): str(name).lower() for number, name in described["labels"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StagingError(
-            f"Cannot read {file}: {error}. Needed is a folder in Decathlon layout, with `training` "
-            "and `labels`."
+            f"{file}: cannot be read ({error}); the description of a Decathlon folder with "
+            "`training` and `labels` is needed."
         ) from None
     spleen = tuple(n for n, name in labels.items() if n and "spleen" in name)
-    # Task 3 calls the tumours in the liver cancer; they are part of it.
+    # Task 3 labels the tumours in the liver "cancer"; they are part of the liver.
     words = "liver|cancer|tumou?r|lesion" if any("liver" in n for n in labels.values()) else "liver"
     liver = tuple(n for n, name in labels.items() if n and re.search(words, name))
     if not pairs or (not liver and not spleen):
-        raise StagingError(f"{file}: none of the labels {labels} is a liver or a spleen.")
+        raise StagingError(f"{file}: its labels are {labels}; a liver or a spleen is needed.")
     return [
-        Outlined(
+        Labelled(
             image.name.split(".")[0],
             image,
             *(Mask(str(label), numbers) if numbers else None for numbers in (liver, spleen)),
@@ -122,16 +124,16 @@ def _decathlon(folder: Path) -> list[Outlined]:
     ]
 
 
-class OnGrid(Transform):
-    """A case on the network's grid.
+class NetworkGrid(Transform):
+    """Resamples a case to the network's grid.
 
     Returns `volume`, uint8 [1, slices, rows, columns], the window as 0..255; `labels`, uint8 of the
-    same shape; and `known`, bool [3]: the classes that were outlined.
+    same shape; and `known`, bool [3]: the classes that have a mask.
     """
 
     def __call__(self, item: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """One case: item has `case`, an Outlined."""
-        case = Outlined(*item["case"])
+        """One case: item has `case`, an Labelled."""
+        case = Labelled(*item["case"])
         ct = read_ct(case.ct)
         grid = network_grid(ct, SPACING_MM, MULTIPLE)
         given = [None if organ is None else Mask(*organ).image() for organ in case[2:]]
@@ -154,23 +156,23 @@ class OnGrid(Transform):
         }
 
 
-def prepare(cases: Sequence[Outlined], cache: Path) -> PersistentDataset:
-    """Every case on the network's grid, in the cases' order, kept in `cache`.
+def prepare(cases: Sequence[Labelled], cache: Path) -> PersistentDataset:
+    """Every case on the network's grid, in the cases' order, cached in the folder `cache`.
 
-    A case is prepared anew when the content of its files or the recipe changes.
+    A case is prepared again when the content of its files or the preprocessing changes.
     """
     recipe = repr((__version__, SPACING_MM, WINDOW_HU))
     items = []
     for case in cases:
         plain = [case.name, str(case.ct), *(m and [m.file, list(m.labels)] for m in case[2:])]
         items.append({"case": plain, "content": case.content(), "recipe": recipe})
-    return filled(items, OnGrid(), cache)
+    return cached(items, NetworkGrid(), cache)
 
 
 class Patches(Dataset):
-    """Augmented patches, each drawn by its number: of CTs, of phantoms, and of what has no liver.
+    """Augmented patches of CTs, of phantoms, and of simulated volumes without liver and spleen.
 
-    Item n depends on the seed and n alone. Gives `volume` float32 [1, slices, rows, columns],
+    Item n depends only on the seed and on n. Gives `volume` float32 [1, slices, rows, columns],
     `labels` uint8 of the same shape, and `known` bool [3].
     """
 
@@ -191,7 +193,7 @@ class Patches(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([self.seed, self.numbers[index]])
-        if rng.random() < NOTHING_SHARE:
+        if rng.random() < EMPTY_SHARE:
             return without_organs(rng)
         simulated = self.cases is None or (self.phantoms is not None and rng.random() < self.share)
         source = self.phantoms if simulated else self.cases
@@ -207,9 +209,9 @@ class Patches(Dataset):
 def without_organs(
     rng: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A patch, as `Patches` gives it, of a head, a chest, or a vessel with balls in it.
+    """A patch, as `Patches` gives it, of a simulated head, chest or container with spheres.
 
-    A network that has only seen abdomens finds a liver everywhere.
+    A network trained on abdomens alone segments a liver in every image.
     """
     axes = [step * (np.arange(n) - (n - 1) / 2) for n, step in zip(PATCH_SIZE, SPACING_MM)]
     z, y, x = np.ix_(*(axis + shift for axis, shift in zip(axes, rng.normal(0, 15, 3))))

@@ -1,10 +1,9 @@
-"""The V-Net that finds liver and spleen, as a PyTorch module, and its ONNX file.
+"""The V-Net that segments liver and spleen, as a PyTorch module, and its export to ONNX.
 
 Milletari et al. 2016 (3DV): residual stages of 5x5x5 convolutions, strided convolutions instead of
-pooling, PReLU. Far narrower than the original, whose 45 million parameters no laptop needs, and
-with batch normalisation: HU mean something, and what surrounds the patient must not change what is
-liver. Instance normalisation, tried first, found more liver where there was more air, and one in
-water.
+pooling, PReLU. Differences: 2 instead of 45 million parameters, and batch normalisation. Instance
+normalisation, which was tried first, made the result depend on the surroundings of the patient: it
+segmented more liver in images with more air, and a liver in a water phantom.
 """
 
 import json
@@ -18,19 +17,20 @@ import onnxruntime
 import torch
 from torch import nn
 
-from common.resume import UNKNOWN, learned_entry
+from common.files import unfinished
+from common.resume import UNKNOWN, training_entry
 
 OPSET = 17
 METADATA_KEY = "liver_segmentation"
-MOMENTUM = 0.05  # of the running statistics; a step sees two patches only
+MOMENTUM = 0.05  # of the running statistics; small, because a step has only two patches
 COUNTER = "num_batches_tracked"
 
 
 class VNet(nn.Module):
     """Logits [N, classes, slices, rows, columns] for `volume` [N, 1, ...], 0..1.
 
-    channels: of the stages, from the finest; each is half as fine as the one before. convolutions:
-    of each stage. Every length of the input has to be a multiple of `multiple`.
+    channels: of each stage, from the finest; the resolution halves at each stage. convolutions:
+    number in each stage. The input's size must be a multiple of `multiple` in each direction.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class VNet(nn.Module):
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         """Logits on the input's grid."""
         x = self.first(volume)
-        seen = []
+        skipped = []
         for down, left in zip(self.downs, self.lefts):
-            seen.append(x)
+            skipped.append(x)
             x = left(down(x))
-        for up, right, finer in zip(self.ups, self.rights, seen[::-1]):
+        for up, right, finer in zip(self.ups, self.rights, skipped[::-1]):
             x = right(torch.cat([up(x), finer], dim=1))
         return self.last(x)
 
 
 class _Stage(nn.Module):
-    """Convolutions around which their input is added (its first channels, or its only one)."""
+    """Convolutions with a residual connection from the input's first channels or its only one."""
 
     def __init__(self, inputs: int, outputs: int, count: int) -> None:
         super().__init__()
@@ -79,10 +79,10 @@ class _Stage(nn.Module):
         self.activations = nn.ModuleList(nn.PReLU(outputs) for _ in range(count))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        around = x[:, : self.outputs]
+        residual = x[:, : self.outputs]
         for number, (layer, activation) in enumerate(zip(self.layers, self.activations)):
             x = layer(x)
-            x = activation(x + around if number == len(self.layers) - 1 else x)
+            x = activation(x + residual if number == len(self.layers) - 1 else x)
         return x
 
 
@@ -92,15 +92,15 @@ def _scaled(convolution: nn.Module) -> nn.Sequential:
 
 
 def load_weights(network: VNet, path: Path) -> None:
-    """Take over the weights of a checkpoint.pt, or of an exported VNet.onnx of the same shape.
+    """Load the weights of a checkpoint.pt or an exported VNet.onnx.
 
-    Raises ValueError where the shapes differ.
+    Raises ValueError if the shapes differ.
     """
     if path.suffix == ".onnx":
         graph = onnx.load(path).graph
         found = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
         for node in graph.node:
-            if node.op_type == "Identity":  # the exporter keeps equal weights once
+            if node.op_type == "Identity":  # the exporter stores equal weights once
                 found[node.output[0]] = found[node.input[0]]
         found = {name.removeprefix("network."): values for name, values in found.items()}
     else:
@@ -109,7 +109,9 @@ def load_weights(network: VNet, path: Path) -> None:
     wanted = {n: v for n, v in network.state_dict().items() if not n.endswith(COUNTER)}
     sizes = {name: found[name].numel() for name in wanted if name in found}
     if sizes != {name: values.numel() for name, values in wanted.items()}:
-        raise ValueError(f"The weights in {path} are those of another network.")
+        raise ValueError(
+            f"{path}: it has the weights of another network; a V-Net of the same shape is needed."
+        )
     taken = {name: found[name].view_as(values) for name, values in wanted.items()}
     network.load_state_dict(taken, strict=False)
 
@@ -127,43 +129,44 @@ def export(
     network: VNet,
     path: Path,
     metadata: dict[str, Any],
-    learned_from: Collection[str] = (UNKNOWN,),
+    training_cts: Collection[str] = (UNKNOWN,),
 ) -> None:
-    """Write the network with its metadata; output `probabilities` for any size.
+    """Write the network with its metadata; its output is `probabilities`, its input size is free.
 
-    learned_from: digests of CTs (`resume`). Raises ValueError where ONNX Runtime's probabilities
-    differ from PyTorch's by 1e-4 or more, on a size other than the one it was traced with.
+    training_cts: digests of the CTs (`resume`). Raises ValueError if ONNX Runtime's probabilities
+    differ from PyTorch's by 1e-4 or more, checked on another size than the traced one.
     """
     network = _Probabilities(network.cpu().float()).eval()
     multiple = network.network.multiple
-    unfinished = path.with_name(path.name + ".part")
     axes = {0: "N", 2: "slices", 3: "rows", 4: "columns"}
-    torch.onnx.export(
-        network,
-        (torch.zeros(1, 1, 2 * multiple, 3 * multiple, 4 * multiple),),
-        str(unfinished),
-        input_names=["volume"],
-        output_names=["probabilities"],
-        dynamic_axes={"volume": axes, "probabilities": axes},
-        opset_version=OPSET,
-        dynamo=False,
-        # Weights keep their names and values, so that `load_weights` finds them.
-        training=torch.onnx.TrainingMode.PRESERVE,
-        do_constant_folding=False,
-    )
-    model = onnx.load(unfinished)
-    entries = {METADATA_KEY: json.dumps(metadata), **learned_entry(learned_from)}
-    onnx.helper.set_model_props(model, entries)
-    onnx.checker.check_model(model, full_check=True)
-    content = model.SerializeToString()
-    shape = (1, 1, 4 * multiple, 2 * multiple, 3 * multiple)
-    volume = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    with unfinished(path) as file:
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, 1, 2 * multiple, 3 * multiple, 4 * multiple),),
+            str(file),
+            input_names=["volume"],
+            output_names=["probabilities"],
+            dynamic_axes={"volume": axes, "probabilities": axes},
+            opset_version=OPSET,
+            dynamo=False,
+            # Weights keep their names and values, so that `load_weights` finds them.
+            training=torch.onnx.TrainingMode.PRESERVE,
+            do_constant_folding=False,
+        )
+        model = onnx.load(file)
+        entries = {METADATA_KEY: json.dumps(metadata), **training_entry(training_cts)}
+        onnx.helper.set_model_props(model, entries)
+        onnx.checker.check_model(model, full_check=True)
+        content = model.SerializeToString()
+        _check_parity(network, content, (4 * multiple, 2 * multiple, 3 * multiple))
+        file.write_bytes(content)
+
+
+def _check_parity(network: nn.Module, content: bytes, size: tuple[int, int, int]) -> None:
+    volume = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (ours,) = session.run(["probabilities"], {"volume": volume.numpy()})
     with torch.no_grad():
         difference = np.abs(ours - network(volume).numpy()).max()
     if not difference < 1e-4:
-        unfinished.unlink()
         raise ValueError(f"The exported probabilities differ from PyTorch's by {difference:.2g}.")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
