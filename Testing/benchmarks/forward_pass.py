@@ -1,21 +1,20 @@
-"""What was tried to make the staging network's forward pass faster in ONNX Runtime.
+"""Variants of the staging network's forward pass in ONNX Runtime, compared for speed.
 
     python Testing/benchmarks/forward_pass.py [--runs 5] [--threads 2] [--only "one thread" ...]
 
-Each variant runs in turn with the network as it ships, on the sample phantom's first patch, which
-also calibrates the quantised variants (the best case for their accuracy). Printed are the shortest
-times of all turns (what else the machine does only adds to a time), their ratios, the largest
-difference of the logits, and the share of the machine's float32 matrix product rate (the better of
-numpy and ONNX Runtime, 2048 x 2048) that the convolutions would reach if they took all of the time;
-then what does not load, and why. "as shipped, again" is the first variant once more: what its ratio
-differs from 1 is noise. Needs `onnx`.
+All variants run in turn on the first patch of the sample phantom, which also calibrates the
+quantised variants (the best case for their accuracy). For each variant, the shortest time of all
+turns is printed (other work of the machine can only increase a time), its ratio to the shipped
+network, the largest difference of the logits, and the share of the machine's float32 matrix product
+rate (the better of numpy and ONNX Runtime, 2048 x 2048) that the convolutions would reach if they
+took all of the time; then the variants that cannot be loaded, with the reasons. "as shipped, again"
+repeats the first variant: the deviation of its ratio from 1 is noise. Needs `onnx`.
 """
 
 import argparse
 import functools
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,14 +26,13 @@ if TYPE_CHECKING:
     import onnx
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "LiverFibrosisStaging"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--only", nargs="*", help="these variants beside the shipped one")
+    parser.add_argument("--only", nargs="*", help="variants to compare with the shipped one")
     options = parser.parse_args()
     for name in ("OMP", "OPENBLAS", "MKL"):
         os.environ[f"{name}_NUM_THREADS"] = str(options.threads)
@@ -46,7 +44,7 @@ def main() -> None:
 
     from LiverFibrosisStagingLib.resources import default_model_path
 
-    logging.getLogger().setLevel(logging.ERROR)  # the quantiser advises at every call
+    logging.getLogger().setLevel(logging.ERROR)  # the quantiser logs advice at every call
 
     shipped = onnx.load(default_model_path())
     x = _sample_patch()
@@ -136,7 +134,7 @@ def main() -> None:
         "denormals as zero": lambda: session(
             shipped, entries={"session.set_denormal_as_zero": "1"}
         ),
-        "bfloat16 products where the CPU has them": lambda: session(shipped, entries=fast_math),
+        "bfloat16 products if the CPU supports them": lambda: session(shipped, entries=fast_math),
         "2-D over stacked slices, all": lambda: session(sum_of_planes(lambda n: True)),
         "2-D over stacked slices, first": lambda: session(sum_of_planes(lambda n: n == 1)),
         "2-D over stacked slices, all but first": lambda: session(sum_of_planes(lambda n: n > 1)),
@@ -210,8 +208,8 @@ def main() -> None:
         share = operations / taken / rate
         print(f"{name:44s}{taken * 1e3:8.0f}{ratio:8.2f}{share:9.0%}{differences[name]:15.1e}")
     for name, reason in refused.items():
-        print(f"{name:44s}does not load: {reason}")
-    print("providers of this wheel:", ", ".join(ort.get_available_providers()))
+        print(f"{name:44s}cannot be loaded: {reason}")
+    print("available providers:", ", ".join(ort.get_available_providers()))
 
 
 def _sample_patch() -> "np.ndarray":
@@ -231,7 +229,7 @@ def _sample_patch() -> "np.ndarray":
 
 
 def _changed(model: "onnx.ModelProto", nodes: list) -> "onnx.ModelProto":
-    """A copy of the model with other nodes, which may be of ONNX Runtime's own domain."""
+    """A copy of the model with other nodes, which may be of the domain com.microsoft."""
     import onnx
 
     changed = onnx.ModelProto()
@@ -243,9 +241,9 @@ def _changed(model: "onnx.ModelProto", nodes: list) -> "onnx.ModelProto":
 
 
 def _fused(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Every Conv and the LeakyRelu after it as one FusedConv.
+    """Every Conv and the following LeakyRelu as one FusedConv.
 
-    ONNX Runtime leaves the last pair alone, since the Conv's own result is an output of the graph.
+    ONNX Runtime does not fuse the last pair, because the Conv's output is an output of the graph.
     """
     from onnx import helper
 
@@ -273,7 +271,7 @@ def _fused(model: "onnx.ModelProto") -> "onnx.ModelProto":
 
 
 def _channels_last(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Every Conv as ONNX Runtime's channels-last one, between two Transposes."""
+    """Every Conv as ONNX Runtime's channels-last operator, between two Transposes."""
     from onnx import helper
 
     nodes = []
@@ -337,7 +335,7 @@ def _quantised(
 
     with tempfile.TemporaryDirectory() as folder:
         given, path = Path(folder) / "given.onnx", Path(folder) / "quantised.onnx"
-        onnx.save(model, given)  # given as a ModelProto, it would lose its weights to a file
+        onnx.save(model, given)  # with a ModelProto, the weights would go to an external file
         common = {"op_types_to_quantize": ["Conv"], "weight_type": quant.QuantType[weights]}
         if form:
             quant.quantize_static(

@@ -1,10 +1,10 @@
-"""What Grad-CAM adds to the forward pass, ours against MONAI's GradCAM on PyTorch.
+"""Cost of Grad-CAM relative to the forward pass, compared with MONAI's GradCAM in PyTorch.
 
     python Testing/benchmarks/gradcam_cost.py [--runs 7] [--threads 2]
 
-The staging network with its third and with its last convolution's activation as target layer, the
-same weights, input and threads. All are measured in turn in one process, so that what else the
-machine does falls on all alike; printed are medians of the ratios of each turn.
+The target layer is the activation of the third or of the last convolution; weights, input and
+number of threads are equal. Everything is measured in turn in one process, so that other work of
+the machine affects all alike; medians of the ratios within each turn are printed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / f) for f in ("LiverFibrosisStaging", "Testing", "Training")]
+sys.path[:0] = [str(ROOT / "Testing")]
 CLASS = 4
 
 
@@ -72,7 +72,7 @@ def main() -> None:
             for turn in range(options.runs + 1):
                 for job, run in jobs.items():
                     elapsed = seconds(run)
-                    if turn:  # the first turn warms up
+                    if turn:  # the first turn is a warm-up
                         turns[job].append(elapsed)
 
             def ratio(above: str, below: str, turns: dict = turns) -> float:
@@ -82,7 +82,7 @@ def main() -> None:
             for job, values in turns.items():
                 print(f"  {job:9s}{statistics.median(values) * 1000:9.1f} ms")
             print(f"  Grad-CAM adds to the forward pass      {ratio('map', 'forward'):7.1%}")
-            print(f"  the whole gradient, for other methods  {ratio('gradient', 'forward'):7.1%}")
+            print(f"  full gradient, for other methods       {ratio('gradient', 'forward'):7.1%}")
             print(f"  MONAI's GradCAM takes                  {ratio('monai', 'ours'):7.2f} x ours")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 

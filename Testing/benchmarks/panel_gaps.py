@@ -1,13 +1,14 @@
-"""How long the panel's main thread does not answer, action by action, and the memory it takes.
+"""Longest time for which the panel does not respond, and its memory, for each action.
 
     python Testing/benchmarks/panel_gaps.py [--slices 300 454] [--where 80]
 
-The real panel on the tests' host: a 5 ms timer ticks while an action goes on. Printed are the
-longest time between two ticks, which on a busy machine is also that of its other work; the longest
-that the main thread itself computed between two ticks; and memory now and at the peak so far; last,
-the time from the click on Cancel to a panel that is free. For
-the sample, and for the sample on 512 x 512 voxels in as many slices as given. --where: after so
-many ms without a tick, print what each thread was doing. What Slicer itself draws is not in it.
+The panel runs on the tests' stand-ins for Slicer and Qt, with a timer of 5 ms during each action.
+For each action, the longest time between two ticks is printed (on a busy machine this includes
+other processes), the longest computing time of the main thread between two ticks, and the current
+and peak memory; last, the time from the click on Cancel until the panel is idle. This is done for
+the sample, and for the sample resampled to 512 x 512 voxels and the given numbers of slices.
+--where: after this many ms without a tick, print the stack of each thread. Slicer's own drawing is
+not included.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "Testing/hosts"), str(ROOT / "LiverFibrosisStaging")]
+sys.path[:0] = [str(ROOT / "Testing" / "hosts")]
 
 import numpy as np  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
@@ -76,8 +77,8 @@ def actions(ui: Any) -> list[tuple[str, Callable[[], None]]]:
 
 
 def longest_gap(panel: Any, click: Callable[[], None], where: float) -> tuple[float, float, float]:
-    """Longest time between two ticks while an action goes on, longest time that the main thread
-    computed between two, and how long the action took; seconds.
+    """Longest time between two ticks during an action, longest computing time of the main thread
+    between two ticks, and duration of the action; seconds.
     """
     ticks, timer = [], QTimer()
 
@@ -94,7 +95,7 @@ def longest_gap(panel: Any, click: Callable[[], None], where: float) -> tuple[fl
     wait(0.1)
     wait_until(lambda: not panel.ui.progressWidget.visible, 900)
     took = time.monotonic() - begun
-    wait(0.5)  # what is let go is freed; the last tick comes after the result
+    wait(0.5)  # memory is freed; the last tick comes after the result
     faulthandler.cancel_dump_traceback_later()
     timer.stop()
     gap, computing = np.diff(ticks, axis=0).max(axis=0)
@@ -102,7 +103,7 @@ def longest_gap(panel: Any, click: Callable[[], None], where: float) -> tuple[fl
 
 
 def cancelling(panel: Any) -> float:
-    """Seconds from the click on Cancel, while the network runs, to a panel that is free."""
+    """Seconds from the click on Cancel, while the network runs, until the panel is idle."""
     panel.ui.stageButton.click()
     wait_until(lambda: panel.ui.progressBar.value >= 400, 900)
     clicked = time.monotonic()
@@ -112,13 +113,13 @@ def cancelling(panel: Any) -> float:
 
 
 def wait(seconds: float) -> None:
-    """Let Qt run."""
+    """Run Qt's event loop."""
     end = time.monotonic() + seconds
     wait_until(lambda: time.monotonic() > end)
 
 
 def enlarged(image: sitk.Image, size: tuple[int, int, int]) -> sitk.Image:
-    """The same field of view in as many voxels as wanted."""
+    """The image resampled to `size` voxels, with the same field of view."""
     grid = sitk.Image(size, image.GetPixelID())
     grid.SetDirection(image.GetDirection())
     grid.SetSpacing([s * n / m for s, n, m in zip(image.GetSpacing(), image.GetSize(), size)])
@@ -135,7 +136,7 @@ def add_volume(image: sitk.Image) -> Any:
 
 
 def memory_gb() -> tuple[float, float]:
-    """Memory in use now, and the most that was."""
+    """Current and peak memory in GB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return pages * resource.getpagesize() / 2**30, peak / 2**20

@@ -1,13 +1,13 @@
-"""Liver and spleen of a large CT: our runtime against MONAI's transforms and sliding window.
+"""Segmentation of a large CT: the library compared with MONAI's transforms and sliding window.
 
     python Testing/benchmarks/segment_against_monai.py [--ct CT] [--slices 200]
 
-Both run the shipped V-Net on the same axial CT, from the image in memory to labels on its grid:
-ours with ONNX Runtime, and with all that outlining.py does; MONAI's with PyTorch and without that
-(Spacing, sliding_window_inference, probabilities back by ResampleToMatch). Each in a
-process of its own, for its peak memory. Printed are seconds, MB, their ratios, how far the labels
-agree, and the share of segmentation in a whole Stage job. Without --ct a phantom of 512 x 512
-voxels is used.
+Both run the shipped V-Net on the same axial CT, from the image in memory to labels on its grid: the
+library with ONNX Runtime, including its refinement; MONAI with PyTorch, without refinement
+(Spacing, sliding_window_inference, probabilities resampled by ResampleToMatch). Each runs in its
+own process, to measure its peak memory. Seconds, MB, their ratios, the agreement of the labels, and
+the share of segmentation in staging are printed. Without --ct, a phantom of 512 x 512 voxels is
+used.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "Training"), str(ROOT / "LiverFibrosisStaging")]
+sys.path[:0] = [str(ROOT / "Training")]
 
 import numpy as np  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
@@ -29,7 +29,7 @@ from LiverFibrosisStagingLib.imaging.segmentation import segment, shipped  # noq
 
 
 def ours(ct: sitk.Image) -> np.ndarray:
-    """The library, its model loaded anew."""
+    """The library, including loading the model."""
     return sitk.GetArrayFromImage(segment(ct).labels)
 
 
@@ -68,7 +68,7 @@ def with_monai(ct: sitk.Image) -> np.ndarray:
 
 
 def measured(which: str, ct: Path, labels: Path) -> dict[str, float]:
-    """Run one of both in a process of its own; seconds and peak MB."""
+    """Run one of both in its own process; seconds and peak MB."""
     command = [sys.executable, __file__, "--ct", str(ct), "--only", which, "--labels", str(labels)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -85,7 +85,7 @@ def _only(which: str, ct: sitk.Image, labels: Path) -> None:
 
 
 def _peak_mb() -> float:
-    """Of this process alone; `resource` would count its parent's too. Linux only."""
+    """Peak memory of this process; `resource` would include its parent's. Linux only."""
     (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(line) / 1024
 
@@ -117,8 +117,7 @@ def main() -> None:
             arrays[which] = np.load(labels)
             print(which, {key: round(value, 1) for key, value in found[which].items()})
         ratio = {k: found["monai"][k] / found["ours"][k] for k in ("seconds", "peak_mb")}
-        said = "MONAI takes {seconds:.1f} times as long and {peak_mb:.1f} of the memory"
-        print(said.format(**ratio))
+        print("MONAI takes {seconds:.1f} x the time and {peak_mb:.1f} x the memory".format(**ratio))
         for label, organ in ((1, "liver"), (2, "spleen")):
             a, b = (array == label for array in arrays.values())
             print(f"{organ}: Dice of both {2 * (a & b).sum() / max(1, a.sum() + b.sum()):.4f}")
@@ -127,7 +126,9 @@ def main() -> None:
         seconds = stage(ct).provenance["seconds"]
         part = seconds["Segmenting liver and spleen"]
         rest = sum(seconds.values()) - part
-        print(f"Stage: {part:.1f} s of segmentation beside {rest:.1f} s, {part / rest:.2f} of it")
+        print(
+            f"Staging: segmentation {part:.1f} s, other steps {rest:.1f} s, ratio {part / rest:.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The whole job, ours against the same job written plainly with PyTorch and MONAI.
+"""Staging with a location map: the library compared with a plain PyTorch and MONAI script.
 
     python Testing/benchmarks/stage_against_monai.py CT --liver MASK [--runs 5]
 
-Both read the same files, bring the CT to the same spacing and patch size, run the same weights on
-as many patches, explain F4, and end with a location map and its ten bands on the CT's grid. Ours
-also checks the input, measures regions and hashes the voxels. Every run is a process of its own
-with the same number of threads, ours and theirs in turn; printed are medians, their ratio, and
-peak memory. Needs, beyond the tests' packages, nibabel (MONAI's reader).
+Both read the same files, resample the CT to the same spacing and patch size, run the same weights
+on the same number of patches, explain F4, and produce a location map and its ten bands on the CT's
+grid. The library also checks the input, measures regions and hashes the voxels. Each run is a
+separate process with the same number of threads; runs of both alternate. Medians, their ratio and
+peak memory are printed. Needs nibabel (MONAI's reader) in addition to the tests' packages.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "LiverFibrosisStaging"), str(ROOT / "Testing")]
+sys.path[:0] = [str(ROOT / "Testing")]
 EXPLAINED = 4
 
 
@@ -140,7 +140,7 @@ def main() -> None:
     for _ in range(options.runs):
         for which, results in runs.items():
             results.append(measure(which, options.ct, options.liver, options.threads))
-    print(f"{options.runs} runs each in turn, {options.threads} threads; medians (min to max)")
+    print(f"{options.runs} runs each, {options.threads} threads; medians (min to max)")
     for what, unit in (("job", "s"), ("process", "s"), ("peak", "MiB")):
         values = {which: [run[what] for run in results] for which, results in runs.items()}
         medians = {which: statistics.median(numbers) for which, numbers in values.items()}

@@ -1,11 +1,11 @@
-"""Steps of training with the cached data pipeline, against a plain PyTorch DataLoader.
+"""Training steps with cached cases, compared with a DataLoader that reads each CT.
 
     python Testing/benchmarks/training_data.py [--phantoms 12] [--steps 6]
 
-Both feed the same network with the same patches (same draws, same augmentation), each with one
-process that prepares them. The plain one reads and resamples a CT each time that it draws from it;
-ours takes it from the cache. Printed are seconds a step, samples a second and their ratio, for
-close looks and for whole sections; the time to fill the cache stands beside.
+Both use the same network and the same patches (equal draws and augmentation), prepared by one
+worker process. The plain DataLoader reads and resamples the CT for every patch. Seconds per step,
+samples per second and their ratio are printed for crops and for whole sections, and the time to
+fill the cache.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "Training"), str(ROOT / "LiverFibrosisStaging")]
+sys.path[:0] = [str(ROOT / "Training")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -29,11 +29,11 @@ from lfs.fit import ordinal_loss  # noqa: E402
 from lfs.network import PATCH_SIZE, SPACING_MM, LFSNetwork  # noqa: E402
 
 
-def seconds_a_step(
-    network: LFSNetwork, prepared: Dataset, stages: np.ndarray, steps: int, close: bool
+def seconds_per_step(
+    network: LFSNetwork, prepared: Dataset, stages: np.ndarray, steps: int, cropped: bool
 ) -> float:
-    """Seconds a step after a first one, which starts the process that prepares the patches."""
-    draws = Draws(stages, range(steps + 1), 8, steps + 1 if close else 0, 80, 0.5, 0)
+    """Seconds per step, after a first step that starts the worker process."""
+    draws = Draws(stages, range(steps + 1), 8, steps + 1 if cropped else 0, 80, 0.5, 0)
     patches = Patches(prepared, stages, network.patch_size[0])
     loader = DataLoader(patches, batch_sampler=draws, num_workers=1, prefetch_factor=1)
     optimizer = torch.optim.AdamW(network.parameters())
@@ -63,13 +63,13 @@ def main() -> None:
         began = time.perf_counter()
         cached = prepare(cases, Path(folder) / "cache")
         filled = time.perf_counter() - began
-        print(f"cache of {len(cases)} CTs: {filled:.1f} s, once")
+        print(f"filling the cache with {len(cases)} CTs: {filled:.1f} s")
         plain = Dataset(cached.data, WorkingGrid(PATCH_SIZE, SPACING_MM))
-        for close, size, name in ((True, 16, "close looks"), (False, 8, "whole sections")):
-            ours = seconds_a_step(network, cached, stages, options.steps, close)
-            theirs = seconds_a_step(network, plain, stages, options.steps, close)
+        for cropped, size, name in ((True, 16, "crops"), (False, 8, "whole sections")):
+            ours = seconds_per_step(network, cached, stages, options.steps, cropped)
+            theirs = seconds_per_step(network, plain, stages, options.steps, cropped)
             print(
-                f"{name}: {ours:.2f} s a step ({size / ours:.1f} samples/s), plain DataLoader "
+                f"{name}: {ours:.2f} s per step ({size / ours:.1f} samples/s), plain DataLoader "
                 f"{theirs:.2f} s ({size / theirs:.1f} samples/s): {theirs / ours:.1f} times"
             )
 

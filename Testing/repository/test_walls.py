@@ -18,6 +18,14 @@ MAY_IMPORT = {
     "imaging": {"errors", "resources", "training_record", "gradcam_onnx"},
     "report": {"errors", "files", "stages", "imaging"},
 }
+# The same for the packages of Training/; its commands, the scripts at the top, may import all.
+TRAINING_MAY_IMPORT: dict[str, set[str]] = {
+    "common": set(),
+    "cohort": {"common"},
+    "lfs": {"common", "cohort"},
+    "vnet": {"common"},
+    "evaluation": {"common", "cohort"},
+}
 # Third-party packages -> where they may be imported, by wing or module.
 ONLY_IN = {
     "slicer": {"scene"},
@@ -136,20 +144,33 @@ def test_packages_are_imported_where_they_may(package):
             assert {name, wing(name)} & ONLY_IN[package], name
 
 
-def test_training_has_no_circles_and_no_path_tricks():
-    for path in TRAINING.rglob("*.py"):
-        assert "sys.path" not in path.read_text(encoding="utf-8"), path
+@pytest.fixture(scope="module")
+def training() -> dict[str, set[str]]:
     edges: dict[str, set[str]] = {}
     known = modules(TRAINING)
     for name, path in known.items():
-        targets = imports(name, path, "")
         found = set()
-        for target in targets:
+        for target in imports(name, path, ""):
             while target and target not in known:
                 target = target.rpartition(".")[0]
             found |= {target} - {"", name}
         edges[name] = found
-    assert cycle(edges) == []
+    return edges
+
+
+def test_training_has_no_circles_and_no_path_tricks(training):
+    for path in TRAINING.rglob("*.py"):
+        assert "sys.path" not in path.read_text(encoding="utf-8"), path
+    assert cycle(training) == []
+
+
+def test_training_packages_import_only_what_they_may_and_no_command(training):
+    packages = {path.parent.name for path in TRAINING.glob("*/__init__.py")}
+    assert packages == set(TRAINING_MAY_IMPORT)
+    for module, targets in training.items():
+        if wing(module) in packages:
+            allowed = {*TRAINING_MAY_IMPORT[wing(module)], wing(module)}
+            assert {wing(target) for target in targets} <= allowed, module
 
 
 def test_the_check_sees_lazy_and_typing_imports(tmp_path):
