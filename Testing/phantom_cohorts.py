@@ -1,4 +1,4 @@
-"""Cohorts of coarse phantoms, which take hundredths of a second each, with their manifest."""
+"""Cohorts of coarse phantoms, which are simulated in a fraction of a second, with manifest."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ MEDIUM = {"spacing": (4.0, 3.0, 3.0), "size": (57, 108, 132)}
 
 
 def write_cohort(folder: Path, stages: Sequence[int], seed: int = 0, **resolution) -> Path:
-    """Patients p0, p1 ... (from `seed` on) of the stages; returns the manifest."""
+    """Write phantoms of the stages, patients p0, p1, ... (from `seed` on); returns the manifest."""
     folder.mkdir(exist_ok=True)
     lines = ["patient,ct,liver,spleen,stage"]
     for index, stage in enumerate(stages):

@@ -1,4 +1,4 @@
-"""Staged cohorts without CTs, as a network of given skill would leave them."""
+"""Simulated results of staging a cohort, without CTs."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ PAPER_COUNTS = (134, 8, 10, 18, 82)
 def staged_cohort(
     counts=PAPER_COUNTS, seed: int = 0, skill: float = 1.6, spleens: bool = True, twice: int = 2
 ) -> list[Staged]:
-    """Cases whose logits peak about the true stage; the last `twice` cases are second scans."""
+    """Cases whose logits are highest near the true stage; the last `twice` are second scans."""
     rng = np.random.default_rng(seed)
     cases = []
     for number, stage in enumerate(np.repeat(np.arange(5), counts)):

@@ -53,7 +53,7 @@ from LiverFibrosisStagingLib import StagingModel, __version__
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 PAPER_CRITERIA = Criteria()
 EVERYONE = Criteria(min_age=None, phase=None, complete_liver=False, max_days=None)
 
@@ -95,7 +95,7 @@ def train(
     name: str = "LFS",
     data: str = "Not stated.",
     workers: int = 1,
-) -> Figures | None:
+) -> Metrics | None:
     """Cross-validate, export and report; returns metrics.json, or None if only one fold is trained.
 
     test: manifest of a test cohort with other patients. criteria: inclusion criteria. only: train
@@ -310,7 +310,7 @@ def _test(
         describe(file, {"training": described["training"] | evaluated, "reference": reference})
 
 
-def _aucs(found: Figures) -> dict[str, dict[str, float]]:
+def _aucs(found: Metrics) -> dict[str, dict[str, float]]:
     """AUCs with their intervals, of the groups for which both classes have cases."""
     return {
         group: {key: round(value, 4) for key, value in measured["auc"].items()}

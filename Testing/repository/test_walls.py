@@ -164,6 +164,12 @@ def test_training_has_no_circles_and_no_path_tricks(training):
     assert cycle(training) == []
 
 
+def test_training_has_only_commands_at_its_top(training):
+    for path in TRAINING.glob("*.py"):
+        assert "main" in path.read_text(encoding="utf-8").rsplit("\nif __name__", 1)[-1], path
+    assert not {"data", "fit", "metrics"} & set(training)
+
+
 def test_training_packages_import_only_what_they_may_and_no_command(training):
     packages = {path.parent.name for path in TRAINING.glob("*/__init__.py")}
     assert packages == set(TRAINING_MAY_IMPORT)
