@@ -1,12 +1,12 @@
-"""Evaluate the V-Net's segmentation of liver and spleen, computed with the library's `segment`.
+"""Evaluate the V-Net's segmentation of liver and spleen.
 
     python Training/evaluate_vnet.py cases.csv --model RUN/VNet.onnx -o FOLDER
     python Training/evaluate_vnet.py cases.csv --model-of hcc002=RUN2/VNet.onnx ... -o FOLDER
 
-The second command evaluates each case with a model that was not trained on it (train_vnet.py
---leave-out); cases without a model are not evaluated. FOLDER receives segmentation.csv,
-segmentation.md (Dice, 95th percentile of the surface distances in mm, volumes) and a figure with
-the contours of every case.
+The CTs are segmented with the library's `segment`, as by users. The second command evaluates each
+case with a model that was not trained on it (train_vnet.py --leave-out); cases without a model are
+not evaluated. FOLDER receives segmentation.csv, segmentation.md (Dice, 95th percentile of the
+surface distances in mm, volumes) and a figure with the contours of every case.
 """
 
 import argparse

@@ -116,7 +116,7 @@ class Draws(Sampler[list[Draw]]):
     They depend only on the seed and the step, so that an interrupted run gives the same result when
     it is resumed, also with another number of workers. The probability of a stage is proportional
     to its share to the power `temper`: 1 keeps the shares, 0 makes all stages equally frequent.
-    Values in between draw rare stages more often without overfitting to their few patients.
+    Values in between draw rare stages more often, but limit overfitting to their few patients.
 
     The first `crop_steps` steps use crops of `crop` x `crop` voxels in plane, twice as many per
     step. Such a step takes a third of the time, and the signal is a much larger part of the input:
