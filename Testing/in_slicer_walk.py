@@ -330,7 +330,7 @@ class Walk:
 
     def part(self, part: str) -> Any:
         """The node that is a part of the chosen CT's result."""
-        from LiverFibrosisStagingLib.scene.scene_results import find_part
+        from LiverFibrosisStagingLib.scene.scene_nodes import find_part
 
         return find_part(self.volume(), part)
 

@@ -7,6 +7,8 @@ import slicer
 import slicer_host
 from slicer_host import wait_until
 
+from LiverFibrosisStagingLib.report.colors import BANDS
+
 
 def choose(panel, volume, segmentation):
     panel.ui.inputVolumeSelector.setCurrentNode(volume)
@@ -50,3 +52,24 @@ def point_in(node, value):
     block = np.lib.stride_tricks.sliding_window_view(voxels == value, (1, 5, 5))
     inside[:, 2:-2, 2:-2] = block.all(axis=(3, 4, 5))
     return slicer_host.voxel_point(node, np.argwhere(inside)[0])
+
+
+def views():
+    return slicer.app.layoutManager()._views
+
+
+def expected_color(grey, label, opacity=1.0):
+    opacity *= BANDS[label].opacity
+    return np.asarray(grey) * (1 - opacity) + 255 * opacity * np.array(BANDS[label].rgb)
+
+
+def check_overlay(opacity=1.0):
+    """In every slice view the map has its colours at its place, and none outside the body."""
+    node = label_node()
+    outside, strong = point_in(node, 0), point_in(node, 7)
+    for view in views().values():
+        grey = view.color(strong, label=False)[:3]
+        found = view.color(strong)[:3]
+        np.testing.assert_allclose(found, expected_color(grey, 7, opacity), atol=3)
+        assert np.abs(found - grey).max() > 20 * opacity
+        np.testing.assert_array_equal(view.color(outside), view.color(outside, label=False))

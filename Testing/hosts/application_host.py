@@ -17,6 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import qt_host  # noqa: E402
+import scripted_module_host  # noqa: E402
 import slicer  # noqa: E402
 import slicer_host  # noqa: E402
 import slicer_names  # noqa: E402
@@ -125,7 +126,9 @@ class Application:
     def load_module(self, path: Path) -> bool:
         """As when a module is found after startup: startupCompleted() is never sent to it."""
         slicer.modules.liverfibrosisstaging = types.SimpleNamespace(path=str(path))
-        slicer_host.import_module().LiverFibrosisStaging(slicer_host._Described(path))
+        slicer_host.import_module().LiverFibrosisStaging(
+            scripted_module_host.ModuleDescription(path)
+        )
         return True
 
     def close(self) -> None:

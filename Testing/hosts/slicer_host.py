@@ -7,22 +7,21 @@ missing everything but the panel works.
 """
 
 import importlib
-import logging
 import sys
 import tempfile
 import time
 import types
-import unittest
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import parameter_node_host
 import qt_host
+import sample_data_host
+import scripted_module_host
 import slicer
 import slicer_names
 from vtkmodules.util.misc import calldata_type
@@ -62,6 +61,7 @@ class _Application:
 
     applicationName = "Slicer"
     mainApplicationName = "Slicer"
+    applicationVersion = "5.10.0"
     majorVersion, minorVersion = 5, 10
 
     def __init__(self, logic: Any) -> None:
@@ -329,166 +329,25 @@ class SliceView:
         return pixels[round(y), round(x)].astype(int)
 
 
-class _Described:
-    """The C++ module that a scripted module describes itself to."""
-
-    __slots__ = (
-        *("acknowledgementText", "associatedNodeTypes", "categories", "contributors"),
-        *("dependencies", "helpText", "hidden", "icon", "name", "path", "title"),
-        "widgetRepresentationCreationEnabled",
-    )
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = str(path), path.stem
-
-
-class ScriptedLoadableModule:
-    def __init__(self, parent: Any) -> None:
-        self.parent, self.moduleName = parent, type(self).__name__
-
-    def resourcePath(self, filename: str) -> str:
-        return str(Path(self.parent.path).parent / "Resources" / filename)
-
-
-class ScriptedLoadableModuleWidget:
-    def __init__(self, parent: Any = None) -> None:
-        super().__init__()
-        self.moduleName = type(self).__name__.removesuffix("Widget")
-        self.developerMode = False
-        self.parent = parent or slicer.qSlicerScriptedLoadableModuleWidget()
-        self.layout = self.parent.layout()
-        if parent is None:
-            self.parent.setMRMLScene(slicer.mrmlScene)
-            self.setup()
-
-    def setup(self) -> None:
-        """The developer's section is not there."""
-
-    def cleanup(self) -> None:
-        """A module's widget may override this."""
-
-    def resourcePath(self, filename: str) -> str:
-        return str(MODULE_FOLDER / "Resources" / filename)
-
-
-class ScriptedLoadableModuleLogic:
-    def __init__(self, parent: Any = None) -> None:
-        super().__init__()
-        self.moduleName = type(self).__name__.removesuffix("Logic")
-        self.isSingletonParameterNode = True
-
-    def getParameterNode(self) -> Any:
-        class_name = "vtkMRMLScriptedModuleNode"
-        node = slicer.mrmlScene.GetSingletonNode(self.moduleName, class_name)
-        if node is None:
-            node = slicer.mrmlScene.CreateNodeByClass(class_name)
-            node.UnRegister(None)
-            node.SetSingletonTag(self.moduleName)
-            node.SetModuleName(self.moduleName)
-            node.SetName(self.moduleName)
-            node = slicer.mrmlScene.AddNode(node)
-        node.SetAttribute("ModuleName", self.moduleName)
-        return node
-
-
-class ScriptedLoadableModuleTest(unittest.TestCase):
-    """As in Slicer: a TestCase that can wait."""
-
-    def delayDisplay(self, message: str, requestedDelay: int | None = None) -> None:
-        logging.info(message)
-        slicer.app.processEvents()
-
-
-def _translate(context: str, text: str) -> str:
-    return text
-
-
-class SampleDataLogic:
-    """SampleData.SampleDataLogic: sources are kept; files of this machine are loaded as by Slicer.
-
-    A custom downloader is called by the button of the Sample Data module only.
-    """
-
-    sources: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    @staticmethod
-    def registerCustomSampleDataSource(
-        category: str = "Custom",
-        sampleName: str | None = None,
-        uris: Any = None,
-        fileNames: Any = None,
-        nodeNames: Any = None,
-        customDownloader: Callable | None = None,
-        thumbnailFileName: str | None = None,
-        loadFileType: Any = "VolumeFile",
-        loadFiles: Any = None,
-        loadFileProperties: Any = None,
-        checksums: Any = None,
-    ) -> None:
-        kinds = [loadFileType] * len(uris) if isinstance(loadFileType, str) else loadFileType
-        nodes, sums = nodeNames or [None] * len(uris), checksums or [None] * len(uris)
-        if len({len(each) for each in (uris, fileNames, nodes, kinds, sums)}) != 1:
-            raise ValueError("All fields of sample data source must have the same length")
-        SampleDataLogic.sources[sampleName] = types.SimpleNamespace(
-            files=list(zip(uris, fileNames, nodes, kinds, sums)),
-            customDownloader=customDownloader,
-            thumbnailFileName=thumbnailFileName,
-        )
-
-    def downloadSample(self, name: str) -> Any:
-        return self.downloadSamples(name)[0]
-
-    def downloadSamples(self, name: str) -> list[Any]:
-        return self.downloadFromSource(self.sources[name])
-
-    def clickButton(self, name: str) -> None:
-        """What the button of the Sample Data module does."""
-        source = self.sources[name]
-        (source.customDownloader or self.downloadFromSource)(source)
-
-    def downloadFromSource(self, source: Any) -> list[Any]:
-        """Through copies in the cache folder, whose storage nodes do not stay."""
-        cache, loaded = Path(slicer.app.temporaryPath), []
-        for uri, file_name, node_name, kind, checksum in source.files:
-            path = cache / file_name
-            if not path.exists() or checksum is not None:
-                urllib.request.urlretrieve(uri, path)
-            if checksum is not None:
-                algorithm, _, digest = checksum.partition(":")
-                assert slicer.util.computeChecksum(algorithm, str(path)) == digest
-            if node_name is None:
-                continue
-            if kind == "VolumeFile":
-                node = slicer.modules.volumes.logic().AddArchetypeVolume(str(path), node_name)
-                slicer.util.setSliceViewerLayers(background=node, fit=True)
-            elif kind == "SegmentationFile":
-                logic = slicer.modules.segmentations.logic()
-                node = logic.LoadSegmentationFromFile(str(path), True, node_name)
-            else:
-                raise NotImplementedError(f"the host reads no {kind}")
-            slicer.mrmlScene.RemoveNode(node.GetStorageNode())
-            loaded.append(node)
-        return loaded
-
-
-@cache
 def import_module() -> types.ModuleType:
     """The module file LiverFibrosisStaging.py, as Slicer imports it."""
     start()
+    _stand_in_for_modules()
+    return importlib.import_module("LiverFibrosisStaging")
+
+
+@cache
+def _stand_in_for_modules() -> None:
+    """What Slicer's Python modules offer to the module file."""
     if str(MODULE_FOLDER) not in sys.path:
         sys.path.insert(0, str(MODULE_FOLDER))
-    base_classes = (
-        ScriptedLoadableModule,
-        ScriptedLoadableModuleWidget,
-        ScriptedLoadableModuleLogic,
-        ScriptedLoadableModuleTest,
-    )
-    _stand_in("slicer.ScriptedLoadableModule", **{each.__name__: each for each in base_classes})
-    _stand_in("slicer.i18n", tr=str, translate=_translate)
+    names = ("Module", "ModuleWidget", "ModuleLogic", "ModuleTest")
+    classes = [getattr(scripted_module_host, f"ScriptedLoadable{name}") for name in names]
+    _stand_in("slicer.ScriptedLoadableModule", **{each.__name__: each for each in classes})
+    _stand_in("slicer.i18n", tr=str, translate=lambda context, text: text)
     public = {n: v for n, v in vars(parameter_node_host).items() if not n.startswith("_")}
     _stand_in("slicer.parameterNodeWrapper", **public)
-    _stand_in("SampleData", SampleDataLogic=SampleDataLogic)
-    return importlib.import_module("LiverFibrosisStaging")
+    _stand_in("SampleData", SampleDataLogic=sample_data_host.SampleDataLogic)
 
 
 def _stand_in(name: str, **members: Any) -> None:
@@ -503,7 +362,7 @@ def _stand_in(name: str, **members: Any) -> None:
 def open_module() -> Any:
     """The module's own class, as when Slicer starts: it describes itself and registers samples."""
     module = import_module().LiverFibrosisStaging(
-        _Described(MODULE_FOLDER / "LiverFibrosisStaging.py")
+        scripted_module_host.ModuleDescription(MODULE_FOLDER / "LiverFibrosisStaging.py")
     )
     while slicer.app._at_startup:
         slicer.app._at_startup.pop(0)()
@@ -521,8 +380,16 @@ def open_panel(*collaborators: Any) -> Any:
     slicer.app._testing = False
     parent = slicer.qSlicerScriptedLoadableModuleWidget()
     parent.setMRMLScene(slicer.mrmlScene)
-    panel = import_module().LiverFibrosisStagingWidget(parent, *collaborators)
-    panel.setup()
+
+    def make() -> Any:
+        panel = import_module().LiverFibrosisStagingWidget(parent, *collaborators)
+        panel.setup()
+        slicer.modules.LiverFibrosisStagingWidget = panel
+        return panel
+
+    parent._object.make = make
+    slicer.modules.liverfibrosisstaging.widgetRepresentation = lambda: parent
+    panel = make()
     parent.isEntered = True
     panel.enter()
     parent.resize(420, 900)

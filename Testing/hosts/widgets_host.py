@@ -241,6 +241,10 @@ class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):
 
     isEntered = _plain(bool, "_entered")
 
+    def reload(self) -> None:
+        """Make the module's widget again; `make` is set by slicer_host.open_panel."""
+        self.make()
+
 
 class qMRMLNodeComboBox(QComboBox):
     """Follows the scene: its items are the nodes of its types, their ids the items' data."""

@@ -19,6 +19,7 @@ pytest.importorskip(
 import numpy as np
 import parameter_node_host
 import qt_host
+import scripted_module_host
 import slicer
 import slicer_host
 import slicer_names
@@ -216,7 +217,7 @@ def test_parameters_and_widgets_follow_each_other(scene):
         folder: Path
         volume: slicer.vtkMRMLScalarVolumeNode
 
-    node = slicer_host.ScriptedLoadableModuleLogic().getParameterNode()
+    node = scripted_module_host.ScriptedLoadableModuleLogic().getParameterNode()
     gui = types.SimpleNamespace(
         opacity=ctk.ctkSliderWidget(),
         count=qt.QSpinBox(),
@@ -262,7 +263,7 @@ def test_a_node_selector_loses_its_node_while_a_scene_is_imported(scene, tmp_pat
     selector = slicer.qMRMLNodeComboBox()
     selector.noneEnabled = True
     selector.setMRMLScene(scene)
-    parameters = Parameters(slicer_host.ScriptedLoadableModuleLogic().getParameterNode())
+    parameters = Parameters(scripted_module_host.ScriptedLoadableModuleLogic().getParameterNode())
     assert parameters.connectGui(types.SimpleNamespace()) is None  # no tag to disconnect with
     tag = parameters.connectParametersToGui({"volume": selector})
     ct = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT")
@@ -285,7 +286,7 @@ def test_a_widget_must_fit_its_parameter():
     class Parameters:
         opacity: float = 0.5
 
-    node = slicer_host.ScriptedLoadableModuleLogic().getParameterNode()
+    node = scripted_module_host.ScriptedLoadableModuleLogic().getParameterNode()
     for widget, reason in ((qt.QCheckBox(), "cannot be shown"), (ctk.ctkSliderWidget(), "Within")):
         widget.setProperty("SlicerParameterName", "opacity")
         with pytest.raises(RuntimeError, match=reason):

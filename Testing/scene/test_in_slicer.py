@@ -22,7 +22,7 @@ BREAKS = """
 import importlib.metadata, sys
 import slicer_host
 slicer_host.import_module()
-from LiverFibrosisStagingLib.scene import jobs, panel, requirements
+from LiverFibrosisStagingLib.scene import jobs, panel_content, requirements
 """
 FAULTS = f"""{BREAKS}
 def raises(*inputs):
@@ -41,7 +41,7 @@ def progress_text(progress):
 
 faults = [raises, hangs, hangs]
 jobs.staging_job = lambda *inputs: faults.pop(0)(*inputs)
-panel.progress_text = progress_text
+panel_content.progress_text = progress_text
 """
 NOT_INSTALLED = f"""{BREAKS}
 installed, known = [], importlib.metadata.version
@@ -51,7 +51,7 @@ def version(name):
         raise importlib.metadata.PackageNotFoundError(name)
     return known(name)
 
-def pip(command, told, cancel):
+def pip(command, report, cancel):
     installed.append(command)
     return ""
 

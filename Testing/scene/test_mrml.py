@@ -27,7 +27,7 @@ from vtkmodules.vtkCommonTransforms import vtkThinPlateSplineTransform
 from vtkmodules.vtkFiltersSources import vtkSphereSource
 
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage
-from LiverFibrosisStagingLib.scene.mrml import find_segments, scene_inputs, volume_to_image
+from LiverFibrosisStagingLib.scene.mrml import find_segments, scene_inputs
 
 LIVER = "General~SCT^123037004^Anatomical Structure~SCT^10200004^Liver~^^~Codes~^^~^^"
 TUMOUR = (
@@ -239,7 +239,7 @@ def test_dicom_tags_of_slicers_database_reach_the_checks(abdomen, logic, monkeyp
     tags = {("1.2.3", "0008,0060"): "MR", ("1.2.3", "0008,103e"): "T1 axial"}
     database = types.SimpleNamespace(instanceValue=lambda uid, tag: tags.get((uid, tag), ""))
     monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
-    image = volume_to_image(volume)
+    image, _, _ = scene_inputs(volume, None).images()
     assert image.GetMetaData("0008|103e") == "T1 axial"
     with pytest.raises(StagingError, match="MR"):
         logic.stageVolume(volume, segmentation)
@@ -267,7 +267,7 @@ def test_transforms_that_deform_are_refused(name, abdomen, logic):
     segmentation = add_segmentation(volume, liver=abdomen[1])
     volume.SetAndObserveTransformNodeID(TRANSFORMS[name]().GetID())
     before = in_scene()
-    with pytest.raises(StagingError, match=f"'CT' .*'{name}'.* only shifts and rotations"):
+    with pytest.raises(StagingError, match=f"'CT' .*'{name}'.* only translations and rotations"):
         logic.stageVolume(volume, segmentation)
     assert in_scene() == before
 
@@ -278,7 +278,7 @@ def test_volume_with_tilted_axes_is_refused(abdomen):
     array = sitk.GetArrayFromImage(abdomen[0])
     volume = slicer.util.addVolumeFromArray(array, matrix, "Tilted")
     with pytest.raises(StagingError, match="'Tilted' are not at right angles"):
-        volume_to_image(volume)
+        scene_inputs(volume, None)
 
 
 def no_volume(abdomen):
@@ -326,7 +326,7 @@ def liver_of_another_patient(abdomen):
     [
         (no_volume, "No CT volume is chosen"),
         (label_map_as_ct, "'Mask' is a .*scalar volume is needed"),
-        (volume_without_voxels, "'Nothing' holds no voxels"),
+        (volume_without_voxels, "'Nothing' has no voxels"),
         (model_as_segmentation, "'Bone' is a .*a segmentation with the liver is needed"),
         (no_liver, "'Organs' has no liver: none of its 2 segments"),
         (two_livers, r"several segments that are the liver \('liver', 'Liver'\)"),

@@ -7,12 +7,13 @@ pytest.importorskip(
     "PySide6.QtUiTools", reason="PySide6 cannot be imported on this machine", exc_type=ImportError
 )
 
+import sample_data_host
 import slicer
 import slicer_host
 from panel_steps import choose, is_busy, of_class, stage
 from slicer_host import wait_until
 
-from LiverFibrosisStagingLib.scene.scene_results import find_part
+from LiverFibrosisStagingLib.scene.scene_nodes import find_part
 
 pytestmark = pytest.mark.usefixtures("single_network")
 
@@ -59,7 +60,7 @@ def test_a_ct_that_is_loaded_while_the_panel_is_open_is_chosen(panel):
 
 def test_the_sample_data_modules_sample_is_chosen(panel, host):
     host.open_module()
-    host.SampleDataLogic().clickButton("LiverFibrosisPhantom")
+    sample_data_host.SampleDataLogic().clickButton("LiverFibrosisPhantom")
     settle()
     volume, segmentation = chosen(panel)
     assert volume.GetName() == "LiverFibrosisPhantom"

@@ -51,9 +51,9 @@ def pip(tmp_path, monkeypatch):
             raise importlib.metadata.PackageNotFoundError(name)
         return known(name)
 
-    def run(command, told, cancel, real=requirements._run):
+    def run(command, report, cancel, real=requirements._run):
         arguments = command[command.index("install") :]
-        return real([sys.executable, str(program), *arguments], told, cancel)
+        return real([sys.executable, str(program), *arguments], report, cancel)
 
     monkeypatch.setattr(requirements, "version", version)
     monkeypatch.setattr(requirements, "_run", run)
@@ -67,7 +67,7 @@ def test_declining_is_the_end_of_it(ready, pip):
     slicer_host.dialogs.clear()
     assert "onnxruntime" in question.text and "?" in question.text
     assert not (pip / "arguments").exists() and not is_busy(ready)
-    assert "Nothing was installed" in slicer_host.status_messages[-1]
+    assert "Installation declined" in slicer_host.status_messages[-1]
 
 
 def test_installing_shows_what_goes_on_and_staging_follows(ready, pip):

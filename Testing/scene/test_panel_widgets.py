@@ -18,6 +18,9 @@ import slicer_host
 from panel_steps import is_busy, of_class, until_under_way
 from slicer_host import wait_until
 
+from LiverFibrosisStagingLib.scene import jobs
+from LiverFibrosisStagingLib.scene.scene_display import shows_3d
+
 pytestmark = pytest.mark.usefixtures("single_network")
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("QPushButton", "QCheckBox", "QComboBox", "QSpinBox", "ctkSliderWidget", "ctkPathLineEdit")
@@ -37,9 +40,9 @@ def check_reasons(panel):
     return disabled
 
 
-def waiting_job(logic, name, monkeypatch):
-    """The logic's job of a name waits until the returned event is set."""
-    go_on, make = threading.Event(), getattr(logic, name)
+def waiting_job(owner, name, monkeypatch):
+    """A job made by the owner's function waits until the returned event is set."""
+    go_on, make = threading.Event(), getattr(owner, name)
 
     def made(*arguments):
         job = make(*arguments)
@@ -50,7 +53,7 @@ def waiting_job(logic, name, monkeypatch):
 
         return run
 
-    monkeypatch.setattr(logic, name, made)
+    monkeypatch.setattr(owner, name, made)
     return go_on
 
 
@@ -67,7 +70,7 @@ def test_what_is_disabled_says_why(ready, tmp_path, monkeypatch):
     wait_until(lambda: not is_busy(ready), 120)
     assert check_reasons(ready) == set()
 
-    go_on = waiting_job(ready.logic, "savingJob", monkeypatch)
+    go_on = waiting_job(jobs, "saving_job", monkeypatch)
     qt_host.file_dialog_answers.append(str(tmp_path))
     ui.saveButton.click()
     assert {"stageButton", "saveButton"} <= check_reasons(ready)
@@ -174,7 +177,7 @@ def test_a_result_gets_its_own_folder_and_is_replaced_only_if_asked(staged, tmp_
 )
 def test_folder_names_are_ones_that_every_system_takes(host, tmp_path, name, folder):
     host.import_module()
-    from LiverFibrosisStagingLib.scene.panel import result_folder
+    from LiverFibrosisStagingLib.scene.panel_content import result_folder
 
     volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
     volume.SetName(name)
@@ -183,7 +186,7 @@ def test_folder_names_are_ones_that_every_system_takes(host, tmp_path, name, fol
 
 @pytest.mark.parametrize("how", ["the CT is deleted", "the scene is closed"])
 def test_a_save_ends_whatever_becomes_of_its_ct(staged, tmp_path, monkeypatch, how):
-    go_on = waiting_job(staged.logic, "savingJob", monkeypatch)
+    go_on = waiting_job(jobs, "saving_job", monkeypatch)
     qt_host.file_dialog_answers.append(str(tmp_path))
     staged.ui.saveButton.click()
     if how == "the CT is deleted":
@@ -218,14 +221,14 @@ def test_table_chart_and_surfaces_are_shown_on_demand(staged):
     assert volume.GetName() in table.GetName()
     assert not ui.show3DButton.checked
     ui.show3DButton.click()
-    assert ui.show3DButton.checked and staged.logic.organs3DShown(volume, segmentation)
+    assert ui.show3DButton.checked and shows_3d(volume, segmentation)
     slicer_host.import_module().loadSample()
     ui.inputVolumeSelector.setCurrentNode(of_class("vtkMRMLScalarVolumeNode")[-1])
     ui.inputVolumeSelector.setCurrentNode(volume)
     assert ui.show3DButton.checked
     ui.show3DButton.click()
     assert not ui.show3DButton.checked
-    assert not staged.logic.organs3DShown(volume, segmentation)
+    assert not shows_3d(volume, segmentation)
 
 
 # ---------------------------------------------------------------------------- a bad start

@@ -13,13 +13,9 @@ from small_scene import add_segmentation, add_transform, add_volume, make_abdome
 from LiverFibrosisStagingLib import read_ct, stage
 from LiverFibrosisStagingLib.imaging.segmentation import shipped
 from LiverFibrosisStagingLib.report.summary import table_text
-from LiverFibrosisStagingLib.scene.mrml import OUTLINED_ATTRIBUTE, find_segments, scene_inputs
-from LiverFibrosisStagingLib.scene.scene_results import (
-    find_part,
-    scene_result,
-    show_result,
-    stored_summary,
-)
+from LiverFibrosisStagingLib.scene.mrml import SEGMENTED_ATTRIBUTE, find_segments, scene_inputs
+from LiverFibrosisStagingLib.scene.scene_nodes import find_part, stored_summary
+from LiverFibrosisStagingLib.scene.scene_results import scene_result, show_result
 
 BROKEN = '{"name": 1, "sha256": "0", "masks_sha256": "0"}'
 NETWORK = {"name": "VNet", "sha256": "0" * 64}
@@ -100,7 +96,7 @@ def test_another_segmentation_has_no_network(abdomen, shown):
 @pytest.mark.parametrize("value", ["", "{", "[1]", "null", BROKEN])
 def test_a_broken_attribute_is_none(value, shown):
     volume, node = shown
-    node.SetAttribute(OUTLINED_ATTRIBUTE, value)
+    node.SetAttribute(SEGMENTED_ATTRIBUTE, value)
     assert told(volume, node) is None
 
 

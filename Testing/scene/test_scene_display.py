@@ -11,20 +11,22 @@ from small_scene import add_segmentation, add_volume, in_scene, make_abdomen
 
 from LiverFibrosisStagingLib import StagingError, stage
 from LiverFibrosisStagingLib.report.colors import BANDS
-from LiverFibrosisStagingLib.scene.scene_display import band_table
-from LiverFibrosisStagingLib.scene.scene_nodes import PARTS, SUMMARY_ATTRIBUTE
-from LiverFibrosisStagingLib.scene.scene_results import (
+from LiverFibrosisStagingLib.scene.scene_display import (
     Display,
-    find_part,
-    scene_result,
+    band_table,
     set_display,
     show_3d,
     show_plot,
-    show_result,
     show_table,
     shows_3d,
+)
+from LiverFibrosisStagingLib.scene.scene_nodes import (
+    PARTS,
+    SUMMARY_ATTRIBUTE,
+    find_part,
     stored_summary,
 )
+from LiverFibrosisStagingLib.scene.scene_results import scene_result, show_result
 
 PATIENT = "DOE^JANE_1950"
 

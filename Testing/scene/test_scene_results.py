@@ -16,17 +16,15 @@ from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
 from LiverFibrosisStagingLib import StagingError, stage
 from LiverFibrosisStagingLib.report.colors import BANDS
-from LiverFibrosisStagingLib.scene.scene_display import SMOOTH_OPACITY, TABLE_ATTRIBUTE
-from LiverFibrosisStagingLib.scene.scene_nodes import PARTS
-from LiverFibrosisStagingLib.scene.scene_results import (
+from LiverFibrosisStagingLib.scene.scene_display import (
+    SMOOTH_OPACITY,
+    TABLE_ATTRIBUTE,
     Display,
-    find_part,
-    is_result,
     jump_to_strongest,
     set_display,
-    show_result,
-    stored_summary,
 )
+from LiverFibrosisStagingLib.scene.scene_nodes import PARTS, find_part, is_result, stored_summary
+from LiverFibrosisStagingLib.scene.scene_results import show_result
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +165,7 @@ def test_failure_leaves_nothing_half_made(abdomen, result, monkeypatch):
 def test_result_of_another_volume_is_refused(abdomen, result):
     volume = add_volume(abdomen[0][:40, :, :], "Cropped")
     before = in_scene()
-    with pytest.raises(StagingError, match="98 x 62 x 48 voxels, 'Cropped' has 40 x 62 x 48"):
+    with pytest.raises(StagingError, match="40 x 62 x 48 voxels, the result 98 x 62 x 48"):
         show_result(result, volume)
     assert in_scene() == before
 

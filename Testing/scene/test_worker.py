@@ -85,7 +85,7 @@ def test_cancelling_does_not_wait_for_a_job_that_does_not_listen():
     worker.cancel()
     worker.pump()
     assert outcomes[0].cancelled and outcomes[0].value is None
-    assert not worker.busy and not worker.resting
+    assert not worker.busy and not worker.idle
 
     def next_job(progress, cancel):
         at_work.append(event.is_set())
@@ -99,7 +99,7 @@ def test_cancelling_does_not_wait_for_a_job_that_does_not_listen():
     assert at_work == [True]
     assert [outcome.value for outcome in outcomes] == [None, "next"]
     worker.stop()
-    assert worker.resting
+    assert worker.idle
 
 
 def test_stop_joins_the_thread_and_delivers_the_end():
@@ -156,6 +156,19 @@ def test_progress_says_how_long_it_will_take():
     finish(worker)
     assert [report.step for report in told] == ["Reading", "Running"]
     assert [report.seconds_left for report in told] == [None, pytest.approx(9.0)]
+
+
+def test_the_seconds_of_each_step_come_with_the_end():
+    clock = Clock()
+
+    def job(progress, cancel):
+        for seconds, step in ((2.0, "Reading"), (1.0, "Installing: a"), (1.5, "Installing: b")):
+            progress(0.0, step)
+            clock.now += seconds
+        raise StagingError("No liver.")
+
+    outcome = run(Worker(clock), job)
+    assert outcome.seconds == {"Reading": 2.0, "Installing": 2.5}
 
 
 @pytest.mark.parametrize("how", ["cancel", "stop"])

@@ -1,1 +1,1 @@
-"""Slicer: nodes, panel, background jobs. The only wing that imports slicer, qt or MRML."""
+"""Slicer: nodes, panel, background jobs. Only this wing uses slicer, qt or MRML."""

@@ -1,6 +1,6 @@
-"""The jobs that the panel has done in the background: functions of progress and a cancel token.
+"""The jobs that the panel runs in the background: functions of progress and a cancel token.
 
-They are made on the main thread and called in the worker's; they touch neither scene nor panel.
+They are made on the main thread and called in the worker's; they use neither scene nor panel.
 """
 
 from pathlib import Path
@@ -18,15 +18,15 @@ from .worker import Job
 if TYPE_CHECKING:
     from .mrml import SceneInputs
 
-# Of a job's time; the rest is reading the inputs and preparing the display.
+# Fractions of a job; before and after come reading the inputs and preparing the display.
 STAGING_FROM, STAGING_TO = 0.05, 0.95
-EXPLAINING_FROM = 0.65  # where explaining begins in the fractions that staging reports
+EXPLAINING_FROM = 0.65  # fraction at which `stage` and `explain` report the explanation's start
 
 
 def staging_job(
     inputs: "SceneInputs", model_path: str | Path | None, threads: int, smooth: bool
 ) -> Job:
-    """Stage inputs; the job gives the result and the same ready for the scene."""
+    """Stage inputs; the job returns the result and the same prepared for the scene."""
 
     def job(progress: Progress, cancel: CancelToken) -> tuple[StagingResult, SceneResult]:
         progress(0.0, "Loading the model")
@@ -41,8 +41,8 @@ def staging_job(
 
 
 def explaining_job(result: StagingResult, explain: str | None, smooth: bool) -> Job:
-    """Explain another stage or group, or with None only prepare the display again; the job gives
-    what `staging_job`'s gives.
+    """Explain another stage or group, or with None only prepare the display again; the job returns
+    what the job of `staging_job` does.
     """
 
     def job(progress: Progress, cancel: CancelToken) -> tuple[StagingResult, SceneResult]:
@@ -57,7 +57,7 @@ def explaining_job(result: StagingResult, explain: str | None, smooth: bool) -> 
 
 
 def saving_job(result: StagingResult, folder: str | Path) -> Job:
-    """Save a result's files; the job gives the folder."""
+    """Save a result's files; the job returns the folder."""
 
     def job(progress: Progress, cancel: CancelToken) -> Path:
         progress(0.0, "Saving")

@@ -1,9 +1,8 @@
 """From the scene to the library: a CT volume node and a segmentation become images.
 
-This file, the `scene_` files and `sample_data` speak MRML; they are imported where Slicer (or its
-`slicer-core` wheel) is. What touches the scene is for the main thread and copies no voxels:
-`scene_inputs` only takes hold of them, `SceneInputs.images` does the work, in any thread.
-Slicer's axes are RAS, the library's LPS, both in mm; arrays are [slice, row, column] in both.
+`scene_inputs` is for the main thread and copies no voxels; it only refers to them.
+`SceneInputs.images` copies and resamples them, in any thread. Slicer's axes are RAS, the library's
+LPS, both in mm; arrays are [slice, row, column] in both.
 """
 
 import json
@@ -21,15 +20,16 @@ from ..imaging.masks import voxels_sha256
 from ..imaging.organs import ORGANS, couinaud_segment
 from ..imaging.reading import NAME_KEY
 
-# Of a segmentation node: JSON of which network outlined it, and the hash of the masks it found.
-OUTLINED_ATTRIBUTE = "LiverFibrosisStaging.outlined"
+# Of a segmentation node: JSON of the network that made it, and the hash of the network's masks.
+# The value stays as in scenes that were saved before.
+SEGMENTED_ATTRIBUTE = "LiverFibrosisStaging.outlined"
 
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
 class _Volume:
-    """A volume node's voxels, shared with the scene, and where they lie (LPS, mm)."""
+    """A volume node's voxels, shared with the scene, and their geometry (LPS, mm)."""
 
     voxels: np.ndarray
     spacing: tuple[float, ...]
@@ -38,7 +38,7 @@ class _Volume:
     metadata: dict[str, str] = field(default_factory=dict)
 
     def image(self) -> sitk.Image:
-        """A copy of it."""
+        """A copy as an image."""
         image = sitk.GetImageFromArray(self.voxels)
         image.SetSpacing(self.spacing)
         image.SetOrigin(self.origin)
@@ -50,7 +50,7 @@ class _Volume:
 
 @dataclass(frozen=True)
 class _Segment:
-    """A segment's voxels, shared with the scene: those that equal `label`.
+    """A segment's voxels, shared with the scene: those equal to `label`.
 
     from_ct: affine [4, 4] from the CT's voxel indices (i, j, k) to this array's.
     """
@@ -60,7 +60,7 @@ class _Segment:
     from_ct: np.ndarray
 
     def paint(self, mask: np.ndarray) -> None:
-        """Set uint8 `mask`, on the CT's grid, to 1 where the segment is (nearest neighbour)."""
+        """Set uint8 `mask`, on the CT's grid, to 1 within the segment (nearest neighbour)."""
         inside = (self.voxels == self.label).astype(np.uint8)
         if np.allclose(self.from_ct[:3, :3], np.eye(3), atol=1e-6):
             shift = np.rint(self.from_ct[:3, 3]).astype(int)[::-1]
@@ -84,7 +84,7 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Organ:
-    """The segments that make up an organ; `empty` says that they hold nothing within the CT."""
+    """The segments of an organ, and the message if they are empty within the CT."""
 
     segments: tuple[_Segment, ...]
     empty: str
@@ -102,28 +102,28 @@ class _Organ:
 
 @dataclass(frozen=True)
 class SceneInputs:
-    """What `stage` needs, taken hold of in the scene; make it with `scene_inputs`.
+    """The inputs of `stage` in the scene; made by `scene_inputs`.
 
-    _outlined: where a network outlined the organs: its name and sha256, and that of its masks.
+    _segmented: if a network segmented the organs: its name and sha256, and that of its masks.
     """
 
     _ct: _Volume
     _liver: _Organ | _Volume | None
     _spleen: _Organ | None
-    _outlined: dict[str, str] | None = None
+    _segmented: dict[str, str] | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Those of `stage` that are in the scene; in any thread. Raises what `images` does."""
+        """Arguments for `stage`; in any thread. Raises what `images` does."""
         ct, liver, spleen = self.images()
         segmentation = None
-        if self._outlined is not None:
-            edited = voxels_sha256(liver, spleen) != self._outlined["masks_sha256"]
-            segmentation = {key: self._outlined[key] for key in ("name", "sha256")}
+        if self._segmented is not None:
+            edited = voxels_sha256(liver, spleen) != self._segmented["masks_sha256"]
+            segmentation = {key: self._segmented[key] for key in ("name", "sha256")}
             segmentation["edited"] = edited
         return {"ct": ct, "liver": liver, "spleen": spleen, "segmentation": segmentation}
 
     def images(self) -> tuple[sitk.Image, sitk.Image | None, sitk.Image | None]:
-        """CT and, where they are there, liver mask and spleen mask; in any thread.
+        """CT and, where given, liver mask and spleen mask; in any thread.
 
         Raises StagingError for a segment that is empty within the CT.
         """
@@ -141,15 +141,15 @@ def scene_inputs(
     liver_segment_id: str | None = None,
     spleen_segment_id: str | None = None,
 ) -> SceneInputs:
-    """Take hold of a CT and its liver and, where there is one, spleen; nothing is copied yet.
+    """Refer to a CT, its liver and, optionally, its spleen in the scene; nothing is copied yet.
 
-    Voxels are taken in their own type, parent transforms are included. Where the volume was loaded
-    from DICOM and Slicer's database still knows it, its image carries `dicom_files.KEPT_TAGS` for
-    the checks. segmentation_node: a segmentation whose liver and spleen are named by the ids or
-    found by `find_segments`; or a label map volume (1 liver, 2 spleen, or the liver alone), which
-    needs no ids; or None, and `stage` finds both. Adds nothing to the scene. Raises StagingError
-    for a node that is no scalar volume, holds no voxels, or lies under a transform that bends,
-    shears or scales it, and for a segmentation without a liver.
+    Voxels keep their type; parent transforms are included. If the volume was loaded from DICOM and
+    is still in Slicer's database, its image has the tags `dicom_files.KEPT_TAGS` for the checks.
+    segmentation_node: a segmentation whose liver and spleen are given by the ids or found by
+    `find_segments`; or a label map volume (1 liver, 2 spleen, or the liver alone), without ids; or
+    None, then `stage` segments both. The scene is not changed. Raises StagingError for a node that
+    is no scalar volume, has no voxels, or is under a transform that is non-linear, shears or scales
+    it, and for a segmentation without a liver.
     """
     ct = _ct_volume(volume_node)
     if segmentation_node is None:
@@ -171,24 +171,19 @@ def scene_inputs(
     spleens = _chosen(segmentation_node, "spleen", spleen_segment_id)
     liver = _organ(segmentation_node, livers, volume_node)
     spleen = _organ(segmentation_node, spleens, volume_node) if spleens else None
-    return SceneInputs(ct, liver, spleen, outlined_by(segmentation_node))
+    return SceneInputs(ct, liver, spleen, segmented_by(segmentation_node))
 
 
-def volume_to_image(volume_node: Any) -> sitk.Image:
-    """A CT volume node as an image in the patient's axes (LPS, mm); see `scene_inputs`."""
-    return _ct_volume(volume_node).image()
-
-
-def outlined_by(segmentation_node: Any) -> dict[str, str] | None:
-    """What OUTLINED_ATTRIBUTE says of a segmentation (name, sha256, masks_sha256), or None."""
-    found = json_attribute(segmentation_node, OUTLINED_ATTRIBUTE)
+def segmented_by(segmentation_node: Any) -> dict[str, str] | None:
+    """The value of SEGMENTED_ATTRIBUTE (name, sha256, masks_sha256), or None."""
+    found = json_attribute(segmentation_node, SEGMENTED_ATTRIBUTE)
     names = {"name", "sha256", "masks_sha256"}
     known = isinstance(found, dict) and {*found} == names
     return found if known and all(isinstance(text, str) for text in found.values()) else None
 
 
 def json_attribute(node: Any, name: str) -> Any:
-    """The value of an attribute that is JSON; None where there is none, or no JSON."""
+    """The value of a JSON attribute; None where it is missing or not valid JSON."""
     try:
         return json.loads(node.GetAttribute(name) or "null")
     except ValueError:
@@ -196,11 +191,11 @@ def json_attribute(node: Any, name: str) -> Any:
 
 
 def find_segments(segmentation_node: Any, organ: str) -> tuple[str, ...]:
-    """Ids of the segments that make up an organ, "liver" or "spleen"; empty where there is none.
+    """Ids of the segments of an organ, "liver" or "spleen"; empty where there are none.
 
-    The terminology's type code decides, then, for the liver, a full set of Couinaud's segments,
-    then the name. A tumour of the liver has the liver as its region, not as its type, so it is not
-    taken for one. Raises StagingError where several segments are the organ.
+    They are identified by the terminology's type code; else, for the liver, by a full set of
+    Couinaud's segments; else by name. A liver tumour has the liver as its region, not as its type,
+    so it is not mistaken for the liver. Raises StagingError if several segments match.
     """
     known = next(each for each in ORGANS if each.name.lower() == organ)
     segmentation = segmentation_node.GetSegmentation()
@@ -218,14 +213,14 @@ def find_segments(segmentation_node: Any, organ: str) -> tuple[str, ...]:
         several = ", ".join(f"'{segmentation.GetSegment(i).GetName()}'" for i in found)
         raise StagingError(
             f"'{segmentation_node.GetName()}' has several segments that are the {organ} "
-            f"({several}): rename the others, or give the id of one."
+            f"({several}); rename the others, or give the id of one."
         )
     return tuple(found)
 
 
 def _ct_volume(volume_node: Any) -> _Volume:
     if volume_node is None:
-        raise StagingError("No CT volume is chosen: load a CT and choose it.")
+        raise StagingError("No CT volume is chosen; load a CT and choose it.")
     if volume_node.GetClassName() != "vtkMRMLScalarVolumeNode":
         raise StagingError(
             f"'{volume_node.GetName()}' is a {_kind(volume_node)}; a CT as a scalar volume is "
@@ -240,7 +235,7 @@ def _volume(volume_node: Any, metadata: dict[str, str] | None = None) -> _Volume
 
     data = volume_node.GetImageData()
     if data is None or not data.GetNumberOfPoints() or data.GetPointData().GetScalars() is None:
-        raise StagingError(f"'{volume_node.GetName()}' holds no voxels: load it again.")
+        raise StagingError(f"'{volume_node.GetName()}' has no voxels; load it again.")
     spacing, origin, axes = _world_geometry(volume_node)
     return _Volume(
         slicer.util.arrayFromVolume(volume_node),
@@ -265,13 +260,13 @@ def _world_geometry(volume_node: Any) -> tuple[np.ndarray, np.ndarray, np.ndarra
     if not np.allclose(turn.T @ turn, np.eye(3), atol=1e-3):
         raise StagingError(
             f"'{name}' lies under the transform '{volume_node.GetParentTransformNode().GetName()}',"
-            " which scales or shears it; only shifts and rotations can be staged."
+            " which scales or shears it; only translations and rotations are supported."
         )
     axes, origin = turn @ axes, turn @ origin + to_world[:3, 3]
     if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-2):
         raise StagingError(
             f"The axes of '{name}' are not at right angles (a tilted gantry?); resample it to an "
-            "upright grid first."
+            "orthogonal grid."
         )
     return (
         _without_noise(np.array(volume_node.GetSpacing())),
@@ -281,10 +276,10 @@ def _world_geometry(volume_node: Any) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _without_noise(values: np.ndarray) -> np.ndarray:
-    """Undo the last digits that Slicer's matrix inversions change, 0.7031249999999999 to 0.703125.
+    """Undo the rounding errors of Slicer's matrix inversions, 0.7031249999999999 to 0.703125.
 
-    Files hold decimals or float32; a value next to one of these was that one. So a CT has the same
-    geometry, to the last digit, as when it is read without Slicer.
+    Files contain decimals or float32; a value next to one of these is replaced by it. So a CT has
+    exactly the same geometry as when it is read without Slicer.
     """
     for simple in (np.round(values, 9), values.astype(np.float32).astype(np.float64)):
         values = np.where(np.abs(values - simple) < 1e-11, simple, values)
@@ -315,7 +310,7 @@ def _chosen(segmentation_node: Any, organ: str, segment_id: str | None) -> tuple
 def _type_code(segment: Any) -> tuple[str, str] | None:
     """Scheme and code of the type in a segment's terminology.
 
-    The entry reads context~category~type~modifier~region context~region~modifier, each of them
+    The entry is context~category~type~modifier~region context~region~modifier, each of them
     scheme^code^meaning.
     """
     fields = segment.GetTerminology().split("~")
@@ -371,8 +366,8 @@ def _to_world(node: Any) -> np.ndarray:
     if parent is not None:
         if not parent.IsTransformToWorldLinear():
             raise StagingError(
-                f"'{node.GetName()}' lies under the non-linear transform '{parent.GetName()}': "
-                "harden it or take the node out of it; only shifts and rotations can be staged."
+                f"'{node.GetName()}' lies under the non-linear transform '{parent.GetName()}'; "
+                "harden or remove it, as only translations and rotations are supported."
             )
         parent.GetMatrixTransformToWorld(matrix)
     return arrayFromVTKMatrix(matrix)
@@ -380,7 +375,7 @@ def _to_world(node: Any) -> np.ndarray:
 
 @contextmanager
 def _as_voxels(segmentation_node: Any) -> Iterator[None]:
-    """A segmentation of surfaces has voxels for a moment; it is left as it was."""
+    """Within this context, a segmentation of surfaces has voxels too."""
     import slicer
 
     segmentation = segmentation_node.GetSegmentation()

@@ -1,315 +1,345 @@
-"""What the panel says: summaries and model cards put into words and widgets.
+"""The panel: what its controls do, and how it follows the scene.
 
-Beside the module file, this is the second that knows Slicer's panel; it is imported when the panel
-is built. It computes nothing and keeps nothing: widgets come in as `ui`, facts as a summary.
+It passes the inputs to the logic, runs jobs in the background and puts their results into the
+scene. What the controls show is in `panel_content`.
 """
 
-import re
-import traceback
-from collections.abc import Mapping
-from html import escape
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import qt
+import slicer
+import vtk
 from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
 
-from ..errors import StagingError
-from ..model import read_card
+from ..errors import Cancelled
 from ..report.summary import table_text
-from ..resources import default_model_path
-from ..result import FILES
-from ..stages import GROUPS, STAGES
-from .mrml import find_segments
-from .scene_results import Display, find_part
-from .suggestions import drawn_on
-from .worker import Progress
+from . import jobs, panel_content, requirements
+from .pumped_worker import PumpedWorker
+from .run_log import RunLog
+from .scene_display import shows_3d
+from .scene_nodes import find_part
+from .suggestions import Suggestions
 
-__all__ = [
-    "EXPLAINED",
-    "card_html",
-    "display_of",
-    "error_text",
-    "explained_names",
-    "fill_inputs",
-    "fill_state",
-    "fill_summary",
-    "progress_text",
-    "result_folder",
-    "table_text",
-]
-
-# What the map can explain, in the order of the panel's list.
-EXPLAINED = (*STAGES, *GROUPS)
+MODEL_KEY = "LiverFibrosisStaging/ModelPath"  # settings
+THREADS_KEY = "LiverFibrosisStaging/Threads"
 
 
-def explained_names() -> list[str]:
-    """Names for EXPLAINED, for the reader."""
-    groups = {
-        "significant": _("Significant fibrosis (F2-F4)"),
-        "advanced": _("Advanced fibrosis (F3-F4)"),
-        "cirrhosis": _("Cirrhosis (F4) against the rest"),
-    }
-    return [_("Stage {stage}").format(stage=stage) for stage in STAGES] + [
-        groups[name] for name in GROUPS
-    ]
+class Panel(VTKObservationMixin):
+    """Connects the widgets `ui` in the module's widget `parent` with the logic and the scene.
 
-
-def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancellable: bool) -> None:
-    """Say what is missing before a CT can be staged, or what goes on."""
-    missing, sentence = volume is None, _("To stage, choose a CT volume.")
-    ui.missingLabel.text = sentence
-    ui.missingLabel.visible = missing and not busy
-    ui.foundLabel.text = _found_text(segmentation or find_part(volume, "organs"), volume)
-    ui.progressWidget.visible = busy
-    inputs = (ui.inputVolumeSelector, ui.segmentationSelector)
-    for widget in (*inputs, ui.modelPathLineEdit, ui.threadsSpinBox):
-        _allow(widget, _waiting() if busy else None)
-    ui.stageButton.text = _("&Cancel") if busy else _("&Stage")
-    if busy:
-        unsafe = _("The files are being written: wait until that is done.")
-        _allow(ui.stageButton, None if cancellable else unsafe)
-        if cancellable:
-            ui.stageButton.toolTip = _("Stop; nothing of it stays in the scene.")
-    else:
-        _allow(ui.stageButton, sentence if missing else None)
-
-
-def fill_summary(ui: Any, summary: Mapping[str, Any]) -> None:
-    """Show a result's summary in the panel's widgets."""
-    ui.stageLabel.text = summary["stage"]
-    ui.researchUseLabel.text = summary["research_use"]
-    for name, value in {**summary["probabilities"], **summary["scores"]}.items():
-        getattr(ui, f"{name}Bar").value = round(1000 * value)
-        getattr(ui, f"{name}Value").text = f"{100 * value:.0f} %"
-    ui.warningsLabel.text = _warnings_html(summary["warnings"])
-    ui.warningsLabel.visible = bool(summary["warnings"])
-    ui.measurementsLabel.text = _measurements_html(summary)
-    ui.behindLabel.text = _behind_html(summary)
-    ui.explainedComboBox.setCurrentIndex(EXPLAINED.index(summary["location_map"]["explained"]))
-
-
-def fill_state(
-    ui: Any, volume: Any, has_summary: bool, at_hand: bool, has_smooth: bool, busy: bool
-) -> None:
-    """Say whether there is a result, and enable what can be done with it, or say why not.
-
-    at_hand: not only what the scene keeps of the result is there (has_summary), but all that
-    explaining and saving need. has_smooth: the scene holds the smooth map.
+    requirements_file: the packages that `requirements` installs before the first staging.
     """
-    ui.resultWidget.visible = ui.overlayWidget.enabled = has_summary
-    ui.emptyLabel.visible = not has_summary
-    if volume is None:
-        ui.emptyLabel.text = _("No result yet: choose a CT.")
-    else:
-        ui.emptyLabel.text = _("{name} is not staged yet.").format(name=volume.GetName())
-    first = None if has_summary else _("There is no result yet: stage the CT first.")
-    again = _(
-        "Stage the CT again for this: the scene keeps the result's table and map; the network's "
-        "feature maps are kept only for the CT that was staged last, and not in a saved scene."
-    )
-    waiting = _waiting() if busy else None
-    sliders, boxes = (ui.opacitySlider, ui.thresholdSlider), (ui.outlineCheckBox, ui.legendCheckBox)
-    for widget in (*sliders, *boxes, ui.jumpButton):
-        _allow(widget, first)
-    for widget, possible in (
-        (ui.explainedComboBox, at_hand),
-        (ui.saveButton, at_hand),
-        (ui.smoothCheckBox, at_hand or has_smooth),
-    ):
-        _allow(widget, first or (None if possible else again) or waiting)
 
+    def __init__(self, ui: Any, logic: Any, parent: Any, requirements_file: str) -> None:
+        VTKObservationMixin.__init__(self)
+        self.ui, self.logic, self.parent = ui, logic, parent
+        self._requirements_file = requirements_file
+        self._worker, self._suggestions = PumpedWorker(), Suggestions()
+        self._parameters = self._connection = None  # parameter node, tag of its widgets
+        self._log = RunLog(ui.logTextEdit)
+        self._job_volume_id = None  # id of the CT that the running job is for
+        self._result = (None, None)  # id of a CT, and its result with the forward pass
+        self._shown_summary = None
+        self._shown_display = (None, None)  # id of a CT, and how its map is displayed
+        self._offering = False
 
-def display_of(parameters: Any) -> Display:
-    """How the parameter node wants the location map to be shown."""
-    return Display(
-        opacity=parameters.opacity / 100,
-        hidden_below=parameters.threshold / 100,
-        smooth=parameters.smooth,
-        outline=parameters.outline,
-        legend=parameters.legend,
-    )
+        ui.explainedComboBox.addItems(panel_content.explained_names())
+        ui.modelPathLineEdit.currentPath = slicer.util.settingsValue(MODEL_KEY, "", str)
+        ui.threadsSpinBox.value = slicer.util.settingsValue(THREADS_KEY, 0, int)
+        self._connect()
+        self.enter()
 
+    def enter(self) -> None:
+        """Connect the panel to the scene's parameter node, and choose inputs if none are chosen."""
+        self._set_parameters(self.logic.getParameterNode())
+        self._suggestions.offer(self._parameters)
 
-def result_folder(chosen: str, volume: Any) -> Path:
-    """Where a CT's result is saved: in a subfolder of the chosen one, named after the CT.
+    def cleanup(self) -> None:
+        """Disconnect everything, and wait for the background thread to end."""
+        self._worker.stop()
+        self._set_parameters(None)
+        self.removeObservers()
 
-    The name is one that Windows, macOS and Linux can have. Where the chosen folder has that name
-    itself, it is the one.
-    """
-    name = re.sub(r"[^\w.+-]+", "_", volume.GetName())[:80].strip("._") or "CT"
-    if re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name):
-        name = f"_{name}"
-    return Path(chosen) if Path(chosen).name == name else Path(chosen) / name
+    def _connect(self) -> None:
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self.on_scene_start_close)
+        self.addObserver(scene, scene.EndCloseEvent, self.on_scene_end_close)
+        self.addObserver(scene, scene.StartImportEvent, self.on_scene_start_import)
+        self.addObserver(scene, scene.EndImportEvent, self.on_scene_end_import)
+        self.addObserver(scene, scene.NodeAddedEvent, self.on_node_added)
+        self.addObserver(scene, scene.NodeRemovedEvent, self.on_node_removed)
+        ui = self.ui
+        ui.stageButton.connect("clicked(bool)", self.on_stage)
+        ui.explainedComboBox.connect("activated(int)", self.on_explain)
+        ui.smoothCheckBox.connect("clicked(bool)", self.on_smooth)
+        ui.jumpButton.connect("clicked(bool)", self.on_jump)
+        ui.saveButton.connect("clicked(bool)", self.on_save)
+        ui.copyTableButton.connect("clicked(bool)", self.on_copy_table)
+        ui.showTableButton.connect("clicked(bool)", self.on_show_table)
+        ui.showPlotButton.connect("clicked(bool)", self.on_show_plot)
+        ui.show3DButton.connect("clicked(bool)", self.on_show_3d)
+        ui.modelCardButton.connect("toggled(bool)", self.on_model_card)
+        ui.modelPathLineEdit.connect("currentPathChanged(QString)", self.on_model_path)
+        ui.threadsSpinBox.connect("valueChanged(int)", self.on_threads)
 
+    def on_scene_start_close(self, caller: Any, event: Any) -> None:
+        """Stop the worker; disconnect the parameter node, which closes with the scene."""
+        self._worker.stop()
+        self._keep(None, None)
+        self._set_parameters(None)
 
-def question_before_saving(folder: Path) -> str | None:
-    """What to ask before a result is saved in a folder, or None where nothing is replaced there."""
-    if not any((folder / name).exists() for name in FILES):
-        return None
-    return _("{folder} holds a result already. Replace it?").format(folder=folder)
+    def on_scene_end_close(self, caller: Any, event: Any) -> None:
+        """Connect an open panel to the new parameter node."""
+        if self.parent.isEntered:
+            self.enter()
 
+    def on_scene_start_import(self, caller: Any, event: Any) -> None:
+        """Disconnect the parameter node: while a scene is read, the node selectors are empty for a
+        moment, which must not be written into it.
+        """
+        self._set_parameters(None)
 
-def error_text(error: BaseException) -> tuple[str, str]:
-    """What the user reads about an error: a sentence, and details behind it."""
-    details = "".join(traceback.format_exception(error))
-    if isinstance(error, StagingError):
-        return str(error), getattr(error, "details", details)
-    return _("This went wrong: {error}").format(error=error), details
+    def on_scene_end_import(self, caller: Any, event: Any) -> None:
+        """Connect the parameter node again and show the scene's results."""
+        self.on_node_removed(caller, event)
+        self.on_scene_end_close(caller, event)
 
+    def on_node_added(self, caller: Any, event: Any) -> None:
+        """Choose inputs, if none are chosen, once the current loading is complete."""
+        if not self._offering:
+            self._offering = True
+            qt.QTimer.singleShot(0, self._offer)
 
-def progress_text(progress: Progress) -> str:
-    """The step's name and, where known, the time left."""
-    step = _steps().get(progress.step, progress.step)
-    if progress.seconds_left is None:
-        return f"{step} ..."
-    seconds = max(1, round(progress.seconds_left))
-    return _("{step} ... about {seconds} s left").format(step=step, seconds=seconds)
+    def _offer(self) -> None:
+        self._offering = False
+        if self._parameters is None or self._worker.busy:
+            return
+        self._suggestions.offer(self._parameters)
+        for volume in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
+            # Some readers add the node first and its voxels later.
+            watched = (volume, volume.ImageDataModifiedEvent, self.on_node_added)
+            if volume.GetImageData() is None and not self.hasObserver(*watched):
+                self.addObserver(*watched)
 
+    def on_node_removed(self, caller: Any, event: Any) -> None:
+        """Cancel the staging of a CT that was removed, and drop its result."""
+        scene = slicer.mrmlScene
+        if self._job_volume_id is not None and scene.GetNodeByID(self._job_volume_id) is None:
+            self._worker.cancel()
+        if scene.GetNodeByID(self._result[0] or "") is None:
+            self._keep(None, None)
+        self._shown_summary = None
+        self._update()
 
-def card_html(path: str) -> str:
-    """The description in a model file, or without a path in the shipped one.
+    def _set_parameters(self, parameters: Any) -> None:
+        """Connect the panel and the parameter node, in both directions; None: disconnect."""
+        if parameters is self._parameters:
+            self._update()
+            return
+        if self._parameters is not None:
+            self._parameters.disconnectGui(self._connection)
+            self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
+        self._parameters = parameters
+        if self._parameters is not None:
+            self._suggestions.begin(self._parameters)
+            # Not connectGui, which up to Slicer 5.10 gives no tag to disconnect with.
+            widgets = vars(self.ui).values()
+            named = {name: w for w in widgets if (name := w.property("SlicerParameterName"))}
+            self._connection = self._parameters.connectParametersToGui(named)
+            self.addObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
+        self._update()
 
-    Where the file cannot be used, why.
-    """
-    try:
-        card = read_card(path or default_model_path())
-    except StagingError as error:
-        return escape(str(error))
-    lines = [
-        (_("Name"), card.name),
-        (_("Intended use"), card.intended_use),
-        (_("Trained on"), card.trained_on),
-    ]
-    cases = card.training.get("cases_per_stage")
-    if cases:
-        counts = ", ".join(f"{stage}: {count}" for stage, count in zip(STAGES, cases))
-        lines.append((_("Cases"), counts))
-    for name, auc in card.training.get("auc", {}).items():
-        text = "{value:.2f} ({low:.2f}-{high:.2f})".format(**auc)
-        lines.append((_("AUC, {group}").format(group=name), text))
-    for key, title in (
-        ("evaluated_on", _("Evaluated on")),
-        ("date", _("Date")),
-        ("code_version", _("Code version")),
-    ):
-        if key in card.training:
-            lines.append((title, str(card.training[key])))
-    size = " x ".join(map(str, card.patch_size))
-    spacing = " x ".join(f"{step:g}" for step in card.spacing_mm)
-    sees = _("{size} voxels of {spacing} mm, {low:g} to {high:g} HU").format(
-        size=size, spacing=spacing, low=card.window_hu[0], high=card.window_hu[1]
-    )
-    return _definition_html([*lines, (_("Sees"), sees)])
+    def on_stage(self) -> None:
+        """Stage the chosen CT in the background, or cancel the running job.
 
+        Missing packages are installed first, after a question.
+        """
+        if self._worker.busy:
+            self._worker.cancel()
+            return
+        try:
+            install = requirements.installation(self._requirements_file)
+            if install is None:
+                self._stage()
+            else:
+                self._run("Installing", install, lambda _nothing: self._stage(), None)
+        except Cancelled:
+            slicer.util.showStatusMessage(_("Installation declined; the CT was not staged."), 5000)
+        except Exception as error:  # shown to the user, whatever it is
+            self._show_error("Staging", error)
 
-def _allow(widget: Any, reason: str | None) -> None:
-    """Enable a widget, or disable it; then its tool tip says why, and what to do about it."""
-    tip = widget.property("toolTipOfUse")
-    if tip is None:
-        tip = widget.toolTip
-        widget.setProperty("toolTipOfUse", tip)
-    widget.enabled = reason is None
-    widget.toolTip = tip if reason is None else reason
+    def _stage(self) -> None:
+        parameters, path = self._parameters, self.ui.modelPathLineEdit.currentPath
+        inputs = (parameters.inputVolume, parameters.segmentation)
+        threads = self.ui.threadsSpinBox.value
+        job = self.logic.stagingJob(*inputs, path or None, threads, parameters.smooth)
+        self._run_for_ct("Staging", job)
 
+    def on_explain(self, index: int) -> None:
+        """Show the location map of another stage or group, without re-running the network."""
+        explained, smooth = panel_content.EXPLAINED[index], self._parameters.smooth
+        job = jobs.explaining_job(self._result[1], explained, smooth)
+        self._run_for_ct("Explaining", job)
 
-def _waiting() -> str:
-    return _("Not while something is under way: wait, or cancel it.")
+    def on_smooth(self, smooth: bool) -> None:
+        """Compute the smooth map when it is first needed."""
+        if smooth and self._has_result() and find_part(self._volume(), "smooth") is None:
+            job = jobs.explaining_job(self._result[1], None, True)
+            self._run_for_ct("Preparing the smooth map", job)
 
+    def on_jump(self) -> None:
+        """Move the slice views to the maximum of the location map."""
+        self.logic.jumpToStrongest(self._volume())
 
-def _found_text(segmentation_node: Any, volume_node: Any) -> str:
-    """Which segments are taken for liver and spleen, or why none is."""
-    if segmentation_node is None:
-        return _("liver and spleen will be outlined automatically")
-    try:
-        liver, spleen = (find_segments(segmentation_node, organ) for organ in ("liver", "spleen"))
-    except StagingError as error:
-        return str(error)
-    segmentation = segmentation_node.GetSegmentation()
-    names = [
-        ", ".join(segmentation.GetSegment(segment_id).GetName() for segment_id in organ)
-        for organ in (liver, spleen)
-    ]
-    if not liver:
-        return _("No liver: name a segment Liver, or give it that terminology.")
-    if spleen:
-        found = _("{liver}; {spleen}").format(liver=names[0], spleen=names[1])
-    else:
-        found = _("{liver}; no spleen, which is optional").format(liver=names[0])
-    other = drawn_on(segmentation_node)
-    if volume_node is None or other in (None, volume_node):
-        return found
-    return _("{found} (drawn on another CT: {name})").format(found=found, name=other.GetName())
+    def on_save(self) -> None:
+        """Save the result's files into a subfolder named after the CT."""
+        window, title = slicer.util.mainWindow(), _("Folder for the result's subfolder")
+        chosen = qt.QFileDialog.getExistingDirectory(window, title)
+        if not chosen:
+            return
+        folder = panel_content.result_folder(chosen, self._volume())
+        question = panel_content.question_before_saving(folder)
+        if question is None or slicer.util.confirmOkCancelDisplay(question, _("Save result")):
+            job = jobs.saving_job(self._result[1], folder)
+            self._run("Saving", job, self._saved, None, cancellable=False)
 
+    def on_copy_table(self) -> None:
+        """Copy the table to the clipboard."""
+        qt.QApplication.clipboard().setText(table_text(self._shown_summary))
+        slicer.util.showStatusMessage(_("The table was copied to the clipboard."), 3000)
 
-def _steps() -> dict[str, str]:
-    return {
-        "Loading the model": _("Loading the model"),
-        "Reading": _("Reading"),
-        "Checking": _("Checking"),
-        "Segmenting liver and spleen": _("Segmenting liver and spleen"),
-        "Resampling to the network's grid": _("Resampling to the network's grid"),
-        "Running the network": _("Running the network"),
-        "Explaining": _("Explaining"),
-        "Merging the location map": _("Merging the location map"),
-        "Bringing the map to the CT's grid": _("Bringing the map to the CT's grid"),
-        "Preparing the display": _("Preparing the display"),
-        "Saving": _("Saving"),
-        "Done": _("Done"),
-    }
+    def on_show_table(self) -> None:
+        """Show the result's numbers in a table view."""
+        self.logic.showTable(self._volume())
 
+    def on_show_plot(self) -> None:
+        """Show the stages' probabilities in a plot view."""
+        self.logic.showPlot(self._volume())
 
-def _warnings_html(warnings: list[str]) -> str:
-    title = _("Please check before you trust this result:")
-    points = "".join(f"<br>\N{BULLET}\N{NO-BREAK SPACE}{escape(warning)}" for warning in warnings)
-    return f"<p><b>\N{WARNING SIGN} {escape(title)}</b>{points}</p>"
+    def on_show_3d(self, shown: bool) -> None:
+        """Show or hide the surfaces of liver and spleen in the 3D views."""
+        self.logic.setOrgans3D(self._volume(), shown, self._parameters.segmentation)
+        self._update()
 
+    def on_model_card(self, shown: bool) -> None:
+        """Show or hide the model's description, or the reason why it cannot be used."""
+        self.ui.modelCardLabel.visible = shown
+        if shown:
+            path = self.ui.modelPathLineEdit.currentPath
+            self.ui.modelCardLabel.text = panel_content.card_html(path)
 
-def _measurements_html(summary: Mapping[str, Any]) -> str:
-    names = {
-        "liver": _("Liver"),
-        "liver_surface": _("Liver surface"),
-        "liver_core": _("Liver core"),
-        "spleen": _("Spleen"),
-        "rest": _("Rest of the body"),
-    }
-    head = "".join(
-        f'<th align="{side}">{escape(text)}&nbsp;&nbsp;</th>'
-        for side, text in (
-            ("left", _("Region")),
-            ("right", _("Attention (x mean)")),
-            ("right", _("Share")),
-            ("right", _("Volume")),
+    def on_model_path(self, path: str) -> None:
+        """Remember the model for the next session."""
+        qt.QSettings().setValue(MODEL_KEY, path)
+        self.on_model_card(self.ui.modelCardButton.checked)
+
+    def on_threads(self, threads: int) -> None:
+        """Remember the number of threads for the next session."""
+        qt.QSettings().setValue(THREADS_KEY, threads)
+
+    def _run_for_ct(self, name: str, job: Callable) -> None:
+        """Run a job for the CT that is chosen now, even if another one is chosen when it ends."""
+        volume_id = self._volume().GetID()
+        self._run(name, job, partial(self._show, volume_id), volume_id)
+
+    def _run(
+        self,
+        name: str,
+        job: Callable,
+        done: Callable,
+        volume_id: str | None,
+        cancellable: bool = True,
+    ) -> None:
+        """Run a job, then call `done` with its value.
+
+        name: for the log. volume_id: of the CT that the job is for, if any.
+        """
+        self._job_volume_id = volume_id
+        ended = partial(self._ended, name, done)
+        self._worker.start(job, ended, self._progressed, cancellable)
+        self.ui.progressBar.maximum = self.ui.progressBar.value = 0
+        self.ui.stepLabel.text = ""
+        self._update()
+
+    def _progressed(self, progress: Any) -> None:
+        # While the fraction is 0, the bar only shows that a job is running.
+        self.ui.progressBar.maximum = 1000 if progress.fraction else 0
+        self.ui.progressBar.value = int(1000 * progress.fraction)
+        self.ui.stepLabel.text = panel_content.progress_text(progress)
+
+    def _ended(self, name: str, done: Callable[[Any], None], outcome: Any) -> None:
+        error = None if outcome.cancelled else outcome.error
+        self._job_volume_id = None
+        try:
+            if outcome.error is None:
+                self._log.add(f"{name}: done", outcome.seconds)
+                done(outcome.value)
+        except Exception as failure:  # the scene has changed and the result no longer fits it
+            error = failure
+        self._shown_summary = None  # so the list of explained stages shows the result's again
+        self._offer()  # inputs that were loaded during the job
+        self._update()
+        if outcome.cancelled:
+            self._log.add(f"{name}: cancelled", outcome.seconds)
+            slicer.util.showStatusMessage(_("Cancelled."), 3000)
+        if error is not None:
+            self._show_error(name, error, outcome.seconds)
+
+    def _show(self, volume_id: str, value: tuple[Any, Any]) -> None:
+        result, showable = value
+        volume = slicer.mrmlScene.GetNodeByID(volume_id)
+        since = time.perf_counter()
+        self.logic.showResult(showable, volume, self._shown_display[1])
+        self._log.add("Showing the result", time.perf_counter() - since)
+        self._keep(volume_id, result)
+
+    def _keep(self, volume_id: str | None, result: Any) -> None:
+        """Keep the last result only: results are large."""
+        before, self._result = [*self._result], (volume_id, result)
+        self._worker.let_go(before)
+
+    def _saved(self, folder: Path) -> None:
+        slicer.util.showStatusMessage(_("Saved in {folder}").format(folder=folder), 5000)
+
+    def _show_error(
+        self, name: str, error: BaseException, seconds: Mapping[str, float] | float = 0.0
+    ) -> None:
+        # Only the kind of an error is logged: its sentence may name a file or a node.
+        logged = self._log.add(f"{name}: {type(error).__name__}", seconds)
+        sentence, details = panel_content.error_text(error)
+        slicer.util.errorDisplay(sentence, detailedText=f"{details}\n{logged}")
+
+    def _volume(self) -> Any:
+        return self._parameters.inputVolume if self._parameters is not None else None
+
+    def _has_result(self) -> bool:
+        """Whether the chosen CT's result is in memory, not only its summary in the scene."""
+        volume = self._volume()
+        return volume is not None and volume.GetID() == self._result[0]
+
+    def _update(self, caller: Any = None, event: Any = None) -> None:
+        """Update the panel and the views from the parameters and the scene."""
+        if self._parameters is None:
+            return
+        self._suggestions.follow(self._parameters)
+        volume, segmentation = self._volume(), self._parameters.segmentation
+        summary, worker = self.logic.storedSummary(volume), self._worker
+        panel_content.fill_inputs(self.ui, volume, segmentation, worker.busy, worker.cancellable)
+        if summary is not None and summary != self._shown_summary:
+            panel_content.fill_summary(self.ui, summary)
+        has_smooth = find_part(volume, "smooth") is not None
+        panel_content.fill_state(
+            self.ui, volume, summary is not None, self._has_result(), has_smooth, worker.busy
         )
-    )
-    rows = ""
-    for key, values in summary["measurements"].items():
-        cells = (
-            f"{values['mean']:.2f}",
-            f"{100 * values['share']:.0f} %",
-            f"{values['volume_ml']:.0f} mL",
-        )
-        numbers = "".join(f'<td align="right">{cell}&nbsp;&nbsp;</td>' for cell in cells)
-        rows += f"<tr><td>{escape(names[key])}&nbsp;&nbsp;</td>{numbers}</tr>"
-    return f"<table>{'<tr>' + head + '</tr>'}{rows}</table>"
-
-
-def _behind_html(summary: Mapping[str, Any]) -> str:
-    lines = [
-        (_("Model"), summary["model"]["name"]),
-        (_("Trained on"), summary["model"]["trained_on"]),
-        (_("Staged"), f"{summary['date'][:16].replace('T', ' ')} UTC"),
-    ]
-    if "ensemble" in summary:
-        lines.insert(0, (_("Networks"), _agreement(summary["ensemble"], summary["stage"])))
-    return _definition_html(lines)
-
-
-def _agreement(ensemble: Mapping[str, Any], stage: str) -> str:
-    low, high = (f"{100 * end:.0f} %" for end in ensemble["range"][stage])
-    return _("{agreeing} of {members} say {stage}, with probabilities from {low} to {high}").format(
-        stage=stage, low=low, high=high, agreeing=ensemble["agreeing"], members=ensemble["members"]
-    )
-
-
-def _definition_html(lines: list[tuple[str, str]]) -> str:
-    return "<br>".join(f"<b>{escape(term)}:</b> {escape(text)}" for term, text in lines)
+        self._shown_summary = summary
+        if summary is not None:
+            self.ui.show3DButton.checked = shows_3d(volume, segmentation)
+        display = (volume and volume.GetID(), panel_content.display_of(self._parameters))
+        if display != self._shown_display:
+            self._shown_display = display
+            self.logic.setDisplay(volume, display[1])

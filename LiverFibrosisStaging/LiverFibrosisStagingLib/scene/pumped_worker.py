@@ -1,23 +1,23 @@
-"""The panel's worker: a Worker that Slicer's event loop lets run.
+"""The panel's worker: a Worker that runs in spite of Slicer's event loop.
 
-Slicer's event loop keeps Python's lock while it is idle, so a thread of Python starves (measured in
-Slicer 5.10: 5 steps in 3 s). A timer whose slot sleeps gives it the lock: every 10 ms for 5 ms, so
-that the panel stays fluent and the worker gets half of the time, and all of it inside numpy,
-SimpleITK and onnxruntime, which need no lock.
+Slicer's event loop holds Python's global lock while it is idle, so a Python thread hardly runs
+(measured in Slicer 5.10: 5 steps in 3 s). A timer whose slot sleeps releases the lock: for 5 ms
+every 10 ms, so the panel stays responsive and the worker gets half of the time, and all of the time
+inside numpy, SimpleITK and onnxruntime, which release the lock themselves.
 """
 
 import time
-from collections.abc import Callable
+from typing import Any
 
 import qt
 
-from .worker import Job, Outcome, Progress, Worker
+from .worker import Worker
 
 PUMP_MS, YIELD_SECONDS = 10, 0.005
 
 
 class PumpedWorker(Worker):
-    """A Worker that pumps itself, with a timer that runs only while a thread does."""
+    """A Worker that is pumped by a timer, which runs only while a thread does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,26 +25,20 @@ class PumpedWorker(Worker):
         self._timer.setInterval(PUMP_MS)
         self._timer.connect("timeout()", self.pump)
 
-    def start(
-        self,
-        job: Job,
-        ended: Callable[[Outcome], None],
-        progressed: Callable[[Progress], None] | None = None,
-        cancellable: bool = True,
-    ) -> None:
+    def start(self, *arguments: Any, **options: Any) -> None:
         """Start a job, as Worker does, and the timer."""
-        super().start(job, ended, progressed, cancellable)
+        super().start(*arguments, **options)
         self._timer.start()
 
     def pump(self) -> None:
-        """Deliver what the job reports, then let its thread run."""
+        """Deliver the job's reports, then let its thread run."""
         super().pump()
-        if self.resting:
+        if self.idle:
             self._timer.stop()
         else:
             time.sleep(YIELD_SECONDS)
 
     def stop(self) -> None:
-        """End the job, as Worker does, and the timer."""
+        """End the job, and the timer."""
         super().stop()
         self._timer.stop()

@@ -1,6 +1,6 @@
-"""Asks for and installs what staging needs beyond what comes with Slicer.
+"""Installs the packages that staging needs and Slicer does not include, after asking the user.
 
-Speaks to Slicer, but only when `installation` is called: never at import or startup.
+Slicer is used only when `installation` is called, never at import or startup.
 """
 
 import importlib
@@ -25,18 +25,18 @@ from packaging.version import InvalidVersion, Version
 from ..errors import Cancelled, CancelToken, StagingError
 from .worker import Job
 
-POLL_SECONDS = 0.1  # how often a running pip is asked whether it is over, or the user has enough
+POLL_SECONDS = 0.1  # interval at which a running pip is checked for its end and for cancelling
 OFFLINE = (
-    "Without internet: on a computer that has it, and the same system and Python {python}, run\n"
+    "Without internet: on a computer with internet, the same system and Python {python}, run\n"
     "    pip download {quoted} -d wheels\n"
-    "copy the folder wheels, and in Slicer's Python console (Ctrl+3) run\n"
+    "then copy the folder wheels, and in Slicer's Python console (Ctrl+3) run\n"
     "    slicer.util.pip_install(['--no-index', '--find-links', '/path/to/wheels', {listed}])\n"
-    "then click Stage again."
+    "and click Stage again."
 )
 
 
 class RequirementsError(StagingError):
-    """What staging needs could not be installed; `details` say how to do it by hand."""
+    """The packages could not be installed; `details` contains the manual installation."""
 
     def __init__(self, sentence: str, details: str) -> None:
         super().__init__(sentence)
@@ -58,11 +58,11 @@ def missing(path: str | Path) -> list[str]:
 
 
 def installation(path: str | Path) -> Job | None:
-    """A job that installs what requirements.txt names, or None where all of it is there.
+    """A job that installs the missing packages of requirements.txt, or None where none is missing.
 
-    The user is asked first. Slicer 5.12 and later install by themselves, before this returns. No
-    package that is there already is changed. Raises Cancelled where the user declines, and
-    RequirementsError where the installation fails, as the job does.
+    The user is asked first. In Slicer 5.12 and later, Slicer installs them before this returns.
+    Installed packages are not changed. Raises Cancelled if the user declines, and
+    RequirementsError if the installation fails, as the job does.
     """
     lacking = missing(path)
     if not lacking:
@@ -101,13 +101,13 @@ def _our_name() -> str:
 
 
 def _pip_job(path: str | Path, lacking: list[str]) -> Job:
-    """What Slicer's pip_install does, but without holding Slicer up: its lines are the progress."""
+    """Runs pip in the background, unlike Slicer's pip_install; its output is the progress."""
 
     def job(progress: Callable[[float, str], None], cancel: CancelToken) -> None:
         with _constraints(lacking) as constraints:
             options = ["--disable-pip-version-check", "--no-input", "--constraint", constraints]
             command = [_python(), "-m", "pip", "install", *options, *lacking]
-            output = _run(command, lambda line: progress(0.0, line), cancel)
+            output = _run(command, lambda line: progress(0.0, f"Installing: {line}"), cancel)
         importlib.invalidate_caches()
         if missing(path):
             raise _refusal(lacking, output)
@@ -117,9 +117,9 @@ def _pip_job(path: str | Path, lacking: list[str]) -> Job:
 
 @contextmanager
 def _constraints(lacking: list[str]) -> Iterator[str]:
-    """A file of pip constraints that keeps every package that is there, above all Slicer's numpy.
+    """A file of pip constraints that keeps all installed packages, above all Slicer's numpy.
 
-    Only what is wanted in another version may change.
+    Only the lacking packages may change.
     """
     wanted = {canonicalize_name(Requirement(line).name) for line in lacking}
     kept = {}
@@ -134,7 +134,7 @@ def _constraints(lacking: list[str]) -> Iterator[str]:
 
 
 def _is_version(text: str | None) -> bool:
-    """Whether pip can read it: some packages of Slicer's own builds have other names for it."""
+    """Whether pip can read it; some packages of Slicer's own builds have other versions."""
     try:
         return text is not None and bool(Version(text))
     except InvalidVersion:
@@ -142,17 +142,19 @@ def _is_version(text: str | None) -> bool:
 
 
 def _python() -> str:
-    """Slicer's Python interpreter; its own executable is Slicer itself."""
+    """Slicer's Python interpreter; sys.executable is Slicer itself."""
     found = shutil.which("PythonSlicer")
     if found is None and Path(sys.executable).stem.startswith("python"):
         found = sys.executable
     if found is None:
-        raise StagingError("Slicer's Python interpreter, PythonSlicer, was not found.")
+        raise StagingError(
+            "Slicer's Python interpreter (PythonSlicer) was not found; it is needed for pip."
+        )
     return found
 
 
-def _run(command: list[str], told: Callable[[str], None], cancel: CancelToken) -> str:
-    """Run a program to its end and return what it prints; each line is also told as it comes."""
+def _run(command: list[str], report: Callable[[str], None], cancel: CancelToken) -> str:
+    """Run a program and return its output; each line is also reported as it comes."""
     hidden = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {}
     process = subprocess.Popen(
         command,
@@ -161,7 +163,7 @@ def _run(command: list[str], told: Callable[[str], None], cancel: CancelToken) -
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        start_new_session=True,  # PythonSlicer starts Python as a child, which is to end with it
+        start_new_session=True,  # so that PythonSlicer's child, Python, ends with it
         **hidden,
     )
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -176,7 +178,7 @@ def _run(command: list[str], told: Callable[[str], None], cancel: CancelToken) -
             output.append(lines.get(timeout=POLL_SECONDS))
         except queue.Empty:
             continue
-        told(output[-1].strip())
+        report(output[-1].strip())
     return "".join(output)
 
 
@@ -186,7 +188,7 @@ def _end(process: subprocess.Popen) -> None:
         tree = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
         subprocess.run(tree, capture_output=True, check=False)
     else:
-        with suppress(ProcessLookupError):  # it is over by itself
+        with suppress(ProcessLookupError):  # it has ended already
             os.killpg(process.pid, signal.SIGTERM)
     process.wait()
 
@@ -201,7 +203,7 @@ def _refusal(lacking: list[str], reason: str) -> RequirementsError:
         listed=", ".join(map(repr, lacking)),
     )
     return RequirementsError(
-        f"Staging needs {', '.join(lacking)}, which is not installed: the details say how to "
-        "install it, also without internet.",
+        f"Staging needs {', '.join(lacking)}, which is not installed; the details describe the "
+        "manual installation, also without internet.",
         f"{reason}\n\n{offline}",
     )

@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import StagingError
 
 SAMPLE_NAME = "LiverFibrosisPhantom"
-# File of the sample, what Slicer's reader for it is called, and the name of its node.
+# File name, name of Slicer's reader for it, and name of its node.
 FILES = (
     ("phantom_F4_ct.nii.gz", "VolumeFile", SAMPLE_NAME),
     ("phantom_F4.seg.nrrd", "SegmentationFile", f"{SAMPLE_NAME} organs"),
@@ -27,7 +27,7 @@ def register(resources: Path) -> None:
         fileNames=[path.name for path in paths],
         nodeNames=[node for _name, _reader, node in FILES],
         loadFileType=[reader for _name, reader, _node in FILES],
-        # Slicer keeps a copy; that of an older version is told by it.
+        # Slicer caches a copy; the checksum detects that of an older version.
         checksums=[f"SHA256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in paths],
         thumbnailFileName=str(resources / "Icons" / "LiverFibrosisStagingSample.png"),
     )
@@ -36,8 +36,8 @@ def register(resources: Path) -> None:
 def load_sample(resources: str | Path) -> tuple[Any, Any]:
     """Load the sample from the module's own files; returns its volume and segmentation node.
 
-    Nothing is downloaded and nothing copied. The segments, liver and spleen, carry terminology. The
-    CT is shown in the slice views. Raises StagingError where the files are not there.
+    Nothing is downloaded or copied. The segments liver and spleen have terminology. The CT is shown
+    in the slice views. Raises StagingError if the files are missing.
     """
     import slicer
 
@@ -45,7 +45,7 @@ def load_sample(resources: str | Path) -> tuple[Any, Any]:
     missing = [name for name, _reader, _node in FILES if not (folder / name).is_file()]
     if missing:
         raise StagingError(
-            f"The sample's {', '.join(missing)} is not in {folder}: reinstall the extension."
+            f"{folder}: the sample's {', '.join(missing)} is missing; install the extension again."
         )
     (ct, _reader, ct_name), (organs, _reader, organs_name) = FILES
     volume = slicer.modules.volumes.logic().AddArchetypeVolume(str(folder / ct), ct_name)
@@ -55,7 +55,7 @@ def load_sample(resources: str | Path) -> tuple[Any, Any]:
         str(folder / organs), True, organs_name
     )
     segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-    # Filled in 2D, the organs would hide the location map.
+    # Filled segments would hide the location map.
     segmentation.GetDisplayNode().SetVisibility2DFill(False)
     slicer.util.setSliceViewerLayers(background=volume, fit=True)
     return volume, segmentation

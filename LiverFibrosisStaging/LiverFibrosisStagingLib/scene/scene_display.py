@@ -1,6 +1,6 @@
-"""How a CT's results are shown: layers, colours and legend, table, chart and surfaces.
+"""The display of a CT's results: layers, colours and legend, table, chart and surfaces.
 
-All of it is for the main thread, and looks at no voxels.
+For the main thread; no voxels are read.
 """
 
 from collections.abc import Callable
@@ -12,23 +12,23 @@ from .mrml import find_segments
 from .scene_nodes import find_part, stored_summary
 
 ABDOMEN_WINDOW = (350.0, 50.0)  # HU: width and level
-# Shares of a view: narrow and high, so that in a view of 200 pixels its labels can be read and it
-# covers air, not the patient.
+# Fractions of a view: narrow and high, so that the labels are legible in a view of 200 pixels and
+# the legend covers air, not the patient.
 LEGEND_SIZE, LEGEND_POSITION = (0.14, 0.8), (0.98, 0.5)
-TABLE_ATTRIBUTE = "LiverFibrosisStaging.bands"  # marks the scene's one colour table
-# A scalar volume cannot have colours of different opacity, as the bands have: all of it is half
-# transparent, and what is below the second band, which barely tints, is not shown.
+TABLE_ATTRIBUTE = "LiverFibrosisStaging.bands"  # of the scene's one colour table
+# A scalar volume has one opacity for all colours, unlike the bands: it is half transparent, and
+# values below the second band, which is almost transparent itself, are not shown.
 SMOOTH_OPACITY, SMOOTH_FROM = 0.5, 1 / BAND_COUNT
 
 
 @dataclass(frozen=True)
 class Display:
-    """How a location map is shown.
+    """How a location map is displayed.
 
-    opacity: 0..1, of the whole map. hidden_below: share 0..1 of its maximum below which nothing is
-    shown. smooth: as interpolated scalar volume in the foreground instead of a label volume, with
-    one opacity for all and nothing below 10 %.
-    outline: of the bands' edges. legend: of the colours.
+    opacity: 0..1, of the whole map. hidden_below: fraction 0..1 of the maximum; values below it are
+    hidden. smooth: as an interpolated scalar volume in the foreground, with one opacity and without
+    values below 10 %, instead of a label volume. outline: only the edges of the bands. legend: with
+    a colour legend.
     """
 
     opacity: float = 1.0
@@ -39,7 +39,7 @@ class Display:
 
 
 def set_display(volume_node: Any, display: Display) -> None:
-    """Show the CT's location map, where there is one, in the slice views that show the CT."""
+    """Display the CT's location map, if there is one, in the slice views that show the CT."""
     import slicer
 
     bands, smooth = find_part(volume_node, "bands"), find_part(volume_node, "smooth")
@@ -65,7 +65,7 @@ def set_display(volume_node: Any, display: Display) -> None:
 
 
 def jump_to_strongest(volume_node: Any) -> None:
-    """Move all slice views, and the crosshair, to where the CT's location map is highest."""
+    """Move all slice views and the crosshair to the maximum of the CT's location map."""
     import slicer
 
     summary = stored_summary(volume_node)
@@ -73,7 +73,7 @@ def jump_to_strongest(volume_node: Any) -> None:
         return
     ras = voxel_to_world(volume_node, summary["strongest_ijk"])
     for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
-        view.JumpSliceByOffsetting(*ras)  # what is in the picture stays in it
+        view.JumpSliceByOffsetting(*ras)  # keeps the position in the plane
     for crosshair in slicer.util.getNodesByClass("vtkMRMLCrosshairNode"):
         crosshair.SetCrosshairRAS(*ras)
         crosshair.SetCrosshairMode(crosshair.ShowSmallBasic)
@@ -90,7 +90,7 @@ def voxel_to_world(volume_node: Any, ijk: list[int]) -> list[float]:
 
 
 def band_table() -> Any:
-    """The scene's colour table of the ten bands, made where there is none yet."""
+    """The scene's colour table of the ten bands, created if it does not exist yet."""
     import slicer
 
     tables = slicer.util.getNodesByClass("vtkMRMLColorTableNode")
@@ -102,12 +102,12 @@ def band_table() -> Any:
         table.SetNumberOfColors(len(BANDS))
         for label, band in enumerate(BANDS):
             table.SetColor(label, band.name, *band.rgb, band.opacity)
-    table.SetColorDefined(0, False)  # else it is a black cell of the legend
+    table.SetColorDefined(0, False)  # else the legend shows it as a black cell
     return table
 
 
 def _fade_bands(table: Any, hidden_below: float) -> None:
-    """Hide the bands that lie below a share of the maximum; the others get their opacity again."""
+    """Hide the bands below a fraction of the maximum; restore the opacity of the others."""
     for label, band in enumerate(BANDS):
         hidden = (label - 1) / BAND_COUNT < hidden_below - 1e-9
         opacity = 0.0 if hidden else band.opacity
@@ -116,7 +116,7 @@ def _fade_bands(table: Any, hidden_below: float) -> None:
 
 
 def _set_layers(view: Any, shown: Any, bands: Any, smooth: Any, opacity: float) -> None:
-    """The map in the label or the foreground layer; what else is in the foreground stays there."""
+    """Show the map in the label or foreground layer; another foreground volume is kept."""
     if shown is smooth:
         view.SetLabelVolumeID(None)
         view.SetForegroundVolumeID(smooth.GetID())
@@ -145,7 +145,7 @@ def _set_legend(node: Any, explained: str, visible: bool) -> None:
 
 
 def show_in_slices(volume_node: Any) -> None:
-    """The CT in all slice views; they are fitted only where it was not yet shown."""
+    """Show the CT in all slice views; they are fitted only if none showed it yet."""
     import slicer
 
     views = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
@@ -154,7 +154,7 @@ def show_in_slices(volume_node: Any) -> None:
 
 
 def set_abdomen_window(volume_node: Any) -> None:
-    """The window of the abdomen for a CT that still has Slicer's automatic one."""
+    """Set the abdomen window for a CT that still has Slicer's automatic window."""
     display = volume_node.GetDisplayNode()
     if display is not None and display.GetAutoWindowLevel():
         display.SetAutoWindowLevel(False)
@@ -162,7 +162,7 @@ def set_abdomen_window(volume_node: Any) -> None:
 
 
 def activate(volume_node: Any) -> None:
-    """Choose the CT's table and chart for the views that show such, whenever there are any."""
+    """Make the CT's table and chart the active ones, which table and plot views show."""
     import slicer
 
     logic = slicer.app.applicationLogic()
@@ -177,7 +177,7 @@ def activate(volume_node: Any) -> None:
 
 
 def show_table(volume_node: Any) -> None:
-    """Show the CT's table, in a layout with a table."""
+    """Show the CT's table in a layout with a table view."""
     import slicer
 
     _set_layout(slicer.modules.tables.logic().GetLayoutWithTable)
@@ -185,7 +185,7 @@ def show_table(volume_node: Any) -> None:
 
 
 def show_plot(volume_node: Any) -> None:
-    """Show the chart of the CT's probabilities, in a layout with a plot."""
+    """Show the chart of the stages' probabilities in a layout with a plot view."""
     import slicer
 
     _set_layout(slicer.modules.plots.logic().GetLayoutWithPlot)
@@ -193,7 +193,7 @@ def show_plot(volume_node: Any) -> None:
 
 
 def _set_layout(with_view: Callable[[int], int]) -> None:
-    """Change to the layout that `with_view` gives for the present one, where there are views."""
+    """Change to the layout that `with_view` returns for the current one, if there are views."""
     import slicer
 
     manager = slicer.app.layoutManager()
@@ -202,9 +202,9 @@ def _set_layout(with_view: Callable[[int], int]) -> None:
 
 
 def show_3d(volume_node: Any, visible: bool, segmentation_node: Any = None) -> None:
-    """Show liver and spleen as surfaces in the 3D views, or hide them.
+    """Show or hide the surfaces of liver and spleen in the 3D views.
 
-    segmentation_node: that which the user chose, or None for the one that was made for the CT.
+    segmentation_node: the user's, or None for the one that staging has made.
     """
     import slicer
 
@@ -224,7 +224,7 @@ def show_3d(volume_node: Any, visible: bool, segmentation_node: Any = None) -> N
 
 
 def shows_3d(volume_node: Any, segmentation_node: Any = None) -> bool:
-    """Whether `show_3d` has made surfaces visible, for the same arguments."""
+    """Whether the surfaces of `show_3d` are visible, for the same arguments."""
     import slicer
 
     node = segmentation_node or find_part(volume_node, "organs")
@@ -236,9 +236,9 @@ def shows_3d(volume_node: Any, segmentation_node: Any = None) -> bool:
 
 
 def window_smooth(smooth_node: Any, table: Any, maximum: float) -> None:
-    """Colours of a smooth map such that they change where the bands change.
+    """Set a smooth map's colours such that they change where the bands change.
 
-    The table's first colour, of no attention, takes the tenth below 0.
+    The table's first colour, for no attention, covers the tenth below 0.
     """
     display, maximum = smooth_node.GetDisplayNode(), maximum or 1.0
     display.SetAndObserveColorNodeID(table.GetID())

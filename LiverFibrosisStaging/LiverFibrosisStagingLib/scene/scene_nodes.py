@@ -1,7 +1,7 @@
-"""The nodes that are a CT's results in the scene: how they are made, found again and filed.
+"""The nodes of a CT's results in the scene: how they are created, found and filed.
 
-Each is named after its CT, refers to it by a node reference, and lies beside or below it in the
-subject hierarchy. All of it is for the main thread.
+Each is named after its CT, refers to it by a node reference, and is beside or below it in the
+subject hierarchy. For the main thread only.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,8 +11,8 @@ from typing import Any
 from ..result import SCHEMA
 from .mrml import json_attribute
 
-CT_ROLE = "LiverFibrosisStaging.ct"  # node reference of every node of ours: the CT it belongs to
-PART_ATTRIBUTE = "LiverFibrosisStaging.part"  # which of a CT's result nodes a node is
+CT_ROLE = "LiverFibrosisStaging.ct"  # node reference of each result node to its CT
+PART_ATTRIBUTE = "LiverFibrosisStaging.part"  # of a result node: its key in PARTS
 SUMMARY_ATTRIBUTE = "LiverFibrosisStaging.summary"  # of the table: staging.json
 
 # Part -> (class of its node, its name after the CT's).
@@ -41,14 +41,13 @@ def find_part(volume_node: Any, part: str) -> Any:
 
 
 def is_result(node: Any) -> bool:
-    """Whether a node is one that `show_result` has made."""
+    """Whether a node was made by `show_result`."""
     return node.GetAttribute(PART_ATTRIBUTE) is not None
 
 
 def stored_summary(volume_node: Any) -> dict[str, Any] | None:
-    """The summary of the CT's result in the scene, also after it was saved and loaded again.
-
-    None where there is none that this version can read.
+    """The summary of the CT's result in the scene, also in one that was saved and loaded; None
+    where there is none that this version can read.
     """
     table = find_part(volume_node, "results")
     summary = None if table is None else json_attribute(table, SUMMARY_ATTRIBUTE)
@@ -57,7 +56,7 @@ def stored_summary(volume_node: Any) -> dict[str, Any] | None:
 
 
 def put_part(volume_node: Any, part: str, fill: Callable[[Any], None]) -> Any:
-    """A part of the CT's results, filled; made where there is none, else written again."""
+    """Fill the node of a part of the CT's results, which is created if it does not exist yet."""
     import slicer
 
     node, (class_name, name) = find_part(volume_node, part), PARTS[part]
@@ -74,7 +73,7 @@ def put_part(volume_node: Any, part: str, fill: Callable[[Any], None]) -> Any:
 
 
 def _file(node: Any, volume_node: Any) -> None:
-    """File a node below its CT, or beside a CT that is in a study or folder."""
+    """Place a node below its CT in the subject hierarchy, or beside a CT in a study or folder."""
     import slicer
 
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
@@ -93,7 +92,7 @@ def _file(node: Any, volume_node: Any) -> None:
 
 @contextmanager
 def all_or_nothing() -> Iterator[None]:
-    """Whatever fails inside, the nodes that were added to the scene meanwhile go again."""
+    """If anything fails inside, remove the nodes that were added to the scene in the meantime."""
     import slicer
 
     before = {node.GetID() for node in slicer.util.getNodesByClass("vtkMRMLNode")}

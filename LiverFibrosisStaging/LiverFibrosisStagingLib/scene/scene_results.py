@@ -1,9 +1,8 @@
-"""From the library to the scene: a result becomes ordinary nodes that are saved with the scene.
+"""From the library to the scene: a result becomes ordinary nodes, which are saved with the scene.
 
-A CT's results are a label volume (bands), on request a scalar volume (smooth map), a table, and a
-plot of the probabilities, all named after the CT, filed with it in the subject hierarchy, and
-found again through a node reference to it. `scene_result` computes, in any thread; everything else
-is for the main thread, and copies and looks at no voxels.
+A CT's results are a label volume (bands), on request a scalar volume (smooth map), a table and a
+plot of the probabilities, and the segmentation if it was made automatically. `scene_result`
+computes, in any thread; all else is for the main thread and neither copies nor reads voxels.
 """
 
 import json
@@ -21,19 +20,14 @@ from ..report.colors import BAND_COUNT, BANDS
 from ..report.summary import COLUMNS, table_rows
 from ..result import StagingResult
 from ..stages import STAGES
-from .mrml import OUTLINED_ATTRIBUTE, outlined_by
+from .mrml import SEGMENTED_ATTRIBUTE, segmented_by
 from .scene_display import (
     Display,
     activate,
     band_table,
-    jump_to_strongest,
     set_abdomen_window,
     set_display,
-    show_3d,
     show_in_slices,
-    show_plot,
-    show_table,
-    shows_3d,
     window_smooth,
 )
 from .scene_nodes import (
@@ -41,31 +35,13 @@ from .scene_nodes import (
     SUMMARY_ATTRIBUTE,
     all_or_nothing,
     find_part,
-    is_result,
     put_part,
-    stored_summary,
 )
-
-__all__ = [
-    "Display",
-    "SceneResult",
-    "find_part",
-    "is_result",
-    "jump_to_strongest",
-    "scene_result",
-    "set_display",
-    "show_3d",
-    "show_plot",
-    "show_result",
-    "show_table",
-    "shows_3d",
-    "stored_summary",
-]
 
 
 @dataclass(frozen=True)
 class Box:
-    """Part of a CT's voxels: values [slice, row, column], and where (i, j, k) the first one is."""
+    """A box of a CT's voxels: values [slice, row, column], and the index (i, j, k) of the first."""
 
     values: np.ndarray
     first: tuple[int, int, int]
@@ -73,22 +49,22 @@ class Box:
 
 @dataclass(frozen=True)
 class SceneOrgans:
-    """Organs that a network outlined: uint8 labels in a box, and OUTLINED_ATTRIBUTE's value."""
+    """Organs that a network segmented: uint8 labels in a box, and SEGMENTED_ATTRIBUTE's value."""
 
     box: Box
     organs: tuple[Organ, ...]
-    outlined: dict[str, str]
+    segmented: dict[str, str]
 
 
 @dataclass(frozen=True)
 class SceneResult:
-    """A result, ready for the scene, which takes over its arrays.
+    """A result, prepared for the scene, which shares its arrays.
 
-    summary: as in staging.json, with `strongest_ijk`, the voxel of the CT where the location map is
-    highest, or None where it is empty. labels: uint8 [slice, row, column] on the CT's grid, the
-    bands. relative: float32, the location map itself in the box that holds all of it, or None where
-    it is not wanted. organs: liver and spleen as a network outlined them, or None where they are
-    of another origin or were edited since.
+    summary: as in staging.json, with `strongest_ijk`, the index of the location map's maximum in
+    the CT, or None where the map is empty. labels: uint8 [slice, row, column] on the CT's grid, the
+    bands. relative: float32, the location map in the box that contains it, or None without the
+    smooth map. organs: liver and spleen as a network segmented them, or None where they have
+    another origin or were edited since.
     """
 
     summary: dict[str, Any]
@@ -108,12 +84,12 @@ def scene_result(result: StagingResult, smooth: bool = False) -> SceneResult:
     labels = sitk.GetArrayFromImage(result.label_map)
     relative = _cropped(values, _around(labels)) if smooth else None
     segmentation = summary["segmentation"]
-    outlined = segmentation is not None and not segmentation["edited"]
-    return SceneResult(summary, labels, relative, _organs(result) if outlined else None)
+    segmented = segmentation is not None and not segmentation["edited"]
+    return SceneResult(summary, labels, relative, _organs(result) if segmented else None)
 
 
 def _organs(result: StagingResult) -> SceneOrgans:
-    image = result.organs  # the view below does not keep it alive
+    image = result.organs  # kept alive for the view below
     labels = sitk.GetArrayViewFromImage(image)
     box = _cropped(labels, bounding_box(labels))
     network = {key: result.provenance["segmentation"][key] for key in ("name", "sha256")}
@@ -125,7 +101,7 @@ def _organs(result: StagingResult) -> SceneOrgans:
 
 
 def _around(labels: np.ndarray) -> tuple[slice, ...]:
-    """The box of what is not 0 and one voxel more, over which an interpolated map fades."""
+    """The box of the voxels that are not 0, and one voxel more for the interpolation."""
     if not labels.any():
         return (slice(0, 1),) * 3
     return tuple(slice(max(0, held.start - 1), held.stop + 1) for held in bounding_box(labels))
@@ -138,29 +114,28 @@ def _cropped(values: np.ndarray, box: tuple[slice, ...]) -> Box:
 def show_result(
     result: StagingResult | SceneResult, volume_node: Any, display: Display | None = None
 ) -> Any:
-    """Put a result into the scene and its map over the CT; returns the label map volume node.
+    """Add a result to the scene and show its map over the CT; returns the label map volume node.
 
-    The volumes lie on the CT's grid, the smooth one on the part of it where the map is, and under
-    its parent transform, with the scene's one colour table and a legend. A second result for the
-    same CT replaces the first in the same nodes. Liver and spleen that a network outlined become a
-    segmentation; one that is there already may have been edited and is never written again. A CT
-    with Slicer's automatic window gets that of the abdomen. Raises StagingError where the CT is not
-    in the scene or the result does not fit it; whatever fails, no new node stays behind.
+    The volumes are on the CT's grid, the smooth one on the part of it that contains the map, under
+    the CT's parent transform, with the scene's one colour table and a legend. A second result for
+    the same CT replaces the first in the same nodes. Liver and spleen that a network segmented
+    become a segmentation; an existing one may have been edited and is never overwritten. A CT with
+    Slicer's automatic window gets the abdomen window. Raises StagingError if the CT is not in the
+    scene or the result does not fit it; after any failure, no new node remains.
     """
     import slicer
 
     display = display or Display()
     if volume_node is None or volume_node.GetScene() is not slicer.mrmlScene:
-        raise StagingError("The CT of this result is no longer in the scene: load it again.")
+        raise StagingError("The CT of this result is no longer in the scene; load it again.")
     if isinstance(result, StagingResult):
         result = scene_result(result, display.smooth)
     data = volume_node.GetImageData()
     size, found = result.labels.shape[::-1], data.GetDimensions() if data else (0, 0, 0)
     if size != found:
         raise StagingError(
-            f"The result has {' x '.join(map(str, size))} voxels, "
-            f"'{volume_node.GetName()}' has {' x '.join(map(str, found))}: it is the result of "
-            "another volume."
+            f"'{volume_node.GetName()}' has {' x '.join(map(str, found))} voxels, the result "
+            f"{' x '.join(map(str, size))}; choose the CT that was staged."
         )
     with all_or_nothing():
         table = band_table()
@@ -185,7 +160,7 @@ def show_result(
 
 
 def _fill(node: Any, volume_node: Any, box: Box) -> None:
-    """Part of the CT's grid into a volume node, which shares the voxels."""
+    """Set a volume node's voxels, which it shares, and its position in the CT's grid."""
     from vtkmodules.util.numpy_support import numpy_to_vtk
     from vtkmodules.vtkCommonDataModel import vtkImageData
     from vtkmodules.vtkCommonMath import vtkMatrix4x4
@@ -197,7 +172,7 @@ def _fill(node: Any, volume_node: Any, box: Box) -> None:
     node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
     node.CreateDefaultDisplayNodes()
     if node.GetClassName() == "vtkMRMLScalarVolumeNode":
-        node.GetDisplayNode().SetAutoWindowLevel(False)  # before there are voxels to look through
+        node.GetDisplayNode().SetAutoWindowLevel(False)  # first, else it reads the voxels
     image = vtkImageData()
     image.SetDimensions(*box.values.shape[::-1])
     image.GetPointData().SetScalars(numpy_to_vtk(box.values.ravel(), deep=False))
@@ -205,20 +180,20 @@ def _fill(node: Any, volume_node: Any, box: Box) -> None:
 
 
 def _put_organs(volume_node: Any, organs: SceneOrgans) -> None:
-    """Outlines as a segmentation of the CT, where they are not there yet.
+    """Add the organs as a segmentation of the CT, unless the scene contains it already.
 
-    Other outlines, which may have been edited, stay in the scene, as a segmentation of the user's.
+    Another segmentation, which may have been edited, stays in the scene as the user's.
     """
     node = find_part(volume_node, "organs")
     if node is not None:
-        if outlined_by(node) == organs.outlined:
+        if segmented_by(node) == organs.segmented:
             return
         node.RemoveAttribute(PART_ATTRIBUTE)
     put_part(volume_node, "organs", lambda node: _fill_organs(node, volume_node, organs))
 
 
 def _fill_organs(node: Any, volume_node: Any, organs: SceneOrgans) -> None:
-    """Organs as segments, which share the voxels, with the field's names, codes and colours."""
+    """Add organs as segments, which share the voxels, with names, codes and colours."""
     import slicer
     from vtkmodules.util.numpy_support import numpy_to_vtk
     from vtkmodules.vtkCommonMath import vtkMatrix4x4
@@ -226,7 +201,7 @@ def _fill_organs(node: Any, volume_node: Any, organs: SceneOrgans) -> None:
     node.CreateDefaultDisplayNodes()
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
     node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
-    node.SetAttribute(OUTLINED_ATTRIBUTE, json.dumps(organs.outlined))
+    node.SetAttribute(SEGMENTED_ATTRIBUTE, json.dumps(organs.segmented))
     image, ijk_to_ras = slicer.vtkOrientedImageData(), vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(ijk_to_ras)
     image.SetGeometryFromImageToWorldMatrix(ijk_to_ras)
@@ -243,7 +218,7 @@ def _fill_organs(node: Any, volume_node: Any, organs: SceneOrgans) -> None:
         segment.SetLabelValue(organ.label)
         segment.AddRepresentation(voxels, image)
         node.GetSegmentation().AddSegment(segment, organ.name.lower())
-    node.GetDisplayNode().SetAllSegmentsVisibility2DFill(False)  # the map stays readable
+    node.GetDisplayNode().SetAllSegmentsVisibility2DFill(False)  # filled, they would hide the map
 
 
 def _write_tables(summary: dict[str, Any], volume_node: Any) -> None:

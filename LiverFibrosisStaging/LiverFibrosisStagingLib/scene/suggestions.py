@@ -1,22 +1,22 @@
-"""Which CT and which segmentation the panel takes where the user has chosen none.
+"""Chooses the CT and the segmentation in the panel where the user has not chosen one.
 
-A CT that comes into the scene is chosen where none was. A segmentation is chosen with its CT: one
-that has a liver and belongs to this CT, never one that was drawn on another. What the user chose
-stays, "Automatic" included.
+A CT that is added to the scene is chosen if none was. A segmentation is chosen with its CT: one
+that has a liver and belongs to this CT, never one that was drawn on another. The user's choice is
+kept, also "Automatic".
 """
 
 from typing import Any
 
 from ..errors import StagingError
 from .mrml import find_segments
-from .scene_results import is_result
+from .scene_nodes import is_result
 
 
 def cts() -> list[Any]:
-    """The scene's volumes that may be CTs: scalar volumes with voxels, and no result of ours."""
+    """The scene's possible CTs: scalar volumes with voxels that are not results of the module."""
     import slicer
 
-    class_name = "vtkMRMLScalarVolumeNode"  # a label map is one too, but never a CT
+    class_name = "vtkMRMLScalarVolumeNode"  # includes label maps, which are no CTs
     return [
         node
         for node in slicer.util.getNodesByClass(class_name)
@@ -25,14 +25,14 @@ def cts() -> list[Any]:
 
 
 def drawn_on(segmentation_node: Any) -> Any:
-    """The CT that a segmentation was drawn on, or None where the scene does not say."""
+    """The CT that a segmentation was drawn on, or None where the scene does not contain it."""
     role = segmentation_node.GetReferenceImageGeometryReferenceRole()
     reference = segmentation_node.GetNodeReference(role)
     return reference if reference in cts() else None
 
 
 def belongs(segmentation_node: Any, volume_node: Any) -> bool:
-    """Whether a segmentation was drawn on a CT, or may have been: there is no other CT."""
+    """Whether a segmentation was drawn on a CT, or on an unknown CT and there is only this one."""
     reference = drawn_on(segmentation_node)
     return cts() == [volume_node] if reference is None else reference is volume_node
 
@@ -48,19 +48,19 @@ def suggested_segmentation(volume_node: Any) -> Any:
 
 
 class Suggestions:
-    """Keeps the parameter node's inputVolume and segmentation in step with scene and user."""
+    """Chooses the parameter node's inputVolume and segmentation, and notices the user's choice."""
 
     def __init__(self) -> None:
         self._volume_id = self._segmentation_id = None
-        self._automatic = False  # the user wants it for this CT
+        self._automatic = False  # the user has chosen "Automatic" for this CT
 
     def begin(self, parameters: Any) -> None:
-        """Take over a parameter node: where it has a CT, the segmentation is settled too."""
+        """Start with a parameter node; if it has a CT, its segmentation is a choice too."""
         self._remember(parameters)
         self._automatic = self._volume_id is not None and self._segmentation_id is None
 
     def offer(self, parameters: Any) -> None:
-        """Choose what is not chosen yet; to be called when something new is in the scene."""
+        """Choose inputs that are not chosen yet; called when nodes were added to the scene."""
         if parameters.inputVolume is None:
             found = cts()
             if found:
@@ -70,7 +70,7 @@ class Suggestions:
             self._choose(parameters)
 
     def follow(self, parameters: Any) -> None:
-        """See what the user chose: another CT takes another segmentation with it."""
+        """Notice the user's choice; with another CT, choose its segmentation."""
         import slicer
 
         volume_id, segmentation_id = self._volume_id, self._segmentation_id
@@ -81,8 +81,8 @@ class Suggestions:
             if volume and not (segmentation and belongs(segmentation, volume)):
                 self._choose(parameters)
         elif self._segmentation_id != segmentation_id:
-            let_go = segmentation_id and slicer.mrmlScene.GetNodeByID(segmentation_id)
-            self._automatic = self._segmentation_id is None and let_go is not None
+            before = segmentation_id and slicer.mrmlScene.GetNodeByID(segmentation_id)
+            self._automatic = self._segmentation_id is None and before is not None
 
     def _choose(self, parameters: Any) -> None:
         parameters.segmentation = suggested_segmentation(parameters.inputVolume)

@@ -1,27 +1,29 @@
-"""One background thread for one job at a time, so that Slicer's panel never freezes.
+"""A background thread for one job at a time, so that Slicer's panel stays responsive.
 
 Pure Python: no Qt, no MRML. A job computes with numpy, SimpleITK and onnxruntime and returns a
-value; what it reports is delivered by `pump`, which the main thread calls, so that callbacks may
-touch the scene and the panel. Whatever happens, a job ends in exactly one call of `ended`.
+value. Its reports are delivered by `pump`, which the main thread calls, so callbacks may use the
+scene and the panel. Each job ends in exactly one call of `ended`.
 """
 
 import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from ..errors import Cancelled, CancelToken
 
-# What a job gets: a function to call with a fraction 0..1 and the step's name, and the user's wish.
+# A job gets a progress function (a fraction 0..1, and a step's name, which a colon and details may
+# follow) and a cancel token.
 Job = Callable[[Callable[[float, str], None], CancelToken], Any]
-TELLING_FRACTION = 0.1  # before that, time says nothing about the time left
+ESTIMATE_FROM = 0.1  # fraction before which no time left is estimated
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is: fraction 0..1, the step's name, seconds left or None where unknown."""
+    """Progress of a job: fraction 0..1, the step's name, seconds left or None where unknown."""
 
     fraction: float
     step: str
@@ -30,10 +32,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: with a value, or with an error (Cancelled where the user wanted it)."""
+    """How a job ended: with a value, or with an error (Cancelled where the user cancelled it).
+
+    seconds: by step, in their order.
+    """
 
     value: Any = None
     error: BaseException | None = None
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def cancelled(self) -> bool:
@@ -42,11 +48,11 @@ class Outcome:
 
 
 class Worker:
-    """Runs jobs in a thread; every method is for the main thread.
+    """Runs jobs in a thread; all methods are for the main thread.
 
-    Cancelling ends a job at once for whoever waits for it. Its thread ends when the job next asks
-    for the user's wish; until then the next job's thread waits, so that never two compute. A job
-    that writes files is started as one that cannot be cancelled: it ends when it has written them.
+    A cancelled job ends at once for the caller. Its thread ends when the job next checks the cancel
+    token; until then the next job's thread waits, so only one computes at a time. A job that writes
+    files is started as not cancellable.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,12 +60,13 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._cancel, self._cancellable = threading.Event(), True
         self._reports: queue.SimpleQueue[Progress | Outcome] = queue.SimpleQueue()
+        self._starts: list[tuple[float, str]] = []  # time and name of each step that began
         self._progressed: Callable[[Progress], None] | None = None
         self._ended: Callable[[Outcome], None] | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether a job has been started and its end not yet been delivered."""
+        """Whether a job was started and its end has not been delivered yet."""
         return self._ended is not None
 
     @property
@@ -68,8 +75,8 @@ class Worker:
         return self._cancellable
 
     @property
-    def resting(self) -> bool:
-        """Whether no thread is at work, not even one whose job was cancelled."""
+    def idle(self) -> bool:
+        """Whether no thread is running, not even that of a cancelled job."""
         return not self.busy and (self._thread is None or not self._thread.is_alive())
 
     def start(
@@ -79,22 +86,22 @@ class Worker:
         progressed: Callable[[Progress], None] | None = None,
         cancellable: bool = True,
     ) -> None:
-        """Start a job. Raises RuntimeError while another one is at work."""
+        """Start a job. Raises RuntimeError while another one is running."""
         if self.busy:
-            raise RuntimeError("A job is at work already.")
+            raise RuntimeError("A job is already running.")
         self._cancel, self._reports = threading.Event(), queue.SimpleQueue()
-        self._cancellable = cancellable
+        self._cancellable, self._starts = cancellable, []
         self._progressed, self._ended = progressed, ended
-        # Not a daemon: an interpreter that leaves while onnxruntime computes would abort.
+        # Not a daemon: an interpreter that exits while onnxruntime computes would abort.
         self._thread = threading.Thread(
             target=self._work,
-            args=(job, self._reports, self._cancel, self._thread),
+            args=(job, self._reports, self._starts, self._cancel, self._thread),
             name="LiverFibrosisStaging",
         )
         self._thread.start()
 
     def pump(self) -> None:
-        """Deliver what the job has reported since the last call: progress, and its end."""
+        """Deliver the job's reports since the last call: the latest progress, or its end."""
         latest = outcome = None
         while not self._reports.empty():
             report = self._reports.get()
@@ -102,7 +109,7 @@ class Worker:
                 outcome = report
             else:
                 latest = report
-        if self.busy and self._cancel.is_set():  # a value that comes now is not wanted any more
+        if self.busy and self._cancel.is_set():  # a value that arrives now is not used
             outcome = Outcome(error=Cancelled("Cancelled."))
         if outcome is not None:
             self._finish(outcome)
@@ -110,12 +117,12 @@ class Worker:
             self._progressed(latest)
 
     def cancel(self) -> None:
-        """End the job as cancelled, where it can be; `pump` delivers that."""
+        """End the job as cancelled, if it is cancellable; `pump` delivers its end."""
         if self._cancellable:
             self._cancel.set()
 
     def stop(self) -> None:
-        """End the job, now as cancelled or when it is done, and wait until its thread is over."""
+        """Cancel the job, or let it finish if it is not cancellable, and wait for its thread."""
         self.cancel()
         self.pump()
         if self._thread is not None:
@@ -124,18 +131,23 @@ class Worker:
 
     @staticmethod
     def let_go(values: list[Any]) -> None:
-        """Empty a list of large values in a thread: to free gigabytes takes a tenth of a second."""
+        """Empty a list of large values in a thread: freeing gigabytes takes a tenth of a second."""
         threading.Thread(target=values.clear).start()
 
     def _finish(self, outcome: Outcome) -> None:
         ended, self._ended, self._progressed = self._ended, None, None
         self._reports = queue.SimpleQueue()
-        ended(outcome)
+        seconds: dict[str, float] = {}
+        for (since, step), (until, _) in pairwise([*self._starts, (self._clock(), "")]):
+            if step:
+                seconds[step] = seconds.get(step, 0.0) + until - since
+        ended(replace(outcome, seconds=seconds))
 
     def _work(
         self,
         job: Job,
         reports: queue.SimpleQueue,
+        starts: list[tuple[float, str]],
         cancel: threading.Event,
         before: threading.Thread | None,
     ) -> None:
@@ -144,12 +156,15 @@ class Worker:
         begun = self._clock()
 
         def progress(fraction: float, step: str) -> None:
-            left = None
-            if fraction >= TELLING_FRACTION:
-                left = (self._clock() - begun) * (1 - fraction) / fraction
+            now, left = self._clock(), None
+            if fraction >= ESTIMATE_FROM:
+                left = (now - begun) * (1 - fraction) / fraction
+            starts.append((now, step.partition(":")[0]))
             reports.put(Progress(fraction, step, left))
 
         try:
-            reports.put(Outcome(value=job(progress, cancel)))
-        except BaseException as error:  # the main thread tells the user, whatever it is
-            reports.put(Outcome(error=error))
+            outcome = Outcome(value=job(progress, cancel))
+        except BaseException as error:  # shown to the user by the main thread
+            outcome = Outcome(error=error)
+        starts.append((self._clock(), ""))
+        reports.put(outcome)

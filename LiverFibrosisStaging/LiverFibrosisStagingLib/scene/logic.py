@@ -1,0 +1,149 @@
+"""The module's logic and parameter node: staging of MRML nodes, for scripts and for the panel.
+
+The module file imports this one when Slicer starts, so everything else is imported when used.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
+
+
+@parameterNodeWrapper
+class StagingParameterNode:
+    """The panel's settings that are stored in the scene. The .ui refers to these names in its
+    SlicerParameterName properties.
+
+    opacity and threshold are in percent.
+    """
+
+    inputVolume: vtkMRMLScalarVolumeNode
+    segmentation: vtkMRMLSegmentationNode
+    opacity: Annotated[float, WithinRange(0, 100)] = 100.0
+    threshold: Annotated[float, WithinRange(0, 90)] = 0.0
+    smooth: bool = False
+    outline: bool = False
+    legend: bool = True
+
+
+class StagingLogic(ScriptedLoadableModuleLogic):
+    """Staging of MRML nodes, without the panel and without dialogs; the module's logic inherits
+    from it.
+    """
+
+    def __init__(self) -> None:
+        ScriptedLoadableModuleLogic.__init__(self)
+        self._wrapped = (None, None)  # parameter node and its wrapper
+
+    def getParameterNode(self) -> StagingParameterNode:
+        """The scene's parameter node."""
+        node = ScriptedLoadableModuleLogic.getParameterNode(self)
+        if self._wrapped[0] is not node:
+            self._wrapped = (node, StagingParameterNode(node))
+        return self._wrapped[1]
+
+    def stageVolume(
+        self,
+        volumeNode: vtkMRMLScalarVolumeNode,
+        liverSegmentation: Any = None,
+        liverSegmentId: str | None = None,
+        spleenSegmentId: str | None = None,
+        model: Any = None,
+        explain: str = "predicted",
+        progress: Callable[[float, str], None] | None = None,
+        cancel: Any = None,
+    ) -> Any:
+        """Stage a CT volume node; returns a LiverFibrosisStagingLib.StagingResult.
+
+        liverSegmentation: segmentation node with the liver and, optionally, the spleen, or a label
+        map volume node (1 liver, 2 spleen); segments are identified by terminology and name unless
+        their ids are given. Without it, liver and spleen are segmented automatically. The other
+        arguments are those of LiverFibrosisStagingLib.stage. Parent transforms are respected. The
+        scene is not changed. Raises StagingError for input that cannot be staged, and Cancelled.
+        """
+        from .. import stage
+        from .mrml import scene_inputs
+
+        inputs = scene_inputs(volumeNode, liverSegmentation, liverSegmentId, spleenSegmentId)
+        return stage(
+            **inputs.arguments(), model=model, explain=explain, progress=progress, cancel=cancel
+        )
+
+    def stageFolder(self, input: str | Path, output: str | Path, **options: Any) -> list[dict]:
+        """Stage a folder of CTs or a CSV list, without the scene; returns the rows of results.csv.
+
+        options: model, explain, progress and cancel; see LiverFibrosisStagingLib.stage_folder, also
+        for how masks are found beside the CTs.
+        """
+        from .. import stage_folder
+
+        return stage_folder(input, output, **options)
+
+    def stagingJob(
+        self,
+        volumeNode: vtkMRMLScalarVolumeNode,
+        segmentationNode: vtkMRMLSegmentationNode | None,
+        modelPath: str | None = None,
+        threads: int = 0,
+        smooth: bool = False,
+    ) -> Callable:
+        """A job (`worker.Job`) that stages a CT: returns its result, and the same prepared for
+        `showResult`. Without a segmentation it uses the one from an earlier staging of this CT.
+        """
+        from .jobs import staging_job
+        from .mrml import scene_inputs
+        from .scene_nodes import find_part
+
+        inputs = scene_inputs(volumeNode, segmentationNode or find_part(volumeNode, "organs"))
+        return staging_job(inputs, modelPath, threads, smooth)
+
+    def showResult(self, result: Any, volumeNode: Any, display: Any = None) -> Any:
+        """Add a result to the scene, over its CT; returns the label map volume node.
+
+        display: a scene_display.Display.
+        """
+        from .scene_results import show_result
+
+        return show_result(result, volumeNode, display)
+
+    def setDisplay(self, volumeNode: Any, display: Any) -> None:
+        """Change how the CT's location map, if there is one, is displayed."""
+        from .scene_display import set_display
+
+        set_display(volumeNode, display)
+
+    def storedSummary(self, volumeNode: Any) -> dict[str, Any] | None:
+        """The summary of the CT's result that the scene stores, as in staging.json."""
+        from .scene_nodes import stored_summary
+
+        return stored_summary(volumeNode)
+
+    def showTable(self, volumeNode: Any) -> None:
+        """Show the CT's results in a table view."""
+        from .scene_display import show_table
+
+        show_table(volumeNode)
+
+    def showPlot(self, volumeNode: Any) -> None:
+        """Show the probabilities of the stages in a plot view."""
+        from .scene_display import show_plot
+
+        show_plot(volumeNode)
+
+    def setOrgans3D(self, volumeNode: Any, visible: bool, segmentationNode: Any = None) -> None:
+        """Show or hide the surfaces of the CT's liver and spleen in the 3D views.
+
+        segmentationNode: the one used for staging; by default the one that staging has made.
+        """
+        from .scene_display import show_3d
+
+        show_3d(volumeNode, visible, segmentationNode)
+
+    def jumpToStrongest(self, volumeNode: Any) -> None:
+        """Move the slice views to the maximum of the CT's location map."""
+        from .scene_display import jump_to_strongest
+
+        jump_to_strongest(volumeNode)

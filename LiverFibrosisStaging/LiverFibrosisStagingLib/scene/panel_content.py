@@ -1,0 +1,280 @@
+"""What the panel's controls show: texts, tables, and which controls are enabled.
+
+Widgets come in as `ui`, results as summaries (staging.json); nothing is computed or stored here.
+"""
+
+import re
+import traceback
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from ..errors import StagingError
+from ..model import read_card
+from ..report.summary import REGION_NAMES
+from ..resources import default_model_path
+from ..result import FILES
+from ..stages import GROUPS, STAGES
+from .mrml import find_segments
+from .scene_display import Display
+from .scene_nodes import find_part
+from .suggestions import drawn_on
+from .worker import Progress
+
+# What the location map can explain, in the order of the panel's list.
+EXPLAINED = (*STAGES, *GROUPS)
+
+
+def explained_names() -> list[str]:
+    """The texts of the list, in the order of EXPLAINED."""
+    groups = {
+        "significant": _("Significant fibrosis (F2-F4)"),
+        "advanced": _("Advanced fibrosis (F3-F4)"),
+        "cirrhosis": _("Cirrhosis (F4) versus F0-F3"),
+    }
+    return [_("Stage {stage}").format(stage=stage) for stage in STAGES] + [
+        groups[name] for name in GROUPS
+    ]
+
+
+def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancellable: bool) -> None:
+    """Show which input is missing and which segments are used, or that a job is running."""
+    missing, sentence = volume is None, _("Choose a CT volume to stage.")
+    ui.missingLabel.text = sentence
+    ui.missingLabel.visible = missing and not busy
+    ui.foundLabel.text = _found_text(segmentation or find_part(volume, "organs"), volume)
+    ui.progressWidget.visible = busy
+    inputs = (ui.inputVolumeSelector, ui.segmentationSelector)
+    for widget in (*inputs, ui.modelPathLineEdit, ui.threadsSpinBox):
+        _allow(widget, _waiting() if busy else None)
+    ui.stageButton.text = _("&Cancel") if busy else _("&Stage")
+    if busy:
+        unsafe = _("The files are being written; wait until this is done.")
+        _allow(ui.stageButton, None if cancellable else unsafe)
+        if cancellable:
+            ui.stageButton.toolTip = _("Stop without changing the scene.")
+    else:
+        _allow(ui.stageButton, sentence if missing else None)
+
+
+def fill_summary(ui: Any, summary: Mapping[str, Any]) -> None:
+    """Show a result's summary in the panel's widgets."""
+    ui.stageLabel.text = summary["stage"]
+    ui.researchUseLabel.text = summary["research_use"]
+    for name, value in {**summary["probabilities"], **summary["scores"]}.items():
+        getattr(ui, f"{name}Bar").value = round(1000 * value)
+        getattr(ui, f"{name}Value").text = f"{100 * value:.0f} %"
+    ui.warningsLabel.text = _warnings_html(summary["warnings"])
+    ui.warningsLabel.visible = bool(summary["warnings"])
+    ui.measurementsLabel.text = _measurements_html(summary)
+    ui.behindLabel.text = _provenance_html(summary)
+    ui.explainedComboBox.setCurrentIndex(EXPLAINED.index(summary["location_map"]["explained"]))
+
+
+def fill_state(
+    ui: Any, volume: Any, has_summary: bool, at_hand: bool, has_smooth: bool, busy: bool
+) -> None:
+    """Show whether there is a result, and enable the controls for it, or show why not.
+
+    has_summary: the scene contains a result. at_hand: the result itself is in memory, which
+    explaining and saving need. has_smooth: the scene contains the smooth map.
+    """
+    ui.resultWidget.visible = ui.overlayWidget.enabled = has_summary
+    ui.emptyLabel.visible = not has_summary
+    if volume is None:
+        ui.emptyLabel.text = _("No result yet: choose a CT.")
+    else:
+        ui.emptyLabel.text = _("{name} is not staged yet.").format(name=volume.GetName())
+    first = None if has_summary else _("There is no result yet; stage the CT first.")
+    again = _(
+        "Stage the CT again to use this: the scene stores the result's table and map. The "
+        "network's feature maps are kept only for the CT that was staged last, and are not saved "
+        "with the scene."
+    )
+    waiting = _waiting() if busy else None
+    sliders, boxes = (ui.opacitySlider, ui.thresholdSlider), (ui.outlineCheckBox, ui.legendCheckBox)
+    for widget in (*sliders, *boxes, ui.jumpButton):
+        _allow(widget, first)
+    for widget, possible in (
+        (ui.explainedComboBox, at_hand),
+        (ui.saveButton, at_hand),
+        (ui.smoothCheckBox, at_hand or has_smooth),
+    ):
+        _allow(widget, first or (None if possible else again) or waiting)
+
+
+def display_of(parameters: Any) -> Display:
+    """The display settings in the parameter node."""
+    return Display(
+        opacity=parameters.opacity / 100,
+        hidden_below=parameters.threshold / 100,
+        smooth=parameters.smooth,
+        outline=parameters.outline,
+        legend=parameters.legend,
+    )
+
+
+def result_folder(chosen: str, volume: Any) -> Path:
+    """The folder for a CT's result: a subfolder of the chosen one, named after the CT.
+
+    The name is valid on Windows, macOS and Linux. A chosen folder that has this name already is
+    used itself.
+    """
+    name = re.sub(r"[^\w.+-]+", "_", volume.GetName())[:80].strip("._") or "CT"
+    if re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name):
+        name = f"_{name}"
+    return Path(chosen) if Path(chosen).name == name else Path(chosen) / name
+
+
+def question_before_saving(folder: Path) -> str | None:
+    """The question before files in a folder are replaced, or None where none would be."""
+    if not any((folder / name).exists() for name in FILES):
+        return None
+    return _("{folder} already contains a result. Replace it?").format(folder=folder)
+
+
+def error_text(error: BaseException) -> tuple[str, str]:
+    """What the user reads about an error: a sentence, and its details."""
+    details = "".join(traceback.format_exception(error))
+    if isinstance(error, StagingError):
+        return str(error), getattr(error, "details", details)
+    return _("An unexpected error occurred: {error}").format(error=error), details
+
+
+def progress_text(progress: Progress) -> str:
+    """The step, its details if there are any, and the time left where it is known."""
+    name, colon, details = progress.step.partition(":")
+    step = f"{_(name)}{colon}{details}"
+    if progress.seconds_left is None:
+        return f"{step} ..."
+    seconds = max(1, round(progress.seconds_left))
+    return _("{step} ... about {seconds} s left").format(step=step, seconds=seconds)
+
+
+def card_html(path: str) -> str:
+    """The description in a model file (without a path: the shipped one), or the reason why the
+    file cannot be used.
+    """
+    try:
+        card = read_card(path or default_model_path())
+    except StagingError as error:
+        return escape(str(error))
+    lines = [
+        (_("Name"), card.name),
+        (_("Intended use"), card.intended_use),
+        (_("Trained on"), card.trained_on),
+    ]
+    cases = card.training.get("cases_per_stage")
+    if cases:
+        counts = ", ".join(f"{stage}: {count}" for stage, count in zip(STAGES, cases))
+        lines.append((_("Cases"), counts))
+    for name, auc in card.training.get("auc", {}).items():
+        text = "{value:.2f} ({low:.2f}-{high:.2f})".format(**auc)
+        lines.append((_("AUC, {group}").format(group=name), text))
+    for key, title in (
+        ("evaluated_on", _("Evaluated on")),
+        ("date", _("Date")),
+        ("code_version", _("Code version")),
+    ):
+        if key in card.training:
+            lines.append((title, str(card.training[key])))
+    size = " x ".join(map(str, card.patch_size))
+    spacing = " x ".join(f"{step:g}" for step in card.spacing_mm)
+    inputs = _("{size} voxels of {spacing} mm, {low:g} to {high:g} HU").format(
+        size=size, spacing=spacing, low=card.window_hu[0], high=card.window_hu[1]
+    )
+    return _definition_html([*lines, (_("Input"), inputs)])
+
+
+def _allow(widget: Any, reason: str | None) -> None:
+    """Enable a widget, or disable it with the reason as its tooltip."""
+    tip = widget.property("toolTipOfUse")
+    if tip is None:
+        tip = widget.toolTip
+        widget.setProperty("toolTipOfUse", tip)
+    widget.enabled = reason is None
+    widget.toolTip = tip if reason is None else reason
+
+
+def _waiting() -> str:
+    return _("A job is running; wait until it is done, or cancel it.")
+
+
+def _found_text(segmentation_node: Any, volume_node: Any) -> str:
+    """Which segments are used as liver and spleen, or why none are."""
+    if segmentation_node is None:
+        return _("liver and spleen will be segmented automatically")
+    try:
+        liver, spleen = (find_segments(segmentation_node, organ) for organ in ("liver", "spleen"))
+    except StagingError as error:
+        return str(error)
+    segmentation = segmentation_node.GetSegmentation()
+    names = [
+        ", ".join(segmentation.GetSegment(segment_id).GetName() for segment_id in organ)
+        for organ in (liver, spleen)
+    ]
+    if not liver:
+        return _('No liver: name a segment "Liver" or set its terminology.')
+    if spleen:
+        found = _("{liver}; {spleen}").format(liver=names[0], spleen=names[1])
+    else:
+        found = _("{liver}; no spleen (optional)").format(liver=names[0])
+    other = drawn_on(segmentation_node)
+    if volume_node is None or other in (None, volume_node):
+        return found
+    return _("{found} (drawn on another CT: {name})").format(found=found, name=other.GetName())
+
+
+def _warnings_html(warnings: list[str]) -> str:
+    title = _("Check these points before you use the result:")
+    points = "".join(f"<br>\N{BULLET}\N{NO-BREAK SPACE}{escape(warning)}" for warning in warnings)
+    return f"<p><b>\N{WARNING SIGN} {escape(title)}</b>{points}</p>"
+
+
+def _measurements_html(summary: Mapping[str, Any]) -> str:
+    head = "".join(
+        f'<th align="{side}">{escape(text)}&nbsp;&nbsp;</th>'
+        for side, text in (
+            ("left", _("Region")),
+            ("right", _("Attention (x mean)")),
+            ("right", _("Share")),
+            ("right", _("Volume")),
+        )
+    )
+    rows = ""
+    for key, values in summary["measurements"].items():
+        cells = (
+            f"{values['mean']:.2f}",
+            f"{100 * values['share']:.0f} %",
+            f"{values['volume_ml']:.0f} mL",
+        )
+        numbers = "".join(f'<td align="right">{cell}&nbsp;&nbsp;</td>' for cell in cells)
+        rows += f"<tr><td>{escape(REGION_NAMES[key])}&nbsp;&nbsp;</td>{numbers}</tr>"
+    return f"<table>{'<tr>' + head + '</tr>'}{rows}</table>"
+
+
+def _provenance_html(summary: Mapping[str, Any]) -> str:
+    lines = [
+        (_("Model"), summary["model"]["name"]),
+        (_("Trained on"), summary["model"]["trained_on"]),
+        (_("Staged"), f"{summary['date'][:16].replace('T', ' ')} UTC"),
+    ]
+    if "ensemble" in summary:
+        lines.insert(0, (_("Networks"), _agreement(summary["ensemble"], summary["stage"])))
+    return _definition_html(lines)
+
+
+def _agreement(ensemble: Mapping[str, Any], stage: str) -> str:
+    low, high = (f"{100 * end:.0f} %" for end in ensemble["range"][stage])
+    return _(
+        "{agreeing} of {members} predict {stage}, with probabilities of {low} to {high}"
+    ).format(
+        stage=stage, low=low, high=high, agreeing=ensemble["agreeing"], members=ensemble["members"]
+    )
+
+
+def _definition_html(lines: list[tuple[str, str]]) -> str:
+    return "<br>".join(f"<b>{escape(term)}:</b> {escape(text)}" for term, text in lines)
