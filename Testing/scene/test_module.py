@@ -147,6 +147,7 @@ def test_reload_loads_the_library_again(ready, host, loaded_before):
     """As the button *Reload* does in Slicer's developer mode, with the real slicer.util."""
     volume = ready.ui.inputVolumeSelector.currentNode()
     ready.onReload()
+    slicer.app.processEvents()  # shows the new widget
     widget = slicer.modules.LiverFibrosisStagingWidget
     assert widget is not ready and widget.ui.inputVolumeSelector.currentNode() is volume
     for name in ("scene.widget", "scene.panel", "scene.panel_content", "scene.jobs", "staging"):
@@ -155,6 +156,7 @@ def test_reload_loads_the_library_again(ready, host, loaded_before):
     stage(widget)
     assert widget.ui.resultWidget.visible
     widget.onReload()
+    slicer.app.processEvents()
     again = slicer.modules.LiverFibrosisStagingWidget
     assert again is not widget and again.ui.resultWidget.visible
     again.cleanup()

@@ -90,7 +90,7 @@ def test_what_is_disabled_says_why(ready, tmp_path, monkeypatch):
         assert "Stage the CT again" in widget.toolTip and "feature maps" in widget.toolTip
 
     slicer.mrmlScene.Clear(0)
-    assert "stageButton" in check_reasons(ready) and "choose a CT" in ui.stageButton.toolTip
+    assert "stageButton" in check_reasons(ready) and "Choose a CT" in ui.stageButton.toolTip
 
 
 # ---------------------------------------------------------------------------- width

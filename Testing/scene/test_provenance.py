@@ -212,7 +212,7 @@ def test_staged_twice_on_the_panel(panel, tmp_path, scene):
         ui.segmentationSelector.setCurrentNode(node)
         ui.stageButton.click()
         slicer_host.wait_until(lambda: not ui.progressWidget.visible, 300)
-        folder = panel._controller._result[1].save(tmp_path / "saved")
+        folder = panel._panel._result[1].save(tmp_path / "saved")
         written = json.loads((folder / "staging.json").read_text(encoding="utf-8"))
         assert written["segmentation"] == stored_summary(volume)["segmentation"]
         return "automatically" in ui.warningsLabel.text, written["segmentation"]

@@ -24,9 +24,14 @@ PATIENT = "Doe_Jane_1950"
 
 @pytest.fixture(autouse=True)
 def application_log(caplog):
-    """What goes to Slicer's application log."""
+    """A function that returns the module's lines in Slicer's application log."""
     caplog.set_level(logging.INFO)
-    return caplog
+
+    def text():
+        ours = [record for record in caplog.records if record.module == "run_log"]
+        return "\n".join(record.getMessage() for record in ours)
+
+    return text
 
 
 class Shown:
@@ -47,7 +52,7 @@ def test_each_job_is_logged_with_the_seconds_of_its_steps(ready, application_log
     ready.ui.saveButton.click()
     wait_until(lambda: not is_busy(ready))
 
-    shown, logged = ready.ui.logTextEdit.plainText, application_log.text
+    shown, logged = ready.ui.logTextEdit.plainText, application_log()
     for text in (shown, logged):
         assert re.search(r"Staging: done, \d+\.\d\d s", text)
         assert re.search(r"Running the network \d+\.\d\d s", text)
@@ -70,7 +75,7 @@ def test_an_error_is_logged_by_its_kind_and_its_details_contain_the_log(ready, a
     assert PATIENT in dialog.text
     assert "Traceback" in dialog.details and "Staging: StagingError" in dialog.details
     assert "Slicer 5.10.0" in dialog.details
-    for text in (ready.ui.logTextEdit.plainText, application_log.text):
+    for text in (ready.ui.logTextEdit.plainText, application_log()):
         assert "Staging: StagingError" in text and PATIENT not in text
 
 
@@ -78,8 +83,8 @@ def test_a_cancelled_job_is_logged_too(ready, application_log):
     until_under_way(ready)
     ready.ui.stageButton.click()
     wait_until(lambda: not is_busy(ready))
-    assert "Staging: cancelled" in application_log.text
-    assert "Segmenting" in ready.ui.logTextEdit.plainText or "Resampling" in application_log.text
+    assert "Staging: cancelled" in application_log()
+    assert re.search(r"Reading \d+\.\d\d s", ready.ui.logTextEdit.plainText)
 
 
 def test_changed_versions_are_logged_again(host, monkeypatch):

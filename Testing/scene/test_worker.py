@@ -186,7 +186,7 @@ def test_a_job_that_writes_is_not_cut_off(how):
 
 def test_jobs_explain_and_prepare_without_the_network(sample, model, tmp_path, monkeypatch):
     result = stage(*sample.values(), model)
-    monkeypatch.setattr(type(model), "run", None)  # the network rests
+    monkeypatch.setattr(type(model), "run", None)
     fractions = []
     other = "F0" if result.explained != "F0" else "F1"
     outcome = run(
