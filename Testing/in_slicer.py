@@ -2,10 +2,10 @@
 
     Slicer --no-splash --python-script Testing/in_slicer.py
 
-Nothing but the repository is needed: the module is loaded from it where Slicer does not know it
-yet. Every step begins with a scene of its own, does what a user does, waits until it is done and
-checks what then is there. Dialogs do not wait for anybody: they are recorded and answered. What
-staging needs (onnxruntime) is installed where it is missing, after the question was first declined.
+Only the repository is needed: the module is loaded from it if Slicer does not have it yet. Each
+step starts with its own scene, does what a user does, waits until it is done and checks the result.
+Dialogs are recorded and answered automatically. Missing packages (onnxruntime) are installed, after
+the question was declined once.
 
 Settings, as environment variables:
     LFS_WALK_FOLDER   where pictures and walk.txt go (default: a new folder)

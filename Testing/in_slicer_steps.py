@@ -1,4 +1,4 @@
-"""The steps of in_slicer.py, in their order: what is done and what then must be there."""
+"""The steps of in_slicer.py, in their order: what is done, and the expected result."""
 
 import re
 import tempfile
@@ -32,17 +32,17 @@ __all__ = ["STEPS"]
 
 @step("empty", computes=False)
 def empty_panel(walk: Walk) -> None:
-    """The panel says what is missing."""
+    """The panel shows what is missing."""
     ui = walk.ui
     check(not ui.stageButton.enabled, "Stage is enabled without a CT")
-    check(not ui.missingLabel.isHidden() and ui.missingLabel.text, "nothing says what is missing")
+    check(not ui.missingLabel.isHidden() and ui.missingLabel.text, "nothing shows what is missing")
     check("CT" in ui.stageButton.toolTip, f"Stage is disabled because: {ui.stageButton.toolTip}")
-    check(not walk.has_result() and not walk.busy(), "a result, or work, in an empty scene")
+    check(not walk.has_result() and not walk.busy(), "a result or a running job in an empty scene")
 
 
 @step("empty", computes=False)
 def sample_data(walk: Walk) -> None:
-    """SampleData.downloadSample gives a CT and its two segments, and the open panel takes it."""
+    """SampleData.downloadSample loads a CT and its two segments; the open panel chooses them."""
     import SampleData
 
     SampleData.SampleDataLogic().downloadSample(SAMPLE)
@@ -66,16 +66,16 @@ def sample_data(walk: Walk) -> None:
 
 @step("loaded", computes=False)
 def install(walk: Walk) -> None:
-    """Slicer asks before it installs; a no is no error, a yes is enough."""
+    """Slicer asks before it installs; declining is no error."""
     if not walk.lacking():
-        walk.notes.append("all that staging needs is installed already")
+        walk.notes.append("all required packages are already installed")
         return
     walk.dialogs.decline = True
     walk.ui.stageButton.click()
     walk.wait(lambda: not walk.busy(), "the declined installation")
     check(len(walk.dialogs.questions) == 1, f"not one question: {walk.dialogs.questions}")
     check(not walk.dialogs.errors, f"an error after declining: {walk.dialogs.errors}")
-    check(not walk.has_result(), "a result without what it needs")
+    check(not walk.has_result(), "a result without the required packages")
     walk.dialogs.clear()
     walk.ui.stageButton.click()
     walk.wait(lambda: walk.dialogs.errors or walk.has_result(), "installing and staging")
@@ -83,7 +83,7 @@ def install(walk: Walk) -> None:
 
 @step("loaded")
 def stage(walk: Walk) -> None:
-    """Progress, then numbers that fit and the map in every view; the panel keeps its width."""
+    """Progress, then consistent numbers and the map in every view; the panel keeps its width."""
     ui, seen = walk.ui, set()
 
     def note(value: int) -> None:
@@ -95,7 +95,7 @@ def stage(walk: Walk) -> None:
     ui.progressBar.connect("valueChanged(int)", note)
     ui.stageButton.click()
     check(walk.busy() and not ui.inputVolumeSelector.enabled, "the click on Stage starts nothing")
-    walk.wait(lambda: ui.progressBar.value >= 300 or not walk.busy(), "the network at work")
+    walk.wait(lambda: ui.progressBar.value >= 300 or not walk.busy(), "the network")
     walk.picture("while-staging")
     walk.wait(lambda: not walk.busy(), "staging")
     ui.progressBar.disconnect("valueChanged(int)", note)
@@ -105,7 +105,7 @@ def stage(walk: Walk) -> None:
     check(abs(sum(bars) - 1000) <= 3, f"probabilities add up to {sum(bars)} / 1000")
     check(ui.stageLabel.text == STAGES[int(np.argmax(bars))], "the stage is not the most probable")
     check("Liver" in ui.measurementsLabel.text, "no measurements")
-    check("esearch use" in ui.researchUseLabel.text, "nothing says that it is for research only")
+    check("esearch use" in ui.researchUseLabel.text, "the research-use notice is missing")
     walk.check_views()
     voxels = slicer.util.arrayFromVolume(walk.part("bands"))
     check(voxels.max() == 10, f"the map's highest band is {voxels.max()}")
@@ -117,7 +117,7 @@ def stage(walk: Walk) -> None:
 
 @step("staged")
 def nodes_of_a_result(walk: Walk) -> None:
-    """Ordinary nodes named after the CT and filed with it; its table and its chart are active."""
+    """Ordinary nodes, named after the CT and filed with it; its table and chart are active."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     for part in ("bands", "results", "probabilities", "plot"):
         node = walk.part(part)
@@ -156,7 +156,7 @@ def table_and_chart(walk: Walk) -> None:
 
 @step("staged")
 def organs_in_3d(walk: Walk) -> None:
-    """Liver and spleen appear as surfaces on demand, and go again."""
+    """Surfaces of liver and spleen are shown on demand and hidden again."""
     node = walk.ui.segmentationSelector.currentNode() or walk.part("organs")
     walk.click("show3DButton", "surfaces")
     walk.settle()
@@ -188,7 +188,7 @@ def explain(walk: Walk) -> None:
 
 @step("staged")
 def smooth_map(walk: Walk) -> None:
-    """The smooth map comes and goes as the views' foreground."""
+    """The smooth map is shown as the views' foreground and removed again."""
     walk.click("smoothCheckBox", "the smooth map")
     check(walk.ui.smoothCheckBox.checked, "the box is not checked")
     walk.check_views("smooth")
@@ -199,7 +199,7 @@ def smooth_map(walk: Walk) -> None:
 
 @step("staged")
 def outline_and_opacity(walk: Walk) -> None:
-    """Outline, opacity, threshold and legend reach the views."""
+    """Outline, opacity, threshold and legend change the views."""
     ui, legend = walk.ui, slicer.modules.colors.logic().GetColorLegendDisplayNode
     walk.click("outlineCheckBox", "the outline")
     outlined = [logic.GetSliceNode().GetUseLabelOutline() for logic in walk.slices()]
@@ -259,15 +259,15 @@ def save_result(walk: Walk) -> None:
     walk.dialogs.decline = True
     walk.click("saveButton", "saving again")
     check(len(walk.dialogs.questions) == 1, f"asked before replacing: {walk.dialogs.questions}")
-    check(saved.stat().st_mtime_ns == before, "replaced in spite of a no")
+    check(saved.stat().st_mtime_ns == before, "replaced although declined")
     walk.dialogs.decline = False
     walk.click("saveButton", "saving again")
-    check(saved.stat().st_mtime_ns != before, "not replaced in spite of a yes")
+    check(saved.stat().st_mtime_ns != before, "not replaced although confirmed")
 
 
 @step("staged")
 def leave_and_come_back(walk: Walk) -> None:
-    """Another module in between changes nothing."""
+    """Opening another module in between changes nothing."""
     bars = walk.bars()
     slicer.util.selectModule("Data")
     slicer.app.processEvents()
@@ -279,7 +279,7 @@ def leave_and_come_back(walk: Walk) -> None:
 
 @step("staged")
 def reload_the_scene(walk: Walk) -> None:
-    """The saved scene brings back the choice, the result and how it is shown."""
+    """The saved scene restores the choice, the result and its display."""
     ui, path, tips = walk.ui, walk.folder / "scene.mrb", walk.tips(enabled=True)
     ui.opacitySlider.value = 60.0
     before = (walk.volume().GetName(), ui.stageLabel.text, walk.bars(), ui.measurementsLabel.text)
@@ -328,7 +328,7 @@ def second_ct(walk: Walk) -> None:
 
 @step("empty")
 def ct_alone(walk: Walk) -> None:
-    """A CT that is loaded is chosen; staged alone, it gets outlines and the abdomen window."""
+    """A loaded CT is chosen; staged alone, it gets a segmentation and the abdomen window."""
     volume = walk.load_ct("walk-first")
     check(walk.volume() is volume, "a CT loaded while the panel is open is not chosen")
     walk.choose(volume, None)
@@ -336,10 +336,10 @@ def ct_alone(walk: Walk) -> None:
     display = volume.GetDisplayNode()
     window = (display.GetWindow(), display.GetLevel())
     check(window == ABDOMEN, f"window and level are {window}")
-    check(walk.part("organs") is not None, "no segmentation of what was outlined")
+    check(walk.part("organs") is not None, "no segmentation of the organs")
     provenance = walk.logic.storedSummary(volume)["segmentation"]
-    check(provenance, "nothing says that the organs were outlined automatically")
-    check("automatically" in walk.ui.warningsLabel.text, "no warning to check the outlines")
+    check(provenance, "the automatic segmentation is not recorded")
+    check("automatically" in walk.ui.warningsLabel.text, "no warning to check the segmentation")
 
     display.SetAutoWindowLevel(False)
     display.SetWindowLevel(1500, -600)
@@ -363,7 +363,7 @@ def ct_alone(walk: Walk) -> None:
 
 @step("loaded")
 def cancel(walk: Walk) -> None:
-    """Cancel ends staging and leaves nothing behind."""
+    """Cancel ends staging without changing the scene."""
     walk.settle()
     before = in_scene()
     walk.start_staging()
@@ -394,7 +394,7 @@ def delete_while_running(walk: Walk) -> None:
 
 @step("loaded")
 def refusals(walk: Walk) -> None:
-    """What cannot be staged is refused with one sentence, and nothing is left behind."""
+    """Unsuitable input is refused with one sentence; the scene is not changed."""
     walk.settle()
     ui, before = walk.ui, in_scene()
     ui.modelPathLineEdit.currentPath = str(walk.folder / "absent.onnx")
@@ -419,9 +419,9 @@ def refusals(walk: Walk) -> None:
 
 @step("empty")
 def console_lines(walk: Walk) -> None:
-    """The README's lines for the Python console work when pasted."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Python console")[2]
-    blocks = re.findall(r"```python\n(.*?)```", text.partition("\n### ")[0], re.S)
+    """The tutorial's lines for the Python console work when pasted."""
+    text = (ROOT / "docs" / "slicer.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     check(len(blocks) >= 2, f"{len(blocks)} blocks of Python")
     names: dict[str, Any] = {"slicer": slicer}
     for block in blocks:

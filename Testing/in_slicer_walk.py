@@ -1,4 +1,4 @@
-"""The walk of in_slicer.py: what a user does with the panel, what then is there, the report."""
+"""The walk of in_slicer.py: the user's actions, the state of the panel, the report."""
 
 import importlib
 import shutil
@@ -26,7 +26,7 @@ PASSED, FAILED, SKIPPED = "ok", "FAILED", "skipped"
 
 @dataclass(frozen=True)
 class Step:
-    """What is done, what it begins with ("empty", "loaded" or "staged"), whether it computes."""
+    """A step: its function, its initial state (empty, loaded or staged), whether it computes."""
 
     run: Callable[["Walk"], None]
     begin: str
@@ -34,7 +34,7 @@ class Step:
 
     @property
     def name(self) -> str:
-        """The name for the reader."""
+        """The name in the report."""
         return self.run.__name__.replace("_", " ")
 
 
@@ -58,7 +58,7 @@ def check(holds: Any, otherwise: str) -> None:
 
 
 class Dialogs:
-    """In place of Slicer's dialogs: what they say is kept, and they are answered at once."""
+    """In place of Slicer's dialogs: their texts are recorded, and they are answered at once."""
 
     def __init__(self, limit: float) -> None:
         self._limit, self._since = limit, None
@@ -78,7 +78,7 @@ class Dialogs:
         self._timer.start()
 
     def clear(self) -> None:
-        """Forget what was said; questions are answered with yes again."""
+        """Clear the recorded texts; questions are answered with yes again."""
         self.errors.clear()
         self.questions.clear()
         self.decline = False
@@ -110,7 +110,7 @@ class Dialogs:
         return yes if self._question(text) else no
 
     def _close_others(self) -> None:
-        """Close message boxes that come from elsewhere, and whatever else is modal for too long."""
+        """Close message boxes of other origin, and other windows that are modal for too long."""
         widget = slicer.app.activeModalWidget()
         if widget is None:
             self._since = None
@@ -124,7 +124,7 @@ class Dialogs:
 
 
 class Heartbeat:
-    """How long, at most, the main thread did not serve a 5 ms timer."""
+    """The longest time that the main thread did not serve a 5 ms timer."""
 
     def __init__(self) -> None:
         self._timer, self._last, self.longest = qt.QTimer(), 0.0, 0.0
@@ -148,7 +148,7 @@ class Heartbeat:
 
 
 class Walk:
-    """The open panel and what a user does with it."""
+    """The open panel and the user's actions."""
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit

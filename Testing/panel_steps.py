@@ -1,4 +1,4 @@
-"""What the tests of the panel do and look at; the fixtures are in conftest.py."""
+"""Steps and checks of the panel's tests; the fixtures are in conftest.py."""
 
 from collections import Counter
 
@@ -32,6 +32,21 @@ def until_under_way(panel):
     assert is_busy(panel)
 
 
+def save_scene(folder):
+    """Save the scene into a new folder; returns its file."""
+    folder.mkdir()
+    assert slicer.mrmlScene.SaveSceneToSlicerDataBundleDirectory(str(folder), None)
+    (saved,) = folder.rglob("*.mrml")
+    return saved
+
+
+def load_scene(saved):
+    """Replace the scene by the one in a file."""
+    slicer.mrmlScene.Clear(0)
+    slicer.mrmlScene.SetURL(str(saved))
+    assert slicer.mrmlScene.Connect()
+
+
 def of_class(name):
     return [n for n in slicer.util.getNodesByClass(name) if n.GetClassName() == name]
 
@@ -46,7 +61,7 @@ def label_node():
 
 
 def point_in(node, value):
-    """RAS of a voxel of a label volume that lies among its like, [slice, row, column] +-2."""
+    """RAS position of a voxel of this value whose neighbours (row, column +-2) have it too."""
     voxels = slicer.util.arrayFromVolume(node)
     inside = np.zeros(voxels.shape, bool)
     block = np.lib.stride_tricks.sliding_window_view(voxels == value, (1, 5, 5))
@@ -64,7 +79,7 @@ def expected_color(grey, label, opacity=1.0):
 
 
 def check_overlay(opacity=1.0):
-    """In every slice view the map has its colours at its place, and none outside the body."""
+    """Every slice view shows the map's colours at the right position, and none outside the body."""
     node = label_node()
     outside, strong = point_in(node, 0), point_in(node, 7)
     for view in views().values():

@@ -1,9 +1,9 @@
-"""Make the pictures of the README: the panel in each of its states, and the views beside it.
+"""Make the screenshots of the documentation: the panel in its states, with the slice views.
 
     python Testing/screenshots.py [FOLDER]      (default: Resources/Screenshots)
 
-Everything is the running module on the sample CT, over qt_host. The slice views are drawn by VTK
-without a display, with Slicer's own colour legend, which takes EGL (on Debian: libegl1,
+They show the running module on the sample CT, on the stand-ins in hosts/. VTK draws the slice views
+without a display, with Slicer's own colour legend; this needs EGL (on Debian: libegl1,
 libgl1-mesa-dri).
 """
 

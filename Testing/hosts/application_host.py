@@ -1,9 +1,9 @@
-"""Slicer's application around the panel: a main window, loading of the module, scenes in files.
+"""Slicer's application for scripts: a main window, loading of the module, scenes in files.
 
     python Testing/hosts/application_host.py SCRIPT
 
-does with a script what `Slicer --python-script SCRIPT` does, over the stand-ins: the module is not
-registered yet, startup is over, and the process ends with the code given to slicer.util.exit.
+runs a script as `Slicer --python-script SCRIPT` does, on the stand-ins: after startup, with the
+module not registered yet; the process exits with the code given to slicer.util.exit.
 """
 
 import sys
@@ -27,7 +27,7 @@ from PySide6.QtWidgets import QDockWidget, QMainWindow, QScrollArea, QWidget  # 
 from vtkmodules.util.numpy_support import vtk_to_numpy  # noqa: E402
 
 NAME = "LiverFibrosisStaging"
-NOT_ENDED = 3  # exit code where a script did not end the application: a real Slicer stays open
+NOT_ENDED = 3  # exit code if the script did not call slicer.util.exit; Slicer would stay open
 
 
 class Views(QWidget):
@@ -58,7 +58,7 @@ def _pixels(logic: Any) -> QImage:
 
 
 class ModulePanel(QScrollArea):
-    """Where a module's widget lies: as wide as it needs to be, so the views give way to it."""
+    """Contains the module's widget: as wide as the widget needs, at the expense of the views."""
 
     def __init__(self) -> None:
         super().__init__()

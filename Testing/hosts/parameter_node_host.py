@@ -1,8 +1,8 @@
-"""A stand-in for slicer.parameterNodeWrapper: typed properties kept in a node, tied to widgets.
+"""A stand-in for slicer.parameterNodeWrapper: typed properties in a node, connected to widgets.
 
-As in Slicer 5.10, connectGui returns nothing, so that nobody can disconnect what it connected;
-connectParametersToGui returns a tag, and disconnectGui(tag) lets the widgets go, though the
-observer of the parameter node stays.
+As in Slicer 5.10, connectGui returns nothing, so its connections cannot be undone;
+connectParametersToGui returns a tag, and disconnectGui(tag) disconnects the widgets, but the
+observer of the parameter node remains.
 """
 
 import enum

@@ -1,9 +1,9 @@
-"""PythonQt over PySide6: the modules `qt` and `ctk` and the qMRML widgets, as a module sees them.
+"""PythonQt on PySide6: stand-ins for the modules `qt` and `ctk` and the qMRML widgets.
 
 PythonQt is not PySide. Its Qt properties are attributes (`label.text`, not `label.text()`), keyword
 arguments are refused, a slot gets as many arguments as it takes, Qt signals cannot be declared in
-Python. Here every Qt object is handed out in a `Wrapper` that behaves like that, so that what fails
-in Slicer fails in the tests. Widgets that Slicer has and Qt has not are small subclasses of Qt's.
+Python. Here each Qt object is returned in a `Wrapper` that behaves like this, so that code which
+fails in Slicer fails in the tests. Slicer's own widgets are small subclasses of Qt's.
 
 Code of the module itself (`LiverFibrosisStaging*`) may only use names that a real Slicer has: see
 slicer_names.py. PySide6 is imported at the first use of `qt`, `ctk` or a widget.

@@ -1,9 +1,9 @@
-"""Slicer without Slicer: real MRML from the slicer-core wheel, and what the module file imports.
+"""Slicer's scene, application and widgets for tests: MRML from the slicer-core wheel.
 
-`start()` makes the scene, the application logic and the module logics that slicer.util asks for;
-`import_module()` imports the real module file; `open_panel()` shows its real widget with its real
-.ui (qt_host.py, over PySide6). The stand-ins hold only what the module uses. Where PySide6 is
-missing everything but the panel works.
+`start()` creates the scene, the application logic and the module logics that slicer.util needs;
+`import_module()` imports the module file; `open_panel()` shows its widget with its .ui (qt_host.py,
+with PySide6). The stand-ins contain only what the module uses. Without PySide6, all but the panel
+works.
 """
 
 import importlib
@@ -45,7 +45,7 @@ _LOGICS = {
 
 @dataclass(frozen=True)
 class Dialog:
-    """A message box that would have stood in the way."""
+    """A message box that was answered instead of shown."""
 
     text: str
     details: str
@@ -57,7 +57,7 @@ status_messages: list[str] = []
 
 
 class _Application:
-    """slicer.app. While `_testing` errors are raised and not shown, as in Slicer's own tests."""
+    """slicer.app. While `_testing`, errors are raised and not shown, as in Slicer's own tests."""
 
     applicationName = "Slicer"
     mainApplicationName = "Slicer"
@@ -184,8 +184,8 @@ class _LayoutManager:
 
 @cache
 def start() -> Any:
-    """The scene of this process, with its logics behind slicer.app and slicer.modules."""
-    vtkObject.GlobalWarningDisplayOff()  # logics of modules that are not here would be missed aloud
+    """The scene of this process, with slicer.app and slicer.modules."""
+    vtkObject.GlobalWarningDisplayOff()  # else warnings about modules that are not here
     scene = slicer.vtkMRMLScene()
     application = slicer.vtkSlicerApplicationLogic()
     application.SetMRMLScene(scene)

@@ -1,4 +1,4 @@
-"""Widgets that Slicer adds to Qt, as small as the panel lets them be. PySide6 code, see qt_host.py.
+"""Slicer's own widgets, reduced to what the panel uses. PySide6 code, see qt_host.py.
 
 `SLICER_SIGNALS` are the signatures as Slicer's C++ has them.
 """

@@ -1,4 +1,4 @@
-"""The stand-in for Slicer is as strict as Slicer: what fails there fails here."""
+"""The stand-ins for Slicer and Qt are as strict as the originals."""
 
 import enum
 import json
@@ -38,7 +38,7 @@ def scene():
 
 @pytest.fixture
 def as_module():
-    """Runs a line as if it stood in the module's file."""
+    """A function that runs a line as if it were in the module file."""
     return lambda line, **names: eval(line, {"__name__": "LiverFibrosisStaging", **names})
 
 
@@ -294,7 +294,7 @@ def test_a_widget_must_fit_its_parameter():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Qt is called so on Linux only")
-def test_a_thread_starves_in_an_idle_slicer_unless_it_is_given_time():
+def test_a_thread_hardly_runs_in_an_idle_slicer_without_the_pump():
     looks = []  # at how many steps a thread has made, until it has made a hundred
     for pumped in (True, False):
         stop, count, seen = threading.Event(), [0], []

@@ -1,4 +1,4 @@
-"""The walk of in_slicer.py on the stand-ins: all its steps pass, and a fault makes it fail."""
+"""The walk of in_slicer.py on the stand-ins: all steps pass, and a fault makes it fail."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from PySide6.QtGui import QImage
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "Testing" / "in_slicer.py"
 LINE = re.compile(r"^(ok|FAILED|skipped) +([^(]+) \(.* s, longest pause .* s\)(?:: (.*))?$", re.M)
-# Run before the walk itself, as one script with it: what breaks.
+# Run in the same script before the walk.
 BREAKS = """
 import importlib.metadata, sys
 import slicer_host
@@ -117,7 +117,7 @@ def test_every_step_has_a_picture(whole):
 
 
 def test_faults_make_it_fail_and_it_goes_on(tmp_path):
-    """In the worker, without an end, and in a slot, where nobody catches it."""
+    """Faults in the worker, a job without an end, and an exception in a slot."""
     code, lines, printed = walk(tmp_path, "empty panel,stage,explain,cancel", FAULTS, limit=5)
     reasons = {name: reason for outcome, name, reason in lines if outcome == "FAILED"}
     assert code == 1 and lines[0][:2] == ("ok", "empty panel")
@@ -128,7 +128,7 @@ def test_faults_make_it_fail_and_it_goes_on(tmp_path):
     assert "1 passed, 3 failed" in printed
 
 
-def test_steps_that_cannot_be_done_are_said_to_be_skipped(tmp_path):
+def test_steps_that_cannot_be_done_are_skipped(tmp_path):
     code, lines, printed = walk(tmp_path, "empty panel,stage", NOT_INSTALLED)
     (_, (outcome, name, reason)) = lines
     assert (outcome, name) == ("skipped", "stage") and code == 2
@@ -136,7 +136,7 @@ def test_steps_that_cannot_be_done_are_said_to_be_skipped(tmp_path):
     assert "1 passed, 0 failed, 1 skipped" in printed
 
 
-def test_what_is_missing_is_installed(tmp_path):
+def test_missing_packages_are_installed(tmp_path):
     code, lines, _ = walk(tmp_path, "install", NOT_INSTALLED)
     assert [line[:2] for line in lines] == [("ok", "install")] and code == 0
     assert "already" not in lines[0][2]

@@ -131,7 +131,7 @@ def test_every_control_has_a_tool_tip(staged):
 
 @pytest.fixture
 def loaded_before():
-    """What was imported of the module before a test is there again after it."""
+    """The modules imported before the test; they are restored after it."""
 
     def ours():
         return {n: m for n, m in sys.modules.items() if n.startswith("LiverFibrosisStaging")}
@@ -143,7 +143,7 @@ def loaded_before():
     sys.modules.update(before)
 
 
-def test_reload_loads_the_library_again(ready, host, loaded_before):
+def test_reload_imports_the_library_again(ready, host, loaded_before):
     """As the button *Reload* does in Slicer's developer mode, with the real slicer.util."""
     volume = ready.ui.inputVolumeSelector.currentNode()
     ready.onReload()

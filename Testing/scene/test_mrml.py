@@ -1,4 +1,4 @@
-"""Real MRML: nodes in, the same numbers as without Slicer out, and the result in its place."""
+"""From MRML nodes to the library: same numbers as without Slicer, segments, transforms."""
 
 import math
 import threading
@@ -29,6 +29,8 @@ from vtkmodules.vtkFiltersSources import vtkSphereSource
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage
 from LiverFibrosisStagingLib.scene.mrml import find_segments, scene_inputs
 
+pytestmark = pytest.mark.usefixtures("scene")
+
 LIVER = "General~SCT^123037004^Anatomical Structure~SCT^10200004^Liver~^^~Codes~^^~^^"
 TUMOUR = (
     "General~SCT^49755003^Morphologically Altered Structure~SCT^108369006^Neoplasm~^^~Codes"
@@ -46,28 +48,6 @@ def model(single):
 @pytest.fixture(scope="module")
 def logic():
     return slicer_host.import_module().LiverFibrosisStagingLogic()
-
-
-@pytest.fixture(scope="module")
-def views():
-    return [slicer_host.SliceView(name) for name in ("Axial", "Sagittal", "Coronal")]
-
-
-@pytest.fixture(autouse=True)
-def scene():
-    scene = slicer_host.start()
-    scene.Clear(0)
-    return scene
-
-
-@pytest.fixture(scope="module")
-def abdomen():
-    return make_abdomen()
-
-
-@pytest.fixture(scope="module")
-def result(abdomen, model):
-    return stage(*abdomen, model)
 
 
 @pytest.mark.parametrize("degrees", [0, 20])
@@ -171,7 +151,7 @@ def test_couinaud_segments_make_up_the_liver(by, abdomen):
     assert find_segments(node, "liver") == ()  # seven of eight are not the liver
 
 
-def test_chosen_segment_wins(abdomen):
+def test_given_segment_ids_are_used(abdomen):
     volume = add_volume(abdomen[0])
     node = add_segmentation(volume, liver=abdomen[2], mine=abdomen[1], spleen=abdomen[1])
     _, liver, spleen = scene_inputs(volume, node, "mine", "liver").images()
@@ -216,7 +196,7 @@ def test_label_map_volume_serves_as_masks(abdomen, logic, model, result):
     same_result(logic.stageVolume(volume, node, model=model), result)
 
 
-def test_staging_and_cancelling_leave_the_scene_alone(abdomen, logic, model):
+def test_staging_and_cancelling_do_not_change_the_scene(abdomen, logic, model):
     volume = add_volume(abdomen[0])
     segmentation = add_segmentation(volume, liver=abdomen[1], spleen=abdomen[2])
     before, steps, cancel = in_scene(), [], threading.Event()
@@ -334,7 +314,7 @@ def liver_of_another_patient(abdomen):
         (liver_of_another_patient, "'liver' of 'Organs' is empty within 'CT'"),
     ],
 )
-def test_refusals_name_the_node_and_leave_the_scene_alone(make, sentence, abdomen, logic):
+def test_refusals_name_the_node_and_do_not_change_the_scene(make, sentence, abdomen, logic):
     nodes = make(abdomen)
     before = in_scene()
     with pytest.raises(StagingError, match=sentence) as refusal:

@@ -1,4 +1,4 @@
-"""The real panel with its real .ui, over qt_host: what a reader clicks and what then is there."""
+"""The panel with its .ui on the stand-ins: what the user clicks and what is shown then."""
 
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from panel_steps import (
     in_scene,
     is_busy,
     label_node,
+    load_scene,
     of_class,
     point_in,
+    save_scene,
     stage,
     views,
 )
@@ -31,7 +33,7 @@ STAGES = ("F0", "F1", "F2", "F3", "F4")
 
 @pytest.fixture(autouse=True)
 def one_network(request):
-    """Staged is with one of the shipped networks, unless the test is about all of them."""
+    """Stage with one of the shipped networks, unless the test is about the ensemble."""
     if request.node.get_closest_marker("ensemble") is None:
         request.getfixturevalue("single_network")
 
@@ -39,7 +41,7 @@ def one_network(request):
 # ---------------------------------------------------------------------------- before staging
 
 
-def test_an_empty_panel_says_what_is_missing(panel):
+def test_an_empty_panel_shows_what_is_missing(panel):
     ui = panel.ui
     assert not ui.stageButton.enabled and ui.stageButton.text == "&Stage"
     assert "a CT volume" in ui.missingLabel.text and "automatically" in ui.foundLabel.text
@@ -55,7 +57,7 @@ def test_a_chosen_ct_and_segmentation_can_be_staged(ready):
 
 
 def test_a_ct_alone_is_enough_and_corrections_are_kept(ready):
-    """Organs that were outlined become a segmentation; corrected by hand, it is what counts."""
+    """Organs segmented automatically become a segmentation; after corrections, it is used."""
     ui, ct = ready.ui, ready.ui.inputVolumeSelector.currentNode()
     before = of_class("vtkMRMLSegmentationNode")
     choose(ready, ct, None)
@@ -83,7 +85,7 @@ def test_what_is_in_the_scene_is_chosen_when_the_module_is_opened(host):
     host.close_panel(panel)
 
 
-def test_the_panel_survives_leaving_and_coming_back(ready):
+def test_the_panel_works_after_leaving_and_coming_back(ready):
     for _ in range(3):
         ready.exit()
         ready.enter()
@@ -177,7 +179,7 @@ def test_a_real_ct_is_staged(panel, shared_data):
     assert strongest == 10
 
 
-def test_another_stage_is_explained_without_running_the_network(staged):
+def test_another_stage_is_explained_without_rerunning_the_network(staged):
     ui = staged.ui
     before = slicer.util.arrayFromVolume(label_node()).copy()
     bars = [getattr(ui, f"{name}Bar").value for name in STAGES]
@@ -283,19 +285,15 @@ def test_the_table_is_copied(staged):
     assert staged.ui.stageLabel.text in text and "\t" in text and "Liver surface" in text
 
 
-def test_a_saved_scene_brings_everything_back(staged, tmp_path):
-    ui, scene = staged.ui, slicer.mrmlScene
+def test_a_saved_scene_restores_everything(staged, tmp_path):
+    ui = staged.ui
     ui.opacitySlider.value = 60.0
     before = (ui.stageLabel.text, ui.F1Value.text, ui.measurementsLabel.text)
     voxels = slicer.util.arrayFromVolume(label_node()).copy()
-    folder = tmp_path / "scene"
-    folder.mkdir()
-    assert scene.SaveSceneToSlicerDataBundleDirectory(str(folder), None)
-    scene.Clear(0)
+    saved = save_scene(tmp_path / "scene")
+    slicer.mrmlScene.Clear(0)
     assert not ui.resultWidget.visible and not ui.stageButton.enabled
-    (saved,) = folder.rglob("*.mrml")
-    scene.SetURL(str(saved))
-    assert scene.Connect()
+    load_scene(saved)
     assert (ui.stageLabel.text, ui.F1Value.text, ui.measurementsLabel.text) == before
     assert ui.resultWidget.visible and ui.opacitySlider.value == 60.0
     assert ui.inputVolumeSelector.currentNode().GetName() == "LiverFibrosisPhantom"

@@ -1,4 +1,4 @@
-"""Which CT and which segmentation the panel takes, and that results stay with their CT."""
+"""Which CT and segmentation the panel chooses; each result belongs to its CT."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ pytest.importorskip(
 import sample_data_host
 import slicer
 import slicer_host
-from panel_steps import choose, is_busy, of_class, stage
+from panel_steps import choose, is_busy, load_scene, of_class, save_scene, stage
 from slicer_host import wait_until
 
 from LiverFibrosisStagingLib.scene.scene_nodes import find_part
@@ -23,7 +23,7 @@ def load_sample():
 
 
 def settle():
-    """Let Qt do what waits for the event loop."""
+    """Let Qt process pending events."""
     slicer.app.processEvents()
 
 
@@ -180,10 +180,7 @@ def test_a_result_goes_to_the_ct_that_was_staged(ready):
 
 def test_a_scene_that_is_added_does_not_change_what_is_chosen(ready, tmp_path):
     """The parameter node of a scene that is read in replaces the one that is there."""
-    folder = tmp_path / "scene"
-    folder.mkdir()
-    assert slicer.mrmlScene.SaveSceneToSlicerDataBundleDirectory(str(folder), None)
-    (saved,) = folder.rglob("*.mrml")
+    saved = save_scene(tmp_path / "scene")
     for _ in range(2):
         slicer.mrmlScene.SetURL(str(saved))
         assert slicer.mrmlScene.Import()
@@ -197,12 +194,6 @@ def test_a_scene_that_is_added_does_not_change_what_is_chosen(ready, tmp_path):
 
 def test_automatic_comes_back_with_a_scene(ready, tmp_path):
     choose(ready, chosen(ready)[0], None)
-    folder = tmp_path / "scene"
-    folder.mkdir()
-    assert slicer.mrmlScene.SaveSceneToSlicerDataBundleDirectory(str(folder), None)
-    slicer.mrmlScene.Clear(0)
-    (saved,) = folder.rglob("*.mrml")
-    slicer.mrmlScene.SetURL(str(saved))
-    assert slicer.mrmlScene.Connect()
+    load_scene(save_scene(tmp_path / "scene"))
     settle()
     assert chosen(ready)[0] is not None and chosen(ready)[1] is None

@@ -1,4 +1,4 @@
-"""What staging needs and Slicer lacks: asking, pip in the background, what pip may not touch."""
+"""Installing missing packages: the question, pip in the background, kept versions."""
 
 import importlib.metadata
 import subprocess
@@ -23,7 +23,7 @@ from LiverFibrosisStagingLib import Cancelled
 from LiverFibrosisStagingLib.scene import requirements
 
 pytestmark = pytest.mark.usefixtures("single_network")
-# Prints a line and waits until it is let go, as a pip does that downloads; then it "installs".
+# Prints a line and waits for a file, like a pip that downloads; then it "installs".
 PIP = """
 import pathlib, sys, time
 folder = pathlib.Path(__file__).parent
@@ -41,7 +41,7 @@ if (folder / "fail").exists():
 
 @pytest.fixture
 def pip(tmp_path, monkeypatch):
-    """As in a fresh Slicer, with a pip of our own that installs nothing; its folder."""
+    """As in a fresh Slicer, with a pip that installs nothing; returns its folder."""
     program, known = tmp_path / "pip.py", importlib.metadata.version
     program.write_text(PIP, encoding="utf-8")
     (tmp_path / "go on").touch()
@@ -60,7 +60,7 @@ def pip(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_declining_is_the_end_of_it(ready, pip):
+def test_declining_shows_no_error(ready, pip):
     slicer_host.dialog_answers.append("Cancel")
     ready.ui.stageButton.click()
     (question,) = slicer_host.dialogs  # and no error after it
@@ -70,7 +70,7 @@ def test_declining_is_the_end_of_it(ready, pip):
     assert "Installation declined" in slicer_host.status_messages[-1]
 
 
-def test_installing_shows_what_goes_on_and_staging_follows(ready, pip):
+def test_installing_shows_the_output_of_pip_and_staging_follows(ready, pip):
     ui = ready.ui
     (pip / "go on").unlink()
     ui.stageButton.click()
@@ -85,7 +85,7 @@ def test_installing_shows_what_goes_on_and_staging_follows(ready, pip):
     slicer_host.dialogs.clear()
 
 
-def test_what_is_installed_stays_as_it_is(ready, pip):
+def test_installed_packages_are_not_changed(ready, pip):
     stage(ready)
     slicer_host.dialogs.clear()
     lines = (pip / "constraints").read_text().splitlines()
@@ -109,7 +109,7 @@ def test_installing_can_be_cancelled_and_its_process_ends(ready, pip):
     slicer_host.dialogs.clear()
 
 
-def test_a_failure_says_how_to_install_by_hand(ready, pip):
+def test_a_failure_describes_the_manual_installation(ready, pip):
     (pip / "fail").touch()
     ready.ui.stageButton.click()
     wait_until(lambda: not is_busy(ready))
@@ -166,9 +166,9 @@ def wheel(folder, name, requires=()):
 
 
 @pytest.mark.parametrize("requires", [(), ("numpy<1",)])
-def test_the_real_pip_installs_or_leaves_numpy_alone(host, tmp_path, monkeypatch, requires):
+def test_the_real_pip_installs_or_refuses_to_change_numpy(host, tmp_path, monkeypatch, requires):
     host.import_module()
-    monkeypatch.setattr(slicer.app, "_testing", False)  # where nobody is asked, and nobody agrees
+    monkeypatch.setattr(slicer.app, "_testing", False)  # else questions are not asked
     name = f"lfs_probe_{len(requires)}"
     wheel(tmp_path, name, requires)
     (tmp_path / "requirements.txt").write_text(f"{name}>=1.0\n")
@@ -195,7 +195,7 @@ def test_the_real_pip_installs_or_leaves_numpy_alone(host, tmp_path, monkeypatch
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
 def test_cancelling_ends_the_child_of_a_launcher_too(tmp_path):
-    """PythonSlicer is a launcher: the Python that it starts must not go on alone."""
+    """PythonSlicer is a launcher: the Python that it starts must end with it."""
     launcher, cancel, told = tmp_path / "launcher", threading.Event(), []
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     launcher.write_text(f'#!/bin/sh\n"{sys.executable}" -c "{child}"\necho over\n')

@@ -29,11 +29,11 @@ pytestmark = pytest.mark.usefixtures("single_network")
 # ---------------------------------------------------------------------------- ending early
 
 
-def test_cancel_leaves_nothing_behind(ready):
+def test_cancel_does_not_change_the_scene(ready):
     before = in_scene()
     until_under_way(ready)
     ready.ui.stageButton.click()
-    ready._panel._worker.pump()  # the first one ends it, whatever the network still computes
+    ready._panel._worker.pump()  # one pump ends it, while the network still computes
     assert not is_busy(ready)
     assert in_scene() == before and ready.ui.emptyLabel.visible
     assert ready.ui.stageButton.text == "&Stage" and ready.ui.stageButton.enabled
@@ -87,8 +87,8 @@ def only_main_thread():
 # ---------------------------------------------------------------------------- never frozen
 
 
-def test_the_main_thread_goes_on_at_every_step(ready, monkeypatch):
-    """The worker stops at each step until the main thread has ticked once more."""
+def test_the_main_thread_runs_during_every_step(ready, monkeypatch):
+    """The worker waits at each step for the main thread's next timer event."""
     from PySide6.QtCore import QTimer
 
     ticked, timer, answered = threading.Event(), QTimer(), {}
@@ -116,7 +116,7 @@ def test_the_main_thread_goes_on_at_every_step(ready, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Qt is called so on Linux only")
-def test_staging_goes_on_where_an_idle_slicer_keeps_pythons_lock(ready):
+def test_staging_continues_while_an_idle_slicer_holds_pythons_lock(ready):
     ready.ui.stageButton.click()
     slicer_host.wait_as_slicer(lambda: not is_busy(ready), 60)
     check_overlay()

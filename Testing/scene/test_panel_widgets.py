@@ -1,4 +1,4 @@
-"""What the panel says and looks like in each state: reasons, widths, saving, a bad start."""
+"""The panel in each state: reasons for disabled controls, widths, saving, missing packages."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ pytest.importorskip(
 import qt_host
 import slicer
 import slicer_host
-from panel_steps import is_busy, of_class, until_under_way
+from panel_steps import is_busy, load_scene, of_class, save_scene, until_under_way
 from slicer_host import wait_until
 
 from LiverFibrosisStagingLib.scene import jobs
@@ -27,7 +27,7 @@ KINDS = ("QPushButton", "QCheckBox", "QComboBox", "QSpinBox", "ctkSliderWidget",
 
 
 def check_reasons(panel):
-    """Whatever is disabled says in its tool tip why; returns the names of what is."""
+    """Each disabled control has the reason as its tooltip; returns the names of these controls."""
     disabled = set()
     for name, widget in vars(panel.ui).items():
         if type(widget).__name__ in (*KINDS, "qMRMLNodeComboBox") and widget.toolTip:
@@ -60,7 +60,7 @@ def waiting_job(owner, name, monkeypatch):
 # ---------------------------------------------------------------------------- reasons
 
 
-def test_what_is_disabled_says_why(ready, tmp_path, monkeypatch):
+def test_disabled_controls_show_the_reason(ready, tmp_path, monkeypatch):
     ui = ready.ui
     nothing = {"explainedComboBox", "saveButton", "smoothCheckBox", "jumpButton", "opacitySlider"}
     assert nothing <= check_reasons(ready) and "stage the CT first" in ui.saveButton.toolTip
@@ -78,13 +78,7 @@ def test_what_is_disabled_says_why(ready, tmp_path, monkeypatch):
     go_on.set()
     wait_until(lambda: not is_busy(ready))
 
-    folder = tmp_path / "scene"
-    folder.mkdir()
-    assert slicer.mrmlScene.SaveSceneToSlicerDataBundleDirectory(str(folder), None)
-    slicer.mrmlScene.Clear(0)
-    (saved,) = folder.rglob("*.mrml")
-    slicer.mrmlScene.SetURL(str(saved))
-    assert slicer.mrmlScene.Connect()
+    load_scene(save_scene(tmp_path / "scene"))
     assert check_reasons(ready) == {"explainedComboBox", "saveButton", "smoothCheckBox"}
     for widget in (ui.explainedComboBox, ui.saveButton):
         assert "Stage the CT again" in widget.toolTip and "feature maps" in widget.toolTip
@@ -96,7 +90,7 @@ def test_what_is_disabled_says_why(ready, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------- width
 
 
-def test_the_panels_width_does_not_depend_on_what_it_says(ready, monkeypatch):
+def test_the_panels_width_does_not_depend_on_its_texts(ready, monkeypatch):
     def widths():
         slicer.app.processEvents()
         return ready.parent.minimumSizeHint.width(), ready.parent.sizeHint.width()
@@ -134,7 +128,7 @@ def save(panel, folder):
     wait_until(lambda: not is_busy(panel))
 
 
-def test_a_result_gets_its_own_folder_and_is_replaced_only_if_asked(staged, tmp_path):
+def test_a_result_gets_its_own_folder_and_is_replaced_only_after_a_question(staged, tmp_path):
     volume = staged.ui.inputVolumeSelector.currentNode()
     save(staged, tmp_path)
     own = tmp_path / "LiverFibrosisPhantom"
@@ -175,7 +169,7 @@ def test_a_result_gets_its_own_folder_and_is_replaced_only_if_asked(staged, tmp_
         ("x" * 300, "x" * 80),
     ],
 )
-def test_folder_names_are_ones_that_every_system_takes(host, tmp_path, name, folder):
+def test_folder_names_are_valid_on_every_system(host, tmp_path, name, folder):
     host.import_module()
     from LiverFibrosisStagingLib.scene.panel_content import result_folder
 
@@ -185,7 +179,7 @@ def test_folder_names_are_ones_that_every_system_takes(host, tmp_path, name, fol
 
 
 @pytest.mark.parametrize("how", ["the CT is deleted", "the scene is closed"])
-def test_a_save_ends_whatever_becomes_of_its_ct(staged, tmp_path, monkeypatch, how):
+def test_a_save_completes_also_if_its_ct_is_removed(staged, tmp_path, monkeypatch, how):
     go_on = waiting_job(jobs, "saving_job", monkeypatch)
     qt_host.file_dialog_answers.append(str(tmp_path))
     staged.ui.saveButton.click()
@@ -231,7 +225,7 @@ def test_table_chart_and_surfaces_are_shown_on_demand(staged):
     assert not shows_3d(volume, segmentation)
 
 
-# ---------------------------------------------------------------------------- a bad start
+# ---------------------------------------------------------------------------- missing packages
 
 
 @pytest.mark.parametrize("package", ["SimpleITK", "packaging"])

@@ -1,4 +1,4 @@
-"""Where the outlines of the organs come from is told by every result that they lead to."""
+"""Results record which network segmented the organs, and whether the masks were edited."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 import slicer
 import slicer_host
-from small_scene import add_segmentation, add_transform, add_volume, make_abdomen, rigid
+from small_scene import add_segmentation, add_transform, add_volume, rigid
 
 from LiverFibrosisStagingLib import read_ct, stage
 from LiverFibrosisStagingLib.imaging.segmentation import shipped
@@ -17,38 +17,28 @@ from LiverFibrosisStagingLib.scene.mrml import SEGMENTED_ATTRIBUTE, find_segment
 from LiverFibrosisStagingLib.scene.scene_nodes import find_part, stored_summary
 from LiverFibrosisStagingLib.scene.scene_results import scene_result, show_result
 
+pytestmark = pytest.mark.usefixtures("scene")
+
 BROKEN = '{"name": 1, "sha256": "0", "masks_sha256": "0"}'
 NETWORK = {"name": "VNet", "sha256": "0" * 64}
 
 
-@pytest.fixture(autouse=True)
-def scene():
-    scene = slicer_host.start()
-    scene.Clear(0)
-    return scene
-
-
 @pytest.fixture(scope="module")
-def abdomen():
-    return make_abdomen()
-
-
-@pytest.fixture(scope="module")
-def outlined(abdomen, model):
-    """A result whose masks a network has just outlined."""
+def automatic(abdomen, model):
+    """A result whose masks a network has just made."""
     return stage(*abdomen, model, segmentation={**NETWORK, "edited": False})
 
 
 @pytest.fixture
-def shown(abdomen, outlined):
+def shown(abdomen, automatic):
     """The CT and the segmentation that was made for it."""
     volume = add_volume(abdomen[0])
-    show_result(outlined, volume)
+    show_result(automatic, volume)
     return volume, find_part(volume, "organs")
 
 
-def told(volume, node):
-    """What a result says of the masks of a segmentation."""
+def recorded(volume, node):
+    """What a result records about the masks of a segmentation."""
     return scene_inputs(volume, node).arguments()["segmentation"]
 
 
@@ -63,41 +53,41 @@ def change(node, organ, volume, voxels):
 # ---------------------------------------------------------------------------- without a panel
 
 
-def test_outlines_keep_their_network_until_they_are_edited(shown):
+def test_masks_keep_their_network_until_they_are_edited(shown):
     volume, node = shown
-    assert told(volume, node) == {**NETWORK, "edited": False}
+    assert recorded(volume, node) == {**NETWORK, "edited": False}
     before = array(node, "spleen", volume)
     eaten = before.copy()
     eaten[tuple(np.argwhere(eaten)[0])] = 0  # one voxel of one organ
     change(node, "spleen", volume, eaten)
-    assert told(volume, node) == {**NETWORK, "edited": True}
+    assert recorded(volume, node) == {**NETWORK, "edited": True}
     change(node, "spleen", volume, before)
-    assert told(volume, node) == {**NETWORK, "edited": False}
+    assert recorded(volume, node) == {**NETWORK, "edited": False}
     node.GetSegmentation().RemoveSegment("spleen")
-    assert told(volume, node) == {**NETWORK, "edited": True}
+    assert recorded(volume, node) == {**NETWORK, "edited": True}
 
 
-def test_moved_outlines_are_edited_ones(shown):
+def test_moved_masks_are_edited_ones(shown):
     volume, node = shown
     transform = add_transform(rigid(0, (0.0, 0.0, 4.1))).GetID()
     node.SetAndObserveTransformNodeID(transform)
-    assert told(volume, node)["edited"]
+    assert recorded(volume, node)["edited"]
     volume.SetAndObserveTransformNodeID(transform)  # the patient is moved, not the outlines
-    assert not told(volume, node)["edited"]
+    assert not recorded(volume, node)["edited"]
 
 
 def test_another_segmentation_has_no_network(abdomen, shown):
     volume, _ = shown
-    assert told(volume, add_segmentation(volume, liver=abdomen[1], spleen=abdomen[2])) is None
+    assert recorded(volume, add_segmentation(volume, liver=abdomen[1], spleen=abdomen[2])) is None
     labels = add_volume(abdomen[1], "Mask", "vtkMRMLLabelMapVolumeNode")
-    assert told(volume, labels) is None
+    assert recorded(volume, labels) is None
 
 
 @pytest.mark.parametrize("value", ["", "{", "[1]", "null", BROKEN])
 def test_a_broken_attribute_is_none(value, shown):
     volume, node = shown
     node.SetAttribute(SEGMENTED_ATTRIBUTE, value)
-    assert told(volume, node) is None
+    assert recorded(volume, node) is None
 
 
 def test_a_saved_scene_keeps_it(shown, scene, tmp_path):
@@ -109,53 +99,53 @@ def test_a_saved_scene_keeps_it(shown, scene, tmp_path):
     assert scene.Connect()
     volume = slicer.util.getNode("CT")
     node = find_part(volume, "organs")
-    assert told(volume, node) == {**NETWORK, "edited": False}
+    assert recorded(volume, node) == {**NETWORK, "edited": False}
     voxels = array(node, "liver", volume)
     voxels[0, 0, 0] = 1
     change(node, "liver", volume, voxels)
-    assert told(volume, node) == {**NETWORK, "edited": True}
+    assert recorded(volume, node) == {**NETWORK, "edited": True}
 
 
-def test_shown_again_edited_outlines_stay_as_they_are(outlined, shown):
+def test_edited_masks_are_kept_when_the_result_is_shown_again(automatic, shown):
     volume, node = shown
     voxels = array(node, "liver", volume)
     voxels[:10] = 0
     change(node, "liver", volume, voxels)
-    show_result(outlined.explain("F0"), volume)
+    show_result(automatic.explain("F0"), volume)
     assert find_part(volume, "organs") is node
     np.testing.assert_array_equal(array(node, "liver", volume), voxels)
 
 
-def test_new_outlines_do_not_replace_those_that_may_be_edited(outlined, shown):
+def test_new_masks_do_not_replace_possibly_edited_ones(automatic, shown):
     volume, node = shown
     other = {
-        **outlined.provenance,
+        **automatic.provenance,
         "segmentation": {**NETWORK, "sha256": "1" * 64, "edited": False},
     }
-    show_result(replace(outlined, provenance=other), volume)
+    show_result(replace(automatic, provenance=other), volume)
     made = find_part(volume, "organs")
     assert made is not node and node.GetScene() is not None
-    assert told(volume, made)["sha256"] == "1" * 64
-    assert told(volume, node) == {**NETWORK, "edited": False}
+    assert recorded(volume, made)["sha256"] == "1" * 64
+    assert recorded(volume, node) == {**NETWORK, "edited": False}
 
 
-def test_results_of_edited_or_given_masks_bring_no_segmentation(outlined):
+def test_results_of_edited_or_given_masks_bring_no_segmentation(automatic):
     for segmentation in (None, {**NETWORK, "edited": True}):
-        provenance = {**outlined.provenance, "segmentation": segmentation}
-        assert scene_result(replace(outlined, provenance=provenance)).organs is None
-    assert scene_result(outlined).organs is not None
+        provenance = {**automatic.provenance, "segmentation": segmentation}
+        assert scene_result(replace(automatic, provenance=provenance)).organs is None
+    assert scene_result(automatic).organs is not None
 
 
-def test_warnings_go_with_outlines_that_nobody_has_looked_at(abdomen, outlined, model):
+def test_warnings_for_unedited_automatic_masks(abdomen, automatic, model):
     edited = stage(*abdomen, model, segmentation={**NETWORK, "edited": True})
     given = stage(*abdomen, model)
     assert edited.summary()["segmentation"] == {**NETWORK, "edited": True}
     assert given.summary()["segmentation"] is None
     assert not any("automatically" in warning for warning in (*edited.warnings, *given.warnings))
-    assert sum("automatically" in warning for warning in outlined.warnings) == 1
+    assert sum("automatically" in warning for warning in automatic.warnings) == 1
     lonely = stage(*abdomen[:2], model=model, segmentation={**NETWORK, "edited": False})
     assert any("No spleen was found" in warning for warning in lonely.warnings)
-    for result, words in ((edited, "VNet, edited"), (outlined, "VNet"), (given, "User")):
+    for result, words in ((edited, "VNet, edited"), (automatic, "VNet"), (given, "User")):
         assert f"Liver and spleen outlined by\t{words}\t" in table_text(result.summary())
 
 
@@ -207,7 +197,7 @@ def test_staged_twice_on_the_panel(panel, tmp_path, scene):
     volume, own = slicer_host.import_module().loadSample()
 
     def staged(node):
-        """Warnings that the outlines were made automatically, and what the JSON says of them."""
+        """Whether it warns that the masks were made automatically, and their entry in the JSON."""
         ui.inputVolumeSelector.setCurrentNode(volume)
         ui.segmentationSelector.setCurrentNode(node)
         ui.stageButton.click()

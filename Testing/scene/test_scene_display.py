@@ -1,4 +1,4 @@
-"""How results are shown and kept: window, legend, table, chart, surfaces, and no names in it."""
+"""How results are shown and stored: window, legend, table, chart, surfaces; no patient names."""
 
 import json
 from dataclasses import replace
@@ -28,14 +28,9 @@ from LiverFibrosisStagingLib.scene.scene_nodes import (
 )
 from LiverFibrosisStagingLib.scene.scene_results import scene_result, show_result
 
+pytestmark = pytest.mark.usefixtures("scene")
+
 PATIENT = "DOE^JANE_1950"
-
-
-@pytest.fixture(autouse=True)
-def scene():
-    scene = slicer_host.start()
-    scene.Clear(0)
-    return scene
 
 
 @pytest.fixture
@@ -48,13 +43,8 @@ def layout(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def abdomen():
-    return make_abdomen()
-
-
-@pytest.fixture(scope="module")
 def result(abdomen, model):
-    """As if a network had outlined the organs."""
+    """As if a network had segmented the organs."""
     return stage(
         *abdomen, model, segmentation={"name": "VNet", "sha256": "0" * 64, "edited": False}
     )
@@ -99,7 +89,7 @@ def test_a_result_whose_ct_is_gone_is_refused(result, volume, scene):
     assert in_scene() == before
 
 
-def test_nothing_but_the_nodes_names_tells_the_cts_name(abdomen, model, tmp_path, scene):
+def test_only_the_nodes_names_contain_the_cts_name(abdomen, model, tmp_path, scene):
     volume = add_volume(abdomen[0], PATIENT)
     segmentation = add_segmentation(volume, liver=abdomen[1], spleen=abdomen[2])
     segmentation.SetName(f"{PATIENT} organs")
@@ -123,7 +113,7 @@ def test_nothing_but_the_nodes_names_tells_the_cts_name(abdomen, model, tmp_path
 # ---------------------------------------------------------------------------- the main thread
 
 
-def test_the_scene_takes_over_the_workers_arrays(result, volume):
+def test_the_scene_shares_the_workers_arrays(result, volume):
     """What was prepared in a thread is not copied on the main thread, and what is large is small.
 
     Only the label volume has the CT's grid.
@@ -142,7 +132,7 @@ def test_the_scene_takes_over_the_workers_arrays(result, volume):
     assert ready.relative.values.size < ready.labels.size
 
 
-def test_the_main_thread_looks_at_no_voxels(result, volume, monkeypatch):
+def test_the_main_thread_reads_no_voxels(result, volume, monkeypatch):
     """No conversion and no statistics; the range of values has not been asked for."""
     ready = scene_result(result, smooth=True)
     monkeypatch.setattr(np, "array", None)
@@ -166,7 +156,7 @@ def test_an_empty_map_is_shown(result, volume):
 # ---------------------------------------------------------------------------- how it is shown
 
 
-def test_the_abdomens_window_unless_the_user_has_his_own(abdomen, result, volume):
+def test_the_abdomen_window_unless_the_user_has_set_one(abdomen, result, volume):
     assert volume.GetDisplayNode().GetAutoWindowLevel()
     show_result(result, volume)
     display = volume.GetDisplayNode()

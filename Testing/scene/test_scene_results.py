@@ -1,15 +1,13 @@
-"""What a result is in the scene: its nodes, where they lie and how they are shown."""
+"""A result in the scene: its nodes, their geometry and how they are shown."""
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
-import slicer_host
 from small_scene import (
     add_transform,
     add_volume,
     in_scene,
-    make_abdomen,
     rigid,
 )
 from vtkmodules.vtkCommonMath import vtkMatrix4x4
@@ -26,27 +24,7 @@ from LiverFibrosisStagingLib.scene.scene_display import (
 from LiverFibrosisStagingLib.scene.scene_nodes import PARTS, find_part, is_result, stored_summary
 from LiverFibrosisStagingLib.scene.scene_results import show_result
 
-
-@pytest.fixture(scope="module")
-def views():
-    return [slicer_host.SliceView(name) for name in ("Axial", "Sagittal", "Coronal")]
-
-
-@pytest.fixture(autouse=True)
-def scene():
-    scene = slicer_host.start()
-    scene.Clear(0)
-    return scene
-
-
-@pytest.fixture(scope="module")
-def abdomen():
-    return make_abdomen()
-
-
-@pytest.fixture(scope="module")
-def result(abdomen, model):
-    return stage(*abdomen, model)
+pytestmark = pytest.mark.usefixtures("scene")
 
 
 @pytest.mark.parametrize("degrees", [None, 0, 30])
@@ -70,7 +48,7 @@ def test_label_volume_lies_where_the_ct_lies(degrees, abdomen, result):
 
 
 @pytest.mark.parametrize("degrees", [None, 20])
-def test_slice_views_show_the_bands_at_their_place(degrees, abdomen, result, views):
+def test_slice_views_show_the_bands_at_the_right_position(degrees, abdomen, result, views):
     volume = add_volume(abdomen[0])
     to_world = np.eye(4)
     if degrees is not None:
@@ -153,7 +131,7 @@ def test_label_volume_is_filed_beside_its_ct(abdomen, result, scene):
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(label)) == study
 
 
-def test_failure_leaves_nothing_half_made(abdomen, result, monkeypatch):
+def test_no_new_node_remains_after_a_failure(abdomen, result, monkeypatch):
     volume = add_volume(abdomen[0])
     before = in_scene()
     monkeypatch.delattr(slicer.modules, "colors")  # no Colors module: the legend fails, last of all
@@ -271,7 +249,7 @@ def test_jump_goes_to_the_highest_value(abdomen, result, views):
         assert in_slice[2] == pytest.approx(0.0, abs=1e-6)  # in the plane that is shown
 
 
-def test_saved_scene_brings_results_back(abdomen, result, tmp_path, scene):
+def test_saved_scene_restores_results(abdomen, result, tmp_path, scene):
     volume = add_volume(abdomen[0])
     show_result(result, volume, Display(smooth=True))
     summary = stored_summary(volume)

@@ -1,4 +1,4 @@
-"""The background worker: one job, one end, whatever happens."""
+"""The background worker: each job ends once, with a value, an error or cancelled."""
 
 import threading
 import time
@@ -79,7 +79,7 @@ def test_cancelling_ends_in_cancelled():
     assert [outcome.cancelled for outcome in outcomes] == [True]
 
 
-def test_cancelling_does_not_wait_for_a_job_that_does_not_listen():
+def test_cancelling_does_not_wait_for_a_job_that_ignores_it():
     worker, event, outcomes, at_work = Worker(), threading.Event(), [], []
     worker.start(until(event), outcomes.append)
     worker.cancel()
@@ -109,7 +109,7 @@ def test_stop_joins_the_thread_and_delivers_the_end():
     worker.stop()
     assert threading.active_count() == before
     assert [outcome.cancelled for outcome in outcomes] == [True]
-    worker.stop()  # at rest it does nothing
+    worker.stop()  # while idle it does nothing
     assert len(outcomes) == 1
     assert run(worker, lambda progress, cancel: 1).value == 1
 
@@ -136,7 +136,7 @@ def test_the_end_may_start_the_next_job():
     assert values == [0, 1, 2]
 
 
-def test_progress_says_how_long_it_will_take():
+def test_progress_estimates_the_time_left():
     clock, told = Clock(), []
 
     def job(progress, cancel):
@@ -172,8 +172,8 @@ def test_the_seconds_of_each_step_come_with_the_end():
 
 
 @pytest.mark.parametrize("how", ["cancel", "stop"])
-def test_a_job_that_writes_is_not_cut_off(how):
-    """Neither the user nor Slicer's end makes a result that is written look as if it were not."""
+def test_a_job_that_writes_is_not_interrupted(how):
+    """Neither cancelling nor the end of Slicer interrupts a job that writes files."""
     worker, outcomes, go_on = Worker(), [], threading.Event()
     worker.start(until(go_on), outcomes.append, cancellable=False)
     assert not worker.cancellable
