@@ -154,7 +154,7 @@ class Walk:
         self.folder, self.limit = folder, limit
         self.dialogs, self.heartbeat = Dialogs(limit), Heartbeat()
         self.notes: list[str] = []
-        self.raised: list[str] = []  # in slots and observers, where nobody catches it
+        self.raised: list[str] = []  # uncaught, in slots and observers
         self.outcomes: list[str] = []
         (folder / "walk.txt").unlink(missing_ok=True)
         sys.excepthook = self._keep_exception

@@ -452,7 +452,7 @@ def _exec_with_lock(loop: Any) -> None:
     found = sorted(Path(PySide6.__file__).parent.glob("Qt/lib/libQt6Core.so.6"))
     if not found:
         raise NotImplementedError("only with PySide6's Qt on Linux")
-    # PyDLL, unlike CDLL and PySide6 itself, does not let go of the lock while it calls.
+    # PyDLL, unlike CDLL and PySide6 itself, does not release the lock while it calls.
     execute = ctypes.PyDLL(str(found[0]))._ZN10QEventLoop4execE6QFlagsINS_17ProcessEventsFlagEE
     execute.argtypes = [ctypes.c_void_p, ctypes.c_int]
     execute(shiboken6.getCppPointer(loop)[0], 0)

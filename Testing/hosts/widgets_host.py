@@ -323,8 +323,8 @@ class qMRMLNodeComboBox(QComboBox):
         )
 
     def _refill(self, *_event: Any) -> None:
-        """After an import the items are made anew: for a moment there is none, and that is told,
-        even where there was none before.
+        """After an import the items are created again: for a moment no node is selected, which is
+        signalled even if none was selected before.
         """
         self._shown = None
         if self._none:

@@ -73,7 +73,8 @@ def test_an_error_is_logged_by_its_kind_and_its_details_contain_the_log(ready, a
     slicer_host.dialogs.clear()
     ready.ui.modelPathLineEdit.currentPath = ""
     assert PATIENT in dialog.text
-    assert "Traceback" in dialog.details and "Staging: StagingError" in dialog.details
+    assert "Traceback" in dialog.details
+    assert "Staging: StagingError (Loading the model)" in dialog.details
     assert "Slicer 5.10.0" in dialog.details
     for text in (ready.ui.logTextEdit.plainText, application_log()):
         assert "Staging: StagingError" in text and PATIENT not in text

@@ -307,10 +307,12 @@ class Panel(VTKObservationMixin):
         slicer.util.showStatusMessage(_("Saved in {folder}").format(folder=folder), 5000)
 
     def _show_error(
-        self, name: str, error: BaseException, seconds: Mapping[str, float] | float = 0.0
+        self, name: str, error: BaseException, seconds: Mapping[str, float] | None = None
     ) -> None:
+        seconds = seconds or {}
+        step = next(reversed(seconds), "Before the job")
         # Only the kind of an error is logged: its sentence may name a file or a node.
-        logged = self._log.add(f"{name}: {type(error).__name__}", seconds)
+        logged = self._log.add(f"{name}: {type(error).__name__} ({step})", seconds)
         sentence, details = panel_content.error_text(error)
         slicer.util.errorDisplay(sentence, detailedText=f"{details}\n{logged}")
 

@@ -85,7 +85,7 @@ def fill_state(
     ui.resultWidget.visible = ui.overlayWidget.enabled = has_summary
     ui.emptyLabel.visible = not has_summary
     if volume is None:
-        ui.emptyLabel.text = _("No result yet: choose a CT.")
+        ui.emptyLabel.text = _("No result yet; choose a CT.")
     else:
         ui.emptyLabel.text = _("{name} is not staged yet.").format(name=volume.GetName())
     first = None if has_summary else _("There is no result yet; stage the CT first.")
@@ -239,7 +239,7 @@ def _measurements_html(summary: Mapping[str, Any]) -> str:
         f'<th align="{side}">{escape(text)}&nbsp;&nbsp;</th>'
         for side, text in (
             ("left", _("Region")),
-            ("right", _("Attention (x mean)")),
+            ("right", _("Attention")),
             ("right", _("Share")),
             ("right", _("Volume")),
         )
@@ -247,7 +247,7 @@ def _measurements_html(summary: Mapping[str, Any]) -> str:
     rows = ""
     for key, values in summary["measurements"].items():
         cells = (
-            f"{values['mean']:.2f}",
+            f"{values['mean']:.2f} x",
             f"{100 * values['share']:.0f} %",
             f"{values['volume_ml']:.0f} mL",
         )

@@ -26,7 +26,7 @@ class RunLog:
         self._shown = shown
         self._versions = ""
 
-    def add(self, event: str, seconds: float | Mapping[str, float] = 0.0) -> str:
+    def add(self, event: str, seconds: Mapping[str, float] | float = 0.0) -> str:
         """Log an event and the seconds it took, in all or by step; returns the text, with the
         versions, for an error's details. The versions are logged first, and when they change.
         """
