@@ -127,3 +127,32 @@ def single_network(monkeypatch, single_path):
     from LiverFibrosisStagingLib.scene import jobs
 
     monkeypatch.setattr(jobs, "default_model_path", lambda: single_path)
+
+
+# ---------------------------------------------------------------------------- the scene
+
+
+@pytest.fixture
+def scene():
+    """Slicer's scene, empty."""
+    import slicer_host
+
+    scene = slicer_host.start()
+    scene.Clear(0)
+    return scene
+
+
+@pytest.fixture(scope="module")
+def abdomen():
+    """Images of a small CT, its liver and its spleen."""
+    from small_scene import make_abdomen
+
+    return make_abdomen()
+
+
+@pytest.fixture(scope="module")
+def views():
+    """Three slice views whose pixels can be read."""
+    import slicer_host
+
+    return [slicer_host.SliceView(name) for name in ("Axial", "Sagittal", "Coronal")]

@@ -46,6 +46,11 @@ def model(single):
 
 
 @pytest.fixture(scope="module")
+def result(abdomen, model):
+    return stage(*abdomen, model)
+
+
+@pytest.fixture(scope="module")
 def logic():
     return slicer_host.import_module().LiverFibrosisStagingLogic()
 

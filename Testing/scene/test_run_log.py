@@ -80,7 +80,8 @@ def test_an_error_is_logged_by_its_kind_and_its_details_contain_the_log(ready, a
         assert "Staging: StagingError" in text and PATIENT not in text
 
 
-def test_a_cancelled_job_is_logged_too(ready, application_log):
+def test_a_cancelled_job_is_logged_too(ready, application_log, monkeypatch):
+    monkeypatch.setattr(run_log, "SHORTEST", 0.0)
     until_under_way(ready)
     ready.ui.stageButton.click()
     wait_until(lambda: not is_busy(ready))

@@ -27,6 +27,11 @@ from LiverFibrosisStagingLib.scene.scene_results import show_result
 pytestmark = pytest.mark.usefixtures("scene")
 
 
+@pytest.fixture(scope="module")
+def result(abdomen, model):
+    return stage(*abdomen, model)
+
+
 @pytest.mark.parametrize("degrees", [None, 0, 30])
 def test_label_volume_lies_where_the_ct_lies(degrees, abdomen, result):
     volume = add_volume(abdomen[0])
