@@ -3,7 +3,7 @@
     python Testing/benchmarks/segment_against_monai.py [--ct CT] [--slices 200]
 
 Both run the shipped V-Net on the same axial CT, from the image in memory to labels on its grid:
-ours with ONNX Runtime, and with all that outlining.py does; MONAI's with PyTorch and without that
+ours with ONNX Runtime, and with all that refinement.py does; MONAI's with PyTorch and without that
 (Spacing, sliding_window_inference, probabilities back by ResampleToMatch). Each in a
 process of its own, for its peak memory. Printed are seconds, MB, their ratios, how far the labels
 agree, and the share of segmentation in a whole Stage job. Without --ct a phantom of 512 x 512
@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT / "Training"), str(ROOT / "LiverFibrosisStaging")]
 import numpy as np  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
 
-from LiverFibrosisStagingLib.imaging.segmentation import segment, shipped  # noqa: E402
+from LiverFibrosisStagingLib.imaging.segmentation import segment, shipped_network  # noqa: E402
 
 
 def ours(ct: sitk.Image) -> np.ndarray:
@@ -47,7 +47,7 @@ def with_monai(ct: sitk.Image) -> np.ndarray:
     from vnet.data import PATCH_SIZE
     from vnet.network import VNet, load_weights
 
-    model = shipped()
+    model = shipped_network()
     network = VNet().eval()
     load_weights(network, model.path)
     affine = np.eye(4)
