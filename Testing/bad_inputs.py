@@ -237,13 +237,13 @@ def _colour_captures(folder: Path) -> Path:
 _UPRIGHT = "not at right angles"
 _FEW = r"slices over .* mm found along the body"
 _NOT_HU = "not in HU"
-_POSITIVE = "has to be positive"
+_POSITIVE = "must be positive|positive numbers are needed"
 
 BAD_CTS: dict[str, BadInput] = {
     "missing file": BadInput(lambda t: t / "nowhere.nii.gz", "no such file"),
     "empty folder": BadInput(lambda t: _folder(t / "empty"), "no DICOM files found"),
     "empty file": BadInput(lambda t: _touch(t / "zero.nii"), "is empty"),
-    "unknown format": BadInput(_picture, "not a known format"),
+    "unknown format": BadInput(_picture, "unknown format"),
     "text as nii.gz": BadInput(lambda t: _text(t / "text.nii.gz"), "not a NIfTI"),
     "text as nrrd": BadInput(lambda t: _text(t / "text.nrrd"), "not an NRRD"),
     "text as mha": BadInput(lambda t: _text(t / "text.mha"), "not a MetaImage"),
@@ -331,7 +331,7 @@ BAD_CTS: dict[str, BadInput] = {
     ),
     "DICOM truncated": BadInput(_truncated_dicom, "slices are missing .*; IM010.dcm is damaged"),
     "DICOM with text in it": BadInput(
-        _text_among_dicom, "slices are missing .*; IM010.dcm is damaged or no DICOM"
+        _text_among_dicom, "slices are missing .*; IM010.dcm is damaged or not DICOM"
     ),
     "DICOM of MR": BadInput(
         lambda t: _dicom(t, "mr", tags={"0008|0060": "MR"}), "only 24 x modality MR"
@@ -388,10 +388,10 @@ BAD_MASKS: dict[str, BadInput] = {
     "truncated mask": BadInput(
         _beside(lambda t: _cut(write(t / "mask.nrrd", liver_array(), compress=True))), "truncated"
     ),
-    "DICOM as mask": BadInput(_beside(lambda t: _dicom(t, "mask")), "not DICOM"),
+    "DICOM as mask": BadInput(_beside(lambda t: _dicom(t, "mask")), "DICOM mask is not supported"),
     "probabilities": BadInput(
         _beside(lambda t: write(t / "soft.nii.gz", liver_array() * np.float32(0.7))),
-        "between whole numbers",
+        "not whole numbers",
     ),
     "NaN in a mask": BadInput(
         _beside(lambda t: write(t / "nan.nii.gz", np.where(liver_array(), np.nan, 0.0))),

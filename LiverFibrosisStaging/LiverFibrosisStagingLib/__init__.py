@@ -1,12 +1,12 @@
-"""Stage liver fibrosis (F0 to F4) on portal-venous CT, and see why. Research use only.
+"""Staging of liver fibrosis (F0 to F4) on portal-venous CT with location maps. Research use only.
 
 >>> from LiverFibrosisStagingLib import stage
 >>> result = stage("ct.nii.gz")  # or with liver="liver.nii.gz", spleen="spleen.nii.gz"
 >>> result.stage, result.probabilities
 >>> result.save("result")
 
-Importing the package imports neither SimpleITK nor onnxruntime: names are looked up when used, so
-that Slicer starts fast and without them.
+Names are imported on first use: importing the package imports neither SimpleITK nor onnxruntime, so
+that Slicer starts quickly, and without them.
 """
 
 from importlib import import_module
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .batch import stage_folder
     from .errors import Cancelled, StagingError
+    from .gradcam_onnx.explainable import ExplainableModel
     from .imaging.reading import read_ct, read_mask
     from .imaging.segmentation import segment_organs
     from .model import StagingModel
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Cancelled",
+    "ExplainableModel",
     "StagingError",
     "StagingModel",
     "StagingResult",
@@ -34,8 +36,9 @@ __all__ = [
     "stage_folder",
 ]
 
-_HOME = {
+_MODULES = {
     "Cancelled": "errors",
+    "ExplainableModel": "gradcam_onnx.explainable",
     "StagingError": "errors",
     "StagingModel": "model",
     "StagingResult": "result",
@@ -48,8 +51,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
     globals()[name] = value
     return value

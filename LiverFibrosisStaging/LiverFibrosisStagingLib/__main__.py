@@ -1,7 +1,7 @@
 """Command line: python -m LiverFibrosisStagingLib stage|segment|batch|check-explanation|model-info.
 
 Exit codes: 0 done; 1 refused, with the reason in one sentence on standard error; 2 wrong usage;
-3 batch finished, but some cases failed (results.csv says why); 130 cancelled (Ctrl+C).
+3 batch finished, but some cases failed (reasons in results.csv); 130 cancelled (Ctrl+C).
 """
 
 import argparse
@@ -40,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return CANCELLED
     except StagingError as refusal:
         print(refusal, file=sys.stderr)
-    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+    except BrokenPipeError:  # the program reading the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except MemoryError:
         print("Not enough memory for this CT.", file=sys.stderr)
-    except Exception as error:  # a user reads a sentence; a developer asks for the traceback
+    except Exception as error:  # one sentence for users; the traceback with --debug
         if options.debug:
             raise
         print(
@@ -70,13 +70,13 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
     if result.spread is not None:
         low, high = result.spread["range"][result.stage]
         print(
-            f"{result.spread['agreeing']} of {result.spread['members']} networks say "
-            f"{result.stage}, with probabilities from {low:.2f} to {high:.2f}"
+            f"{result.spread['agreeing']} of {result.spread['members']} networks predict "
+            f"{result.stage}; its probability ranges from {low:.2f} to {high:.2f}"
         )
     for warning in result.warnings:
         print(f"Warning: {warning}")
     print(f"{RESEARCH_USE} Model: {result.provenance['model']['trained_on']}")
-    print(f"Picture, location map and numbers are in {folder}")
+    print(f"Overview, location map and numbers: {folder}")
     return DONE
 
 
@@ -101,7 +101,7 @@ def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
         print(f"{organ}: {volume:.0f} mL")
     for warning in found.warnings:
         print(f"Warning: {warning}")
-    print(f"{RESEARCH_USE} Labels (1 liver, 2 spleen) are in {options.output}")
+    print(f"{RESEARCH_USE} Labels (1 liver, 2 spleen): {options.output}")
     return DONE
 
 
@@ -110,9 +110,9 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
 
     with _ProgressLine(options.quiet) as progress:
 
-        def tell(sentence: str) -> None:
+        def notify(message: str) -> None:
             progress.clear()
-            print(sentence, file=sys.stderr)
+            print(message, file=sys.stderr)
             if options.debug and not isinstance(sys.exc_info()[1], (StagingError, NoneType)):
                 traceback.print_exc()
 
@@ -124,7 +124,7 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
             progress,
             cancel,
             options.pseudonyms,
-            tell,
+            notify,
         )
     failed = [row for row in rows if row["status"] != "done"]
     print(f"{len(rows) - len(failed)} of {len(rows)} cases staged; see {options.output}/{TABLE}")
@@ -133,7 +133,7 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
 
 
 def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> int:
-    from .faithfulness import check_explanation, sentences
+    from .faithfulness import check_explanation
     from .files import check_writable
 
     check_writable(options.output)
@@ -142,10 +142,10 @@ def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> 
         found = check_explanation(result, progress=progress, cancel=cancel)
         folder = found.save(options.output)
     print(f"Explained: {found.explained}")
-    for sentence in sentences(found):
+    for sentence in found.sentences():
         print(sentence)
     print(RESEARCH_USE)
-    print(f"Figure and numbers are in {folder}")
+    print(f"Figure and numbers: {folder}")
     return DONE
 
 
@@ -168,7 +168,7 @@ def _model_info(options: argparse.Namespace, cancel: threading.Event) -> int:
 
 
 class _ProgressLine:
-    """One line on standard error that is rewritten with the step and the percentage."""
+    """A line on standard error, updated with the step and the percentage."""
 
     def __init__(self, quiet: bool) -> None:
         self._show = not quiet and sys.stderr.isatty()
@@ -181,7 +181,7 @@ class _ProgressLine:
             print(f"\r\033[K{fraction:4.0%} {step}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Make room for a line of its own."""
+        """Erase the line, before other output."""
         if self._show:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
@@ -192,7 +192,7 @@ class _ProgressLine:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m LiverFibrosisStagingLib",
-        description="Stage liver fibrosis on portal-venous CT and see why. " + RESEARCH_USE,
+        description="Stage liver fibrosis on portal-venous CT, with location maps. " + RESEARCH_USE,
         epilog="Exit codes: 0 done, 1 refused (the reason is on standard error), 2 wrong usage, "
         "3 some cases of a batch failed, 130 cancelled.",
     )
@@ -201,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--model", metavar="ONNX", help="a model file (default: the shipped one)")
+    shared.add_argument("--model", metavar="ONNX", help="model file (default: the shipped model)")
     shared.add_argument(
         "--explain",
         choices=EXPLAIN_CHOICES,
@@ -218,22 +218,23 @@ def _parser() -> argparse.ArgumentParser:
         "--liver",
         metavar="MASK",
         default=AUTO,
-        help="liver mask; FILE:LABEL for one label; a label image may hold 1 liver and 2 spleen; "
-        "auto (the default) finds both",
+        help="liver mask; FILE:LABEL selects one label; a label image with 1 liver and 2 spleen "
+        "serves as both masks; auto (the default): automatic segmentation",
     )
-    one.add_argument("--spleen", metavar="MASK", help="spleen mask, likewise")
+    one.add_argument("--spleen", metavar="MASK", help="spleen mask (FILE or FILE:LABEL)")
     stage = commands.add_parser("stage", parents=[one, shared], help="stage one CT")
     stage.set_defaults(run=_stage)
 
     check = commands.add_parser(
         "check-explanation",
         parents=[one, shared],
-        help="measure whether the location map tells the truth",
-        description="Deletion and insertion curves, and how far the map depends on the weights.",
+        help="test the faithfulness of the location map",
+        description="Stage one CT and measure the faithfulness of its location map: deletion and "
+        "insertion curves, and dependence of the map on the model's weights.",
     )
     check.set_defaults(run=_check_explanation)
 
-    segment = commands.add_parser("segment", help="find liver and spleen on a CT")
+    segment = commands.add_parser("segment", help="segment liver and spleen on a CT")
     segment.add_argument("ct", metavar="CT", help=about_ct)
     segment.add_argument(
         "-o",
@@ -242,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="label image to write, 1 liver and 2 spleen: .seg.nrrd for Slicer, .nii.gz, .mha",
     )
-    segment.add_argument("--model", metavar="ONNX", help="a model file (default: the shipped one)")
+    segment.add_argument("--model", metavar="ONNX", help="model file (default: the shipped model)")
     segment.add_argument("-q", "--quiet", action="store_true", help="no progress line")
     segment.set_defaults(run=_segment)
 
@@ -250,18 +251,18 @@ def _parser() -> argparse.ArgumentParser:
         "batch",
         parents=[shared],
         help="stage a cohort",
-        description="INPUT is a CSV with the columns ct, liver and, where wanted, spleen and case, "
-        "or a folder of image files and DICOM folders; there the masks of NAME.nii.gz are "
-        "NAME_liver and NAME_spleen, or NAME_seg (1 liver, 2 spleen); in a folder with one CT, "
-        "liver, spleen or seg*. Without a mask, liver and spleen are found. Cases that are already "
-        "staged, from the same files and with the same options, are skipped. Nothing that is "
-        "written names a file; cases whose names read like a person's get a pseudonym.",
+        description="INPUT is a CSV file with the columns ct and, optionally, liver, spleen and "
+        "case, or a folder of image files and DICOM folders. In a folder, the masks of NAME.nii.gz "
+        "are NAME_liver and NAME_spleen, or NAME_seg (1 liver, 2 spleen); in a folder with one CT, "
+        "liver, spleen or seg*. Cases without a mask are segmented automatically. Cases already "
+        "staged from the same files with the same options are skipped. No output contains file "
+        "names; cases whose names may be those of persons get a pseudonym.",
     )
-    batch.add_argument("input", metavar="INPUT", help="folder or CSV list")
+    batch.add_argument("input", metavar="INPUT", help="folder or CSV file")
     batch.add_argument("--pseudonyms", action="store_true", help="give every case a pseudonym")
     batch.set_defaults(run=_batch)
 
-    info = commands.add_parser("model-info", help="show what a model file says about itself")
+    info = commands.add_parser("model-info", help="show the metadata of a model file")
     info.add_argument("onnx", metavar="ONNX", nargs="?", help="default: the shipped model")
     info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(run=_model_info)

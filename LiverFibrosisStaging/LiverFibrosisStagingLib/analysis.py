@@ -1,8 +1,8 @@
-"""Where the network looked: the location map's weight by region.
+"""Measurements of the location map: its weight by region.
 
-Yin et al. 2021, "Location map analysis", measure the mean weight in the liver parenchyma; the
-surface, the core and the spleen make their two patterns (healthy: the liver's surface; cirrhosis:
-parenchyma and spleen) into numbers.
+Yin et al. 2021, "Location map analysis", measure the mean weight in the liver parenchyma. The
+weights of surface, core and spleen quantify their two patterns (healthy: the liver's surface;
+cirrhosis: parenchyma and spleen).
 """
 
 import numpy as np
@@ -11,15 +11,15 @@ import SimpleITK as sitk
 from .imaging.grid import WorkingGrid
 from .location_map import LocationMap
 
-SURFACE_MM = 10.0  # the shell's thickness: a little more than one voxel of the shipped model's map
+SURFACE_MM = 10.0  # thickness of the surface region: over one voxel of the shipped model's map
 
 
 def measure(location: LocationMap, grid: WorkingGrid) -> dict[str, dict[str, float]]:
     """Mean relative weight, share of the total weight and volume (mL) of each region.
 
     Regions: liver, liver_surface (the liver within 10 mm of its boundary), liver_core (the rest of
-    it), spleen (left out where there is no mask), rest (the body without liver and spleen), all
-    measured on the working grid's slices that the network saw.
+    the liver), spleen (left out without a mask), rest (the body without liver and spleen), all
+    measured on the working grid, the network's input.
     """
     weight = sitk.GetArrayViewFromImage(location.relative)
     body = _inside(grid.body)

@@ -1,4 +1,4 @@
-"""A cohort at once: one result folder for each case, and one table of all."""
+"""Staging of a cohort: one result folder per case, and one table of all cases."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from .cases import Case, find_cases, read_list
 from .errors import Cancelled, CancelToken, StagingError
 from .files import check_writable, write_table
 from .fingerprint import fingerprint
-from .imaging.segmentation import shipped
+from .imaging.segmentation import shipped_network
 from .model import StagingModel
 from .privacy import Names
 from .report.summary import REGION_NAMES
@@ -44,23 +44,23 @@ def stage_folder(
     progress: Callable[[float, str], None] | None = None,
     cancel: CancelToken | None = None,
     pseudonyms: bool = False,
-    tell: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Stage every case of a folder or a CSV list; returns the rows of `output`/results.csv.
 
-    source: a folder (see `find_cases` for how masks are found) or a CSV with the columns ct, liver
-    and, where wanted, spleen and case; relative paths start at the CSV's folder. A case that cannot
-    be staged, for whatever reason, is a row with status "failed" and its reason. A case whose
-    result is already there, from the same files, model, options and software
-    (`fingerprint.fingerprint`), is not staged again; the table is written after every case.
+    source: a folder (see `find_cases` for how masks are found) or a CSV file with the columns ct
+    and, optionally, liver, spleen and case; relative paths start at the file's folder. A case that
+    cannot be staged, for whatever reason, is a row with status "failed" and the reason. A case with
+    an existing result from the same files, model, options and software (`fingerprint.fingerprint`)
+    is not staged again. The table is written after each case.
 
-    Nothing that is written, the rows included, names a patient, file or folder of the inputs.
-    pseudonyms: give every case a pseudonym, not only those whose names read like a person's
-    (`find_cases`). tell: called with sentences for the screen, which do name them: which case has
-    which pseudonym, and why a case failed.
+    No output, including the rows, contains names of patients, or of the inputs' files and folders.
+    pseudonyms: give every case a pseudonym, not only those whose names may be those of persons
+    (`find_cases`). notify: called with messages for the screen, which can contain such names: the
+    case of each pseudonym, and why a case failed.
 
-    Raises StagingError where the source holds no case or the output cannot be written, and
-    Cancelled when cancelled: what is finished stays.
+    Raises StagingError if the source contains no case or the output cannot be written, and
+    Cancelled; finished cases are kept.
     """
     explained_stages(explain, 0)
     source, output = Path(source), Path(output)
@@ -71,10 +71,10 @@ def stage_folder(
     check_writable(output)
     if not isinstance(model, StagingModel):
         model = StagingModel.load(default_model_path() if model is None else model)
-    say = (lambda _: None) if tell is None else tell
+    notify = (lambda _: None) if notify is None else notify
     for case in cases:
         if case.pseudonym:
-            say(f"{case.name} is {case.ct}.")
+            notify(f"{case.name} is {case.ct}.")
     rows: list[dict[str, Any]] = []
     for number, case in enumerate(cases):
 
@@ -82,13 +82,13 @@ def stage_folder(
             if progress is not None:
                 progress((number + fraction) / len(cases), f"{name}: {step}")
 
-        rows.append(_row(case, output, model, explain, within, cancel, say))
+        rows.append(_row(case, output, model, explain, within, cancel, notify))
         try:
             write_table(output / TABLE, COLUMNS, rows)
-        except StagingError as refusal:  # open in a spreadsheet, perhaps not until the end
+        except StagingError as refusal:  # may be open in a spreadsheet; retried after the next case
             if len(rows) == len(cases):
                 raise
-            say(str(refusal))
+            notify(str(refusal))
     return rows
 
 
@@ -99,29 +99,29 @@ def _row(
     explain: str,
     progress: Callable[[float, str], None],
     cancel: CancelToken | None,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"case": case.name, "notice": RESEARCH_USE, "model": model.card.name}
     try:
         return {**row, "status": "done", **_staged(case, output, model, explain, progress, cancel)}
     except Cancelled:
         raise
-    except Exception as error:  # one case is never the end of the others
+    except Exception as error:  # the other cases are still staged
         reason, written = _reason(error)
-        say(f"{case.name}: {reason}")
+        notify(f"{case.name}: {reason}")
         files = {output / case.name: "the result folder", model.path: "the model"}
         names = Names(case.ct, case.liver, case.spleen, files)
         return {**row, "status": "failed", "reason": names.removed(written)}
 
 
 def _reason(error: Exception) -> tuple[str, str]:
-    """Why a case failed, in a sentence for the screen and one for the table."""
+    """Why a case failed: a sentence for the screen, and one for the table."""
     if isinstance(error, StagingError):
         return str(error), str(error)
     if isinstance(error, MemoryError):
         return ("Not enough memory for this CT.",) * 2
     kind = f"Unexpected {type(error).__name__}"
-    # What it says may quote the file's header, in which names stand.
+    # The error's text may quote the file's header, which can contain names.
     return f"{kind}: {' '.join(str(error).split())}", f"{kind}: the file may be damaged."
 
 
@@ -133,7 +133,7 @@ def _staged(
     progress: Callable[[float, str], None],
     cancel: CancelToken | None,
 ) -> dict[str, Any]:
-    """The columns of a case that is staged, now or by an earlier run."""
+    """The columns of a case, staged now or in an earlier run."""
     folder = output / case.name
     inputs = fingerprint(
         case.ct,
@@ -142,7 +142,7 @@ def _staged(
         schema=SCHEMA,
         software=software(),
         model=model.sha256,
-        segmentation=None if case.liver else shipped(model.threads).sha256,
+        segmentation=None if case.liver else shipped_network(model.threads).sha256,
         explain=explain,
     )
     columns = _finished(folder, inputs)
@@ -156,12 +156,12 @@ def _staged(
 
 
 def _finished(folder: Path, inputs: str) -> dict[str, Any] | None:
-    """The columns of what an earlier run wrote, where that is whole and of the same inputs."""
+    """The columns of an earlier result, if it is complete and from the same inputs."""
     try:
         summary = json.loads((folder / FILES[-1]).read_text(encoding="utf-8"))
-        whole = all((folder / name).is_file() for name in FILES)
+        complete = all((folder / name).is_file() for name in FILES)
         same = summary["schema"] == SCHEMA and summary["fingerprint"] == inputs
-        return _columns(summary) if whole and same else None
+        return _columns(summary) if complete and same else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -184,6 +184,6 @@ def _columns(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _agreeing(summary: dict[str, Any]) -> float | str:
-    """Share of an ensemble's networks that find the stage the most probable."""
+    """Share of an ensemble's networks that predict the stage."""
     found = summary.get("ensemble")
     return "" if found is None else round(found["agreeing"] / found["members"], 6)

@@ -1,4 +1,4 @@
-"""The card of a staging model: what its metadata says about it, checked field by field."""
+"""The model card of a staging model: its metadata, validated field by field."""
 
 from dataclasses import dataclass, field
 from math import prod
@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from .gradcam_onnx.metadata import (
     MISSING,
-    Wrong,
+    InvalidValue,
     as_arguments,
     exactly,
     fields,
@@ -25,8 +25,8 @@ from .training_record import TRAINING, Training
 
 METADATA_KEY = "liver_fibrosis_staging"
 CONTRACT = 1
-MOST_VOXELS = 1 << 26  # of a patch: more take gigabytes
-MIDDLE = (2.5, 97.5)  # percentiles between which a location map is usual
+MAX_PATCH_VOXELS = 1 << 26  # larger patches would take gigabytes
+CENTRAL_95 = (2.5, 97.5)  # percentiles of the range in which a location map is usual
 
 
 class Calibration(TypedDict, total=False):
@@ -37,7 +37,7 @@ class Calibration(TypedDict, total=False):
 
 
 class Reference(TypedDict, total=False):
-    """Mean weights of reference cases. stages: by predicted stage, the number of `cases` and, by
+    """Mean weights in reference cases. stages: by predicted stage, the number of `cases` and, by
     region, the weights at the `percentiles`.
     """
 
@@ -48,12 +48,12 @@ class Reference(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Card:
-    """The model's own metadata, as read from the file.
+    """The model's metadata, as read from the file.
 
-    window_hu: (low, high) HU that become 0 and 1. spacing_mm and patch_size: (slice, row, column).
-    smoothing_mm: sigma of the Gaussian that the working grid is smoothed with. patch_overlap: least
-    shared fraction of neighbouring patches. target_layer: tensor that the location map looks at.
-    tail: operators between it and the logits, for the reader.
+    window_hu: (low, high) HU mapped to 0 and 1. spacing_mm and patch_size: (slice, row, column).
+    smoothing_mm: sigma of the Gaussian applied to the working grid. patch_overlap: minimum overlap
+    of neighbouring patches, as a fraction. target_layer: tensor explained by the location map.
+    tail: operators between it and the logits.
     """
 
     contract: int
@@ -73,7 +73,7 @@ class Card:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What `grid.working_grid` has to know, as its keyword arguments."""
+        """Keyword arguments for `grid.working_grid`."""
         return {
             "spacing": self.spacing_mm,
             "patch_size": self.patch_size,
@@ -94,9 +94,9 @@ class Card:
 
 
 def parse_card(text: str | None, name: str) -> Card:
-    """The card in a model's metadata; `name` is how messages call the model.
+    """The card in a model's metadata; `name` is used in messages.
 
-    Raises StagingError that names the field that is missing or has another type or range.
+    Raises StagingError with the field that is missing or invalid.
     """
     advice = "its window, spacing and stages are unknown: export it with Training/lfs/export.py"
     found = read_fields(text, METADATA_KEY, _CARD, name, advice)
@@ -105,8 +105,8 @@ def parse_card(text: str | None, name: str) -> Card:
 
 def _patch_size(value: Any) -> list[int]:
     size = items(whole(1, 2048), 3)(value)
-    if prod(size) > MOST_VOXELS:
-        raise Wrong(value, f"a patch of at most {MOST_VOXELS} voxels")
+    if prod(size) > MAX_PATCH_VOXELS:
+        raise InvalidValue(value, f"a patch of at most {MAX_PATCH_VOXELS} voxels")
     return size
 
 
@@ -115,9 +115,9 @@ def _reference(value: Any) -> Reference:
     if "stages" not in found:
         return found
     percentiles = found.get("percentiles", [])
-    if not set(MIDDLE) <= set(percentiles):
-        raise Wrong(
-            percentiles or MISSING, "a list with {:g} and {:g}".format(*MIDDLE), "percentiles"
+    if not set(CENTRAL_95) <= set(percentiles):
+        raise InvalidValue(
+            percentiles or MISSING, "a list with {:g} and {:g}".format(*CENTRAL_95), "percentiles"
         )
     weights = items(number(0, 1e6), len(percentiles), ascending=True)
     regions = {region: weights for region in REGION_NAMES}

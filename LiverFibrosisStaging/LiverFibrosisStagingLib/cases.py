@@ -1,6 +1,7 @@
-"""The cases of a cohort: which files are CTs, which masks are whose, and what each case is called.
+"""The cases of a cohort: which files are CTs, which masks belong to them, and the cases' names.
 
-No CT is passed over in silence: what may be one is a case, and where it is none, its row says so.
+No CT is skipped silently: every file that may be a CT is a case, and if it is not one, its row in
+the results states so.
 """
 
 import csv
@@ -19,12 +20,12 @@ from .imaging.checks import AIR_HU
 from .imaging.dicom_files import dicom_folders
 from .imaging.itk_files import itk_path, quiet
 from .imaging.reading import check_header, read_ct
-from .privacy import patient_names, pseudonym, reads_like_a_person
+from .privacy import dicom_patient_names, looks_like_person_name, pseudonym
 from .result import FILES
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 ORGANS = ("liver", "spleen", "seg")
-# OWNER_liver, OWNER_spleen, OWNER_seg, also OWNER.seg and OWNER_liver.seg as Slicer writes them.
+# OWNER_liver, OWNER_spleen, OWNER_seg, also OWNER.seg and OWNER_liver.seg as written by Slicer.
 _MASK = re.compile(rf"(?:(.+?)[._])?({'|'.join(ORGANS)})(?:[._]seg)?", re.I)
 _CT = re.compile(r"(?:(.+)[._])?ct", re.I)
 _UNSIGNED = (sitk.sitkUInt8, sitk.sitkUInt16, sitk.sitkUInt32, sitk.sitkUInt64)
@@ -35,9 +36,9 @@ _RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹
 
 @dataclass(frozen=True)
 class Case:
-    """One line of work: name of its result folder, its CT, its masks (None: to be made).
+    """One case: name of its result folder, CT, and masks (None: automatic segmentation).
 
-    pseudonym: whether the name stands in for one that may be a person's.
+    pseudonym: whether the name is a pseudonym.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class _Image:
-    """An image file or a DICOM folder; its name without ending, and the ending in lower case."""
+    """An image file or a DICOM folder; its name without extension, the extension in lower case."""
 
     path: Path
     stem: str
@@ -57,7 +58,7 @@ class _Image:
 
     @property
     def mask(self) -> tuple[str | None, str] | None:
-        """Whose mask this is by its name (None: the folder's only CT's), and of which organ."""
+        """The CT's name and the organ, for a mask's file name (None: mask of the folder's CT)."""
         match = _MASK.fullmatch(self.stem)
         if match is None:
             return (None, "seg") if self.stem.lower().startswith("seg") else None
@@ -66,7 +67,7 @@ class _Image:
 
     @property
     def owner(self) -> str:
-        """How its masks' names begin, and what its case is called."""
+        """Beginning of its masks' names, and name of its case."""
         match = _CT.fullmatch(self.stem)
         return self.stem if match is None or match[1] is None else match[1]
 
@@ -74,29 +75,29 @@ class _Image:
 def find_cases(folder: Path, leave_out: Path | None = None, pseudonyms: bool = False) -> list[Case]:
     """Cases in a folder and its subfolders, by name.
 
-    A case is an image file (NIfTI, NRRD, MetaImage) that is no mask, or a folder that holds DICOM
-    files. Beside NAME.nii.gz or NAME_ct.nii.gz, the masks are NAME_liver and NAME_spleen, or
-    NAME_seg with 1 liver and 2 spleen; in a folder with one CT they may also be called liver,
-    spleen, or begin with seg. The masks of a DICOM folder lie in it, or beside it under its name.
+    A case is an image file (NIfTI, NRRD, MetaImage) that is not a mask, or a folder with DICOM
+    files. The masks of NAME.nii.gz or NAME_ct.nii.gz are NAME_liver and NAME_spleen, or NAME_seg
+    with 1 liver and 2 spleen; in a folder with one CT, also liver, spleen, or any name that begins
+    with seg. The masks of a DICOM folder are in it, or beside it with its name.
 
-    What is called like a mask and is none's, lies beside a file called ct or NAME_ct, or lies in a
-    DICOM folder, is a case only where its voxels are a CT's or cannot be read. Names of two CTs
-    that differ in nothing but their ending, letter case or a point for a _ do not make them one;
-    a mask is theirs whose name is the most alike. Hidden files and the files of earlier results
-    are no cases. `leave_out`: a folder of results that is not searched.
+    Files with a mask's name that belongs to no CT, other files beside one called ct or NAME_ct, and
+    image files in a DICOM folder are cases only if their voxels are those of a CT or cannot be
+    read. CTs whose names differ only in extension, letter case, or "." for "_" are separate cases;
+    a mask belongs to the CT with the most similar name. Hidden files and the files of earlier
+    results are not cases. `leave_out`: a folder of results that is not searched.
 
-    The names are those of the CTs or of the folders that hold one, made unique and such that every
-    system can make folders of them; where they read like a person's, and with `pseudonyms` always,
-    they are `privacy.pseudonym`. Raises StagingError where there is no case.
+    Cases are named after the CTs, or the folders with one CT, made unique and valid as folder names
+    on all systems; names that may be those of persons, and with `pseudonyms` all names, are
+    replaced by `privacy.pseudonym`. Raises StagingError if there is no case.
     """
     if not folder.is_dir():
-        raise StagingError(f"There is no folder {folder}: give a folder of CTs or a CSV list.")
+        raise StagingError(f"{folder}: no such folder; a folder of CTs or a CSV file is needed.")
     series = dicom_folders(folder)
     found: list[Case] = []
     masks: dict[Path, dict[str, Path]] = {}
-    seen = {folder.resolve()}
+    visited = {folder.resolve()}
 
-    def unreadable(error: OSError) -> None:  # staging it says why it cannot be read
+    def unreadable(error: OSError) -> None:  # the reason is reported when it is staged
         place = Path(error.filename)
         found.append(Case(_relative(place, folder), place, None, None))
 
@@ -107,10 +108,10 @@ def find_cases(folder: Path, leave_out: Path | None = None, pseudonyms: bool = F
             below = place / name
             target = below.resolve()
             left_out = leave_out is not None and target == leave_out.resolve()
-            if name.startswith(".") or left_out or target in seen:
+            if name.startswith(".") or left_out or target in visited:
                 subfolders.remove(name)
                 continue
-            seen.add(target)
+            visited.add(target)
             if below.is_symlink():
                 series += dicom_folders(below)
         found += _cases_of_folder(_images(place, names), place, folder, series, masks)
@@ -118,18 +119,19 @@ def find_cases(folder: Path, leave_out: Path | None = None, pseudonyms: bool = F
         found.append(_case(_relative(place, folder), place, masks))
     if not found:
         raise StagingError(
-            f"The folder {folder} holds no CT: neither image files ({', '.join(IMAGES)}) nor DICOM."
+            f"The folder {folder} contains no CT, neither image files ({', '.join(IMAGES)}) nor "
+            "DICOM."
         )
     found.sort(key=lambda case: (case.name, case.ct))
     return _named(found, folder, pseudonyms)
 
 
 def read_list(path: Path, pseudonyms: bool = False) -> list[Case]:
-    """Cases of a CSV list with the columns ct, liver and, where wanted, spleen and case.
+    """Cases of a CSV file with the columns ct and, optionally, liver, spleen and case.
 
-    A case without a name is called after its CT. Names are as `find_cases` makes them, but those
-    in the list stay, unless they read like a person's. Raises StagingError for a list that cannot
-    be read, and for names that occur twice, in whatever letter case, or lead out of the folder.
+    A case without a name is named after its CT, as in `find_cases`; names in the file are kept,
+    unless they may be those of persons. Raises StagingError for a file that cannot be read, and for
+    names that occur twice, regardless of letter case, or lead out of the folder.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -137,7 +139,10 @@ def read_list(path: Path, pseudonyms: bool = False) -> list[Case]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise StagingError(f"Cannot read the list {path}: {error}.") from None
     if not lines or "ct" not in lines[0]:
-        raise StagingError(f"The list {path} needs a header with the column ct, and a line a case.")
+        raise StagingError(
+            f"The list {path} has no cases; a header with the column ct and a line per case are "
+            "needed."
+        )
     cases: list[Case] = []
     given: set[str] = set()
     for number, line in enumerate(lines, start=2):
@@ -153,19 +158,19 @@ def read_list(path: Path, pseudonyms: bool = False) -> list[Case]:
             same = usable_name(name).casefold()
             if same in given or ".." in parts or not parts[0] or Path(name).is_absolute():
                 raise StagingError(
-                    f"The list {path} has the case name {name!r} twice, or not usable."
+                    f"The list {path} has the case name {name!r} twice, or it is not valid."
                 )
             given.add(same)
         cases.append(Case(name, ct, liver, spleen))
-    return _named(_called_after_cts(cases, path.parent, given), path.parent, pseudonyms)
+    return _named(_named_after_cts(cases, path.parent, given), path.parent, pseudonyms)
 
 
-def _called_after_cts(cases: list[Case], root: Path, given: set[str]) -> list[Case]:
-    """Cases that have a name, and the others with that of their CT, its folder's where needed."""
+def _named_after_cts(cases: list[Case], root: Path, given: set[str]) -> list[Case]:
+    """Cases without a name get that of their CT, with its folder's name where ambiguous."""
     stems = [case.ct.name if (image := _image(case.ct)) is None else image.stem for case in cases]
     count = Counter(stem.casefold() for case, stem in zip(cases, stems) if not case.name)
     count.update(given)
-    called = []
+    named = []
     for case, stem in zip(cases, stems):
         if not case.name:
             name = Path(stem)
@@ -174,12 +179,12 @@ def _called_after_cts(cases: list[Case], root: Path, given: set[str]) -> list[Ca
                 inside = place.is_relative_to(root)
                 name = (place.relative_to(root) if inside else Path(place.name)) / stem
             case = replace(case, name=name.as_posix())
-        called.append(case)
-    return called
+        named.append(case)
+    return named
 
 
 def usable_name(name: str) -> str:
-    """A case's name as every system can make folders of it; / is kept, for folders in folders."""
+    """A case's name as a valid path of folders on all systems; / separates folders."""
     parts = []
     for part in re.split(r"[\\/]", unicodedata.normalize("NFC", name)):
         part = _RESERVED_CHARACTERS.sub("-", part).strip().rstrip(". ")
@@ -188,11 +193,11 @@ def usable_name(name: str) -> str:
 
 
 def _named(cases: list[Case], root: Path, pseudonyms: bool) -> list[Case]:
-    """Cases with names that are usable, name nobody and differ by more than letter case."""
+    """Cases with valid names that identify nobody and differ by more than letter case."""
     named = []
     for case in cases:
         identity = _relative(case.ct, root)
-        if pseudonyms or reads_like_a_person(case.name, patient_names(case.ct)):
+        if pseudonyms or looks_like_person_name(case.name, dicom_patient_names(case.ct)):
             named.append(replace(case, name=pseudonym(identity), pseudonym=True))
         else:
             named.append(replace(case, name=usable_name(case.name)))
@@ -218,13 +223,13 @@ def _cases_of_folder(
     series: list[Path],
     masks: dict[Path, dict[str, Path]],
 ) -> list[Case]:
-    """Cases of the images in one folder; `masks` gets those that are found there, by their CT."""
+    """Cases of the images in one folder; the masks found there are added to `masks`, by CT."""
     inside = next((one for one in series if one == place or one in place.parents), None)
     dicom = [_Image(one, one.name) for one in series if one.parent == place]
     cts = []
     if inside is None:
-        called_ct = [image for image in images if _CT.fullmatch(image.stem)]
-        cts = called_ct or [image for image in images if image.mask is None]
+        named_ct = [image for image in images if _CT.fullmatch(image.stem)]
+        cts = named_ct or [image for image in images if image.mask is None]
     only = cts[0].path if len(cts) == 1 else place if inside == place else None
 
     taken = {
@@ -258,16 +263,16 @@ def _case(name: str, ct: Path, masks: dict[Path, dict[str, Path]]) -> Case:
 
 
 def _relative(path: Path, root: Path) -> str:
-    """What tells a path in a cohort from others; the cohort's own folder by its name."""
+    """A path relative to the cohort's folder; the name of that folder for itself."""
     if path == root:
         return root.absolute().name
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _images(place: Path, names: Iterable[str]) -> list[_Image]:
-    """The image files of a folder; not hidden ones, and not those that we have written."""
-    ours = FILES if FILES[-1] in names else ()
-    found = (_image(place / name) for name in sorted(names) if name not in ours)
+    """The image files of a folder, without hidden ones and files of an earlier result."""
+    results = FILES if FILES[-1] in names else ()
+    found = (_image(place / name) for name in sorted(names) if name not in results)
     return [image for image in found if image is not None and not image.stem.startswith(".")]
 
 
@@ -278,23 +283,23 @@ def _image(path: Path) -> _Image | None:
 
 
 def _masks_by_name(images: Iterable[_Image], cts: list[_Image]) -> dict[Path, dict[str, Path]]:
-    """The masks that name their CT, by CT and organ; where several fit, the most alike."""
+    """The masks with a CT's name, by CT and organ; of several, the one with the best match."""
     best: dict[Path, dict[str, tuple[tuple[int, ...], Path]]] = {}
     for image in images:
         if image.mask is None or image.mask[0] is None:
             continue
         name, organ = image.mask
-        alike = {ct.path: _likeness(name, image.ending, ct) for ct in cts}
-        most = max(alike.values(), default=(0,))
-        for ct, likeness in alike.items():
+        scores = {ct.path: _match_score(name, image.ending, ct) for ct in cts}
+        highest = max(scores.values(), default=(0,))
+        for ct, score in scores.items():
             owned = best.setdefault(ct, {})
-            if most[0] and likeness == most and most > owned.get(organ, ((0,),))[0]:
-                owned[organ] = (most, image.path)
+            if highest[0] and score == highest and highest > owned.get(organ, ((0,),))[0]:
+                owned[organ] = (highest, image.path)
     return {ct: {organ: path for organ, (_, path) in own.items()} for ct, own in best.items()}
 
 
-def _likeness(name: str, ending: str, ct: _Image) -> tuple[int, ...]:
-    """How well a mask's name fits a CT's: the letters first, then the ending; (0,) not at all."""
+def _match_score(name: str, ending: str, ct: _Image) -> tuple[int, ...]:
+    """How well a mask's name matches a CT's, then the extension; (0,) for no match."""
     same_ending = int(ending == ct.ending)
     for rank, form in ((3, str), (2, str.casefold), (1, _folded)):
         for direct, own in ((1, ct.stem), (0, ct.owner)):
@@ -308,7 +313,7 @@ def _folded(name: str) -> str:
 
 
 def _holds_ct(path: Path) -> bool | None:
-    """Whether the voxels are HU, which reach far below zero; None where they cannot be read."""
+    """Whether the voxels are HU, which extend far below zero; None if they cannot be read."""
     reader = sitk.ImageFileReader()
     try:
         check_header(path)
@@ -317,7 +322,7 @@ def _holds_ct(path: Path) -> bool | None:
             reader.ReadImageInformation()
         if reader.GetNumberOfComponents() > 1 or reader.GetPixelID() in _UNSIGNED:
             return False
-        image = read_ct(path)  # kept: a view does not keep its image
+        image = read_ct(path)  # a variable, since a view does not keep its image alive
         return float(sitk.GetArrayViewFromImage(image).min()) < AIR_HU
-    except Exception:  # whatever it is, staging the file says so
+    except Exception:  # any error is reported when the file is staged
         return None

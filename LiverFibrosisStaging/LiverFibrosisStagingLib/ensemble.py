@@ -1,6 +1,6 @@
-"""How far the members of an ensemble agree: the uncertainty that a result reports.
+"""Agreement of an ensemble's members, as a measure of uncertainty.
 
-Members trained from different data disagree most where none of them has seen the like
+Members trained on different data disagree most on inputs unlike their training data
 (Lakshminarayanan et al. 2017, "Simple and scalable predictive uncertainty estimation using deep
 ensembles").
 """
@@ -11,15 +11,15 @@ import numpy as np
 
 from .stages import STAGES, group_scores
 
-ENOUGH = 0.8  # of the members must say the same, or the reader is told
+MIN_AGREEMENT = 0.8  # if fewer members predict the stage, a warning is given
 
 
 def spread(members: np.ndarray, stage: str) -> dict[str, Any]:
-    """What staging.json says of an ensemble.
+    """Agreement of an ensemble, as in staging.json.
 
-    members: probabilities float64 [members, 5]; stage: the ensemble's. `agreeing` is how many
-    members find that stage the most probable, `range` the lowest and highest probability that a
-    member gives to each stage and group.
+    members: probabilities float64 [members, 5]; stage: the ensemble's. `agreeing`: number of
+    members that predict that stage; `range`: lowest and highest probability among the members for
+    each stage and group.
     """
     scores = [group_scores(row) for row in members]
     by_name = {name: members[:, index] for index, name in enumerate(STAGES)}
@@ -32,8 +32,8 @@ def spread(members: np.ndarray, stage: str) -> dict[str, Any]:
 
 
 def disagreement(found: dict[str, Any], stage: str) -> list[str]:
-    """A sentence where too few members say the same; `found` is what `spread` gave."""
+    """A warning if too few members predict `stage`; `found`: the result of `spread`."""
     agreeing, members = found["agreeing"], found["members"]
-    if agreeing >= ENOUGH * members:
+    if agreeing >= MIN_AGREEMENT * members:
         return []
-    return [f"The networks disagree: only {agreeing} of {members} say {stage}."]
+    return [f"The networks disagree: only {agreeing} of {members} predict {stage}."]

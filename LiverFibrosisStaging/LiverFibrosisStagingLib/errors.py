@@ -1,14 +1,14 @@
-"""The two ways in which staging ends without a result, and what asks for the second."""
+"""The exceptions for refused input and for cancellation, and the type of a cancel token."""
 
 from typing import Protocol
 
 
 class StagingError(Exception):
-    """A refusal: one sentence that names the file or node, what was found and what is needed."""
+    """Input was refused: one sentence with the file or node, what was found and what is needed."""
 
 
 class Cancelled(Exception):
-    """The user cancelled: nothing was written and nothing is left behind."""
+    """The user cancelled; nothing was written."""
 
 
 class CancelToken(Protocol):

@@ -1,7 +1,7 @@
-"""From the working grid to a location map: the forward pass, kept, and one score explained.
+"""Forward pass on the working grid, and the location map of one score.
 
-Grad-CAM needs the network's outputs once; each further stage or group is explained from them
-without running the network again.
+The network's outputs are kept, so that further stages and groups are explained without re-running
+the network.
 """
 
 import time
@@ -23,7 +23,7 @@ Progress = Callable[[float, str], None]
 
 
 class Steps:
-    """Progress to the caller, the caller's wish to stop, and the seconds that each step took."""
+    """Progress, cancellation and the duration of each step."""
 
     def __init__(self, progress: Progress | None, cancel: CancelToken | None) -> None:
         self._progress = progress
@@ -33,7 +33,7 @@ class Steps:
         self._since = 0.0
 
     def begin(self, fraction: float, name: str) -> None:
-        """A step begins, at a fraction 0..1 of the whole. Raises Cancelled."""
+        """Start a step, at a fraction 0..1 of the whole. Raises Cancelled."""
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled("Staging was cancelled.")
         self._close()
@@ -42,7 +42,7 @@ class Steps:
             self._progress(fraction, name)
 
     def end(self) -> dict[str, float]:
-        """The work is done; returns the seconds by step."""
+        """Finish; returns the seconds by step."""
         self._close()
         if self._progress is not None:
             self._progress(1.0, "Done")
@@ -57,9 +57,9 @@ class Steps:
 
 @dataclass(frozen=True, eq=False)
 class ForwardPass:
-    """The network's outputs for one case, kept so that another stage can be explained.
+    """The network's outputs for one case, kept for explaining other stages.
 
-    forwards: one for each patch of the grid, in the order of `grid.starts`.
+    forwards: one per patch of the grid, in the order of `grid.starts`.
     """
 
     model: StagingModel
@@ -68,12 +68,12 @@ class ForwardPass:
 
     @property
     def logits(self) -> np.ndarray:
-        """The case's logits float64 [5]: the mean over its patches, which share most of a liver."""
+        """The case's logits float64 [5]: the mean over its patches."""
         return np.mean([forward.logits[0] for forward in self.forwards], axis=0, dtype=np.float64)
 
     @property
     def member_probabilities(self) -> np.ndarray | None:
-        """Probabilities float64 [members, 5] by each member of an ensemble; None of one network."""
+        """Probabilities float64 [members, 5] of an ensemble's members; None for one network."""
         if MEMBERS not in self.forwards[0].tensors:
             return None
         logits = [forward.tensors[MEMBERS][0] for forward in self.forwards]
@@ -82,7 +82,7 @@ class ForwardPass:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What a result says of one explained score; the fields are those of `StagingResult`."""
+    """The part of a `StagingResult` that depends on the explained score, with the same fields."""
 
     explained: str
     location_map: sitk.Image
@@ -93,7 +93,7 @@ class Explanation:
 
 
 def run_network(model: StagingModel, grid: WorkingGrid, steps: Steps) -> ForwardPass:
-    """Run the network on every patch. Raises StagingError where it fails, and Cancelled."""
+    """Run the network on every patch. Raises StagingError if it fails, and Cancelled."""
     forwards = []
     for number, start in enumerate(grid.starts):
         steps.begin(0.4 + 0.25 * number / len(grid.starts), "Running the network")
@@ -105,7 +105,7 @@ def run_network(model: StagingModel, grid: WorkingGrid, steps: Steps) -> Forward
 def explain_score(
     forward_pass: ForwardPass, ct: sitk.Image, explain: str, steps: Steps
 ) -> Explanation:
-    """The location map of one score, merged over the patches and brought to the CT's grid.
+    """The location map of one score, merged from the patches and resampled to the CT's grid.
 
     explain: as for `staging.stage`. Raises StagingError for an unknown name, and Cancelled.
     """
@@ -119,11 +119,13 @@ def explain_score(
     steps.begin(0.75, "Merging the location map")
     location = merge_patches(maps, forward_pass.grid, forward_pass.model.card.patch_size)
     measurements = measure(location, forward_pass.grid)
-    steps.begin(0.8, "Bringing the map to the CT's grid")
+    steps.begin(0.8, "Resampling the map to the CT's grid")
     relative, labels = on_ct(location, forward_pass.grid, ct)
     map_warnings: list[str] = []
     if location.body_mean == 0:
-        map_warnings = [f"No part of the image argued for {explained}: the location map is empty."]
+        map_warnings = [
+            f"The location map is empty: no region contributed positively to {explained}."
+        ]
     elif members == (predicted,):
         map_warnings = unusual(measurements, forward_pass.model.card.reference, STAGES[predicted])
     return Explanation(

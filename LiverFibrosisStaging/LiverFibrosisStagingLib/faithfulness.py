@@ -1,10 +1,10 @@
-"""Does a location map tell the truth? Two measures, neither of which looks at the picture.
+"""Faithfulness of a location map, by two measures.
 
-Deletion and insertion (Petsiuk 2018, RISE, section 4.1): blot out what the map calls important,
-most important first, and the score should fall fast; begin with everything blotted out, bring it
-back in the same order, and the score should rise fast. Model randomisation (Adebayo 2018, section
-3): shuffle the weights layer by layer, from the scores down; a map that stays the same explains the
-picture's edges, not the model.
+Deletion and insertion (Petsiuk 2018, RISE, section 4.1): when voxels are masked in the order of
+decreasing importance in the map, the score should decrease quickly; when they are restored in the
+same order, starting from the fully masked image, it should increase quickly. Model randomisation
+(Adebayo 2018, section 3): the weights are shuffled layer by layer, from the scores to the input; a
+map that does not change depends on the image's edges rather than on the model.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _BLUR_MM = 16.0
 
 @dataclass(frozen=True)
 class Curves:
-    """Scores along the way. fractions: of the voxels that are deleted, or inserted, 0 to 1.
+    """Scores by fraction (0 to 1) of the voxels masked (deletion) or restored (insertion).
 
-    Scores are rescaled so that the whole picture has 1 and the blotted-out one 0.
+    Scores are rescaled to 1 for the original image and 0 for the fully masked one.
     """
 
     fractions: tuple[float, ...]
@@ -50,22 +50,22 @@ class Curves:
 
     @property
     def deletion_area(self) -> float:
-        """Area under the deletion curve: the smaller, the better."""
+        """Area under the deletion curve; smaller is better."""
         return _area(self.deletion, self.fractions)
 
     @property
     def insertion_area(self) -> float:
-        """Area under the insertion curve: the larger, the better."""
+        """Area under the insertion curve; larger is better."""
         return _area(self.insertion, self.fractions)
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """What is found for one case.
+    """The measures of one case.
 
-    curves, by_chance: in the map's order, and in an order by chance of equally large pieces.
+    curves, by_chance: in the order of the map, and in random order of blocks of the same size.
     shuffled: (weights, rank correlation of the map with the original) after each step of the
-    randomisation, from the last layer to the first; None where the map became constant.
+    randomisation, from the last layer to the first; None if the map is constant.
     """
 
     explained: str
@@ -84,7 +84,7 @@ class Faithfulness:
     def save(self, folder: str | Path) -> Path:
         """Write faithfulness.json and faithfulness.png, both or none; returns the folder.
 
-        The folder is made where it is missing. Raises StagingError where it cannot be written.
+        The folder is created if missing. Raises StagingError if it cannot be written.
         """
         from .report.drawing import write_png
         from .report.faithfulness_figure import render
@@ -96,45 +96,61 @@ class Faithfulness:
 
         return write_folder(folder, FILES, write)
 
+    def sentences(self) -> list[str]:
+        """The findings as text, for consoles and logs."""
+        deletion, insertion = self.curves.deletion_area, self.curves.insertion_area
+        found = [
+            f"Deletion: area {deletion:.2f}, in random order {self.by_chance.deletion_area:.2f} "
+            "(smaller is better).",
+            f"Insertion: area {insertion:.2f}, in random order {self.by_chance.insertion_area:.2f} "
+            "(larger is better).",
+        ]
+        if self.shuffled:
+            (first, rho), last = self.shuffled[0], self.shuffled[-1][1]
+            found.append(
+                f"Rank correlation with the original map: {_number(rho)} with {first} shuffled, "
+                f"{_number(last)} with {len(self.shuffled)} layers shuffled (near 0 is desirable)."
+            )
+        return found
+
 
 def deletion_and_insertion(
     score: Callable[[np.ndarray], float],
     x: np.ndarray,
-    blotted: np.ndarray,
+    masked: np.ndarray,
     importance: np.ndarray,
-    counted: np.ndarray | None = None,
+    region: np.ndarray | None = None,
     steps: int = STEPS,
 ) -> Curves:
-    """Curves of `score` while x is deleted, and inserted, in the order of importance.
+    """Curves of `score` while the voxels of x are masked, and restored, by importance.
 
-    x, blotted: a picture and the same picture with nothing to see, any shape. importance: of each
-    number of x; equals count in the order of the array. counted: which numbers take part (all).
-    Raises StagingError where both pictures have the same score, so that there is nothing to lose.
+    x, masked: an image and the same image fully masked, any shape. importance: of each voxel of x;
+    ties are in the order of the array. region: voxels that are masked (default: all). Raises
+    StagingError if both images have the same score.
     """
-    places = np.arange(x.size) if counted is None else np.flatnonzero(counted)
-    order = places[np.argsort(-importance.ravel()[places], kind="stable")]
-    full, nothing = score(x), score(blotted)
-    if not abs(full - nothing) > 1e-6 * max(1.0, abs(full)):
-        raise StagingError("Nothing can be measured: the blotted-out picture has the same score.")
+    voxels = np.arange(x.size) if region is None else np.flatnonzero(region)
+    order = voxels[np.argsort(-importance.ravel()[voxels], kind="stable")]
+    full, empty = score(x), score(masked)
+    if not abs(full - empty) > 1e-6 * max(1.0, abs(full)):
+        raise StagingError("Faithfulness cannot be measured: the masked image has the same score.")
     curves: tuple[list[float], list[float]] = ([], [])
     ends = np.linspace(0, len(order), steps + 1).round().astype(int)
-    for curve, start, goal in zip(curves, (x, blotted), (blotted, x)):
-        picture = start.copy()
+    for curve, start, goal in zip(curves, (x, masked), (masked, x)):
+        image = start.copy()
         for begin, end in zip((0, *ends), ends):
             chosen = order[begin:end]
-            picture.ravel()[chosen] = goal.ravel()[chosen]
-            curve.append((score(picture) - nothing) / (full - nothing))
+            image.ravel()[chosen] = goal.ravel()[chosen]
+            curve.append((score(image) - empty) / (full - empty))
     return Curves(tuple((ends / len(order)).tolist()), *map(tuple, curves))
 
 
 def randomized(model: Model, layers: int, seed: int = 0) -> tuple[Model, str]:
-    """The model with the weights of its last `layers` layers shuffled, and the last one's name.
+    """The model with the weights of its last `layers` layers shuffled, and the name of the last.
 
-    Weights keep their values, hence their distribution, and lose their order. Layers are counted
-    from the scores; only arrays of two and more axes count. Raises StagingError where there are
-    fewer.
+    The weights of a layer are permuted, which preserves their distribution. Layers are counted from
+    the scores; only arrays with at least two axes count. Raises StagingError if there are fewer.
     """
-    # The weights lie in the file as they are in memory: shuffling them there needs no writer.
+    # Raw weights are stored in the file as in memory, so they can be shuffled in place.
     data = bytearray(model.file.content)
     file = parse_onnx(memoryview(data), str(model.path))
     names = _weights(file, model.layer.scores)
@@ -144,7 +160,9 @@ def randomized(model: Model, layers: int, seed: int = 0) -> tuple[Model, str]:
     for name in names[:layers]:
         values = file.weights[name]
         if not values.flags.writeable:
-            raise StagingError(f"The model {model.path} does not keep {name!r} as raw bytes.")
+            raise StagingError(
+                f"The model {model.path} does not store {name!r} as raw bytes, as is needed."
+            )
         values[...] = random.permutation(values.ravel()).reshape(values.shape)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / model.path.name
@@ -153,7 +171,7 @@ def randomized(model: Model, layers: int, seed: int = 0) -> tuple[Model, str]:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's rank correlation, equals sharing their rank; None where one is constant."""
+    """Spearman's rank correlation, with shared ranks for ties; None if one is constant."""
     ranks = []
     for values in (a.ravel(), b.ravel()):
         _, place, count = np.unique(values, return_inverse=True, return_counts=True)
@@ -170,19 +188,19 @@ def check_explanation(
     progress: Callable[[float, str], None] | None = None,
     cancel: CancelToken | None = None,
 ) -> Faithfulness:
-    """Both measures on a staged case.
+    """Both measures for a staged case.
 
-    What is blotted out is smoothed over 16 mm, since a black hole in a CT would be news of its own
-    kind. Pieces are the location map's voxels, and the body's alone count. steps: of the curves.
-    layers: how many are shuffled, all by default. progress and cancel as for `stage`. Raises
-    StagingError and Cancelled.
+    Masked voxels are replaced by a copy of the CT smoothed with 16 mm (sigma), since constant
+    values would be unlike any CT. Only voxels of the body are masked; the random order is one of
+    the location map's voxels. steps: of the curves. layers: number of layers to shuffle, by default
+    all. progress and cancel as for `stage`. Raises StagingError and Cancelled.
     """
-    seen = result.forward_pass
-    model, grid = seen.model, seen.grid
+    forward_pass = result.forward_pass
+    model, grid = forward_pass.model, forward_pass.grid
     members = explained_stages(result.explained, 0)
     size = model.card.patch_size
 
-    def say(fraction: float, step: str) -> None:
+    def begin(fraction: float, step: str) -> None:
         if cancel is not None and cancel.is_set():
             raise Cancelled("The check was cancelled.")
         if progress is not None:
@@ -193,7 +211,7 @@ def check_explanation(
         return np.mean([model.run(patch, cancel).logits[0] for patch in patches], axis=0)
 
     def score(volume: np.ndarray) -> float:
-        say(0.2, "Deleting and inserting")
+        begin(0.2, "Deletion and insertion")
         return explained_score(logits(volume), members)
 
     def maps(other: StagingModel) -> list[np.ndarray]:
@@ -201,25 +219,24 @@ def check_explanation(
         return [other.location_map(forward, members)[0] for forward in forwards]
 
     x = sitk.GetArrayFromImage(grid.volume).astype(np.float32)
-    blurred = sitk.SmoothingRecursiveGaussian(grid.volume, _BLUR_MM)
-    blotted = sitk.GetArrayFromImage(blurred).astype(np.float32)
+    smoothed = sitk.SmoothingRecursiveGaussian(grid.volume, _BLUR_MM)
+    masked = sitk.GetArrayFromImage(smoothed).astype(np.float32)
     body = sitk.GetArrayViewFromImage(grid.body) > 0
     original = maps(model)
     merged = sitk.GetArrayFromImage(merge_patches(original, grid, size).relative)
-    curves = deletion_and_insertion(score, x, blotted, merged, body, steps)
+    curves = deletion_and_insertion(score, x, masked, merged, body, steps)
     random = np.random.default_rng(0)
-    pieces = [enlarge(random.random(raw.shape), size) for raw in original]
-    chance = np.zeros_like(x)
-    for start, piece in zip(grid.starts, pieces):
-        chance[start : start + size[0]] = piece
-    by_chance = deletion_and_insertion(score, x, blotted, chance, body, steps)
+    random_map = np.zeros_like(x)
+    for start, raw in zip(grid.starts, original):
+        random_map[start : start + size[0]] = enlarge(random.random(raw.shape), size)
+    by_chance = deletion_and_insertion(score, x, masked, random_map, body, steps)
 
     shuffled = []
     before = np.concatenate([raw.ravel() for raw in original])
     if layers is None:
         layers = len(_weights(model.file, model.layer.scores))
     for layer in range(1, 1 + layers):
-        say(0.6, "Shuffling the model's weights")
+        begin(0.6, "Shuffling the model's weights")
         other, name = randomized(model, layer)
         after = np.concatenate([raw.ravel() for raw in maps(other)])
         shuffled.append((name, rank_correlation(before, after)))
@@ -227,7 +244,7 @@ def check_explanation(
 
 
 def _weights(file: OnnxFile, scores: str) -> list[str]:
-    """Names of the arrays of weights that the scores depend on, from there to the input."""
+    """Names of the weights on which the scores depend, from the scores to the input."""
     needed = {scores}
     found: dict[str, None] = {}
     for node in reversed(file.nodes):
@@ -237,23 +254,11 @@ def _weights(file: OnnxFile, scores: str) -> list[str]:
     return [name for name in found if np.ndim(file.weights[name]) >= 2]
 
 
+def _number(rho: float | None) -> str:
+    return "none" if rho is None else f"{rho:.2f}"
+
+
 def _area(values: tuple[float, ...], fractions: tuple[float, ...]) -> float:
     """By the trapezoidal rule."""
     height = (np.array(values[1:]) + values[:-1]) / 2
     return float(height @ np.diff(fractions))
-
-
-def sentences(found: Faithfulness) -> list[str]:
-    """The findings in words, for consoles and logs."""
-    ours, chance = found.curves, found.by_chance
-    last = [rho for _, rho in found.shuffled if rho is not None]
-    least = "" if not last else f", {last[-1]:.2f} with all weights shuffled"
-    return [
-        f"Deletion: area {ours.deletion_area:.2f}, by chance {chance.deletion_area:.2f} "
-        "(smaller is better).",
-        f"Insertion: area {ours.insertion_area:.2f}, by chance {chance.insertion_area:.2f} "
-        "(larger is better).",
-        "Rank correlation with the original map: "
-        + ", ".join(f"{'none' if r is None else f'{r:.2f}'} ({n})" for n, r in found.shuffled[:1])
-        + f"{least} (near 0 is right).",
-    ]

@@ -1,7 +1,7 @@
-"""Files of ours are written whole or not at all: folders of results, and tables.
+"""Atomic writing of result folders and tables: complete or not at all.
 
-What is not yet whole lies in a temporary folder or file beside its place, whose name begins with
-".partial-". A run that was killed may leave one; the next one into the same folder removes it.
+Unfinished output is in a temporary folder or file whose name begins with ".partial-". A killed run
+may leave one; the next run into the same folder removes it.
 """
 
 import csv
@@ -17,18 +17,18 @@ from typing import Any
 from .errors import StagingError
 
 PARTIAL = ".partial-"
-# How a spreadsheet's formula begins; the last four are the same characters in full width.
+# First characters of spreadsheet formulas; the last four are the same characters in full width.
 _FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"
 
 
 def write_folder(folder: str | Path, names: Sequence[str], write: Callable[[Path], None]) -> Path:
-    """Put files into `folder`, made where it is missing: all of `names`, or none; the folder.
+    """Write all files `names` into `folder`, or none; returns the folder, created if missing.
 
-    write: writes them into the temporary folder that it is given. names: the last one promises that
-    the others are there, so it is the first that goes where older files are replaced, and the last
-    that comes. Where one of the older files cannot be replaced, all of them stay.
+    write: writes them into the temporary folder that it is given. names: the last file marks a
+    complete result, so it is the first to be removed when older files are replaced, and the last to
+    be added. If one of the older files cannot be replaced, all of them are kept.
 
-    Raises StagingError, which says what the folder holds, and whatever `write` raises.
+    Raises StagingError, which states what the folder contains, and any error of `write`.
     """
     folder = Path(folder)
     made = _missing(folder)
@@ -51,7 +51,7 @@ def write_folder(folder: str | Path, names: Sequence[str], write: Callable[[Path
 
 
 def check_writable(folder: str | Path) -> None:
-    """See, before work starts, that a folder can be written or made. Raises StagingError."""
+    """Check, before work starts, that a folder can be written or created. Raises StagingError."""
     folder = Path(folder)
     made = _missing(folder)
     try:
@@ -65,9 +65,9 @@ def check_writable(folder: str | Path) -> None:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a CSV table, its folder made where it is missing; no cell is a formula (`cell`).
+    """Write a CSV table without formulas (`cell`); its folder is created if missing.
 
-    Raises StagingError where it cannot be written; an older table is then as it was.
+    Raises StagingError if it cannot be written; an older table is then unchanged.
     """
     partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
@@ -82,14 +82,14 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
             f"Cannot write the table {path}: {_reason(error)}; is it open in another program?"
         ) from None
     finally:
-        with suppress(OSError):  # its folder cannot be written, as the error has said
+        with suppress(OSError):  # the folder cannot be written, as reported above
             partial.unlink(missing_ok=True)
 
 
 def cell(value: Any) -> Any:
-    """A table's cell that spreadsheets show as it is: text that would be a formula gets an '.
+    """A table's cell, with a leading ' for text that spreadsheets would read as a formula.
 
-    Numbers stay numbers, also as text. See "CSV Injection", OWASP.
+    Numbers, also as text, are unchanged. See "CSV Injection", OWASP.
     """
     if not isinstance(value, str) or not value.lstrip().startswith(tuple(_FORMULA)):
         return value
@@ -101,7 +101,7 @@ def cell(value: Any) -> Any:
 
 
 def _exchange(folder: Path, partial: Path, names: Sequence[str]) -> None:
-    """Move the older files aside, then the new ones in; where that fails, all the way back."""
+    """Move the older files aside, then the new ones in; on failure, undo all moves."""
     aside = partial / "older"
     aside.mkdir()
     older = [name for name in reversed(names) if (folder / name).exists()]
@@ -120,10 +120,10 @@ def _exchange(folder: Path, partial: Path, names: Sequence[str]) -> None:
             for back, here in reversed(done):
                 here.replace(back)
         except OSError:
-            state = f"it holds no whole result now, and no {names[-1]}"
+            state = f"it now contains an incomplete result, without {names[-1]}"
         raise StagingError(
             f"Cannot write {source.name} to the folder {folder}: {_reason(error)}; is it open in "
-            f"another program? As the folder is, {state}."
+            f"another program? In the folder, {state}."
         ) from None
 
 
@@ -132,22 +132,22 @@ def _reason(error: OSError) -> str:
 
 
 def _missing(folder: Path) -> list[Path]:
-    """The folder and its parents as far as they do not exist, the innermost first."""
+    """The folder and its parents that do not exist, the innermost first."""
     return [place for place in (folder, *folder.parents) if not os.path.exists(place)]
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
-    with suppress(OSError):  # it was never made, or something else is in it by now
+    with suppress(OSError):  # not created, or no longer empty
         for folder in folders:
             folder.rmdir()
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder of ours, as far as that can be done."""
+    """Remove a temporary file or folder, ignoring errors."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with suppress(OSError):  # in use by another program: the next run tries again
+        with suppress(OSError):  # in use by another program; the next run removes it
             path.unlink()
 
 

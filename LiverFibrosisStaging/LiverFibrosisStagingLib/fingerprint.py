@@ -1,8 +1,8 @@
-"""What a staged case depends on, as one number: a result is used again only where it is the same.
+"""Hash of everything a result depends on: a result is reused only if the hash is the same.
 
-Files are hashed whole. SHA-256 passes 0.3 to 2 GB/s, so a CT of 100 MB costs a fraction of a
-second beside the seconds of staging; size and time of a file would cost nothing, but a mask that
-was corrected, or a CT that was copied over another, can keep both.
+Files are hashed completely. SHA-256 processes 0.3 to 2 GB/s, a fraction of a second for a CT of
+100 MB, compared with seconds for staging. Size and time of a file are not sufficient: they can be
+the same after a mask was corrected, or a CT was copied over another.
 """
 
 import glob
@@ -29,10 +29,10 @@ def fingerprint(
 ) -> str:
     """SHA-256 of a case's files and settings, in hexadecimal.
 
-    The files are the CT's (for DICOM, all DICOM files of the folder) and the masks', with the data
-    files that headers name; their own names and places do not matter. settings: whatever else the
-    result depends on, such as the models' hashes and the options, as JSON takes it. Raises
-    StagingError for a file that is there and cannot be read.
+    The files are those of the CT (for DICOM, all DICOM files of the folder) and the masks, with the
+    data files referenced by headers; their names and folders do not matter. settings: anything else
+    that the result depends on, such as the models' hashes and the options, as JSON values. Raises
+    StagingError for a file that exists but cannot be read.
     """
     of_ct = [_sha256(file) for file in _files_of_ct(ct)]
     inputs: dict[str, Any] = {"ct": sorted(of_ct) if ct.is_dir() else of_ct}
@@ -48,7 +48,7 @@ def _files_of_ct(ct: Path) -> Iterable[Path]:
     if ct.is_dir():
         files = (Path(folder, name) for folder, _, names in os.walk(ct) for name in names)
         return filter(_is_dicom, files)
-    if _is_dicom(ct):  # one file stands for its series, which lies beside it
+    if _is_dicom(ct):  # one file stands for the series in its folder
         return [ct, *sorted(file for file in ct.parent.iterdir() if _is_dicom(file))]
     return _with_data(ct)
 
@@ -58,16 +58,16 @@ def _is_dicom(file: Path) -> bool:
 
 
 def _with_data(file: Path) -> Iterator[Path]:
-    """An image file and, where it is a header, the data files that it names."""
+    """An image file and, if it is a header, the data files that it references."""
     if not file.is_file():
-        return  # staging will say so
+        return  # reported when it is staged
     yield file
     if file.suffix.lower() not in TEXT_HEADERS:
         return
     with _opened(file) as stream:
         head = stream.read(_LONGEST_HEADER)
-    # MetaImage: "ElementDataFile = a.raw"; NRRD: "data file: a.raw"; either "LIST" with a name a
-    # line, or "a%03d.raw 1 90 1". An NRRD header that holds its data ends with an empty line.
+    # MetaImage: "ElementDataFile = a.raw"; NRRD: "data file: a.raw"; both also "LIST" followed by a
+    # name per line, or "a%03d.raw 1 90 1". In NRRD, an empty line separates header and data.
     text = re.split(rb"\r?\n\r?\n|\0", head, maxsplit=1)[0].decode("utf-8", "surrogateescape")
     found: set[str] = set()
     for line in text.splitlines():

@@ -1,7 +1,7 @@
-"""From Grad-CAM patches to one location map of the patient.
+"""From Grad-CAM maps of patches to one location map of the patient.
 
-The patches are merged on one scale, then the map is divided by its mean over the body, so that 1 is
-average attention: so do the liver weights of Yin et al. 2021 read (median 0.58 in F0, 1.43 in F4).
+The maps are merged on one scale and divided by their mean over the body, so that 1 is average
+attention, as for the liver weights of Yin et al. 2021 (median 0.58 in F0, 1.43 in F4).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from .imaging.grid import WorkingGrid, box_on_ct
 from .report.colors import BAND_COUNT
 
-SLAB_SLICES = 32  # of the CT that get their map at once
+SLAB_SLICES = 32  # slices of the CT that are resampled at once
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def merge_patches(
 ) -> LocationMap:
     """Merge raw maps [slice, row, column], one for each of `grid.starts`, into one location map.
 
-    Each is interpolated linearly from the target layer's resolution to the patch's voxels; where
-    patches overlap, their maps are averaged. `patch_size` is (slices, rows, columns).
+    Each is interpolated linearly from the target layer's resolution to the patch's voxels; maps of
+    overlapping patches are averaged. `patch_size` is (slices, rows, columns).
     """
     total = np.zeros(grid.volume.GetSize()[::-1], np.float32)
     count = np.zeros((total.shape[0], 1, 1), np.float32)
@@ -52,9 +52,9 @@ def merge_patches(
 
 
 def enlarge(raw: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-    """Interpolate a map to `size` voxels over the same field of view, edges continued."""
+    """Interpolate a map to `size` voxels over the same field of view, extrapolating its edges."""
     image = sitk.GetImageFromArray(np.asarray(raw, np.float32))
-    # A map voxel stands for a block of patch voxels; its centre is the block's centre.
+    # A map voxel corresponds to a block of patch voxels, with the same centre.
     step = [n / m for n, m in zip(size[::-1], image.GetSize())]
     image.SetSpacing(step)
     image.SetOrigin([(s - 1) / 2 for s in step])
@@ -67,15 +67,15 @@ def on_ct(
 ) -> tuple[sitk.Image, sitk.Image]:
     """The location map (float32) and its label map (uint8) on the CT's own grid.
 
-    The label map holds ten bands: label n where the map lies above n - 1 and up to n tenths of
-    this case's own maximum; 0 outside the body, and where there is no attention.
+    The label map has ten bands: label n for values above n - 1 and up to n tenths of this case's
+    maximum; 0 outside the body, and where the map is 0.
     """
     relative = sitk.Image(ct.GetSize(), sitk.sitkFloat32)
     relative.CopyInformation(ct)
     inside = sitk.GetArrayViewFromImage(grid.body) > 0
     if inside.any():
-        # Only the CT's voxels that hold the map, and few slices at once: a CT of 500 slices takes
-        # half a gigabyte for each float copy.
+        # Only the part of the CT covered by the map, and a few slices at a time: a float copy of a
+        # CT of 500 slices takes half a gigabyte.
         (x, y, z), (columns, rows, slices) = box_on_ct(inside, grid.body, ct)
         for first in range(z, z + slices, SLAB_SLICES):
             last = min(first + SLAB_SLICES, z + slices)
@@ -90,12 +90,12 @@ def on_ct(
 
 
 def band_labels(relative: sitk.Image) -> sitk.Image:
-    """Ten 10 % bands of the map's own maximum as labels 1 to 10, 0 where the map is 0."""
+    """Labels 1 to 10 for ten bands of 10 % of the map's maximum, 0 where the map is 0."""
     values = sitk.GetArrayViewFromImage(relative)
     highest = float(values.max())
     labels = np.zeros(values.shape, np.uint8)
     if highest > 0:
-        for k in range(len(values)):  # slice by slice: no second float copy of the CT's size
+        for k in range(len(values)):  # slice by slice, to avoid a second float copy
             labels[k] = np.minimum(np.ceil(values[k] * (BAND_COUNT / highest)), BAND_COUNT)
     image = sitk.GetImageFromArray(labels)
     image.CopyInformation(relative)
@@ -103,5 +103,5 @@ def band_labels(relative: sitk.Image) -> sitk.Image:
 
 
 def _linear(image: sitk.Image, reference: sitk.Image) -> sitk.Image:
-    """Linear interpolation; half a voxel beyond the outermost centres the edge value goes on."""
+    """Linear interpolation; edge values extend half a voxel beyond the outermost centres."""
     return sitk.Resample(image, reference, sitk.Transform(), sitk.sitkLinear, 0.0)

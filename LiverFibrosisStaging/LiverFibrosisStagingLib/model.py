@@ -1,10 +1,10 @@
-"""The model file is a contract: an ONNX network that says itself how it wants to be used.
+"""The staging model: an ONNX network with metadata that describe its input and preprocessing.
 
 Inputs: `volume` float32 [N, 1, slices, rows, columns], the CT windowed to 0..1. Outputs: `logits`
-and `probabilities` [N, 5], the target layer's feature maps, and every tensor between those and the
-logits, from which Grad-CAM's gradient is computed in numpy; an ensemble, whose logits are the mean
-of its members', also has `member_logits` [N, members, 5]. The metadata entry
-`liver_fibrosis_staging` is JSON; `card.Card` lists what it holds.
+and `probabilities` [N, 5], the target layer's feature maps, and the tensors from which Grad-CAM's
+gradient is computed in numpy; an ensemble, whose logits are the mean of its members', also has
+`member_logits` [N, members, 5]. The metadata entry `liver_fibrosis_staging` is JSON with the fields
+of `card.Card`.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .card import METADATA_KEY, Card, parse_card
-from .errors import CancelToken, StagingError
+from .errors import StagingError
 from .gradcam_onnx.explainable import ExplainableModel, Forward, Layer
 from .gradcam_onnx.onnx_file import OnnxFile, listed, read_onnx
 from .gradcam_onnx.session import described
@@ -22,16 +22,13 @@ MEMBERS = "member_logits"
 
 
 class StagingModel(ExplainableModel):
-    """A staging network that has passed the contract.
-
-    Raises StagingError, with the reason, for anything that breaks it.
-    """
+    """A staging network that follows the format above, checked when it is loaded and run."""
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         super().__init__(path, threads)
         if self._tail.operators != self.card.tail:
             raise StagingError(
-                f"The model {self.path} contradicts itself: its metadata names the tail "
+                f"The model {self.path} is inconsistent: its metadata give the tail "
                 f"{' '.join(self.card.tail)}, its network has {' '.join(self._tail.operators)}."
             )
         if MEMBERS in {output.name for output in self._session.get_outputs()}:
@@ -39,40 +36,19 @@ class StagingModel(ExplainableModel):
 
     @classmethod
     def load(cls, path: str | Path, threads: int = 0) -> "StagingModel":
-        """Read, check and prepare a model file; takes and raises what the constructor does."""
-        return cls(path, threads)
+        """Read and check a model file.
 
-    def run(self, volume: np.ndarray, cancel: CancelToken | None = None) -> Forward:
-        """Logits and feature maps of patches float32 [N, 1, slices, rows, columns] in 0..1.
-
-        Takes and raises what `ExplainableModel.run` does.
+        threads: as for `ExplainableModel`. Raises StagingError if the file does not follow the
+        format.
         """
-        forward = super().run(volume, cancel)
-        stages = len(STAGES)
-        needed = {"logits": f"[N, {stages}]", self.layer.target: "[N, maps, slices, rows, columns]"}
-        fits = {
-            "logits": forward.logits.shape[1] == stages,
-            self.layer.target: forward.tensors[self.layer.target].ndim == 5,
-        }
-        if MEMBERS in forward.tensors:
-            found = forward.tensors[MEMBERS]
-            shaped = found.ndim == 3 and found.size and found.shape[::2] == (len(volume), stages)
-            needed[MEMBERS] = f"[N, members, {stages}], finite"
-            fits[MEMBERS] = shaped and np.isfinite(found).all()
-        for name in needed:
-            if not fits[name]:
-                raise StagingError(
-                    f"The model {self.path} gave {name!r} the shape "
-                    f"{list(forward.tensors[name].shape)}; needed is {needed[name]}."
-                )
-        return forward
+        return cls(path, threads)
 
     def location_map(
         self, forward: Forward, members: tuple[int, ...], method: str = "gradcam"
     ) -> np.ndarray:
         """Raw location map [N, slices', rows', columns'] at the target layer's resolution.
 
-        members: indices of the stages that are explained together (`stages.explained_stages`).
+        members: indices of the explained stages (`stages.explained_stages`).
         """
         weighting = np.stack([score_gradient(row, members) for row in forward.logits])
         return self.explain(forward, weighting, method)
@@ -91,8 +67,8 @@ class StagingModel(ExplainableModel):
         if set(inputs) != {"volume"} or not fits or inputs["volume"].type != "tensor(float)":
             found = inputs.get("volume") if len(inputs) == 1 else None
             raise StagingError(
-                f"The model {self.path} has {described(found, inputs)}; needed is one input, "
-                f"volume, tensor(float) [N, {', '.join(map(str, wanted))}]."
+                f"The model {self.path} has the input {described(found, inputs)}; one input, "
+                f"volume tensor(float) [N, {', '.join(map(str, wanted))}], is needed."
             )
         outputs = {item.name: item for item in self._session.get_outputs()}
         needed = {"logits": 2, "probabilities": 2}
@@ -104,8 +80,8 @@ class StagingModel(ExplainableModel):
             if not fits or item.shape[-1] != len(STAGES):
                 sizes = ", ".join(["N", "members"][: axes - 1])
                 raise StagingError(
-                    f"The model {self.path} has {described(item, outputs)}; needed is {name} "
-                    f"tensor(float) [{sizes}, {len(STAGES)}]."
+                    f"The model {self.path} has the output {described(item, outputs)}; {name} "
+                    f"tensor(float) [{sizes}, {len(STAGES)}] is needed."
                 )
         if self.card.target_layer not in outputs:
             raise StagingError(
@@ -113,11 +89,32 @@ class StagingModel(ExplainableModel):
                 f"is not among its outputs ({listed([*outputs])})."
             )
 
+    def _check_outputs(self, tensors: dict[str, np.ndarray], count: int) -> None:
+        super()._check_outputs(tensors, count)
+        stages = len(STAGES)
+        target = self.layer.target
+        needed = {"logits": f"[N, {stages}]", target: "[N, maps, slices, rows, columns]"}
+        fits = {
+            "logits": tensors["logits"].shape[1] == stages,
+            target: tensors[target].ndim == 5,
+        }
+        if MEMBERS in tensors:
+            found = tensors[MEMBERS]
+            shaped = found.ndim == 3 and found.size and found.shape[::2] == (count, stages)
+            needed[MEMBERS] = f"[N, members, {stages}], finite"
+            fits[MEMBERS] = shaped and np.isfinite(found).all()
+        for name in needed:
+            if not fits[name]:
+                raise StagingError(
+                    f"The model {self.path} gave {name!r} the shape "
+                    f"{list(tensors[name].shape)}; {needed[name]} is needed."
+                )
+
 
 def read_card(path: str | Path) -> Card:
-    """What a model file says about itself; needs no onnxruntime.
+    """A model file's metadata, read without onnxruntime.
 
-    Raises StagingError where it says nothing that follows the contract.
+    Raises StagingError if they are missing or invalid.
     """
     path = Path(path)
     return parse_card(read_onnx(path).metadata.get(METADATA_KEY), str(path))

@@ -1,9 +1,9 @@
-"""Names of patients stay on the screen: what is written says "the CT" instead.
+"""Removal of names of patients from everything that is written to files.
 
-Files and folders are named after patients more often than not, and DICOM says outright who it is.
-Sentences for the screen may quote such names; each that goes into a file passes through
-`Names.removed`. Names of cases, which become folders and a column of the table, are replaced by a
-pseudonym where they read like a person's.
+Files and folders are often named after patients, and DICOM files contain the name. Messages on
+screen may quote such names; text that is written to a file passes through `Names.removed`, which
+replaces them by "the CT" and the like. Names of cases, used for folders and in the table, are
+replaced by a pseudonym if they may be a person's.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ import SimpleITK as sitk
 from .errors import StagingError
 from .fingerprint import TEXT_HEADERS
 from .imaging.dicom_elements import is_whole
-from .imaging.dicom_files import is_dicom
+from .imaging.dicom_files import is_dicom, tag_text
 from .imaging.itk_files import itk_path, quiet
 from .imaging.masks import file_and_label
 from .stages import GROUPS, STAGES
 
-# What DICOM says about the patient (group 0010, as a whole) and in free text, where names occur.
+# DICOM tags about the patient (all of group 0010), and free text that can contain names.
 _PATIENT_GROUP = "0010|"
 _PATIENT_NAME = "0010|0010"
 _PATIENT_ID, _BIRTH_DATE = "0010|0020", "0010|0030"
@@ -48,8 +48,8 @@ _FREE_TEXT = (
     "0032|1060",
     "0040|0254",
 )
-# Words of our own sentences and of ordinary file names. They name nobody, so they are no reason to
-# replace anything: a file called liver.nii must not take the liver out of every sentence.
+# Words of messages and of ordinary file names, which identify nobody and are not replaced: with a
+# file called liver.nii, "liver" must remain in messages.
 _ORDINARY_WORDS = """
 a an and are as at be below but by for from has have in is it its no none not of on or so than
 that the them they this to too was what where with
@@ -66,11 +66,11 @@ unknown user users venous volume volumes voxel voxels
 _ORDINARY = {*_ORDINARY_WORDS.split(), *(name.lower() for name in (*STAGES, *GROUPS))}
 
 _WORDS = re.compile(r"[^\W_]+")
-_BETWEEN = r"[\W_]{1,3}"  # what stands between a name's words: ^ or _ or a space, or ", "
+_BETWEEN = r"[\W_]{1,3}"  # between the words of a name: ^ or _ or a space, or ", "
 _INSIDE_DOE_JANE = re.compile("(?<=[a-z\u00df-\u00ff])(?=[A-Z\u00c0-\u00de])")
 _YEAR_OR_DATE = re.compile(r"19\d\d|20[0-2]\d|\d{8}")
-_FEWEST_DIGITS = 5  # a shorter number is no identifier but may be one of the sentence's own
-# "The mask /data/p1.nii is empty" is to become "The liver mask is empty".
+_MIN_DIGITS = 5  # shorter numbers are not identifiers, and occur in messages
+# "The mask /data/p1.nii is empty" becomes "The liver mask is empty".
 _NOUN = r"\b(?:the |its )?(?:mask|model|folder|data file|file|image|table) "
 _LONGEST_HEADER = 1 << 16
 _DATA_FILE = re.compile(r"^(?:ElementDataFile|data ?file)\s*[:=]+(.+)$", re.I | re.M)
@@ -78,16 +78,16 @@ _ANY_PATH = re.compile(
     rf"(?:{_NOUN})?(?<![\w/\\])(?:[A-Z]:)?(?:[/\\][^/\\\s:;,'\"]+){{2,}}[/\\]?", re.I
 )
 _REPEATED = re.compile(r"\b(the patient|a folder)(?:[\W_]{1,3}\1)+\b", re.I)
-# A name of one word may be a word of ours as well: it is meant where something is named.
+# A name of one word may also be a word of the message; it is replaced only as a subject.
 _SUBJECT = rf"(?:^(?=[^\W_]+:)|{_NOUN}|(?<=['\"/\\]))"
 
 
 class Names:
-    """What identifies the patient in one case's inputs, to be kept out of what is written.
+    """Names in one case's inputs that can identify the patient, for removal from text.
 
-    ct, liver, spleen: paths, FILE:LABEL, or names of nodes; None where there is none. Files are
-    read only when there is a text to clean. files: other paths that the sentences may quote, and
-    what these are.
+    ct, liver, spleen: paths, FILE:LABEL, or names of nodes; None if there is none. Files are read
+    on the first call of `removed`. files: other paths that messages may quote, and their
+    replacements.
     """
 
     def __init__(
@@ -101,33 +101,35 @@ class Names:
         self._files = files or {}
 
     def removed(self, text: str) -> str:
-        """A text without names of the inputs, in any letter case and however they are joined.
+        """A text without names of the inputs, in any letter case and with any separators.
 
-        The inputs' paths, file and folder names become "the CT" and the like, what DICOM says of
-        the patient becomes "the patient", and a path that is none of the inputs' "a file".
+        The inputs' paths, file and folder names are replaced by "the CT" and the like, DICOM's data
+        on the patient by "the patient", and any other path by "a file".
         """
 
-        def begin(meant: str, match: re.Match[str]) -> str:
+        def capitalized(replacement: str, match: re.Match[str]) -> str:
             capital = match.start() == 0 or match[0].startswith("The ")
-            return meant[0].upper() + meant[1:] if capital else meant
+            return replacement[0].upper() + replacement[1:] if capital else replacement
 
         text = unicodedata.normalize("NFC", text)
-        for pattern, meanings in self._patterns:
-            text = pattern.sub(lambda m, known=meanings: begin(known[m.lastindex - 1], m), text)
-        text = _ANY_PATH.sub(lambda m: begin("a file", m), text)
+        for pattern, replacements in self._patterns:
+            text = pattern.sub(
+                lambda m, known=replacements: capitalized(known[m.lastindex - 1], m), text
+            )
+        text = _ANY_PATH.sub(lambda m: capitalized("a file", m), text)
         return _REPEATED.sub(r"\1", text)
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], list[str]]]:
-        """Patterns with a group for each identifier, and what each stands for."""
+        """Patterns with a group per identifier, and the replacement of each."""
         anywhere, as_subject = self._identifiers()
         found = []
-        # The root or drive of a path goes with it.
+        # The root or drive of a path is replaced with it.
         for before, known in (
             (rf"(?:{_NOUN})?(?:(?<!\w)[/\\]+)?(?<![^\W_])", anywhere),
             (_SUBJECT, as_subject),
         ):
-            if known:  # the longest first, so that none hides in another
+            if known:  # the longest first, since some contain others
                 ordered = sorted(known, key=len, reverse=True)
                 either = "|".join(f"({one})" for one in ordered)
                 pattern = re.compile(rf"{before}(?:{either})(?![^\W_])", re.I)
@@ -135,67 +137,67 @@ class Names:
         return found
 
     def _identifiers(self) -> tuple[dict[str, str], dict[str, str]]:
-        """What each stands for, by a pattern: those removed anywhere, and as a subject only."""
+        """Replacements by pattern: of those removed anywhere, and of those only as a subject."""
         anywhere: dict[str, str] = {}
         as_subject: dict[str, str] = {}
 
-        def add(text: str, meant: str, tells: bool = False, person: bool = False) -> None:
+        def add(text: str, replacement: str, always: bool = False, person: bool = False) -> None:
             words = _WORDS.findall(unicodedata.normalize("NFC", text))
-            if not words or not (tells or any(_tells(word.lower()) for word in words)):
+            if not words or not (always or any(_identifies(word.lower()) for word in words)):
                 return
             pattern = _BETWEEN.join(re.escape(word.lower()) for word in words)
             if len(words) > 1 or person or not words[0].isalpha() or not words[0].isascii():
-                anywhere.setdefault(pattern, meant)
+                anywhere.setdefault(pattern, replacement)
                 return
-            as_subject.setdefault(pattern, meant)
-            if not words[0].islower():  # as it is written, it is none of our words
-                anywhere.setdefault(f"(?-i:{words[0]})", meant)
+            as_subject.setdefault(pattern, replacement)
+            if not words[0].islower():  # with capitals it is not a word of a message
+                anywhere.setdefault(f"(?-i:{words[0]})", replacement)
 
         def add_person(text: str) -> None:
             for word in _name_words(text):
                 add(word, "the patient", person=True)
 
         paths = {
-            file_and_label(given)[0]: meant
-            for meant, given in self._inputs.items()
+            file_and_label(given)[0]: replacement
+            for replacement, given in self._inputs.items()
             if given is not None
         }
-        paths |= {Path(file): meant for file, meant in self._files.items()}
-        for path, meant in paths.items():
+        paths |= {Path(file): replacement for file, replacement in self._files.items()}
+        for path, replacement in paths.items():
             for name in _names_of_path(path):
                 file = name == path.name and path.suffix[1:2].isalpha()
-                add(name, meant, tells=file or "/" in name or "\\" in name)
+                add(name, replacement, always=file or "/" in name or "\\" in name)
         for path in paths:
             for parent in path.absolute().parents:
-                add(str(parent), "a folder", tells=len(parent.parts) > 2)
+                add(str(parent), "a folder", always=len(parent.parts) > 2)
             for part in path.absolute().parts:
                 add(part, "a folder")
-                if reads_like_a_person(part):
+                if looks_like_person_name(part):
                     add_person(part)
         for path in paths:
             for name in _data_files(path):
-                add(name, "the data file", tells=True)
+                add(name, "the data file", always=True)
         ct = self._inputs["the CT"]
         for file in () if ct is None else _dicom_files(Path(ct)):
             add(file.name, "a file of the CT")
             add(file.stem, "a file of the CT")
             tags = _tags(file)
             for key, text in tags.items():
-                add(text, "the patient", tells=key == _PATIENT_ID and len(text) >= _FEWEST_DIGITS)
-                if key in _PEOPLE or reads_like_a_person(text):
+                add(text, "the patient", always=key == _PATIENT_ID and len(text) >= _MIN_DIGITS)
+                if key in _PEOPLE or looks_like_person_name(text):
                     add_person(text)
             if len(date := tags.get(_BIRTH_DATE, "")) == 8:
                 year, month, day = date[:4], date[4:6], date[6:]
                 for written in ((year, month, day), (day, month, year), (month, day, year)):
-                    add(" ".join(written), "the patient", tells=True)
+                    add(" ".join(written), "the patient", always=True)
         return anywhere, as_subject
 
 
-def reads_like_a_person(name: str, people: Iterable[str] = ()) -> bool:
+def looks_like_person_name(name: str, people: Iterable[str] = ()) -> bool:
     """Whether a case's name may be a person's.
 
-    It is one that has a ^, as DICOM joins names; or two words and a year or a date, as in
-    DOE_JANE_1950; or that shares a word with one of `people`, names from DICOM.
+    That is a name with ^, DICOM's separator; with two words and a year or a date, as in
+    DOE_JANE_1950; or with a word of one of `people`, names from DICOM.
     """
     if "^" in name:
         return True
@@ -209,31 +211,31 @@ def reads_like_a_person(name: str, people: Iterable[str] = ()) -> bool:
 
 
 def pseudonym(identity: str) -> str:
-    """The same name for the same case at every run, out of which nobody reads a name.
+    """A pseudonym, the same for the same case in every run.
 
-    identity: what tells the case from others, such as its path in the cohort.
+    identity: identifies the case, for example its path in the cohort.
     """
     normal = unicodedata.normalize("NFC", identity)
     return f"case-{hashlib.sha256(normal.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-def patient_names(path: Path) -> list[str]:
+def dicom_patient_names(path: Path) -> list[str]:
     """DICOM's name of the patient, from the first DICOM file of a folder or from one file."""
     found = next(filter(None, map(_tags, _dicom_files(path))), {})
     return [found[_PATIENT_NAME]] if _PATIENT_NAME in found else []
 
 
 def _name_words(name: str) -> set[str]:
-    """The words of a name, in lower case; of one letter are initials, which tell nothing."""
+    """The words of a name, in lower case, without initials."""
     name = unicodedata.normalize("NFC", name)
     words = _WORDS.findall(name) + re.findall(r"[^\W\d_]+", _INSIDE_DOE_JANE.sub(" ", name))
-    return {word.lower() for word in words if not word.isdigit() and _tells(word.lower())}
+    return {word.lower() for word in words if not word.isdigit() and _identifies(word.lower())}
 
 
-def _tells(word: str) -> bool:
+def _identifies(word: str) -> bool:
     """Whether a word in lower case may identify someone."""
     if word.isdigit():
-        return len(word) >= _FEWEST_DIGITS
+        return len(word) >= _MIN_DIGITS
     return word not in _ORDINARY and (len(word) >= 2 or not word.isascii())
 
 
@@ -248,7 +250,7 @@ def _names_of_path(path: Path) -> Iterator[str]:
 
 
 def _dicom_files(path: Path) -> Iterator[Path]:
-    """The files of a DICOM folder, damaged ones too, or of the folder around one DICOM file."""
+    """The files of a DICOM folder, including damaged ones, or of a DICOM file's folder."""
     if os.path.isdir(path):
         places = os.walk(path)
     elif is_dicom(path):
@@ -261,7 +263,7 @@ def _dicom_files(path: Path) -> Iterator[Path]:
 
 
 def _data_files(path: Path) -> list[str]:
-    """What a MetaImage or NRRD header calls the files with its voxels."""
+    """Names of the data files in a MetaImage or NRRD header."""
     if path.suffix.lower() not in TEXT_HEADERS or not os.path.isfile(path):
         return []
     with suppress(OSError), path.open("rb") as stream:
@@ -271,7 +273,7 @@ def _data_files(path: Path) -> list[str]:
 
 
 def _tags(path: Path) -> dict[str, str]:
-    """What one DICOM file says about the patient and in free text; {} where it is no image."""
+    """The tags of a DICOM file about the patient and with free text; {} if it is not an image."""
     if not (is_dicom(path) and is_whole(path)):
         return {}
     reader = sitk.ImageFileReader()
@@ -282,12 +284,8 @@ def _tags(path: Path) -> dict[str, str]:
             reader.ReadImageInformation()
     except (RuntimeError, StagingError):
         return {}
-    tags = {}
-    for key in reader.GetMetaDataKeys():
-        if key.startswith(_PATIENT_GROUP) or key in (*_PEOPLE, *_FREE_TEXT):
-            raw = reader.GetMetaData(key).encode("utf-8", "surrogateescape")
-            try:
-                tags[key] = raw.decode("utf-8").strip(" \0")
-            except UnicodeDecodeError:
-                tags[key] = raw.decode("latin-1").strip(" \0")
-    return tags
+    return {
+        tag: tag_text(reader, tag)
+        for tag in reader.GetMetaDataKeys()
+        if tag.startswith(_PATIENT_GROUP) or tag in (*_PEOPLE, *_FREE_TEXT)
+    }

@@ -1,4 +1,4 @@
-"""Where the shipped files are: in Slicer beside the module, in a wheel inside the package."""
+"""Location of the shipped models: beside the module in Slicer, inside the package in a wheel."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from .errors import StagingError
 
 
 def default_model_path(name: str = "LFS.onnx") -> Path:
-    """A shipped model: beside the module in Slicer, inside the package when installed."""
+    """The path of a shipped model. Raises StagingError if it is missing."""
     package = Path(__file__).parent
     for folder in (package.parent / "Resources" / "Models", package / "Models"):
         found = folder / name
         if found.is_file():
             return found
-    raise StagingError(f"The shipped model {name} is not in {package.parent}: reinstall, please.")
+    raise StagingError(f"The shipped model {name} is missing in {package.parent}; reinstall.")

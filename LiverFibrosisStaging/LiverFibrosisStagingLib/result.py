@@ -1,4 +1,4 @@
-"""What staging gives back, and how it is written to disk."""
+"""The result of staging one CT, and its files."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from .stages import GROUPS, RESEARCH_USE, STAGES
 
 SCHEMA = 2
 BANDS_TEXT = "10 % steps of this case's own maximum"
-# In the order in which they appear in the folder; the JSON comes last, so where it is, all is.
+# In the order of writing; the JSON is last, so that its presence marks a complete result.
 FILES = (
     "location_map.nrrd",
     "location_map_label.nrrd",
@@ -30,17 +30,17 @@ FILES = (
 
 @dataclass(frozen=True, eq=False)
 class StagingResult:
-    """One case, staged. Nothing in it names the patient.
+    """The result for one CT. It contains no name of the patient.
 
     probabilities: float64[5], F0 to F4. stage: the most probable of them. scores: probability of
     significant (F2-F4) and advanced (F3-F4) fibrosis and cirrhosis (F4). explained: the stage or
     group whose score the location map explains. location_map: float32 image on the CT's grid,
     attention relative to its mean over the body. body_mean: that mean, so that location_map times
     body_mean is the raw Grad-CAM. label_map: uint8 image on the CT's grid, ten bands, 0 outside the
-    body or where there is no attention. measurements: mean, share and volume_ml by region. ct,
-    liver, spleen: on the CT's grid. staging_warnings, map_warnings: sentences for the reader, about
-    the input and about this map. provenance: model, input, software and seconds, as in
-    staging.json; `batch` adds a fingerprint. forward_pass: what `explain` needs.
+    body or where the map is 0. measurements: mean, share and volume_ml by region. ct, liver,
+    spleen: on the CT's grid. staging_warnings, map_warnings: about the input, and about this map.
+    provenance: model, input, software and seconds, as in staging.json; `batch` adds a fingerprint.
+    forward_pass: the network's outputs, for `explain`.
     """
 
     probabilities: np.ndarray
@@ -61,20 +61,17 @@ class StagingResult:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences for the reader."""
+        """All warnings."""
         return self.staging_warnings + self.map_warnings
 
     @property
     def member_probabilities(self) -> np.ndarray | None:
-        """Probabilities float64 [members, 5] by each member of an ensemble; None of one network.
-
-        How far they are apart is how uncertain the stage is.
-        """
+        """Probabilities float64 [members, 5] of an ensemble's members; None for one network."""
         return self.forward_pass.member_probabilities
 
     @property
     def spread(self) -> dict[str, Any] | None:
-        """How far an ensemble's members agree (`ensemble.spread`); None of one network."""
+        """Agreement of an ensemble's members (`ensemble.spread`); None for one network."""
         members = self.member_probabilities
         return None if members is None else spread(members, self.stage)
 
@@ -93,9 +90,10 @@ class StagingResult:
         progress: Progress | None = None,
         cancel: CancelToken | None = None,
     ) -> "StagingResult":
-        """This result with the location map of another stage or group; the network does not run.
+        """This result with the location map of another stage or group, without re-running the
+        network.
 
-        Takes and raises what `staging.stage` does.
+        Parameters and exceptions as for `staging.stage`.
         """
         steps = Steps(progress, cancel)
         explanation = explain_score(self.forward_pass, self.ct, explain, steps)
@@ -104,7 +102,7 @@ class StagingResult:
         return replace(self, provenance=provenance, **vars(explanation))
 
     def overview(self) -> np.ndarray:
-        """One picture of the result, uint8 RGB [1000, 1600, 3]."""
+        """Overview picture of the result, uint8 RGB [1000, 1600, 3]."""
         from .report.overview import render_overview
 
         return render_overview(
@@ -124,7 +122,7 @@ class StagingResult:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the voxels, as written to staging.json (Resources/staging.schema.json)."""
+        """Everything except the images, as in staging.json (Resources/staging.schema.json)."""
         return {
             "schema": SCHEMA,
             "research_use": RESEARCH_USE,
@@ -144,12 +142,11 @@ class StagingResult:
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write the result's files into `folder`, made where it is missing; returns the folder.
+        """Write the result's files into `folder`, created if missing; returns the folder.
 
         staging.json, location_map.nrrd, location_map_label.nrrd, organs.seg.nrrd (the liver and
-        spleen that were used) and overview.png: all of them or, after a failure, none, and an
-        earlier result stays (`files.write_folder`). Raises StagingError where the folder cannot be
-        written.
+        spleen used) and overview.png: all of them or, after a failure, none, with an earlier result
+        kept (`files.write_folder`). Raises StagingError if the folder cannot be written.
         """
         from .report.drawing import write_png
 

@@ -10,7 +10,7 @@ from .errors import StagingError
 
 STAGES = ("F0", "F1", "F2", "F3", "F4")
 
-# Group name -> first stage that belongs to it.
+# Group name -> its first stage.
 GROUPS = {"significant": 2, "advanced": 3, "cirrhosis": 4}
 
 RESEARCH_USE = "Research use only. Not a medical device; not for diagnosis."
@@ -29,10 +29,10 @@ def group_scores(probabilities: np.ndarray) -> dict[str, float]:
 
 
 def explained_stages(explain: str, predicted: int) -> tuple[int, ...]:
-    """Indices of the stages whose score `explain` names.
+    """Indices of the stages whose score is explained.
 
     `explain` is "F0".."F4", "predicted", "significant", "advanced" or "cirrhosis"; `predicted` is
-    the index that "predicted" stands for. Raises StagingError for any other name.
+    the index of the predicted stage. Raises StagingError for any other name.
     """
     if explain == "predicted":
         return (predicted,)
@@ -40,14 +40,14 @@ def explained_stages(explain: str, predicted: int) -> tuple[int, ...]:
         return (STAGES.index(explain),)
     if explain in GROUPS:
         return tuple(range(GROUPS[explain], len(STAGES)))
-    raise StagingError(f"Cannot explain {explain!r}: expected one of {', '.join(EXPLAIN_CHOICES)}.")
+    raise StagingError(f"Cannot explain {explain!r}; expected one of {', '.join(EXPLAIN_CHOICES)}.")
 
 
 EXPLAIN_CHOICES = ("predicted", *STAGES, *GROUPS)
 
 
 def explained_score(logits: np.ndarray, members: tuple[int, ...]) -> float:
-    """The score y of `logits` [C] whose gradient `score_gradient` gives."""
+    """The explained score y of `logits` [C]; `score_gradient` is its gradient."""
     logits = np.asarray(logits, np.float64)
     inside = list(members)
     if len(inside) == 1:
@@ -58,11 +58,11 @@ def explained_score(logits: np.ndarray, members: tuple[int, ...]) -> float:
 
 
 def score_gradient(logits: np.ndarray, members: tuple[int, ...]) -> np.ndarray:
-    """Gradient dy/dlogits, float64 [C], of the score y that is explained; `logits` is [C].
+    """Gradient dy/dlogits, float64 [C], of the explained score y; `logits` is [C].
 
     One stage: y is its logit. A group: y is the log-sum-exp of its logits minus that of the others,
     i.e. the log-odds of the group, so that the gradient is softmax within the group, minus softmax
-    within the rest. Grad-CAM (Selvaraju 2017, section 3) asks for a score before the softmax.
+    within the rest. Grad-CAM (Selvaraju 2017, section 3) uses the score before the softmax.
     """
     logits = np.asarray(logits, np.float64)
     gradient = np.zeros_like(logits)

@@ -1,4 +1,4 @@
-"""The whole way from a CT to a staged result, in one call."""
+"""Staging of one CT, from the input to the result."""
 
 import hashlib
 import platform
@@ -17,7 +17,7 @@ from .imaging.checks import check_ct, check_organs
 from .imaging.grid import WorkingGrid, working_grid
 from .imaging.masks import organ_masks, read_organ, volume_ml
 from .imaging.reading import NAME_KEY, notes, read_ct
-from .imaging.segmentation import about_outlines, outline, shipped
+from .imaging.segmentation import segment_checked, segmentation_warnings, shipped_network
 from .model import StagingModel
 from .privacy import Names
 from .resources import default_model_path
@@ -37,19 +37,19 @@ def stage(
     cancel: CancelToken | None = None,
     segmentation: dict[str, Any] | None = None,
 ) -> StagingResult:
-    """Stage one CT and map what its stage was based on.
+    """Stage one CT and compute the location map that explains the stage.
 
     ct: portal-venous CT in HU, an image or a path (DICOM folder, NIfTI, NRRD, MHA). liver, spleen:
-    masks, images or paths, on the CT's grid or another over the same space; a label image with 1
-    liver and 2 spleen serves as both; without a liver, both are found (`segmentation.outline`; a
-    spleen that is given is kept). model: a contract file, the shipped one by default. explain:
+    masks, images or paths, on the CT's grid or another grid over the same space; a label image with
+    1 liver and 2 spleen serves as both; without a liver, both are segmented automatically (a spleen
+    that is given is kept). model: a model or its file, the shipped one by default. explain:
     "predicted", "F0" to "F4", "significant", "advanced" or "cirrhosis". progress: called with a
-    fraction 0..1 and the step's name. cancel: asked between steps and patches. segmentation: of
-    masks that a network outlined before, what a result says of them (name, sha256, edited); masks
-    that were not edited since carry the warnings of such outlines.
+    fraction 0..1 and the step's name. cancel: checked between steps and patches, and while the
+    network runs. segmentation: provenance (name, sha256, edited) of masks from an earlier automatic
+    segmentation, for the result; masks that were not edited get the warnings of a segmentation.
 
-    Raises StagingError for every refusal, which may name the file or node, and Cancelled when
-    cancelled. The result names neither.
+    Raises StagingError for refused input, which may name the file or node, and Cancelled. The
+    result contains neither name.
     """
     steps = Steps(progress, cancel)
     explained_stages(explain, 0)  # an unknown name is refused before any work
@@ -75,7 +75,7 @@ def stage(
         def within(part: float, _: str) -> None:
             steps.begin(0.25 + 0.1 * part, SEGMENTING)
 
-        found = outline(ct, name, shipped(model.threads), within, cancel)
+        found = segment_checked(ct, name, shipped_network(model.threads), within, cancel)
         liver, spleen = found.liver, found.spleen if spleen is None else spleen
         warnings += found.warnings
         segmentation = found.provenance
@@ -83,7 +83,7 @@ def stage(
         volumes = {"liver": volume_ml(liver), "spleen": 0.0}
         if spleen is not None:
             volumes["spleen"] = volume_ml(spleen)
-        warnings += about_outlines(volumes)
+        warnings += segmentation_warnings(volumes)
     liver, spleen, about_masks = organ_masks(ct, liver, spleen)
     warnings += [*about_masks, *check_organs(ct, liver, spleen, name)]
 
@@ -117,14 +117,14 @@ def stage(
 
 
 def _given(image: sitk.Image | str | Path | None) -> str | Path | None:
-    """Path or name of what was given; None where it has neither."""
+    """Path or name of an input; None if it has neither."""
     if not isinstance(image, sitk.Image):
         return image
     return image.GetMetaData(NAME_KEY) if image.HasMetaDataKey(NAME_KEY) else None
 
 
 def software() -> dict[str, str]:
-    """Versions of what a result depends on; onnxruntime has to be installed."""
+    """Versions of the software that a result depends on; requires onnxruntime."""
     import onnxruntime
 
     return {

@@ -1,8 +1,8 @@
-"""What a model file says of its training: the same for staging and for segmentation."""
+"""Metadata on a model's training, common to staging and segmentation models."""
 
 from typing import Any, TypedDict
 
-from .gradcam_onnx.metadata import Wrong, entries, fields, items, line, number, whole
+from .gradcam_onnx.metadata import InvalidValue, entries, fields, items, line, number, whole
 from .stages import STAGES
 
 
@@ -30,7 +30,7 @@ def _interval(value: Any) -> Interval:
     share = number(0, 1)
     found = fields({"value": share, "low": share, "high": share}, optional=())(value)
     if found["low"] > found["high"]:
-        raise Wrong(value, "low not above high")
+        raise InvalidValue(value, "an interval with low <= high")
     return found
 
 

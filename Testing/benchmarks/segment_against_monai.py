@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT / "Training")]
 import numpy as np  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
 
-from LiverFibrosisStagingLib.imaging.segmentation import segment, shipped  # noqa: E402
+from LiverFibrosisStagingLib.imaging.segmentation import segment, shipped_network  # noqa: E402
 
 
 def ours(ct: sitk.Image) -> np.ndarray:
@@ -47,7 +47,7 @@ def with_monai(ct: sitk.Image) -> np.ndarray:
     from vnet.data import PATCH_SIZE
     from vnet.network import VNet, load_weights
 
-    model = shipped()
+    model = shipped_network()
     network = VNet().eval()
     load_weights(network, model.path)
     affine = np.eye(4)

@@ -147,7 +147,7 @@ def _replace(position, *node):
 REFUSED = {
     "unknown operator": (
         _replace(0, "Whistle", "", ("features",), ("r",), {}),
-        "no gradient is known for Whistle between 'features' and 'logits'",
+        "the gradient of Whistle between 'features' and 'logits' is not supported",
     ),
     "operator of another domain": (
         _replace(0, "com.microsoft.Gelu", "", ("features",), ("r",), {}),
@@ -159,16 +159,16 @@ REFUSED = {
     "tensor not handed over": (lambda f: f.outputs.remove("r"), "r must be among its outputs"),
     "no way to the score": (
         _replace(2, "Gemm", "", ("else", "w"), ("logits",), {}),
-        "target layer 'features' does not lead to its scores 'logits'",
+        "scores 'logits' do not depend on its target layer 'features'",
     ),
     "only the shape leads there": (
         lambda f: f.nodes.__setitem__(slice(0, 2), [Node("Shape", "", ("features",), ("s",), {})]),
-        "does not lead",
+        "do not depend on",
     ),
-    "no such score": (lambda f: f.nodes.pop(), "computes no 'logits'"),
+    "no such score": (lambda f: f.nodes.pop(), "does not compute 'logits'"),
     "attribute without a gradient": (
         _replace(0, "Resize", "", ("features", "", "w"), ("r",), {"mode": "cubic"}),
-        "no gradient is known for Resize with mode 'cubic'",
+        "Resize with mode 'cubic' is not supported",
     ),
     "attribute of the future": (
         _replace(0, "Tanh", "", ("features",), ("r",), {"temper": 3}),
@@ -176,7 +176,7 @@ REFUSED = {
     ),
     "training mode": (
         _replace(0, "Dropout", "", ("features", "", "w"), ("r",), {}),
-        "no gradient is known for Dropout with this input 3, 'w'",
+        "Dropout with this input 3, 'w' is not supported",
     ),
     "weights that are computed": (
         _replace(2, "Conv", "", ("w", "s"), ("logits",), {}),
@@ -186,10 +186,10 @@ REFUSED = {
         _replace(0, "Dropout", "", ("features",), ("q", "r"), {}),
         "output r of Dropout",
     ),
-    "old opset": (lambda f: setattr(f, "opset", 11), "opset 11, and 13 at least is needed"),
+    "old opset": (lambda f: setattr(f, "opset", 11), "opset 11; at least 13 is needed"),
     "weights of an unread type": (
         lambda f: f.weights.__setitem__("w", None),
-        "w is stored in a type",
+        "w has a data type that is not supported",
     ),
 }
 

@@ -117,7 +117,7 @@ def test_a_target_is_a_class_several_or_a_weighting(model):
 
 @pytest.mark.parametrize("target", [3, -1, [0, 3], 1.5, np.ones(4), "F4", [], None])
 def test_targets_that_are_none_are_refused(target, model):
-    with pytest.raises(StagingError, match="expected classes from 0 to 2, or a weighting of the 3"):
+    with pytest.raises(StagingError, match="expected classes from 0 to 2, or weights of the 3"):
         model.grad_cam(X, target)
 
 
@@ -159,7 +159,7 @@ def test_command_line_prepares_and_refuses(tmp_path, capsys):
     assert main(["prepare", path, "--layer", "relu", "-o", out]) == 0
     assert ExplainableModel(out).grad_cam(X, 0).shape == (2, 6, 5)
     assert main(["prepare", path, "--layer", "leru", "-o", out]) == 1
-    assert "no tensor 'leru'; among its last layers are relu" in capsys.readouterr().err
+    assert "no tensor 'leru'; its last layers are relu" in capsys.readouterr().err
 
 
 def test_command_line_explains(model, tmp_path, capsys):
@@ -225,7 +225,7 @@ REFUSED = {
     "scores are an image": (
         {"nodes": conv_and(helper.make_node("Relu", ["conv"], ["scores"])), "score_shape": None},
         "conv",
-        r"scores 'scores' have shape \[None, 4, 6, 5\], and \[N, classes\] is needed",
+        r"scores 'scores' have shape \[None, 4, 6, 5\]; \[N, classes\] is needed",
     ),
     "operator without a gradient": (
         {
@@ -236,7 +236,7 @@ REFUSED = {
             )
         },
         "conv",
-        "no gradient is known for Sin between 'conv' and 'scores'",
+        "the gradient of Sin between 'conv' and 'scores' is not supported",
     ),
     "control flow": ({"nodes": branch()}, "conv", r"has control flow \(If\)"),
     "layer behind the scores": (
@@ -248,9 +248,9 @@ REFUSED = {
             )
         },
         "aside",
-        "target layer 'aside' does not lead to its scores 'scores'",
+        "scores 'scores' do not depend on its target layer 'aside'",
     ),
-    "two inputs": ({"inputs": 2}, "relu", "has the inputs image, second; needed is one"),
+    "two inputs": ({"inputs": 2}, "relu", "has the inputs image, second; one input is needed"),
 }
 
 
@@ -265,7 +265,7 @@ def test_what_cannot_be_explained_is_refused_and_nothing_is_written(case, tmp_pa
 
 
 def test_a_file_that_was_not_prepared_is_refused(tmp_path):
-    with pytest.raises(StagingError, match="prepare it with Training/make_explainable"):
+    with pytest.raises(StagingError, match=r"prepare it with python -m .*gradcam_onnx prepare"):
         ExplainableModel(classifier(tmp_path / "c.onnx"))
 
 
@@ -277,7 +277,7 @@ def test_a_file_that_was_not_prepared_is_refused(tmp_path):
         (
             '{"version": 2, "target_layer": "relu", "scores": "scores", "channel_axis": 1, '
             '"grid": null}',
-            "version is 2; needed is 1",
+            "version is 2; 1 .the supported version. is needed",
         ),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from LiverFibrosisStagingLib import StagingError, StagingModel
 from LiverFibrosisStagingLib.gradcam_onnx.explainable import ExplainableModel
-from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import LARGEST_FILE, parse_onnx, read_onnx
+from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import MAX_FILE_BYTES, parse_onnx, read_onnx
 from LiverFibrosisStagingLib.imaging.segmentation import SegmentationModel
 
 onnx = pytest.importorskip("onnx", reason="makes the model files")
@@ -136,7 +136,7 @@ def test_weights_in_other_files_are_refused_wherever_they_hide(place, load, tmp_
     monkeypatch.setattr(onnxruntime, "InferenceSession", None)  # refused before it would open them
     (tmp_path / "beside.bin").write_bytes(np.ones(3, np.float32).tobytes())
     path = written(MODELS[load](), tmp_path / "m.onnx", HIDDEN[place])
-    with pytest.raises(StagingError, match=r"m\.onnx keeps weights in another file \('"):
+    with pytest.raises(StagingError, match=r"m\.onnx stores weights in another file \('"):
         load(path)
 
 
@@ -236,14 +236,14 @@ MALFORMED = {
     "node without an output": (file_of((1, message((1, b"x"), (4, b"Relu")))), "computes nothing"),
     "reads what is not there": (
         file_of((1, message((1, b"z"), (2, b"y"), (4, b"Relu")))),
-        "Relu reads 'z', which nothing before it computes",
+        "Relu reads 'z', which no earlier node computes",
     ),
     "circle": (
         file_of(
             (1, message((1, b"y"), (2, b"z"), (4, b"Relu"))),
             (1, message((1, b"z"), (2, b"y"), (4, b"Relu"))),
         ),
-        "reads 'y', which nothing before it computes",
+        "reads 'y', which no earlier node computes",
     ),
     "computed twice": (file_of((1, NODE), (1, NODE)), "'y' is computed twice"),
     "output from nowhere": (file_of((1, NODE), (12, message((1, b"q")))), "'q' is not computed"),
@@ -257,12 +257,15 @@ MALFORMED = {
     "many axes": (with_weight(*[(1, 1)] * 99, (2, 1), (9, b"1234")), "too many axes"),
     "list of another size": (with_weight((1, 2), (2, 7), (7, 5)), r"shape \[2\] has 1 numbers"),
     "numbers too large": (with_weight((1, 1), (2, 2), (5, 256)), "not of its type"),
-    "half a number": (with_weight((1, 1), (2, 1), (4, b"123")), "3 bytes are no whole numbers"),
-    "weight without a name": (file_of((1, NODE), (5, message((2, 16)))), "no name"),
+    "half a number": (with_weight((1, 1), (2, 1), (4, b"123")), "3 bytes are not a whole number"),
+    "weight without a name": (file_of((1, NODE), (5, message((2, 16)))), "name in it is missing"),
     "attribute without a type": (with_attribute((3, 1)), "the unknown type 0"),
     "attribute of the future": (with_attribute((20, 99)), "the unknown type 99"),
     "attribute without its tensor": (with_attribute((20, 4)), "has no tensor"),
-    "attribute without a name": (file_of((1, NODE + message((5, message((20, 2)))))), "no name"),
+    "attribute without a name": (
+        file_of((1, NODE + message((5, message((20, 2)))))),
+        "name in it is missing",
+    ),
     "attribute's float of 8 bytes": (with_attribute((20, 1), (2, b"12345678")), "wire type 2"),
     "two attributes": (
         file_of((1, NODE + message(*[(5, message((1, b"a"), (20, 2), (3, 1)))] * 2))),
@@ -291,7 +294,7 @@ def test_the_made_up_files_would_be_sound():
 def test_a_file_that_is_too_large_or_none_is_refused(tmp_path):
     path = tmp_path / "large.onnx"
     with path.open("wb") as file:
-        file.truncate(LARGEST_FILE + 1)  # of zeros that take no room on the disk
+        file.truncate(MAX_FILE_BYTES + 1)  # of zeros that take no room on the disk
     with pytest.raises(StagingError, match=r"large\.onnx has 2\.1 GB"):
         read_onnx(path)
     with pytest.raises(StagingError, match="Cannot read the model"):

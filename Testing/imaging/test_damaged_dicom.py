@@ -139,7 +139,7 @@ def test_a_slice_without_pixel_spacing_is_no_ct(spacing, folder):
         field = spacing.ljust(len(spacing) + len(spacing) % 2)
         rest = data[at + 4 + length :]
         path.write_bytes(data[:at] + struct.pack("<I", len(field)) + field + rest)
-    with pytest.raises(StagingError, match="only 24 x pictures without pixel spacing"):
+    with pytest.raises(StagingError, match="only 24 x images without pixel spacing"):
         read_ct(folder)
 
 
@@ -155,7 +155,7 @@ def test_a_dicomdir_is_passed_over_in_its_folder_and_explained_by_itself(folder)
     for name in ("DICOMDIR", "directory.dcm"):
         (folder / name).write_bytes(directory + bytes(100))
         assert notes(read_ct(folder)) == ()
-        with pytest.raises(StagingError, match="only lists files; give their folder"):
+        with pytest.raises(StagingError, match="contains no images; give the images' folder"):
             read_ct(folder / name)
 
 

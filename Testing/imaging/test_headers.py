@@ -242,7 +242,7 @@ REFUSED = {
             "ct.nrrd": nrrd(("raw", "gzip"), ("32 32", "200000 200000"), after="\n").encode()
             + gzip.compress(RAW)
         },
-        "compressed bytes cannot hold",
+        "compressed bytes cannot contain",
     ),
     "micrometres": (
         {"ct.nrrd": nrrd(after='space units: "um" "um" "um"\n\n').encode() + RAW},
@@ -262,13 +262,13 @@ REFUSED = {
     ),
     "a NaN in the qform": (
         {"ct.nii": nifti((254, "<h", 0), (268, "<f", np.nan))},
-        "no rotation and position",
+        "not a rotation and a position",
     ),
     "a NaN in the sform": ({"ct.nii": nifti((280, "<f", np.nan))}, "not finite"),
-    "two spacings": ({"ct.nii": nifti((80, "<f", 2.5))}, "contradicts itself"),
+    "two spacings": ({"ct.nii": nifti((80, "<f", 2.5))}, "is inconsistent"),
     "NIfTI-2": ({"ct.nii": nifti((0, "<i", 540))}, "NIfTI-2"),
     "Analyze": ({"ct.nii": nifti((344, "4s", bytes(4)))}, "Analyze"),
-    "compressed, but not called so": ({"ct.nii": gzip.compress(nifti())}, "has to end in .gz"),
+    "compressed, but not called so": ({"ct.nii": gzip.compress(nifti())}, "must end in .gz"),
     "half a pair": ({"ct.hdr": nifti((344, "4s", b"ni1\0"))}, "other file of the pair"),
     "a cut pair": (
         {"ct.hdr": nifti((344, "4s", b"ni1\0"), (108, "<f", 0))[:348], "ct.img": RAW[:-2]},
@@ -325,7 +325,7 @@ def test_a_header_that_cannot_be_right_is_refused(name, tmp_path, capfd):
 )
 def test_a_header_without_orientation_is_noted(files, tmp_path):
     (note,) = notes(read_ct(written(tmp_path, files)))
-    assert "how the patient lies" in note and "ct" not in note.split()[1]
+    assert "patient's orientation" in note and "ct" not in note.split()[1]
 
 
 def test_nan_as_spacing_of_an_axis_that_is_no_space_is_valid(tmp_path):

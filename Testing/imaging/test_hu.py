@@ -122,7 +122,7 @@ def test_real_scans_whole_cropped_and_with_an_offset(folder, shared_data):
 def test_a_strange_thickness_is_a_warning(thickness):
     ct = image(hu_array())
     ct.SetMetaData("0018|0050", thickness)
-    assert check_ct(ct, "ct") == ("The slice thickness in the header is no number.",)
+    assert check_ct(ct, "ct") == ("The slice thickness in the header is not a number.",)
 
 
 def test_no_free_text_of_the_header_is_quoted():

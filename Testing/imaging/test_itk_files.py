@@ -72,7 +72,7 @@ def test_on_windows_folders_go_by_their_short_names(windows):
     windows.setattr(itk_files, "_short_name", lambda folder: "C:\\CASES\\ZO~1")
     assert itk_path(Path("Zoë") / "ct.nii") == f"C:\\CASES\\ZO~1{os.sep}ct.nii"
     assert itk_path(Path("plain") / "ct.nii") == str(Path("plain") / "ct.nii")
-    with pytest.raises(StagingError, match="letters that SimpleITK cannot open"):
+    with pytest.raises(StagingError, match="characters that SimpleITK cannot open"):
         itk_path(Path("plain") / "Zoë.nii")
     windows.setattr(itk_files, "_code_page", lambda: 65001)  # as in Slicer
     assert itk_path(Path("plain") / "Zoë.nii") == str(Path("plain") / "Zoë.nii")
@@ -85,9 +85,9 @@ def test_where_windows_has_no_short_names_the_path_is_named_not_the_file_damaged
     write(folder / "ct.nii")
     series = write_slices(folder / "series", image(hu_array()))
     for path in (folder / "ct.nii", series, series / "IM003.dcm"):
-        with pytest.raises(StagingError, match="letters that SimpleITK cannot open"):
+        with pytest.raises(StagingError, match="characters that SimpleITK cannot open"):
             read_ct(path)
-    with pytest.raises(StagingError, match="letters that SimpleITK cannot open"):
+    with pytest.raises(StagingError, match="characters that SimpleITK cannot open"):
         write_labels(image(liver_array()), folder / "labels.nii.gz")
     assert sorted(p.name for p in folder.iterdir()) == ["ct.nii", "series"]
     assert dicom_folders(folder) == [series]  # a case that its own row refuses

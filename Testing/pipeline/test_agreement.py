@@ -42,7 +42,7 @@ def test_the_shipped_model_is_an_ensemble_and_reports_its_spread(result, model):
 def test_the_table_says_how_many_networks_agree(result):
     rows = {name: value for name, value, _ in table_rows(result.summary())}
     agreeing = (result.member_probabilities.argmax(axis=1) == STAGES.index(result.stage)).sum()
-    assert rows[f"Networks that say {result.stage}"] == f"{agreeing} of 5"
+    assert rows[f"Networks predicting {result.stage}"] == f"{agreeing} of 5"
 
 
 @pytest.mark.parametrize("says_f4, warned", [(5, False), (4, False), (3, True), (1, True)])
@@ -51,7 +51,7 @@ def test_networks_that_disagree_are_a_warning(says_f4, warned):
     sentences = disagreement(spread(members, "F4"), "F4")
     assert bool(sentences) == warned
     if warned:
-        assert sentences == [f"The networks disagree: only {says_f4} of 5 say F4."]
+        assert sentences == [f"The networks disagree: only {says_f4} of 5 predict F4."]
 
 
 REFERENCE = {

@@ -119,7 +119,7 @@ def test_csv_list_with_relative_paths(cohort, model, tmp_path):
         ("patient\n1\n", "header"),
         ("ct,liver\n,b\n", "no CT in line 2"),
         ("ct,case\na,x\nb,x\n", "'x' twice"),
-        ("ct,case\na,../x\n", "not usable"),
+        ("ct,case\na,../x\n", "not valid"),
     ],
 )
 def test_bad_lists_are_refused(text, words, tmp_path, model):
@@ -132,7 +132,7 @@ def test_bad_lists_are_refused(text, words, tmp_path, model):
 
 def test_folders_without_cts_are_refused(tmp_path, model):
     for folder in (tmp_path / "none", tmp_path):
-        with pytest.raises(StagingError, match=r"no folder|holds no CT"):
+        with pytest.raises(StagingError, match=r"no such folder|contains no CT"):
             stage_folder(folder, tmp_path / "out", model=model)
 
 
@@ -199,7 +199,7 @@ def staging_fails(monkeypatch, error):
 def test_whatever_a_case_raises_is_its_row(error, words, many, model, tmp_path, monkeypatch):
     staging_fails(monkeypatch, error)
     told = []
-    rows = stage_folder(many, tmp_path / "out", model=model, tell=told.append)
+    rows = stage_folder(many, tmp_path / "out", model=model, notify=told.append)
     assert [row["status"] for row in rows] == ["failed"] * 3
     assert rows[1]["reason"].startswith(words) and "Doe" not in rows[1]["reason"]
     assert rows_of(tmp_path / "out" / "results.csv")["b"]["reason"] == rows[1]["reason"]
@@ -234,7 +234,7 @@ def test_table_in_use_is_written_at_the_end(many, model, tmp_path, monkeypatch):
         real(*arguments)
 
     monkeypatch.setattr(batch, "write_table", write_table)
-    stage_folder(many, tmp_path / "out", model=model, tell=told.append)
+    stage_folder(many, tmp_path / "out", model=model, notify=told.append)
     assert told.count("Cannot write the table.") == 2
     assert len(rows_of(tmp_path / "out" / "results.csv")) == 3
     with pytest.raises(StagingError, match="Cannot write the table"):

@@ -195,7 +195,7 @@ def test_names_in_lists_are_kept_and_others_made(tmp_path):
 
 @pytest.mark.parametrize("names", [("p1", "P1"), ("a.", "a"), ("/x", "b"), ("a/../b", "c")])
 def test_names_in_lists_that_clash_are_refused(names, tmp_path):
-    with pytest.raises(StagingError, match="twice, or not usable"):
+    with pytest.raises(StagingError, match="twice, or it is not valid"):
         listed(tmp_path, f"ct,case\n1.nii,{names[0]}\n2.nii,{names[1]}\n")
 
 

@@ -68,7 +68,7 @@ def test_file_that_cannot_be_put_back_leaves_no_promise(tmp_path, monkeypatch):
     """The picture can be moved away but nothing can take its place."""
     write_folder(tmp_path, NAMES, writer("old"))
     in_use(monkeypatch, tmp_path / "picture", after=1)
-    with pytest.raises(StagingError, match="holds no whole result now, and no summary"):
+    with pytest.raises(StagingError, match="incomplete result, without summary"):
         write_folder(tmp_path, NAMES, writer("new"))
     assert "summary" not in contents(tmp_path)
 

@@ -86,17 +86,17 @@ def test_a_field_of_another_type_is_refused_by_name(field, tmp_path):
         with pytest.raises(StagingError) as refusal:
             read_card(path)
         text = str(refusal.value)
-        assert "m.onnx" in text and field in text and "needed is" in text, text
+        assert "m.onnx" in text and field in text and "is needed" in text, text
         assert "\n" not in text and len(text) < 400
 
 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("calibration", [1], r"calibration is \[1\]; needed is a JSON object"),
-        ("reference", ["x"], r"reference is \[\"x\"\]; needed is a JSON object"),
-        ("training.auc.cirrhosis", {"value": 0.9, "high": 1}, "cirrhosis.low is missing; needed"),
-        ("training.auc.cirrhosis.low", 0.99, "low not above high"),
+        ("calibration", [1], r"calibration is \[1\]; a JSON object is needed"),
+        ("reference", ["x"], r"reference is \[\"x\"\]; a JSON object is needed"),
+        ("training.auc.cirrhosis", {"value": 0.9, "high": 1}, "low is missing; .* is needed"),
+        ("training.auc.cirrhosis.low", 0.99, "low <= high"),
         ("training.cases_per_stage", [1, 2, 3], "a list of 5 values"),
         (
             "training.cases_per_stage",
@@ -111,11 +111,11 @@ def test_a_field_of_another_type_is_refused_by_name(field, tmp_path):
         ("calibration.temperature", 0, "from 0.001 to 1000"),
         ("window_hu", [225, -125], "lower HU first"),
         ("window_hu", [0, 0], "lower HU first"),
-        ("spacing_mm", [4, 0, 2], "spacing_mm.1 is 0; needed is a number from 0.5 to 50"),
+        ("spacing_mm", [4, 0, 2], "spacing_mm.1 is 0; a number from 0.5 to 50 is needed"),
         ("patch_size", [4, 8, 6.0], "patch_size.2 is 6.0"),
         ("patch_size", [4, 8, 10**400], "patch_size.2 is 1000"),
         ("patch_size", [2048, 2048, 2048], "at most 67108864 voxels"),
-        ("contract", 2, "contract is 2; needed is 1, the version"),
+        ("contract", 2, "contract is 2; 1 .the supported version. is needed"),
         ("stages", ["F0"], "stages is"),
     ],
 )
@@ -130,7 +130,7 @@ def test_what_was_found_and_what_is_needed(field, value, words, tmp_path):
 )
 def test_a_field_that_is_needed_is_missed(field, tmp_path):
     path = written(staging_model(changed(CARD, [field], gone=True)), tmp_path / "m.onnx")
-    with pytest.raises(StagingError, match=f"{field} is missing; needed is"):
+    with pytest.raises(StagingError, match=f"{field} is missing; .* is needed"):
         StagingModel.load(path)
 
 
@@ -184,7 +184,7 @@ def test_other_texts_are_refused(text, tmp_path):
 def test_a_segmenting_network_is_checked_likewise(field, value, tmp_path):
     card = changed(SEGMENTATION_CARD, [field], value)
     with pytest.raises(StagingError, match=re.escape(f"liver_segmentation.{field}")):
-        SegmentationModel.load(written(segmentation_model(card), tmp_path / "m.onnx"))
+        SegmentationModel(written(segmentation_model(card), tmp_path / "m.onnx"))
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,10 @@ def scaled(name, factor):
 
 def test_scores_that_overflow_are_refused(tmp_path):
     path = written(explainable_model(), tmp_path / "m.onnx", scaled("w", 1e38))
-    with pytest.raises(StagingError, match="not finite numbers"):
+    with pytest.raises(StagingError, match="not finite"):
         ExplainableModel(path).run(IMAGE)
     path = written(staging_model(), tmp_path / "m.onnx", scaled("w1", 1e38))
-    with pytest.raises(StagingError, match="not finite numbers"):
+    with pytest.raises(StagingError, match="not finite"):
         StagingModel.load(path).run(PATCHES)
 
 
@@ -57,7 +57,7 @@ def test_a_map_that_overflows_is_refused(tmp_path):
 def test_probabilities_that_overflow_are_refused(tmp_path):
     path = written(segmentation_model(), tmp_path / "m.onnx", scaled("w", 1e38))
     with pytest.raises(StagingError, match=r"m\.onnx gave probabilities"):
-        SegmentationModel.load(path).run(np.full((4, 6, 8), 1e30, np.float32))
+        SegmentationModel(path).run(np.full((4, 6, 8), 1e30, np.float32))
 
 
 def test_probabilities_of_another_size_are_refused(tmp_path):
@@ -66,13 +66,13 @@ def test_probabilities_of_another_size_are_refused(tmp_path):
 
     path = written(segmentation_model(), tmp_path / "m.onnx", strided)
     with pytest.raises(StagingError, match=r"shape \[1, 3, 2, 3, 4\]; needed .* \[1, 3, 4, 6, 8\]"):
-        SegmentationModel.load(path).run(np.ones((4, 6, 8), np.float32))
+        SegmentationModel(path).run(np.ones((4, 6, 8), np.float32))
 
 
 def test_a_grid_of_tokens_that_the_layer_does_not_have_is_refused(tmp_path):
     described = {**EXPLAINABLE, "grid": [3, 3], "channel_axis": -1}
     path = written(explainable_model(described), tmp_path / "m.onnx")
-    with pytest.raises(StagingError, match=r"shape \[2, 4, 6, 5\]; needed is a grid of \(3, 3\)"):
+    with pytest.raises(StagingError, match=r"shape \[2, 4, 6, 5\]; a grid of \(3, 3\)"):
         ExplainableModel(path).run(IMAGE)
 
 
@@ -87,7 +87,7 @@ def test_an_operator_that_the_file_defines_is_not_taken_for_onnxs(tmp_path):
         model.opset_import.append(helper.make_opsetid("own", 1))
 
     path = written(explainable_model(), tmp_path / "m.onnx", own_relu)
-    with pytest.raises(StagingError, match=r"defines operators itself \(Relu\)"):
+    with pytest.raises(StagingError, match=r"defines its own operators \(Relu\)"):
         ExplainableModel(path)
 
 

@@ -13,7 +13,7 @@ from bad_inputs import hu_array, image, write, write_slices
 
 from LiverFibrosisStagingLib import faithfulness
 from LiverFibrosisStagingLib.__main__ import main
-from LiverFibrosisStagingLib.privacy import Names, pseudonym, reads_like_a_person
+from LiverFibrosisStagingLib.privacy import Names, looks_like_person_name, pseudonym
 
 TAGS = {"0010|0010": "DOE^JANE", "0008|103e": "Jane Doe arterial", "0010|0030": "19500213"}
 
@@ -33,7 +33,7 @@ TAGS = {"0010|0010": "DOE^JANE", "0008|103e": "Jane Doe arterial", "0010|0030": 
     ],
 )
 def test_names_that_read_like_a_person_s(name):
-    assert reads_like_a_person(name)
+    assert looks_like_person_name(name)
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,15 @@ def test_names_that_read_like_a_person_s(name):
     ],
 )
 def test_ordinary_names(name):
-    assert not reads_like_a_person(name)
+    assert not looks_like_person_name(name)
 
 
 def test_name_shared_with_dicom_is_a_person_s():
-    assert reads_like_a_person("doe_scan2", ["DOE^JANE"])
-    assert reads_like_a_person("2019/JaneD", ["DOE^JANE"])
-    assert not reads_like_a_person("scan2", ["DOE^JANE"])
-    assert not reads_like_a_person("LIDC-01", ["LIDC-01"])  # a number, not a name
-    assert not reads_like_a_person("CT of liver", ["CT^LIVER"])
+    assert looks_like_person_name("doe_scan2", ["DOE^JANE"])
+    assert looks_like_person_name("2019/JaneD", ["DOE^JANE"])
+    assert not looks_like_person_name("scan2", ["DOE^JANE"])
+    assert not looks_like_person_name("LIDC-01", ["LIDC-01"])  # a number, not a name
+    assert not looks_like_person_name("CT of liver", ["CT^LIVER"])
 
 
 def test_pseudonyms_are_stable():

@@ -11,7 +11,7 @@ import slicer_host
 from small_scene import add_segmentation, add_transform, add_volume, rigid
 
 from LiverFibrosisStagingLib import read_ct, stage
-from LiverFibrosisStagingLib.imaging.segmentation import shipped
+from LiverFibrosisStagingLib.imaging.segmentation import shipped_network
 from LiverFibrosisStagingLib.report.summary import table_text
 from LiverFibrosisStagingLib.scene.mrml import SEGMENTED_ATTRIBUTE, find_segments, scene_inputs
 from LiverFibrosisStagingLib.scene.scene_nodes import find_part, stored_summary
@@ -146,7 +146,7 @@ def test_warnings_for_unedited_automatic_masks(abdomen, automatic, model):
     lonely = stage(*abdomen[:2], model=model, segmentation={**NETWORK, "edited": False})
     assert any("No spleen was found" in warning for warning in lonely.warnings)
     for result, words in ((edited, "VNet, edited"), (automatic, "VNet"), (given, "User")):
-        assert f"Liver and spleen outlined by\t{words}\t" in table_text(result.summary())
+        assert f"Liver and spleen segmented by\t{words}\t" in table_text(result.summary())
 
 
 # ---------------------------------------------------------------------------- found organs
@@ -176,7 +176,7 @@ def test_found_organs_become_segments_that_can_be_chosen(sample):
     np.testing.assert_array_equal(again.probabilities, result.probabilities)
     assert again.warnings == result.warnings
     assert again.summary()["segmentation"] == result.summary()["segmentation"]
-    assert again.summary()["segmentation"]["sha256"] == shipped().sha256
+    assert again.summary()["segmentation"]["sha256"] == shipped_network().sha256
     logic.showResult(again, volume)
     assert slicer.util.getNodesByClass("vtkMRMLSegmentationNode") == [node]
 
@@ -207,7 +207,7 @@ def test_staged_twice_on_the_panel(panel, tmp_path, scene):
         assert written["segmentation"] == stored_summary(volume)["segmentation"]
         return "automatically" in ui.warningsLabel.text, written["segmentation"]
 
-    network = {"name": shipped().card.name, "sha256": shipped().sha256}
+    network = {"name": shipped_network().card.name, "sha256": shipped_network().sha256}
     unedited, edited = ({**network, "edited": value} for value in (False, True))
     assert staged(None) == (True, unedited)
     made = find_part(volume, "organs")

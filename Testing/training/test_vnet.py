@@ -43,7 +43,7 @@ def test_exported_network_equals_pytorch(tmp_path):
     torch.manual_seed(0)
     network = VNet((4, 6), (1, 2)).eval()
     export(network, tmp_path / "VNet.onnx", ABOUT)
-    model = SegmentationModel.load(tmp_path / "VNet.onnx")
+    model = SegmentationModel(tmp_path / "VNet.onnx")
     assert model.card.multiple_of == network.multiple == 2
     volume = np.random.default_rng(0).random((10, 12, 14)).astype(np.float32)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_interrupted_training_is_resumed(cohort, tmp_path, monkeypatch):
     def run(folder):
         return train_vnet.train([], cases, tmp_path / folder, schedule, workers=0)
 
-    whole = SegmentationModel.load(run("whole"))
+    whole = SegmentationModel(run("whole"))
     real = train_vnet.loss
     calls = []
 
@@ -163,7 +163,7 @@ def test_interrupted_training_is_resumed(cohort, tmp_path, monkeypatch):
         run("killed")
     assert not (tmp_path / "killed" / "VNet.onnx").exists()
     monkeypatch.setattr(train_vnet, "loss", real)
-    resumed = SegmentationModel.load(run("killed"))
+    resumed = SegmentationModel(run("killed"))
     volume = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
     np.testing.assert_allclose(resumed.run(volume), whole.run(volume), atol=1e-4)
     steps = [line.split(",")[0] for line in (tmp_path / "killed" / "log.csv").read_text().split()]

@@ -1,12 +1,12 @@
-"""Grad-CAM for ONNX classifiers in numpy; usable on its own.
+"""Grad-CAM for ONNX classifiers in numpy; can be used on its own.
 
 >>> from LiverFibrosisStagingLib.gradcam_onnx import ExplainableModel
 >>> model = ExplainableModel("resnet.gradcam.onnx")
 >>> location = model.grad_cam(image, target=3)
 
-`make_explainable` prepares the file, `explainable` runs it; `onnx_file` reads it, `backprop` and
-`vjp_*` pull the score's gradient back to the target layer, `gradcam` makes the map. Nothing here
-knows of livers; of the rest of the package only `errors` is used.
+`make_explainable` prepares the file and `explainable` runs it; `onnx_file` reads it, `backprop` and
+`vjp_*` propagate the score's gradient back to the target layer, and `gradcam` computes the map.
+Nothing here is specific to the liver; of the rest of the package only `errors` is used.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -77,7 +77,7 @@ def _array(path: str) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise StagingError(f"{path}: cannot be read as a .npy array ({error}).") from None
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
-        raise StagingError(f"{path}: one array of numbers is needed (.npy).")
+        raise StagingError(f"{path}: not an array of numbers; a .npy file with one is needed.")
     return values.astype(np.float32)
 
 
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
     prepare = commands.add_parser(
         "prepare",
-        help="add to a classifier the outputs that Grad-CAM reads (needs the package onnx)",
+        help="add the outputs that Grad-CAM needs to a classifier (requires the package onnx)",
         description="Without --layer, list the layers that can be explained.",
     )
     prepare.add_argument("model", metavar="MODEL.onnx")
@@ -116,7 +116,10 @@ def _parser() -> argparse.ArgumentParser:
         "--channels-last", action="store_true", help="the layer is [N, ..., channels]"
     )
     prepare.add_argument(
-        "--grid", metavar="SIZES", type=_sizes, help="of a transformer's last tokens: ROWS,COLUMNS"
+        "--grid",
+        metavar="SIZES",
+        type=_sizes,
+        help="spatial shape of a transformer's last tokens: ROWS,COLUMNS",
     )
     prepare.set_defaults(run=_prepare, error=prepare.error)
 
@@ -128,8 +131,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CLASS",
         type=int,
         action="append",
-        help="class to explain; given several times, the sum of their scores (default: each "
-        "input's best class)",
+        help="class to explain; repeat the option to explain the sum of several scores (default: "
+        "each input's predicted class)",
     )
     explain.add_argument("--method", choices=tuple(METHODS), default="gradcam")
     explain.add_argument("-o", "--output", metavar="MAP.npy", required=True)

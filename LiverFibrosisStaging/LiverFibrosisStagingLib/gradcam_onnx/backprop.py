@@ -1,8 +1,7 @@
-"""Gradients of an ONNX graph's tail, in numpy: from the score back to the target layer.
+"""Backpropagation through an ONNX graph's tail, in numpy: from the score to the target layer.
 
-One small vector-Jacobian product per operator, after the manner of HIPS/autograd; `VJPS` is the
-table of all of them, and `Tail` the engine, which knows no operator. Tensors are [N, C, spatial...]
-where an operator cares.
+Each operator has a vector-Jacobian product, as in HIPS/autograd; `VJPS` is the table of them, and
+`Tail` applies them in reverse order. Where the layout matters, tensors are [N, C, spatial...].
 """
 
 import inspect
@@ -20,20 +19,21 @@ from .vjp import Rules, Vjp
 from .vjp_elementwise import ELEMENTWISE
 from .vjp_reduce import REDUCE
 from .vjp_shape import SHAPE
-from .vjp_windows import WINDOWS, conv_sum, hands_on_all
+from .vjp_windows import WINDOWS, conv_sum, preserves_sum
 
+PREPARE = "python -m LiverFibrosisStagingLib.gradcam_onnx prepare"  # the command, for messages
 VJPS: dict[str, Rules] = {**ELEMENTWISE, **REDUCE, **SHAPE, **WINDOWS}
-# Constant wherever they are differentiable: no gradient passes.
-FLAT = {
+# Operators with zero derivative wherever they are differentiable.
+ZERO_GRADIENT = {
     *("And", "ArgMax", "ArgMin", "Ceil", "ConstantOfShape", "Equal", "Floor", "Greater"),
     *("GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Not", "OneHot", "Or"),
     *("Range", "Round", "Shape", "Sign", "Size", "Xor"),
 }
-# Their subgraphs may use any tensor without naming it among their inputs.
+# Their subgraphs can read any tensor without listing it among their inputs.
 CONTROL_FLOW = {"If", "Loop", "Scan"}
-# What numpy raises where arrays or attributes are none that an operator can have.
+# What numpy raises for arrays or attributes that an operator cannot have.
 _UNFIT = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
-# Attributes that a Constant node's numbers lie in, of one type each but for the first.
+# Attributes that can contain a Constant node's value, and their types.
 _CONSTANTS = {
     "value": None,
     "value_int": np.int64,
@@ -41,21 +41,21 @@ _CONSTANTS = {
     "value_float": np.float32,
     "value_floats": np.float32,
 }
-# Operators behave as the products say from this opset on (axes and shapes as inputs or attributes).
-OLDEST_OPSET = 13
+# Oldest opset that the products support (axes and shapes as inputs or attributes).
+MIN_OPSET = 13
 
 
 def shape_name(tensor: str) -> str:
-    """Name of the output [rank] that hands over a tensor's shape where its values are not read."""
+    """Name of the output [rank] with a tensor's shape, used if its values are not needed."""
     return f"{tensor}/shape"
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One node of the tail and what it needs of the forward pass.
+    """One node of the tail and what it needs from the forward pass.
 
     rules: (position of an input that depends on the target, its product). values, shapes: names of
-    the tensors, constants included, of which the products read the values or the shape.
+    the tensors, including constants, whose values or shapes the products read.
     """
 
     node: Node
@@ -66,10 +66,10 @@ class _Step:
 
 @dataclass(frozen=True)
 class Tail:
-    """The nodes between the target layer and the score, in the order in which they run.
+    """The nodes between the target layer and the score, in order of execution.
 
-    name: how messages call the model. target, score: tensor names. tensors: names of the model's
-    outputs that the forward pass has to hand over. constants: weights of the tail.
+    name: of the model, for messages. target, score: tensor names. tensors: names of the model's
+    outputs that `gradient` needs. constants: weights of the tail.
     """
 
     name: str
@@ -81,63 +81,63 @@ class Tail:
 
     @classmethod
     def of(cls, file: OnnxFile, target: str, score: str, name: str) -> "Tail":
-        """The tail of a model; `name` is how messages call it.
+        """The tail of a model; `name` is used in messages.
 
-        Raises StagingError where the target does not lead to the score, an operator or one of its
-        attributes has no gradient here, the model has control flow, or a tensor that is needed is
-        not among the model's outputs.
+        Raises StagingError if the score does not depend on the target, an operator or one of its
+        attributes is not supported, the model has control flow, or a required tensor is not among
+        the model's outputs.
         """
         constants = _constants(file)
         steps = trace(file, target, score, name, constants)
         needed = {target, score}.union(*(step.values for step in steps))
         shapes = set().union(*(step.shapes for step in steps)) - needed
-        handed_over = [tensor for tensor in sorted(needed) if tensor not in constants]
+        required = [tensor for tensor in sorted(needed) if tensor not in constants]
         for tensor in sorted(shapes - constants.keys()):
-            handed_over.append(tensor if tensor in file.outputs else shape_name(tensor))
-        hidden = [tensor for tensor in handed_over if tensor not in file.outputs]
-        if hidden:
+            required.append(tensor if tensor in file.outputs else shape_name(tensor))
+        missing = [tensor for tensor in required if tensor not in file.outputs]
+        if missing:
             raise StagingError(
-                f"The model {name} cannot be explained: {listed(hidden)} must be among its "
-                "outputs; Training/make_explainable.py adds what is missing."
+                f"The model {name} cannot be explained: {listed(missing)} must be among its "
+                f"outputs; {PREPARE} adds the missing ones."
             )
         kept = {tensor: constants[tensor] for tensor in (needed | shapes) & constants.keys()}
         unread = [tensor for tensor, values in kept.items() if values is None]
         if unread:
             raise StagingError(
-                f"The model {name} cannot be explained: {listed(sorted(unread))} is stored in a "
-                "type that is not read."
+                f"The model {name} cannot be explained: {listed(sorted(unread))} has a data type "
+                "that is not supported."
             )
-        return cls(name, target, score, tuple(handed_over), kept, steps)
+        return cls(name, target, score, tuple(required), kept, steps)
 
     @property
     def operators(self) -> tuple[str, ...]:
-        """Operators from the target layer to the score, for the reader."""
+        """Operators from the target layer to the score, in order."""
         return tuple(step.node.op for step in self._steps)
 
     def gradient(self, tensors: dict[str, np.ndarray], dscore: np.ndarray) -> np.ndarray:
         """Gradient of a score with respect to the target layer, in the target layer's shape.
 
-        tensors: what the forward pass gave for `self.tensors`; dscore: what is explained, as its
-        gradient with respect to the scores [N, C]. Branches that meet again add up (chain rule).
-        Raises StagingError where the tensors do not fit the tail's operators.
+        tensors: the values of `self.tensors` from the forward pass; dscore: gradient of the
+        explained score with respect to the model's scores [N, C]. Gradients of branches add up
+        (chain rule). Raises StagingError if the tensors do not fit the tail's operators.
         """
         return self._walk(tensors, dscore, self._steps)[self.target]
 
     def mean_gradient(self, tensors: dict[str, np.ndarray], dscore: np.ndarray) -> np.ndarray:
-        """`gradient` averaged over the voxels of each channel, [N, K]: Grad-CAM needs no more.
+        """`gradient` averaged over the voxels of each channel, [N, K], as Grad-CAM requires.
 
-        What leads straight from the target through poolings into a convolution is not pulled back
-        voxel by voxel: a pooling hands on all that it gets, to whichever voxels, and `conv_sum`
-        adds up what a convolution would hand on.
+        Poolings and a convolution directly after the target are not backpropagated voxel by voxel:
+        a pooling preserves the sum of the gradient over the voxels, and `conv_sum` computes the sum
+        of a convolution's gradient directly.
         """
         voxels = prod(tensors[self.target].shape[2:])
         tensor, first = self.target, 0
-        while (node := self._only_user(tensor)) and hands_on_all(node.op, node.attributes):
+        while (node := self._only_user(tensor)) and preserves_sum(node.op, node.attributes):
             tensor, first = node.outputs[0], first + 1
         if node is None or node.op != "Conv":
             g = self._walk(tensors, dscore, self._steps[first:])[tensor]
             return g.sum(axis=tuple(range(2, g.ndim))) / voxels
-        # Its only user comes first among the steps that remain: nothing else depends on the target.
+        # Nothing else depends on the target, so the convolution is the first of the other steps.
         step = self._steps[first]
         g = self._walk(tensors, dscore, self._steps[first + 1 :])[node.outputs[0]]
         arguments = self._arguments(step, self._values(tensors))
@@ -149,7 +149,7 @@ class Tail:
         return users[0] if len(users) == 1 else None
 
     def _values(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Tensors by name; one of which only the shape is known holds NaN, in no memory."""
+        """Tensors by name; NaN, without memory, for those of which only the shape is known."""
         values = {**self.constants, **tensors}
         for step in self._steps:
             with self._refusing(step.node):
@@ -165,7 +165,7 @@ class Tail:
     def _walk(
         self, tensors: dict[str, np.ndarray], dscore: np.ndarray, steps: tuple[_Step, ...]
     ) -> dict[str, np.ndarray]:
-        """Gradients of what the steps start from, of which the last gives the score."""
+        """Gradients with respect to the inputs of the steps, the last of which gives the score."""
         values = self._values(tensors)
         dtype = values[self.target].dtype
         gradients: dict[str, Any] = {self.score: dscore.astype(dtype)}
@@ -191,7 +191,7 @@ class Tail:
 
     @contextmanager
     def _refusing(self, node: Node) -> Iterator[None]:
-        """Whatever a product cannot do with what the network gave is a refusal."""
+        """Turn the errors of a product into a StagingError."""
         try:
             yield
         except _UNFIT as error:
@@ -208,22 +208,22 @@ def trace(
     name: str,
     constants: dict[str, np.ndarray | None] | None = None,
 ) -> tuple[_Step, ...]:
-    """The steps from the target layer to the score; raises StagingError where there is no way."""
+    """The steps from the target layer to the score; raises StagingError as `Tail.of` does."""
     refused = f"The model {name} cannot be explained: "
-    if file.opset < OLDEST_OPSET:
+    if file.opset < MIN_OPSET:
         raise StagingError(
-            f"{refused}it uses ONNX opset {file.opset}, and {OLDEST_OPSET} at least is needed."
+            f"{refused}it uses ONNX opset {file.opset}; at least {MIN_OPSET} is needed."
         )
     branching = sorted({node.op for node in file.nodes} & CONTROL_FLOW)
     if branching:
         raise StagingError(f"{refused}it has control flow ({', '.join(branching)}).")
-    if file.functions:  # one of them may go by the name of an operator that is known here
-        raise StagingError(f"{refused}it defines operators itself ({listed(file.functions)}).")
+    if file.functions:  # one of them may have the name of an operator supported here
+        raise StagingError(f"{refused}it defines its own operators ({listed(file.functions)}).")
     if score not in {output for node in file.nodes for output in node.outputs}:
-        raise StagingError(f"{refused}it computes no {score!r}.")
+        raise StagingError(f"{refused}it does not compute {score!r}.")
     reached, forward = {target}, []
     for node in file.nodes:  # ONNX keeps nodes in topological order
-        if reached.intersection(node.inputs) and node.op not in FLAT:
+        if reached.intersection(node.inputs) and node.op not in ZERO_GRADIENT:
             reached.update(filter(None, node.outputs))
             forward.append(node)
     needed, nodes = {score}, []
@@ -233,23 +233,25 @@ def trace(
             nodes.insert(0, node)
     if not nodes or target not in needed:
         raise StagingError(
-            f"{refused}its target layer {target!r} does not lead to its scores {score!r}."
+            f"{refused}its scores {score!r} do not depend on its target layer {target!r}."
         )
     between = f"between {target!r} and {score!r}"
     unknown = sorted({node.op for node in nodes} - VJPS.keys())
     if unknown:
-        raise StagingError(f"{refused}no gradient is known for {listed(unknown)} {between}.")
+        raise StagingError(
+            f"{refused}the gradient of {listed(unknown)} {between} is not supported."
+        )
     constants = _constants(file) if constants is None else constants
     return tuple(_step(node, reached, needed, constants, f"{refused}{between}, ") for node in nodes)
 
 
 def _constants(file: OnnxFile) -> dict[str, np.ndarray | None]:
-    """Weights and what Constant nodes hold, by name; None for a type that is not read."""
+    """Weights and values of Constant nodes, by name; None for a type that is not supported."""
     constants = dict(file.weights)
     for node in file.nodes:
         if node.op == "Constant":
-            held = [*node.attributes.items()]
-            attribute, value = held[0] if len(held) == 1 else ("", None)
+            given = [*node.attributes.items()]
+            attribute, value = given[0] if len(given) == 1 else ("", None)
             known = attribute in _CONSTANTS and value is not None
             constants[node.outputs[0]] = np.asarray(value, _CONSTANTS[attribute]) if known else None
     return constants
@@ -268,12 +270,12 @@ def _step(
     active = [i for i, name in enumerate(node.inputs) if name in reached]
     if active[-1] >= len(rules):
         raise StagingError(
-            f"{refused}no gradient is known for input {active[-1] + 1} of {node.op}."
+            f"{refused}a gradient for input {active[-1] + 1} of {node.op} is not supported."
         )
     secondary = needed.intersection(node.outputs[1:])
     if secondary and not rules[0].several:
         raise StagingError(
-            f"{refused}no gradient is known for output {', '.join(secondary)} of {node.op}."
+            f"{refused}a gradient for output {', '.join(secondary)} of {node.op} is not supported."
         )
     chosen = tuple((i, rules[i]) for i in active)
     for _, rule in chosen:
@@ -286,7 +288,7 @@ def _step(
             shapes.update(node.inputs)
         values.update(node.inputs[i] for i in rule.values if i < len(node.inputs))
         shapes.update(node.inputs[i] for i in rule.shapes if i < len(node.inputs))
-    # ONNX writes "" for an input that is left out.
+    # ONNX writes "" for an omitted input.
     return _Step(node, chosen, frozenset(values - {""}), frozenset(shapes - values - {""}))
 
 
@@ -307,11 +309,11 @@ def _check_values(
                 what = f"this input {key + 1}, {node.inputs[key]!r}"
             else:
                 what = f"{key} {given[key]!r}"
-            raise StagingError(f"{refused}no gradient is known for {node.op} with {what}.")
+            raise StagingError(f"{refused}{node.op} with {what} is not supported.")
 
 
 def _accepts(allowed: Callable[[Any], bool], value: Any) -> bool:
-    """A value of another type than the attribute's is not supported either."""
+    """Whether a value is supported; one of another type than the attribute's is not."""
     try:
         return allowed(value)
     except (AttributeError, TypeError):

@@ -1,13 +1,13 @@
-"""Grad-CAM for any ONNX classifier, with onnxruntime and numpy alone.
+"""Grad-CAM for any ONNX classifier, with onnxruntime and numpy only.
 
 >>> model = ExplainableModel("resnet.gradcam.onnx")
 >>> location = model.grad_cam(image, target=3)
 
-The file is one that Training/make_explainable.py has prepared from any ONNX classifier: besides the
-scores it outputs the target layer's feature maps and what the backward pass reads of the tail, and
-its metadata entry `explainable` says, in JSON, `version` (1), `target_layer` and `scores` (tensor
-names), `channel_axis` of the target layer (1, or -1 for transformers), and `grid`, where the target
-layer is a list of tokens: the spatial shape of its last tokens, or null.
+The file has been prepared from an ONNX classifier with `make_explainable`: besides the scores it
+outputs the target layer's feature maps and the tensors that backpropagation needs. Its metadata
+entry `explainable` is JSON: `version` (1), `target_layer` and `scores` (tensor names),
+`channel_axis` of the target layer (1, or -1 for transformers), and `grid`, the spatial shape of the
+target layer's last tokens in transformers, otherwise null.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CancelToken, StagingError
-from .backprop import Tail
+from .backprop import PREPARE, Tail
 from .gradcam import METHODS, weighted
 from .metadata import exactly, fields, items, line, nullable, read_fields, version, whole
 from .onnx_file import OnnxFile, listed, read_onnx
@@ -44,7 +44,7 @@ Target = int | Sequence[int] | np.ndarray
 
 @dataclass(frozen=True)
 class Layer:
-    """Where to look, and at what: tensor names, and how the target layer's numbers lie.
+    """Tensor names of the target layer and the scores, and the target layer's layout.
 
     channel_axis: 1 or -1. grid: spatial shape of the layer's last tokens [N, tokens, K], or None.
     """
@@ -72,18 +72,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Forward:
-    """What one run gives: logits [N, C] and the tensors that a location map needs."""
+    """Result of one forward pass: logits [N, C] and the tensors that a location map needs."""
 
     logits: np.ndarray
     tensors: dict[str, np.ndarray]
 
 
 class ExplainableModel:
-    """An ONNX classifier that can say where it looked.
+    """An ONNX classifier with Grad-CAM location maps.
 
-    path: a prepared file, which is read once; `file` is what was in it. threads: that the network
-    may use; 0 leaves it to onnxruntime, which takes one for each core. Raises StagingError, with
-    the reason, for a file that is not prepared.
+    path: a prepared file, which is read once; `file` is its content. threads: number of threads;
+    with 0, onnxruntime uses one per core. Raises StagingError if the file has not been prepared or
+    is not valid.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
@@ -98,53 +98,37 @@ class ExplainableModel:
 
     @property
     def sha256(self) -> str:
-        """Of the bytes that were checked and that run; the file may have changed since."""
+        """SHA-256 of the bytes that were read; the file may have changed since."""
         return self.file.sha256
 
     def run(self, x: np.ndarray, cancel: CancelToken | None = None) -> Forward:
-        """Scores and feature maps together, in one forward pass.
+        """Scores and feature maps in one forward pass.
 
-        x: the model's input, a batch. cancel: also heard while the network runs, at its next
-        operator. Raises StagingError where the network fails, or its scores or feature maps are not
-        finite or of another shape than the metadata says, and Cancelled.
+        x: the model's input, a batch. cancel: also checked while the network runs, at its next
+        operator. Raises StagingError if the network fails, or its scores or feature maps are not
+        finite or do not have the expected shape, and Cancelled.
         """
         values = run_session(self._session, self._fetched, x, self.path, cancel)
         tensors = dict(zip(self._fetched, values))
-        logits, features = tensors[self.layer.scores], tensors[self.layer.target]
-        if logits.ndim != 2 or not logits.shape[1] or len(logits) != len(x):
-            raise StagingError(
-                f"The model {self.path} gave scores of shape {list(logits.shape)}; needed is "
-                f"[{len(x)}, classes]."
-            )
-        if len(features) != len(x) or not self.layer.fits(features.shape):
-            grid = "feature maps" if self.layer.grid is None else f"a grid of {self.layer.grid}"
-            raise StagingError(
-                f"The model {self.path} gave the target layer {self.layer.target!r} the shape "
-                f"{list(features.shape)}; needed is {grid} for each of {len(x)} inputs."
-            )
-        for name, found in (("scores", logits), ("feature maps", features)):
-            if not np.isfinite(found).all():
-                raise StagingError(
-                    f"The model {self.path} gave {name} that are not finite numbers."
-                )
-        return Forward(logits, tensors)
+        self._check_outputs(tensors, len(x))
+        return Forward(tensors[self.layer.scores], tensors)
 
     def explain(self, forward: Forward, target: Target, method: str = "gradcam") -> np.ndarray:
         """Location map [N, spatial...] of a run, at the target layer's resolution, not normalised.
 
-        target: a class; several classes, whose scores are summed; or a weighting of the scores,
-        float [C] or [N, C]. method: a name of `gradcam.METHODS`. Raises StagingError for others.
+        target: a class; several classes, whose scores are summed; or weights of the scores, float
+        [C] or [N, C]. method: a key of `gradcam.METHODS`. Raises StagingError for anything else.
         """
         if method not in METHODS:
             raise StagingError(
-                f"The method {method!r} is unknown: expected one of {', '.join(METHODS)}."
+                f"The method {method!r} is unknown; expected one of {', '.join(METHODS)}."
             )
         dscore = self._weighting(forward.logits, target)
-        with np.errstate(all="ignore"):  # what overflows is refused below
+        with np.errstate(all="ignore"):  # an overflow is refused below
             location = self._map(forward, dscore, method)
         if not np.isfinite(location).all():
             raise StagingError(
-                f"The model {self.path} gave a location map that is not finite: the gradient of "
+                f"The model {self.path} gives a location map that is not finite: the gradient of "
                 f"its scores {self.layer.scores!r} overflows."
             )
         return location
@@ -160,7 +144,7 @@ class ExplainableModel:
         method: str = "gradcam",
         cancel: CancelToken | None = None,
     ) -> np.ndarray:
-        """`run` and `explain` in one: where in x the network saw the target."""
+        """`run` and `explain` in one call."""
         return self.explain(self.run(x, cancel), target, method)
 
     def _read_layer(self, file: OnnxFile) -> Layer:
@@ -169,7 +153,7 @@ class ExplainableModel:
             EXPLAINABLE_KEY,
             _METADATA,
             str(self.path),
-            "its target layer is unknown: prepare it with Training/make_explainable.py",
+            f"its target layer is unknown: prepare it with {PREPARE}",
         )
         grid = None if found["grid"] is None else tuple(found["grid"])
         return Layer(found["target_layer"], found["scores"], found["channel_axis"], grid)
@@ -178,7 +162,7 @@ class ExplainableModel:
         inputs = [item.name for item in self._session.get_inputs()]
         if len(inputs) != 1:
             raise StagingError(
-                f"The model {self.path} has the inputs {listed(inputs)}; needed is one."
+                f"The model {self.path} has the inputs {listed(inputs)}; one input is needed."
             )
         outputs = {item.name: item for item in self._session.get_outputs()}
         for name in (self.layer.target, self.layer.scores):
@@ -190,14 +174,32 @@ class ExplainableModel:
             if outputs[name].type not in _FLOATS:
                 raise StagingError(
                     f"The model {self.path} has the output {name!r} of type {outputs[name].type}; "
-                    "needed are floating-point numbers."
+                    "a floating-point type is needed."
                 )
         shape = outputs[self.layer.scores].shape
         if len(shape) != 2:
             raise StagingError(
-                f"The model {self.path} has scores {self.layer.scores!r} of shape {shape}; needed "
-                "is [N, classes]."
+                f"The model {self.path} has scores {self.layer.scores!r} of shape {shape}; [N, "
+                "classes] is needed."
             )
+
+    def _check_outputs(self, tensors: dict[str, np.ndarray], count: int) -> None:
+        """Check the outputs for `count` inputs. Raises StagingError."""
+        logits, features = tensors[self.layer.scores], tensors[self.layer.target]
+        if logits.ndim != 2 or not logits.shape[1] or len(logits) != count:
+            raise StagingError(
+                f"The model {self.path} gave scores of shape {list(logits.shape)}; "
+                f"[{count}, classes] is needed."
+            )
+        if len(features) != count or not self.layer.fits(features.shape):
+            grid = "feature maps" if self.layer.grid is None else f"a grid of {self.layer.grid}"
+            raise StagingError(
+                f"The model {self.path} gave the target layer {self.layer.target!r} the shape "
+                f"{list(features.shape)}; {grid} for each of {count} inputs is needed."
+            )
+        for name, found in (("scores", logits), ("feature maps", features)):
+            if not np.isfinite(found).all():
+                raise StagingError(f"The model {self.path} gave {name} that are not finite.")
 
     def _map(self, forward: Forward, dscore: np.ndarray, method: str) -> np.ndarray:
         features = self.layer.maps(forward.tensors[self.layer.target])
@@ -207,7 +209,7 @@ class ExplainableModel:
         return METHODS[method](features, gradient)
 
     def _weighting(self, logits: np.ndarray, target: Target) -> np.ndarray:
-        """The explained score as its gradient with respect to the scores, float64 [N, C]."""
+        """Gradient of the explained score with respect to the scores, float64 [N, C]."""
         classes = logits.shape[1]
         try:
             given = np.asarray(target)
@@ -218,8 +220,8 @@ class ExplainableModel:
         whole = given.dtype.kind in "iu" and given.ndim <= 1 and given.size
         if not whole or given.min() < 0 or given.max() >= classes:
             raise StagingError(
-                f"Cannot explain {target!r}: expected classes from 0 to {classes - 1}, or a "
-                f"weighting of the {classes} scores."
+                f"Cannot explain {target!r}; expected classes from 0 to {classes - 1}, or weights "
+                f"of the {classes} scores."
             )
         weighting = np.zeros(logits.shape)
         np.add.at(weighting, (slice(None), given), 1.0)

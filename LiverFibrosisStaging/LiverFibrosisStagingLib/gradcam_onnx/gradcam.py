@@ -1,8 +1,8 @@
-"""Location maps from a layer's feature maps and their gradient: one function a method.
+"""Location maps from a layer's feature maps and their gradient: one function per method.
 
 features, gradient: [N, K, spatial...], the target layer's maps A^k and dy/dA^k of the explained
-score y. Each method gives [N, spatial...] = ReLU(sum_k w^k A^k) and differs in the weights w alone.
-Maps are not normalised: maps of several patches must stay on one scale until they are merged.
+score y. Each method returns [N, spatial...] = ReLU(sum_k w^k A^k); they differ only in the weights
+w. Maps are not normalised, so that the maps of several patches can be merged on one scale.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def weighted(features: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """ReLU(sum_k alpha_k A^k), with one weight a map: alpha [N, K]."""
+    """ReLU(sum_k alpha_k A^k), with one weight per map: alpha [N, K]."""
     flat = features.reshape(*features.shape[:2], -1)
     total = (alpha.astype(features.dtype, copy=False)[:, None] @ flat)[:, 0]
     return np.maximum(total, 0).reshape(len(features), *features.shape[2:])
@@ -50,7 +50,7 @@ def layer_cam(features: np.ndarray, gradient: np.ndarray) -> np.ndarray:
 def xgrad_cam(features: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     """XGrad-CAM: alpha_k = sum over voxels of dy/dA^k A^k / sum A^k (Fu 2020, equation 8).
 
-    A map that sums to zero gets no weight.
+    A map that sums to zero gets the weight 0.
     """
     axes = _voxels(features)
     total = features.sum(axis=axes)

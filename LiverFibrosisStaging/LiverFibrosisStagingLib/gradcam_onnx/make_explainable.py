@@ -1,9 +1,9 @@
-"""Prepare any ONNX classifier for Grad-CAM: what ExplainableModel loads.
+"""Preparation of ONNX classifiers for Grad-CAM with `ExplainableModel`.
 
-Needs the package `onnx`, as nothing else in the library does. The prepared file holds the same
-network, with constants folded and weights inside, and outputs besides the scores the target layer's
-feature maps and what the backward pass reads: values of some tensors, shapes of others (as
-"TENSOR/shape"). Its metadata entry `explainable` names the layer (explainable.py). ONNX Runtime
+The only module of the library that needs the package `onnx`. The prepared file contains the same
+network, with constants folded and all weights inside; besides the scores it outputs the target
+layer's feature maps and what backpropagation reads: values of some tensors, shapes of others (as
+"TENSOR/shape"). Its metadata entry `explainable` describes the layer (explainable.py). ONNX Runtime
 must give the same scores for both files.
 """
 
@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference, version_con
 from onnx.reference import ReferenceEvaluator
 
 from ..errors import StagingError
-from .backprop import OLDEST_OPSET, shape_name, trace
+from .backprop import MIN_OPSET, shape_name, trace
 from .explainable import (
     EXPLAINABLE_KEY,
     EXPLAINABLE_VERSION,
@@ -29,14 +29,13 @@ from .explainable import (
 from .onnx_file import parse_onnx
 from .session import SAFE_IR, SAFE_OPSET
 
-# Constants larger than this are left to be computed at run time.
-LARGEST_FOLDED = 1 << 24  # numbers
+MAX_FOLDED = 1 << 24  # numbers; larger constants are computed at run time
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tensor that can be the target layer: `shape` with None where it is not fixed."""
+    """A tensor that can be the target layer; `shape` has None for sizes that are not fixed."""
 
     tensor: str
     operator: str
@@ -54,20 +53,20 @@ def make_explainable(
     """Write `output`, an explainable copy of the classifier `source`.
 
     layer: name of the target tensor. scores: name of the tensor of scores before the softmax, by
-    default found from the model's first output. channels_last: the layer is [N, ..., K]. grid:
-    spatial shape of the layer's last tokens, where it is [N, tokens, K]. Raises StagingError, with
-    the reason, where the model cannot be explained, and where the scores would differ.
+    default derived from the model's first output. channels_last: the layer is [N, ..., K]. grid:
+    spatial shape of the layer's last tokens, if it is [N, tokens, K]. Raises StagingError if the
+    model cannot be explained, or the scores would differ.
     """
     model = simplified(_load(source), str(source))
     if len(model.graph.input) != 1:
         names = ", ".join(value.name for value in model.graph.input)
-        raise StagingError(f"The model {source} has the inputs {names}; needed is one.")
+        raise StagingError(f"The model {source} has the inputs {names}; one input is needed.")
     shapes = _shapes(model)
     scores = scores or _scores(model)
     if layer not in shapes:
         known = ", ".join(candidate.tensor for candidate in candidates(source, scores)[-5:])
         raise StagingError(
-            f"The model {source} has no tensor {layer!r}; among its last layers are {known}."
+            f"The model {source} has no tensor {layer!r}; its last layers are {known}."
         )
     _check_rank(shapes.get(scores), scores, source)
     file = parse_onnx(model.SerializeToString(), str(source))
@@ -79,7 +78,7 @@ def make_explainable(
     for tensor in sorted(sizes):
         model.graph.node.append(helper.make_node("Shape", [tensor], [shape_name(tensor)]))
     del model.graph.output[:]
-    # First what the model gave; a tensor may have been its output already.
+    # The original outputs first; a tensor may have been an output already.
     for tensor in dict.fromkeys([scores, *original, layer, *sorted(values)]):
         model.graph.output.append(_info(tensor, shapes))
     for tensor in sorted(sizes):
@@ -109,10 +108,10 @@ def make_explainable(
 
 
 def candidates(source: str | Path, scores: str | None = None) -> list[Candidate]:
-    """Tensors with feature maps that lead to the scores, in the order in which they are computed.
+    """Tensors with feature maps on which the scores depend, in order of computation.
 
-    Maps are [N, K, spatial...] (rank 3 to 5, of more than one voxel) or, in transformers, tokens
-    [N, tokens, K]. Of a chain of operators that act on every number by itself only the last counts.
+    Maps are [N, K, spatial...] (rank 3 to 5, more than one voxel) or, in transformers, tokens
+    [N, tokens, K]. Of a chain of elementwise operators only the last is listed.
     """
     model = simplified(_load(source), str(source))
     shapes = _shapes(model)
@@ -145,14 +144,14 @@ _FEATURES = {*_POINTWISE, "Add", "Concat", "Conv", "LayerNormalization", "Mul"}
 
 
 def simplified(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """The same network in opset 13 to 18 and IR version 10 at most, with its constants folded.
+    """The same network in opset 13 to 18 and at most IR version 10, with constants folded.
 
-    Raises StagingError where the opset cannot be brought there.
+    Raises StagingError if the opset cannot be converted.
     """
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    wanted = min(max(opset, OLDEST_OPSET), SAFE_OPSET)
+    wanted = min(max(opset, MIN_OPSET), SAFE_OPSET)
     if opset != wanted:
         try:
             model = version_converter.convert_version(model, wanted)
@@ -168,7 +167,7 @@ def simplified(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 def _fold(model: onnx.ModelProto) -> None:
-    """Replace what is the same for every input by weights: constants, and shapes that are fixed."""
+    """Replace tensors that do not depend on the input (constants, fixed shapes) by weights."""
     graph = model.graph
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     shapes = _shapes(model)
@@ -193,15 +192,15 @@ def _fold(model: onnx.ModelProto) -> None:
             if tensor:
                 known[tensor] = values
                 graph.initializer.append(numpy_helper.from_array(np.asarray(values), tensor))
-    _keep(graph.node, lambda position, _: position not in gone)
+    _keep_only(graph.node, lambda position, _: position not in gone)
     used = {tensor for node in graph.node for tensor in node.input} | outputs
     used = used.union(*(_captured(node) for node in graph.node))
-    _keep(graph.initializer, lambda _, tensor: tensor.name in used)
-    _keep(graph.input, lambda _, value: value.name not in known)
+    _keep_only(graph.initializer, lambda _, tensor: tensor.name in used)
+    _keep_only(graph.input, lambda _, value: value.name not in known)
 
 
-def _keep(field: Any, wanted: Callable[[int, Any], bool]) -> None:
-    """Delete all else from a repeated field, in place: weights may be large."""
+def _keep_only(field: Any, wanted: Callable[[int, Any], bool]) -> None:
+    """Delete all other entries of a repeated field, in place since weights may be large."""
     for position in reversed(range(len(field))):
         if not wanted(position, field[position]):
             del field[position]
@@ -213,7 +212,7 @@ _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLi
 def _evaluate(
     node: onnx.NodeProto, known: dict[str, np.ndarray], model: onnx.ModelProto
 ) -> list[np.ndarray] | None:
-    """A constant node's outputs; None where they are large or the node is not ONNX's own."""
+    """A constant node's outputs; None if they are large or the operator is not ONNX's own."""
     if node.domain not in ("", "ai.onnx"):
         return None
     given = {tensor: known[tensor] for tensor in node.input if tensor}
@@ -225,14 +224,14 @@ def _evaluate(
     )
     version = [helper.make_opsetid("", _opset(model))]
     results = ReferenceEvaluator(helper.make_model(alone, opset_imports=version)).run(None, given)
-    if sum(np.size(values) for values in results) > LARGEST_FOLDED:
+    if sum(np.size(values) for values in results) > MAX_FOLDED:
         return None
     named = dict(zip((t for t in node.output if t), results))
     return [named.get(tensor) for tensor in node.output]
 
 
 def _captured(node: onnx.NodeProto) -> set[str]:
-    """Tensors that the subgraphs of a node read."""
+    """Tensors read by the subgraphs of a node."""
     graphs = [a.g for a in node.attribute if a.type == a.GRAPH]
     inner = [n for graph in graphs for n in graph.node]
     return {t for n in inner for t in n.input}.union(*(_captured(n) for n in inner))
@@ -252,11 +251,11 @@ def _load(source: str | Path) -> onnx.ModelProto:
     except OSError as error:
         raise StagingError(f"Cannot read the model {source}: {error.strerror}.") from None
     except Exception:  # protobuf raises a class of its own
-        raise StagingError(f"The model {source} is not an ONNX file, or it is cut short.") from None
+        raise StagingError(f"The model {source} is not an ONNX file, or it is truncated.") from None
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
-    """Shapes by tensor, as far as they can be inferred; None for a size that is not fixed."""
+    """Inferred shapes by tensor; None for a size that is not fixed."""
     graph = shape_inference.infer_shapes(model, data_prop=True).graph
     return {
         value.name: tuple(
@@ -269,7 +268,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
 
 
 def _scores(model: onnx.ModelProto) -> str:
-    """The first output, or what it is the softmax of: Grad-CAM asks for scores before it."""
+    """The first output, or the input of its softmax, since Grad-CAM uses scores before it."""
     tensor = model.graph.output[0].name
     made = {output: node for node in model.graph.node for output in node.output}
     while tensor in made and made[tensor].op_type in {"Softmax", "LogSoftmax", "Identity"}:
@@ -281,8 +280,8 @@ def _check_rank(shape: tuple[int | None, ...] | None, scores: str, source: str |
     if shape is None or len(shape) != 2:
         found = "unknown shape" if shape is None else f"shape {list(shape)}"
         raise StagingError(
-            f"The model {source} cannot be explained: its scores {scores!r} have {found}, and "
-            "[N, classes] is needed."
+            f"The model {source} cannot be explained: its scores {scores!r} have {found}; [N, "
+            "classes] is needed."
         )
 
 
@@ -294,7 +293,7 @@ def _info(tensor: str, shapes: dict[str, tuple[int | None, ...]]) -> onnx.ValueI
 
 
 def _check_scores(source: str | Path, prepared: Path) -> None:
-    """Both files on the same random input. Raises StagingError where they differ."""
+    """Compare both files on a random input. Raises StagingError if their outputs differ."""
     before, after = (
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         for path in (source, prepared)
@@ -308,6 +307,6 @@ def _check_scores(source: str | Path, prepared: Path) -> None:
         worst = np.abs(old - new).max() / max(1.0, np.abs(old).max())
         if not worst < TOLERANCE:
             raise StagingError(
-                f"The prepared model's {name!r} would differ from the original's by {worst:.2g}."
+                f"The prepared model's {name!r} differs from the original's by {worst:.2g}."
             )
     ExplainableModel(prepared).grad_cam(x, 0)

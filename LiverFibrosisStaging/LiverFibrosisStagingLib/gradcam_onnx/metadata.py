@@ -1,8 +1,7 @@
-"""What the JSON in a model file may hold: every field that is read later, with its type and range.
+"""Validation of the JSON metadata in model files: types and ranges of all fields that are used.
 
-`read_fields` compares a model's metadata with a description of its fields and gives back values of
-the described types, so that nothing behind it has to ask again. Fields that no description names
-are kept as they are.
+`read_fields` checks a model's metadata against a description of its fields and returns values of
+the described types, which need no further checks. Other fields are kept unchanged.
 """
 
 import json
@@ -12,33 +11,33 @@ from typing import Any
 
 from ..errors import StagingError
 
-# Takes a value as JSON gives it and returns it in its type, or raises Wrong.
+# Converts a JSON value to its type, or raises InvalidValue.
 Check = Callable[[Any], Any]
-_SHOWN = 100  # characters of what was found
+_SHOWN = 100  # characters of an invalid value in a message
 
 
-class Wrong(Exception):
-    """A value that does not fit: what was found, what is needed, and where (from outside in)."""
+class InvalidValue(Exception):
+    """An invalid value: what was found, what is needed, and its field (outermost first)."""
 
     def __init__(self, found: Any, needed: str, *where: str) -> None:
         super().__init__(needed)
         self.found, self.needed, self.where = found, needed, where
 
 
-MISSING = object()  # what was found where a field that is needed is not there
+MISSING = object()  # stands for the value of a missing field
 
 
 def read_fields(text: str | None, key: str, check: Check, name: str, advice: str) -> Any:
     """A model's metadata entry `key`, whose JSON is `text`, in the types of `check`.
 
-    name: how messages call the model. advice: what to do about a model without the entry. Raises
-    StagingError that names the file, the field, what was found and what is needed.
+    name: of the model, for messages. advice: what to do about a model without the entry. Raises
+    StagingError with the file, the field, what was found and what is needed.
     """
     if text is None:
         raise StagingError(f"The model {name} has no {key!r} metadata; {advice}.")
     try:
         data = json.loads(text)
-        # Neither numbers without end nor halves of characters: they could not be written again.
+        # Infinite numbers and lone surrogates could not be written to JSON again.
         json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise StagingError(
@@ -46,17 +45,17 @@ def read_fields(text: str | None, key: str, check: Check, name: str, advice: str
         ) from None
     try:
         return check(data)
-    except Wrong as wrong:
+    except InvalidValue as wrong:
         field = ".".join((key, *wrong.where))
         field = _short(field if field.isprintable() else repr(field))
         found = "missing" if wrong.found is MISSING else _short(json.dumps(wrong.found))
         raise StagingError(
-            f"The model {name} has metadata in which {field} is {found}; needed is {wrong.needed}."
+            f"The model {name} has metadata in which {field} is {found}; {wrong.needed} is needed."
         ) from None
 
 
 def as_arguments(cls: type, found: Mapping[str, Any]) -> dict[str, Any]:
-    """What a frozen dataclass takes of the fields that were found, its lists as tuples."""
+    """The fields of a frozen dataclass among those found, lists as tuples."""
     known = cls.__dataclass_fields__
     return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in known}
 
@@ -67,7 +66,7 @@ def number(low: float, high: float) -> Check:
     def check(value: Any) -> float:
         known = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not known or not low <= value <= high:
-            raise Wrong(value, f"a number from {low:g} to {high:g}")
+            raise InvalidValue(value, f"a number from {low:g} to {high:g}")
         return float(value)
 
     return check
@@ -78,16 +77,16 @@ def whole(low: int, high: int) -> Check:
 
     def check(value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise Wrong(value, f"a whole number from {low} to {high}")
+            raise InvalidValue(value, f"a whole number from {low} to {high}")
         return value
 
     return check
 
 
 def line(value: Any) -> str:
-    """One line of text that is not empty."""
+    """One non-empty line of text."""
     if not isinstance(value, str) or not value.strip() or set(map(_category, value)) & _BREAKS:
-        raise Wrong(value, "one line of text")
+        raise InvalidValue(value, "one line of text")
     return value
 
 
@@ -96,45 +95,45 @@ _category, _BREAKS = unicodedata.category, {"Cc", "Zl", "Zp"}
 
 
 def version(known: int) -> Check:
-    """The one version that this software knows."""
+    """The one supported version."""
 
     def check(value: Any) -> int:
         if isinstance(value, bool) or value != known:
-            raise Wrong(value, f"{known}, the version that this software knows")
+            raise InvalidValue(value, f"{known} (the supported version)")
         return known
 
     return check
 
 
 def exactly(*allowed: Any) -> Check:
-    """One of a few values, of the same type."""
+    """One of the given values, of the same type."""
 
     def check(value: Any) -> Any:
         for one in allowed:
             if type(value) is type(one) and value == one:
                 return value
-        raise Wrong(value, " or ".join(json.dumps(one) for one in allowed))
+        raise InvalidValue(value, " or ".join(json.dumps(one) for one in allowed))
 
     return check
 
 
 def items(each: Check, *lengths: int, ascending: bool = False) -> Check:
-    """A list of one of the `lengths`, if they are given; `ascending`: numbers in order."""
+    """A list of one of the `lengths`, if given; `ascending`: of numbers in ascending order."""
     count = f" of {' or '.join(map(str, lengths))} values" if lengths else ""
 
     def check(value: Any) -> list:
         if not isinstance(value, list) or (lengths and len(value) not in lengths):
-            raise Wrong(value, f"a list{count}")
+            raise InvalidValue(value, f"a list{count}")
         found = [_within(str(i), each, one) for i, one in enumerate(value)]
         if ascending and found != sorted(found):
-            raise Wrong(value, "numbers in ascending order")
+            raise InvalidValue(value, "a list in ascending order")
         return found
 
     return check
 
 
 def entries(each: Check) -> Check:
-    """A JSON object all of whose values fit `each`."""
+    """A JSON object whose values all pass `each`."""
 
     def check(value: Any) -> dict[str, Any]:
         return {name: _within(name, each, one) for name, one in _object(value).items()}
@@ -143,9 +142,9 @@ def entries(each: Check) -> Check:
 
 
 def fields(checks: Mapping[str, Check], optional: Sequence[str] | None = None) -> Check:
-    """A JSON object with the named fields, of which those in `optional` (by default all) may lack.
+    """A JSON object with the named fields; those in `optional` (default: all) may be missing.
 
-    Other fields are kept as they are.
+    Other fields are kept unchanged.
     """
 
     def check(value: Any) -> dict[str, Any]:
@@ -161,19 +160,19 @@ def fields(checks: Mapping[str, Check], optional: Sequence[str] | None = None) -
 
 
 def nullable(each: Check) -> Check:
-    """What fits `each`, or null."""
+    """A value that passes `each`, or null."""
     return lambda value: None if value is None else each(value)
 
 
 def window_hu(value: Any) -> list[float]:
-    """The HU that become 0 and 1, the lower first."""
+    """The HU mapped to 0 and 1, the lower first."""
     found = items(number(-1e5, 1e5), 2)(value)
     if not found[0] < found[1]:
-        raise Wrong(value, "the lower HU first")
+        raise InvalidValue(value, "a list with the lower HU first")
     return found
 
 
-spacing_mm = items(number(0.5, 50), 3)  # a whole CT on a finer grid takes gigabytes
+spacing_mm = items(number(0.5, 50), 3)  # a finer grid of a whole CT would take gigabytes
 
 
 def _short(text: str) -> str:
@@ -182,12 +181,12 @@ def _short(text: str) -> str:
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Wrong(value, "a JSON object")
+        raise InvalidValue(value, "a JSON object")
     return value
 
 
 def _within(name: str, check: Check, value: Any) -> Any:
     try:
         return check(value)
-    except Wrong as wrong:
-        raise Wrong(wrong.found, wrong.needed, name, *wrong.where) from None
+    except InvalidValue as wrong:
+        raise InvalidValue(wrong.found, wrong.needed, name, *wrong.where) from None

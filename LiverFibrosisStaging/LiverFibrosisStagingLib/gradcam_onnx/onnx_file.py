@@ -1,10 +1,10 @@
-"""The parts of an ONNX file that staging needs, read without the `onnx` package.
+"""Reader of the required parts of an ONNX file, without the `onnx` package.
 
-onnxruntime runs a model but shows neither its nodes nor its weights, and Slicer has no `onnx`. A
-protocol buffer is a flat list of (field number, value) pairs, so a small reader is enough. What it
-reads is checked here, before onnxruntime sees it: a file that two readers could take for two
-different networks (a field given twice, say) is refused, and so are weights in other files,
-wherever in the file they are named.
+onnxruntime runs a model but gives no access to its nodes and weights, and `onnx` is not installed
+in Slicer. A protocol buffer is a list of (field number, value) pairs, so a small reader suffices.
+The content is checked before onnxruntime reads it: ambiguous files (a field given twice, for
+example), which onnxruntime could read as a different network, are refused, as are references to
+weights in other files.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ import numpy as np
 
 from ..errors import StagingError
 
-LARGEST_FILE = (1 << 31) - 1  # bytes: what a protocol buffer can be
-DEEPEST = 100  # messages within messages; protobuf's own limit
-LONGEST_NAME = 1000
-_SHOWN = 100  # characters of a text of any length in a message
+MAX_FILE_BYTES = (1 << 31) - 1  # limit of protocol buffers
+MAX_DEPTH = 100  # of nested messages; protobuf's own limit
+MAX_NAME_LENGTH = 1000
+_SHOWN = 100  # characters of a text in an error message
 
 # onnx.proto (ONNX specification, IR version 8 to 13). For each message its fields by number: name
-# and kind, with * where the field may be repeated. Every message that a tensor can lie in is here,
-# and every name that onnxruntime hands on.
+# and kind, with * for repeated fields. Includes every message that can contain a tensor, and every
+# name that onnxruntime reports.
 _MESSAGES = {
     "Model": {
         1: "ir_version int",
@@ -114,26 +114,26 @@ _DTYPES = {
     11: (np.float64, "double_data"),
 }
 _FLOAT16 = 10
-# AttributeProto.AttributeType -> the field that holds the value, of the types that are read.
+# AttributeProto.AttributeType -> the field with the value, for the supported types.
 _ATTRIBUTES = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints"}
 _LAST_ATTRIBUTE_TYPE = 14
-_ONNX = "ai.onnx"  # the domain of ONNX's own operators, which may also be left out
+_ONNX = "ai.onnx"  # the domain of ONNX's own operators; may be omitted
 
 
 class _Malformed(Exception):
-    """The bytes are no ONNX file; says why, in half a sentence."""
+    """The bytes are not a valid ONNX file; the argument is the reason."""
 
 
 class _External(Exception):
-    """A tensor's numbers lie in another file, which this names."""
+    """A tensor's numbers are in another file; the argument is its name."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operator: `inputs` and `outputs` are tensor names, "" where an input is left out.
+    """One operator: `inputs` and `outputs` are tensor names, "" for an omitted input.
 
-    op: its type, with the domain in front where it is none of ONNX's own ("com.microsoft.Gelu").
-    attributes: a number, text, array or list by name; None for one of a type that is not read.
+    op: its type, preceded by the domain if it is not one of ONNX's own ("com.microsoft.Gelu").
+    attributes: a number, text, array or list by name; None for an unsupported type.
     """
 
     op: str
@@ -145,10 +145,10 @@ class Node:
 
 @dataclass
 class OnnxFile:
-    """What one ONNX file says about itself.
+    """The content of an ONNX file.
 
-    weights: arrays by name; None where they are of a type that is not read. functions: names of
-    operators that the file defines itself. content: the bytes that all this was read from.
+    weights: arrays by name; None for an unsupported type. functions: names of operators that the
+    file defines. content: the file's bytes.
     """
 
     ir_version: int = 0
@@ -163,22 +163,22 @@ class OnnxFile:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the bytes that were read."""
+        """SHA-256 of the bytes that were read."""
         return hashlib.sha256(self.content).hexdigest()
 
 
 def read_onnx(path: Path) -> OnnxFile:
-    """Read an ONNX file, once.
+    """Read an ONNX file.
 
-    Raises StagingError where the file is missing, not ONNX, damaged or not in one piece.
+    Raises StagingError if the file is missing, not ONNX, damaged, or refers to other files.
     """
     try:
         size = path.stat().st_size
-        if size > LARGEST_FILE:
+        if size > MAX_FILE_BYTES:
             raise StagingError(
-                f"The model {path} has {size / 1e9:.1f} GB; an ONNX file has less than 2.1 GB."
+                f"The model {path} has {size / 1e9:.1f} GB; an ONNX file has at most 2.1 GB."
             )
-        if not (path.is_file() or path.is_dir()):  # a device may have no end
+        if not (path.is_file() or path.is_dir()):  # reading a device may not end
             raise StagingError(f"The model {path} is not a file.")
         data = path.read_bytes()
     except (OSError, ValueError) as error:
@@ -188,7 +188,7 @@ def read_onnx(path: Path) -> OnnxFile:
 
 
 def parse_onnx(data: bytes | memoryview, name: str) -> OnnxFile:
-    """Like `read_onnx`, from bytes; `name` is how messages call the model."""
+    """Like `read_onnx`, from bytes; `name` is used in messages."""
     try:
         return _model(data)
     except _Malformed as error:
@@ -197,13 +197,13 @@ def parse_onnx(data: bytes | memoryview, name: str) -> OnnxFile:
         ) from None
     except _External as error:
         raise StagingError(
-            f"The model {name} keeps weights in another file ({error}), which is not opened; "
+            f"The model {name} stores weights in another file ({error}), which is not supported; "
             "export it as one file."
         ) from None
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """Names for a sentence, the first few of many."""
+    """A list of names for a message, shortened to the first `most`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -212,7 +212,7 @@ def _model(data: bytes | memoryview) -> OnnxFile:
     found = _message(memoryview(data), "Model")
     graph = found.get("graph", {})
     if not graph.get("node"):
-        raise _Malformed("it holds no network")
+        raise _Malformed("it contains no network")
     opsets = _unique(
         ("" if entry.get("domain") == _ONNX else entry.get("domain", ""), entry.get("version", 0))
         for entry in found["opset_import"]
@@ -238,14 +238,14 @@ def _model(data: bytes | memoryview) -> OnnxFile:
 
 
 def _check_order(model: OnnxFile) -> None:
-    """Every node reads what comes before it, and every tensor is computed once."""
+    """Check that every node reads only tensors computed before, and each is computed once."""
     known = {*model.inputs, *model.weights}
     for node in model.nodes:
         if not node.op or not any(node.outputs):
             raise _Malformed(f"its node {node.name or node.op!r} computes nothing")
         for tensor in node.inputs:
             if tensor and tensor not in known:
-                raise _Malformed(f"{node.op} reads {tensor!r}, which nothing before it computes")
+                raise _Malformed(f"{node.op} reads {tensor!r}, which no earlier node computes")
         for tensor in filter(None, node.outputs):
             if tensor in known:
                 raise _Malformed(f"{tensor!r} is computed twice")
@@ -270,21 +270,21 @@ def _attribute(found: dict[str, Any]) -> Any:
     kind = found.get("type", 0)
     if not 0 < kind <= _LAST_ATTRIBUTE_TYPE:
         raise _Malformed(f"its attribute {found['name']!r} has the unknown type {kind}")
-    held = _ATTRIBUTES.get(kind)
-    if held == "t":
+    field_name = _ATTRIBUTES.get(kind)
+    if field_name == "t":
         if "t" not in found:
             raise _Malformed(f"its attribute {found['name']!r} has no tensor")
         return found["t"]["values"]
-    if held in ("floats", "ints"):
-        return found[held].tolist()
-    # A writer may leave out a value that is zero or empty.
-    return found.get(held, {"f": 0.0, "i": 0, "s": ""}[held]) if held else None
+    if field_name in ("floats", "ints"):
+        return found[field_name].tolist()
+    # Zero or empty values may be omitted.
+    return found.get(field_name, {"f": 0.0, "i": 0, "s": ""}[field_name]) if field_name else None
 
 
 def _key(found: dict[str, Any], name: str = "name") -> str:
-    """What a message is called."""
+    """The name of a message."""
     if not found.get(name):
-        raise _Malformed("something in it has no name")
+        raise _Malformed("a name in it is missing")
     return found[name]
 
 
@@ -292,20 +292,20 @@ def _unique(entries: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in entries:
         if name in found:
-            raise _Malformed(f"it holds {name[:_SHOWN]!r} twice")
+            raise _Malformed(f"it contains {name[:_SHOWN]!r} twice")
         found[name] = value
     return found
 
 
 def _values(found: dict[str, Any]) -> np.ndarray | None:
-    """A tensor's numbers in its shape; None for a type that is not read."""
+    """A tensor's numbers in its shape; None for an unsupported type."""
     if found.get("data_location", 0) or found["external_data"]:
         places = {e.get("key"): e.get("value", "") for e in found["external_data"]}
         raise _External(repr(places.get("location", "")[:_SHOWN]))
     dims = found["dims"].tolist()
-    called = f"its tensor {found.get('name', '')!r} of shape [{listed([*map(str, dims)])}]"
+    tensor = f"its tensor {found.get('name', '')!r} of shape [{listed([*map(str, dims)])}]"
     if any(n < 0 for n in dims):
-        raise _Malformed(f"{called} has a negative size")
+        raise _Malformed(f"{tensor} has a negative size")
     kind = found.get("data_type", 0)
     if kind not in _DTYPES:
         return None
@@ -313,28 +313,28 @@ def _values(found: dict[str, Any]) -> np.ndarray | None:
     dtype = np.dtype(dtype).newbyteorder("<")
     if "raw_data" in found:
         if len(found["raw_data"]) != dtype.itemsize * prod(dims):
-            raise _Malformed(f"{called} has {len(found['raw_data'])} bytes")
+            raise _Malformed(f"{tensor} has {len(found['raw_data'])} bytes")
         values = np.frombuffer(found["raw_data"], dtype)
     else:
         # Half floats are stored as their bit pattern.
         stored = np.dtype(np.uint16) if kind == _FLOAT16 else dtype
         values = found[typed].astype(stored)
         if not np.array_equal(values, found[typed], equal_nan=stored.kind == "f"):
-            raise _Malformed(f"{called} holds numbers that are not of its type")
+            raise _Malformed(f"{tensor} has numbers that are not of its type")
         values = values.view(dtype)
-        values.flags.writeable = False  # a copy: what is written to it would not reach the file
+        values.flags.writeable = False  # a copy: changes would not reach the file
         if len(values) != prod(dims):
-            raise _Malformed(f"{called} has {len(values)} numbers")
+            raise _Malformed(f"{tensor} has {len(values)} numbers")
     try:
         return values.reshape(dims)
-    except ValueError:  # more axes, or longer ones, than numpy's arrays have
-        raise _Malformed(f"{called} has too many axes or too long ones") from None
+    except ValueError:  # more or longer axes than numpy supports
+        raise _Malformed(f"{tensor} has too many axes or too long ones") from None
 
 
 def _message(data: memoryview, message: str, depth: int = 0) -> dict[str, Any]:
     """The known fields of a message by name; a repeated one is a list, of numbers an array."""
-    if depth > DEEPEST:
-        raise _Malformed(f"it is nested more than {DEEPEST} deep")
+    if depth > MAX_DEPTH:
+        raise _Malformed(f"it is nested more than {MAX_DEPTH} deep")
     known = _FIELDS[message]
     found: dict[str, Any] = {name: [] for name, _, many in known.values() if many}
     for number, wire, value in _fields(data):
@@ -371,15 +371,15 @@ def _single(kind: str, value: int | memoryview) -> Any:
     try:
         text = bytes(value).decode("utf-8")
     except UnicodeDecodeError:
-        raise _Malformed("it holds text that is not UTF-8") from None
-    # Names stand in messages, which have one line.
-    if kind == "name" and not (text.isprintable() and len(text) <= LONGEST_NAME):
-        raise _Malformed(f"it holds the name {text[:_SHOWN]!r}")
+        raise _Malformed("it contains text that is not UTF-8") from None
+    # Names are quoted in messages of one line.
+    if kind == "name" and not (text.isprintable() and len(text) <= MAX_NAME_LENGTH):
+        raise _Malformed(f"it contains the name {text[:_SHOWN]!r}")
     return text
 
 
 def _numbers(kind: str, wire: int, value: int | memoryview) -> np.ndarray:
-    """Numbers of a repeated field, whether packed into one run of bytes or one by one."""
+    """Numbers of a repeated field, packed or one by one."""
     dtype = np.dtype(_NUMPY[kind]).newbyteorder("<")
     if wire == _INT and kind == "int":
         return np.array([_signed(value)], dtype)
@@ -387,7 +387,7 @@ def _numbers(kind: str, wire: int, value: int | memoryview) -> np.ndarray:
         raise _Malformed(f"numbers are stored as wire type {wire}")
     if kind != "int":
         if len(value) % dtype.itemsize:
-            raise _Malformed(f"{len(value)} bytes are no whole numbers")
+            raise _Malformed(f"{len(value)} bytes are not a whole number of values")
         return np.frombuffer(value, dtype)
     numbers, at = [], 0
     while at < len(value):
@@ -420,7 +420,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """An unsigned integer of at most 64 bits in groups of seven, and where it ends."""
+    """An unsigned integer of at most 64 bits in groups of seven, and the offset of its end."""
     value = shift = 0
     while at < len(data):
         byte = data[at]

@@ -1,4 +1,4 @@
-"""One way to open an ONNX file with ONNX Runtime, to run it, and to stop it while it runs."""
+"""Opening, running and cancelling ONNX Runtime sessions."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,22 +11,22 @@ import numpy as np
 from ..errors import Cancelled, CancelToken, StagingError
 from .onnx_file import OnnxFile, listed
 
-# What every onnxruntime that a Slicer >= 5.10 can install is able to load.
+# Supported by every onnxruntime that can be installed in Slicer >= 5.10.
 SAFE_OPSET, SAFE_IR = 18, 10
 CANCEL_POLL_SECONDS = 0.05
 
 
 def check_weights(file: OnnxFile, path: Path) -> None:
-    """Refuse, with StagingError, weights that are not numbers."""
+    """Raise StagingError for NaN or infinite weights."""
     for name, values in file.weights.items():
         if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise StagingError(f"The model {path} has weights that are not numbers, in {name!r}.")
+            raise StagingError(f"The model {path} has NaN or infinite weights in {name!r}.")
 
 
 def open_session(file: OnnxFile, path: Path, threads: int) -> Any:
-    """An InferenceSession for the bytes that were read; threads: 0 takes one for each core.
+    """An InferenceSession for the content of `file`; threads: with 0, one per core.
 
-    Raises StagingError, with the reason, where onnxruntime is missing or cannot load the file.
+    Raises StagingError if onnxruntime is missing or cannot load the file.
     """
     try:
         import onnxruntime
@@ -37,7 +37,7 @@ def open_session(file: OnnxFile, path: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
-    # Else bytes that can also be taken for onnxruntime's own format would be.
+    # Otherwise bytes that also match onnxruntime's own format would be loaded as such.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     content = bytes(file.content)
     try:
@@ -47,8 +47,8 @@ def open_session(file: OnnxFile, path: Path, threads: int) -> Any:
         if file.opset > SAFE_OPSET or file.ir_version > SAFE_IR:
             raise StagingError(
                 f"The model {path} uses ONNX opset {file.opset} and IR version {file.ir_version}, "
-                f"too new for the installed onnxruntime {version}; export it with opset "
-                f"{SAFE_OPSET} and IR version {SAFE_IR} at most."
+                f"too new for the installed onnxruntime {version}; export it with at most opset "
+                f"{SAFE_OPSET} and IR version {SAFE_IR}."
             ) from None
         raise StagingError(
             f"onnxruntime {version} cannot load the model {path}: {_first_line(error)}"
@@ -62,9 +62,9 @@ def run_session(
     path: Path,
     cancel: CancelToken | None = None,
 ) -> list[np.ndarray]:
-    """The outputs for x, the network's one input.
+    """The outputs for x, the network's only input.
 
-    cancel: also heard while the network runs, at its next operator. Raises StagingError where the
+    cancel: also checked while the network runs, at its next operator. Raises StagingError if the
     network fails, and Cancelled.
     """
     (given,) = session.get_inputs()
@@ -78,23 +78,23 @@ def run_session(
 
 
 def described(item: Any, others: Sequence[str]) -> str:
-    """An input or output for a sentence; where it is not there, the names of those that are."""
+    """An input or output for a message; if it is missing, the names of the others."""
     return f"{item.name} {item.type} {item.shape}" if item is not None else listed([*others])
 
 
 @contextmanager
 def _terminable(cancel: CancelToken | None) -> Iterator[Any]:
-    """Options of one run, which a watching thread ends when the user cancels."""
+    """Options of one run, which a watching thread terminates when the user cancels."""
     import onnxruntime
 
     options = onnxruntime.RunOptions()
     if cancel is None:
         yield options
         return
-    over = threading.Event()
+    finished = threading.Event()
 
     def watch() -> None:
-        while not over.wait(CANCEL_POLL_SECONDS):
+        while not finished.wait(CANCEL_POLL_SECONDS):
             if cancel.is_set():
                 options.terminate = True
                 return
@@ -104,11 +104,11 @@ def _terminable(cancel: CancelToken | None) -> Iterator[Any]:
     try:
         yield options
     finally:
-        over.set()
+        finished.set()
         watcher.join()
 
 
 def _first_line(error: Exception) -> str:
-    """What onnxruntime says, in one sentence of bounded length."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .")[:200]
-    return "".join(c if c.isprintable() else " " for c in said) + "."
+    """The first line of onnxruntime's message, of limited length."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .")[:200]
+    return "".join(c if c.isprintable() else " " for c in text) + "."

@@ -1,4 +1,4 @@
-"""What the vector-Jacobian products of all operators share."""
+"""Shared definitions of the vector-Jacobian products (VJPs)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +12,14 @@ class Vjp:
     """The gradient of a score with respect to one input of an operator.
 
     of: called as of(g, y, *inputs, **attributes), returns dscore/dinput in the input's shape. g is
-    the score's gradient with respect to the operator's output y (a list, one for each output, None
-    where the score does not depend on it, if `several`); the attributes keep their ONNX names.
-    What `of` reads: output: the values of y; values: of the inputs at these positions; shapes: of
-    these inputs the shape alone; all_shapes: the shape of every input. All else arrives as None, so
-    that a model need not output it. allows: for each attribute, or position of a
-    constant input, that is not supported in all its values, whether one is. several: the
-    operator's outputs all count. positional: `of` also takes the input's position, as a keyword.
+    the score's gradient with respect to the operator's output y (with `several`, a list with one
+    entry per output, None if the score does not depend on it); the attributes have their ONNX
+    names. Fields for what `of` reads: output: the values of y; values: those of the inputs at these
+    positions; shapes: only the shapes of these inputs; all_shapes: the shapes of all inputs.
+    Anything else is passed as None, so that a model does not have to output it. allows: for an
+    attribute, or the position of a constant input, of which not all values are supported, a test
+    of the value. several: `of` handles several outputs. positional: `of` also takes the input's
+    position, as a keyword.
     """
 
     of: Callable[..., np.ndarray]
@@ -31,14 +32,14 @@ class Vjp:
     positional: bool = False
 
 
-# The products of an operator's differentiable inputs, in the order of the inputs.
+# The VJPs of an operator's differentiable inputs, in the order of the inputs.
 Rules = tuple[Vjp, ...]
 
 
 def unbroadcast(g: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Undo numpy's (and ONNX's) broadcasting: sum over the axes along which an input was repeated.
 
-    y = broadcast(x) copies x, hence dx = the sum of g over all copies.
+    y = broadcast(x) copies x, hence dx is the sum of g over all copies.
     """
     g = g.sum(axis=tuple(range(g.ndim - len(shape))))
     repeated = tuple(i for i, (n, m) in enumerate(zip(shape, g.shape)) if n == 1 and m != 1)

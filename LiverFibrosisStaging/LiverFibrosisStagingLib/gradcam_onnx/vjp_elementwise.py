@@ -1,8 +1,8 @@
-"""Vector-Jacobian products of the operators that act on every number by itself.
+"""Vector-Jacobian products of elementwise operators.
 
-After each formula stands the operator's version in the ONNX operator specification
-(Operators.md) that it follows; g = dscore/dy. Where y tells the derivative, y is read rather than
-x: activations are what a network keeps, and ONNX Runtime can then fuse them with their convolution.
+Each formula is followed by the operator's version in the ONNX operator specification
+(Operators.md); g = dscore/dy. If the derivative can be computed from y, y is read rather than x, so
+that ONNX Runtime can fuse activations with their convolution.
 """
 
 import numpy as np
@@ -36,10 +36,10 @@ def _hard_swish(g: np.ndarray, y: None, x: np.ndarray) -> np.ndarray:
 
 
 def _gelu(g: np.ndarray, y: np.ndarray, x: np.ndarray, *, approximate: str = "none") -> np.ndarray:
-    """Gelu-20: y = x P(x). P is the normal distribution, whose density is P' ...
+    """Gelu-20: y = x P(x), hence dx = g (P + x P'), with the normal distribution P and density P'.
 
-    or, where approximate, P = (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3). Hence
-    dx = g (P + x P'). numpy has no erf, but P = y / x.
+    The approximation is P = (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3). numpy has no
+    erf, but P = y / x.
     """
     if approximate == "tanh":
         u = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
@@ -63,7 +63,7 @@ def _is_false(training: np.ndarray | None) -> bool:
     return training is not None and not training.any()
 
 
-_NOT_NEGATIVE = {"alpha": lambda alpha: alpha >= 0}  # else y's sign does not tell x's
+_NOT_NEGATIVE = {"alpha": lambda alpha: alpha >= 0}  # otherwise x's sign is not that of y
 
 ELEMENTWISE: dict[str, Rules] = {
     # y = a + b: da = g, db = g. Add-14, Sum-13 (any number of inputs).
@@ -169,9 +169,9 @@ ELEMENTWISE: dict[str, Rules] = {
     "Softmax": (Vjp(_softmax, output=True),),
     # y = x - ln(sum e^x) along axis: dx = g - e^y sum g. LogSoftmax-13.
     "LogSoftmax": (Vjp(_log_softmax, output=True),),
-    # y = x: dx = g. Identity-16; Dropout-13, which at inference passes all (training is refused).
+    # y = x: dx = g. Identity-16; Dropout-13 at inference (training mode is refused).
     "Identity": (Vjp(lambda g, y, x: g),),
     "Dropout": (Vjp(lambda g, y, x, *_, seed=0: g, allows={2: _is_false}),),
-    # y = x in another type: dx = g. Cast-13 to -19; a cast to integers has no gradient.
+    # y = x in another type: dx = g. Cast-13 to -19; a cast to integers is refused.
     "Cast": (Vjp(lambda g, y, x, *, to, saturate=1: g, allows={"to": _FLOATS.__contains__}),),
 }

@@ -1,6 +1,6 @@
-"""Vector-Jacobian products of the operators that sum: matrix products, reductions, normalisations.
+"""Vector-Jacobian products of matrix products, reductions and normalisations.
 
-After each operator stands its version in the ONNX operator specification (Operators.md).
+Operator versions are those of the ONNX operator specification (Operators.md).
 """
 
 from math import prod
@@ -13,7 +13,7 @@ _INFERENCE = {"training_mode": {0}.__contains__}
 
 
 def _gemm(wanted: int) -> Vjp:
-    """Gemm-13: y = alpha a' b' + beta c (a', b' transposed where stated), hence
+    """Gemm-13: y = alpha a' b' + beta c (a', b' transposed if stated), hence
 
     da' = alpha g b'^T, db' = alpha a'^T g, dc = beta g.
     """
@@ -73,7 +73,7 @@ def _einsum(wanted: int) -> Vjp:
 
 
 def _plain_einsum(equation: str) -> bool:
-    """Two operands, every index once in a term and in two terms: then the product is an einsum."""
+    """Two operands, each index once per term and in at least two terms: the VJP is an einsum."""
     terms, arrow, result = equation.replace(" ", "").partition("->")
     terms = [*terms.split(","), result]
     once = all(len(set(term)) == len(term) for term in terms)
@@ -88,12 +88,12 @@ def _axes(x: np.ndarray, axes: np.ndarray | list[int] | None, noop: int) -> tupl
 
 
 def _kept(g: np.ndarray, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """g with the reduced axes as axes of length 1, whether they were kept or not."""
+    """g with the reduced axes as axes of length 1, whether or not they were kept."""
     return g.reshape([1 if axis in axes else n for axis, n in enumerate(x.shape)])
 
 
 def _reduce_sum(mean: bool) -> Vjp:
-    """ReduceSum-13, ReduceMean-13, -18 (axes are an input): all summed get g, or g over count."""
+    """ReduceSum-13, ReduceMean-13, -18 (axes are an input): dx = g for a sum, g / n for a mean."""
 
     def of(
         g: np.ndarray,
@@ -122,7 +122,7 @@ def _reduce_extreme(
     keepdims: int = 1,
     noop_with_empty_axes: int = 0,
 ) -> np.ndarray:
-    """ReduceMax-13, -18, ReduceMin: the largest gets g; equals share it, as in PyTorch's amax."""
+    """ReduceMax-13, -18, ReduceMin: the extreme value gets g; ties share it, as in PyTorch."""
     reduced = _axes(x, axes if over is None else over, noop_with_empty_axes)
     chosen = x == _kept(y, x, reduced)
     return _kept(g, x, reduced) * chosen / chosen.sum(axis=reduced, keepdims=True)

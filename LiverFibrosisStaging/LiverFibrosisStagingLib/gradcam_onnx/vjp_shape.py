@@ -1,7 +1,7 @@
-"""Vector-Jacobian products of the operators that move numbers about: each goes back where it was.
+"""Vector-Jacobian products of operators that copy and rearrange numbers.
 
-After each operator stands its version in the ONNX operator specification (Operators.md). Shapes,
-axes and the like come as inputs or, in older versions, as attributes.
+Operator versions are those of the ONNX operator specification (Operators.md). Shapes, axes and the
+like are inputs or, in older versions, attributes.
 """
 
 from itertools import accumulate
@@ -18,7 +18,7 @@ def _transpose(
 
 
 def _concat(g: np.ndarray, y: None, *x: np.ndarray, axis: int, position: int) -> np.ndarray:
-    """Concat-13: each input gets its own stretch of g."""
+    """Concat-13: each input gets its own part of g."""
     before = sum(part.shape[axis] for part in x[:position])
     return np.take(g, range(before, before + x[position].shape[axis]), axis)
 
@@ -75,7 +75,7 @@ def _slice(
 def _gather(
     g: np.ndarray, y: None, x: np.ndarray, indices: np.ndarray, *, axis: int = 0
 ) -> np.ndarray:
-    """Gather-13: y = x[..., indices, ...] along axis; what was taken twice gets both gradients."""
+    """Gather-13: y = x[..., indices, ...] along axis; gradients of repeated indices are added."""
     axis %= x.ndim
     dx = np.zeros(x.shape, g.dtype)
     taken = range(axis, axis + np.ndim(indices))
@@ -95,7 +95,7 @@ def _pad(
 ) -> np.ndarray:
     """Pad-13, -18 (axes), -19 (wrap): y[j] = x[i(j)] along each axis, hence dx[i] = sum g[j].
 
-    Negative pads cut off.
+    Negative pads crop.
     """
     axes = range(x.ndim) if axes is None else [int(axis) for axis in axes]
     for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :]):
@@ -135,7 +135,7 @@ def _resize(
     axes = list(range(x.ndim)) if axes is None else axes
     for position, axis in enumerate(axes):
         n, m = x.shape[axis], g.shape[axis]
-        # An exported model may leave scales empty instead of out.
+        # In exported models scales may be empty instead of omitted.
         scale = m / n if scales is None or not len(scales) else float(scales[position])
         if n == m and scale == 1:
             continue
@@ -154,7 +154,7 @@ def _resize(
 
 
 def _coordinates(n: int, m: int, scale: float, mode: str) -> np.ndarray:
-    """Where, on an axis of n numbers, each of m resized numbers lies (ONNX Resize)."""
+    """Coordinates of m resized numbers on an axis of n numbers (ONNX Resize)."""
     out = np.arange(m)
     if mode == "asymmetric":
         return out / scale

@@ -1,7 +1,7 @@
 """Vector-Jacobian products of convolutions and poolings, in one, two or three dimensions.
 
-Tensors are [N, C, spatial...]. After each operator stands its version in the ONNX operator
-specification (Operators.md).
+Tensors are [N, C, spatial...]. Operator versions are those of the ONNX operator specification
+(Operators.md).
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ from .vjp import Rules, Vjp
 
 @dataclass(frozen=True)
 class _Windows:
-    """How the windows of a kernel lie on a padded image.
+    """The positions of a kernel's windows on a padded image.
 
-    size, output: spatial shape of the image and of what has one number a window. pads: (before,
-    after) of each axis, with `after` as far as the last window reaches.
+    size, output: spatial shape of the image, and of the array with one number per window. pads:
+    (before, after) of each axis; `after` extends to the end of the last window.
     """
 
     size: tuple[int, ...]
@@ -44,7 +44,7 @@ class _Windows:
     ) -> "_Windows":
         """From an operator's attributes; SAME_UPPER and SAME_LOWER follow from the output's size.
 
-        In ceil mode the last window may reach further than the stated padding.
+        In ceil mode the last window may extend beyond the stated padding.
         """
         strides = tuple(strides or [1] * len(kernel))
         dilations = tuple(dilations or [1] * len(kernel))
@@ -62,7 +62,7 @@ class _Windows:
         return cls(size, output, tuple(kernel), strides, dilations, both)
 
     def __iter__(self) -> Iterator[tuple]:
-        """For each position in the kernel, the numbers of the padded image that it meets."""
+        """For each position in the kernel, the slices of the padded image that it covers."""
         for offset in product(*map(range, self.kernel)):
             steps = zip(offset, self.dilations, self.strides, self.output)
             yield (..., *(slice(o * d, o * d + s * (n - 1) + 1, s) for o, d, s, n in steps))
@@ -82,14 +82,14 @@ class _Windows:
         return g[(..., *inside)]
 
     def places(self, axis: int) -> np.ndarray:
-        """Where [output, kernel] the windows' numbers lie in the image, along one axis."""
+        """Coordinates [output, kernel] of the windows' numbers in the image, along one axis."""
         window = np.arange(self.output[axis]) * self.strides[axis] - self.pads[axis][0]
         return window[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
 
-    def meets(self, axis: int, before: int = 0, after: int = 0) -> np.ndarray:
-        """Whether [output, kernel] they lie in the image, and not in its padding.
+    def inside(self, axis: int, before: int = 0, after: int = 0) -> np.ndarray:
+        """Whether these coordinates [output, kernel] are in the image, not in its padding.
 
-        before, after: how much of the padding counts as the image.
+        before, after: how much of the padding is included.
         """
         places = self.places(axis)
         return (places >= -before) & (places < self.size[axis] + after)
@@ -114,8 +114,8 @@ def _conv(
     outputs, inputs = w.shape[0] // group, w.shape[1]
     dx = windows.padded_zeros((len(x), group, inputs), g.dtype)
     flat = g.reshape(len(x), group, outputs, -1)
-    # One matrix product for each plane of the kernel: few and large ones are fast, and what they
-    # give (inputs x plane x output voxels) stays small.
+    # One matrix product per plane of the kernel: a few large products are fast, and their results
+    # (inputs x plane x output voxels) stay small.
     depth, plane = w.shape[2], prod(w.shape[3:])
     taps = w.reshape(group, outputs, inputs, depth, plane).transpose(3, 0, 4, 2, 1)
     places = iter(windows)
@@ -137,16 +137,16 @@ def conv_sum(
     kernel_shape: list[int] | None = None,
     **window: Any,
 ) -> np.ndarray:
-    """What _conv gives, summed over the voxels of each channel, [N, C], without computing it.
+    """The result of _conv summed over the voxels of each channel, [N, C], computed directly.
 
-    Every number of g reaches one voxel for each kernel position, unless that lies in the padding:
-    sum dx[i] = sum_ot w[o, i, t] G[o, t], with G[o, t] = the sum of g[o, p] over the windows p that
-    meet the image in t. G is summed one axis after the other.
+    Each number of g contributes to one voxel per kernel position, unless that is in the padding:
+    sum dx[i] = sum_ot w[o, i, t] G[o, t], with G[o, t] = the sum of g[o, p] over the windows p
+    whose position t is in the image. G is computed one axis after the other.
     """
     windows = _Windows.of(x.shape[2:], g.shape[2:], w.shape[2:], **window)
-    # The first spatial axis each time: what is summed goes to the end, as kernel positions.
+    # Always the first spatial axis: tensordot appends the kernel positions as the last axis.
     for axis in range(len(windows.kernel)):
-        g = np.tensordot(g, windows.meets(axis).astype(g.dtype), (2, 0))
+        g = np.tensordot(g, windows.inside(axis).astype(g.dtype), (2, 0))
     summed = g.reshape(len(x), group, w.shape[0] // group, -1)
     taps = w.reshape(group, w.shape[0] // group, w.shape[1], -1)
     return np.einsum("goit,ngot->ngi", taps, summed, optimize=True).reshape(x.shape[:2])
@@ -167,7 +167,7 @@ def _conv_transpose(
     kernel_shape: list[int] | None = None,
     **window: Any,
 ) -> np.ndarray:
-    """ConvTranspose-11: y[o, s p + d t] += sum_i w[i, o, t] x[i, p], the product of a Conv, hence
+    """ConvTranspose-11: y[o, s p + d t] += sum_i w[i, o, t] x[i, p], the VJP of a Conv, hence
 
     dx[i, p] = sum_ot w[i, o, t] g[o, s p + d t], a Conv.
     """
@@ -214,9 +214,9 @@ def _average_pool(
     pads: list[int] | None = None,
     **window: Any,
 ) -> np.ndarray:
-    """AveragePool-11, -19 (dilations): each number of a window gets g over how many were averaged.
+    """AveragePool-11, -19 (dilations): each number of a window gets g / n, of n averaged numbers.
 
-    What ceil mode adds beyond the stated padding is never counted.
+    Padding that ceil mode adds beyond the stated padding is never counted.
     """
     kernel = tuple(kernel_shape)
     windows = _Windows.of(x.shape[2:], g.shape[2:], kernel, pads=pads, **window)
@@ -224,22 +224,22 @@ def _average_pool(
     for axis, (before, after) in enumerate(windows.pads):
         stated = pads[len(kernel) + axis] if pads else after
         padding = (before, stated) if count_include_pad else (0, 0)
-        count = windows.meets(axis, *padding).sum(axis=1)
+        count = windows.inside(axis, *padding).sum(axis=1)
         counted *= count.reshape([-1 if i == axis else 1 for i in range(len(kernel))])
     dx = g / counted
-    # A box is a product of intervals: one axis after the other, each number spreads over its own.
+    # A box is a product of intervals, so g is distributed along one axis after the other.
     for axis, size in enumerate(windows.size):
         spread = np.zeros((windows.output[axis], size), g.dtype)
-        window, position = np.nonzero(windows.meets(axis))
+        window, position = np.nonzero(windows.inside(axis))
         spread[window, windows.places(axis)[window, position]] = 1
         dx = np.tensordot(dx, spread, (2, 0))
     return dx
 
 
-def hands_on_all(op: str, attributes: dict[str, Any]) -> bool:
-    """Whether an operator gives the voxels of each channel, in sum, exactly the g that it gets.
+def preserves_sum(op: str, attributes: dict[str, Any]) -> bool:
+    """Whether an operator's VJP preserves the sum of g over the voxels of each channel.
 
-    A max-pooling hands each g to one voxel, an average over voxels of the image spreads it.
+    Max-pooling passes each g to one voxel, average-pooling distributes it over a window.
     """
     if op == "AveragePool":
         return not attributes.get("count_include_pad")

@@ -1,7 +1,7 @@
-"""Is this a CT that can be staged, and do the masks lie on its liver and spleen?
+"""Checks of the CT (geometry, HU, phase) and of the liver and spleen masks.
 
-Refusals are for what would make the result meaningless, warnings for what makes it less certain.
-HU throughout; lengths in mm.
+Input that would make the result meaningless is refused; input that makes it less reliable gives a
+warning. Values are in HU, lengths in mm.
 """
 
 import math
@@ -12,45 +12,46 @@ import SimpleITK as sitk
 from ..errors import StagingError
 from .dicom_files import DESCRIPTION, MODALITY, THICKNESS, code
 from .dicom_series import PORTAL_VENOUS, named_phase
+from .grid import bounding_box
 
 MIN_SLICES = 10  # the liver spans 15 to 20 cm: fewer slices cannot show its shape
 MIN_LENGTH_MM = 30.0
 MIN_IN_PLANE = 32  # voxels; a body of 40 cm would have voxels of more than 12 mm
 MAX_SPACING_MM = 20.0
-THICK_SLICE_MM = 5.0  # beyond, the liver's surface blurs
+THICK_SLICE_MM = 5.0  # in thicker slices the liver's surface is blurred
 
-# Where a CT's values lie. It shows air around the patient or gas in the bowel (-1000 HU), which MR
-# and 8-bit pictures do not; scanners fill the corners outside a round field with less than air.
+# A CT contains air around the patient or gas in the bowel (-1000 HU); MR and 8-bit images do not.
+# Scanners pad the corners outside a round field of view with values below air.
 AIR_HU = -200.0
 PADDING_HU = -1100.0
 # Soft tissue: water is 0, muscle 50, enhanced liver 110 HU; contrast, bone and metal are above.
 SOFT_TISSUE_HU = (-150.0, 300.0)
 MIN_SOFT_TISSUE = 0.01  # share of the voxels; a patient fills 10 to 60 % of a scan
-# Lung, fat and the rims of skin and gas: 7 % of a scan of the trunk and more, nothing where values
-# carry an offset of 1000 or 1024.
+# Lung, fat and partial volume at skin and gas: at least 7 % of a scan of the trunk, 0 % if values
+# have an offset of 1000 or 1024.
 LUNG_AND_FAT_HU = (-900.0, -80.0)
-# Fat and soft tissue with such an offset. Dense bone and metal have values like these too: 12 % of
-# what is above 250 HU at most in the scans at hand, where it is 80 % with the offset.
+# Fat and soft tissue with such an offset. Dense bone and metal have such values too: in the CTs at
+# hand at most 12 % of the voxels above 250 HU, compared with 80 % with the offset.
 OFFSET_TISSUE_HU = (850.0, 1250.0)
 DENSE_HU = 250.0
-MAX_DENSE = 0.25  # of what is no air, in a picture without any
-_SAMPLE_STEP = 3  # every third voxel along each axis is plenty for a share
+MAX_DENSE = 0.25  # share of the tissue voxels, for an image without air
+_SAMPLE_STEP = 3  # every third voxel along each axis suffices to estimate a share
 
 # Liver in the portal-venous phase: 90 to 120 HU; without contrast 40 to 65; arterial up to 75.
 LITTLE_ENHANCEMENT_HU = 75.0
 STRONG_ENHANCEMENT_HU = 180.0
-# No liver, fatty or full of contrast or iron, has a mean outside this range.
+# No liver has a mean outside this range, whether steatotic, enhanced or loaded with iron.
 POSSIBLE_MEAN_HU = (-50.0, 300.0)
 MIN_LIVER_ML = 50.0
-USUAL_LIVER_ML = (500.0, 4000.0)  # adults; partial scans and resected livers lie below
-_SHARED_SPLEEN = 0.5  # of the spleen also marked as liver: the same label was given twice
+USUAL_LIVER_ML = (500.0, 4000.0)  # adults; partial scans and resected livers are below
+_SHARED_SPLEEN = 0.5  # share of the spleen mask also in the liver mask: the same label given twice
 
 
 def check_ct(ct: sitk.Image, name: str) -> tuple[str, ...]:
-    """Refuse what cannot be staged; returns warnings about what can.
+    """Check a CT; returns warnings.
 
-    ct: as `reading.read_ct` or a scene gives it; name: of the file or node, for the messages.
-    Raises StagingError for anything but a 3-D scalar CT in HU of at least MIN_SLICES slices and
+    ct: as from `reading.read_ct` or a scene; name: of the file or node, for messages. Raises
+    StagingError for anything but a 3-D scalar CT in HU with at least MIN_SLICES slices and
     MIN_LENGTH_MM along the body.
     """
     if ct.HasMetaDataKey(MODALITY) and ct.GetMetaData(MODALITY) != "CT":
@@ -65,59 +66,60 @@ def check_ct(ct: sitk.Image, name: str) -> tuple[str, ...]:
         raise StagingError(f"{name}: holds complex numbers; HU are needed.")
     _check_grid(ct, name)
     _check_values(sitk.GetArrayViewFromImage(ct), name)
-    return tuple(_doubts(ct))
+    return tuple(_warnings(ct))
 
 
 def check_organs(
     ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None, name: str
 ) -> tuple[str, ...]:
-    """Refuse masks that are not on the organs; returns warnings.
+    """Check that the masks lie on liver and spleen; returns warnings.
 
     liver, spleen: masks on the CT's own grid, non-zero inside. Raises StagingError for an empty
-    mask, one of another size, one whose mean HU no liver or spleen can have, a liver below
-    MIN_LIVER_ML, and a spleen that is mostly marked as liver as well.
+    mask, another size, a mean HU that no liver or spleen can have, a liver below MIN_LIVER_ML, and
+    a spleen mask that mostly overlaps the liver mask.
     """
     hu = sitk.GetArrayViewFromImage(ct)
-    inside, box = _marked(ct, liver, "liver", name)
+    inside, box = _mask_in_box(ct, liver, "liver", name)
     volume = float(np.prod(ct.GetSpacing())) * np.count_nonzero(inside) / 1000.0
     if volume < MIN_LIVER_ML:
         raise StagingError(
-            f"{name}: the liver mask holds {volume:.1f} mL; at least {MIN_LIVER_ML:g} mL of liver "
-            "are needed."
+            f"{name}: the liver mask has a volume of {volume:.1f} mL; at least {MIN_LIVER_ML:g} mL "
+            "of liver are needed."
         )
-    mean = _possible_mean(hu[box][inside], "liver", name)
+    mean = _checked_mean(hu[box][inside], "liver", name)
 
     warnings = []
     low, high = USUAL_LIVER_ML
     if not low <= volume <= high:
         warnings.append(
-            f"The liver mask holds {volume:.0f} mL; adult livers have {low:g} to {high:g} mL."
+            f"The liver mask has a volume of {volume:.0f} mL; adult livers have {low:g} to "
+            f"{high:g} mL."
         )
     if mean < LITTLE_ENHANCEMENT_HU:
         warnings.append(
-            f"The liver's mean is {mean:.0f} HU: little enhancement, as without contrast or in the "
-            "arterial phase; the model expects the portal-venous phase."
+            f"The liver's mean is {mean:.0f} HU: low enhancement, as in an unenhanced or arterial "
+            "phase; the model expects the portal-venous phase."
         )
     elif mean > STRONG_ENHANCEMENT_HU:
         warnings.append(
-            f"The liver's mean is {mean:.0f} HU: more than in any usual portal-venous phase."
+            f"The liver's mean is {mean:.0f} HU, higher than usual in the portal-venous phase."
         )
-    warnings += _cut_off(ct, box)
+    warnings += _cut_off_warnings(ct, box)
 
     if spleen is not None:
-        spleen_inside, spleen_box = _marked(ct, spleen, "spleen", name)
-        _possible_mean(hu[spleen_box][spleen_inside], "spleen", name)
+        spleen_inside, spleen_box = _mask_in_box(ct, spleen, "spleen", name)
+        _checked_mean(hu[spleen_box][spleen_inside], "spleen", name)
         shared = sitk.GetArrayViewFromImage(liver)[spleen_box][spleen_inside] != 0
         if shared.mean() > _SHARED_SPLEEN:
             raise StagingError(
-                f"{name}: {shared.mean():.0%} of the spleen mask is marked as liver too; give each "
-                "organ its own label."
+                f"{name}: {shared.mean():.0%} of the spleen mask is also in the liver mask; each "
+                "organ needs its own label."
             )
     return tuple(warnings)
 
 
 def _body_axis(ct: sitk.Image) -> int:
-    """The image axis that runs closest to the patient's foot-head direction."""
+    """The image axis closest to the patient's foot-head direction."""
     return int(np.abs(np.array(ct.GetDirection()).reshape(3, 3)[2]).argmax())
 
 
@@ -143,7 +145,7 @@ def _check_grid(ct: sitk.Image, name: str) -> None:
 
 
 def _check_values(hu: np.ndarray, name: str) -> None:
-    # NaN travels through minimum and maximum, so that both checks share one pass.
+    # NaN propagates through minimum and maximum, so both checks need one pass only.
     low, high = float(hu.min()), float(hu.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         count = np.count_nonzero(~np.isfinite(hu))
@@ -158,24 +160,24 @@ def _check_values(hu: np.ndarray, name: str) -> None:
 
     share, dense = share_of(*SOFT_TISSUE_HU), share_of(DENSE_HU)
     lung_and_fat, air = share_of(*LUNG_AND_FAT_HU), share_of(PADDING_HU, LUNG_AND_FAT_HU[0])
-    lifted = share_of(*OFFSET_TISSUE_HU)
-    # What looks like air may be padding, which has one value.
-    low_ones = inside[inside < LUNG_AND_FAT_HU[0]]
-    maybe_padding = bool(low_ones.size) and low_ones.min() == low_ones.max()
+    offset_tissue = share_of(*OFFSET_TISSUE_HU)
+    # Apparent air of a single value may be padding.
+    low_values = inside[inside < LUNG_AND_FAT_HU[0]]
+    maybe_padding = bool(low_values.size) and low_values.min() == low_values.max()
     found = f"{name}: values are not in HU: {low:g} to {high:g} found"
-    if lifted > max(MIN_SOFT_TISSUE, 0.3 * dense, 10 * lung_and_fat) and (
-        10 * air < lifted or (maybe_padding and lifted > 0.25 * share)
+    if offset_tissue > max(MIN_SOFT_TISSUE, 0.3 * dense, 10 * lung_and_fat) and (
+        10 * air < offset_tissue or (maybe_padding and offset_tissue > 0.25 * share)
     ):
         raise StagingError(
-            f"{found}, with soft tissue near 1064 as with an offset of 1024; apply the rescale "
+            f"{found}, with soft tissue near 1064, as with an offset of 1024; apply the rescale "
             "intercept to get HU."
         )
     if low >= AIR_HU or (
         dense > MAX_DENSE * (share + dense) and air + lung_and_fat < MIN_SOFT_TISSUE
     ):
         raise StagingError(
-            f"{found}, but a CT has air near -1000 HU; a CT in HU is needed (no MR, no 8-bit "
-            "picture)."
+            f"{found}, but a CT has air near -1000 HU; a CT in HU is needed, not MR or an 8-bit "
+            "image."
         )
     if share < MIN_SOFT_TISSUE:
         raise StagingError(
@@ -185,7 +187,7 @@ def _check_values(hu: np.ndarray, name: str) -> None:
         )
 
 
-def _doubts(ct: sitk.Image) -> list[str]:
+def _warnings(ct: sitk.Image) -> list[str]:
     warnings = []
     description = ct.GetMetaData(DESCRIPTION) if ct.HasMetaDataKey(DESCRIPTION) else ""
     named = named_phase(description)
@@ -203,7 +205,7 @@ def _doubts(ct: sitk.Image) -> list[str]:
         if math.isfinite(given):
             thickness = max(thickness, given)
         else:
-            warnings.append("The slice thickness in the header is no number.")
+            warnings.append("The slice thickness in the header is not a number.")
     if thickness > THICK_SLICE_MM:
         warnings.append(
             f"The slices are {thickness:g} mm thick; up to {THICK_SLICE_MM:g} mm are expected."
@@ -211,52 +213,44 @@ def _doubts(ct: sitk.Image) -> list[str]:
     return warnings
 
 
-def _marked(
+def _mask_in_box(
     ct: sitk.Image, mask: sitk.Image, organ: str, name: str
 ) -> tuple[np.ndarray, tuple[slice, slice, slice]]:
     """The mask as bool within its bounding box, and that box in [slice, row, column]."""
     if mask.GetSize() != ct.GetSize():
         raise StagingError(
-            f"{name}: the {organ} mask has {mask.GetSize()} voxels, the CT {ct.GetSize()}; the "
-            "mask has to lie on the CT's grid."
+            f"{name}: the {organ} mask has {mask.GetSize()} voxels, the CT {ct.GetSize()}; a mask "
+            "on the CT's grid is needed."
         )
     array = sitk.GetArrayViewFromImage(mask)
-    box: tuple[slice, ...] = ()
-    for axis in range(3):
-        # Each look is into the box that the axes before have left.
-        others = tuple(other for other in range(3) if other != axis)
-        held = np.flatnonzero(array[box].any(axis=others))
-        if not held.size:
-            raise StagingError(f"{name}: the {organ} mask is empty within the CT.")
-        box += (slice(int(held[0]), int(held[-1]) + 1),)
+    box = bounding_box(array)
+    if box is None:
+        raise StagingError(f"{name}: the {organ} mask is empty within the CT.")
     return array[box] != 0, box
 
 
-def _possible_mean(hu: np.ndarray, organ: str, name: str) -> float:
+def _checked_mean(hu: np.ndarray, organ: str, name: str) -> float:
     mean = float(hu.mean(dtype=np.float64))
     low, high = POSSIBLE_MEAN_HU
     if not low <= mean <= high:
         raise StagingError(
-            f"{name}: the mean under the {organ} mask is {mean:.0f} HU; between {low:g} and "
-            f"{high:g} HU are possible, so the mask does not lie on the {organ} or the CT is not "
-            "in HU."
+            f"{name}: the mean in the {organ} mask is {mean:.0f} HU; only {low:g} to {high:g} HU "
+            f"are possible, so the mask is not on the {organ} or the CT is not in HU."
         )
     return mean
 
 
-def _cut_off(ct: sitk.Image, box: tuple[slice, slice, slice]) -> list[str]:
-    """Warnings where the liver reaches the scan's first or last slice along the body."""
+def _cut_off_warnings(ct: sitk.Image, box: tuple[slice, slice, slice]) -> list[str]:
+    """A warning if the liver reaches the scan's first or last slice along the body."""
     along = _body_axis(ct)
-    held = box[2 - along]
+    extent = box[2 - along]
     # LPS: the third coordinate grows towards the head.
     ends = ("lower", "upper") if ct.GetDirection()[6 + along] > 0 else ("upper", "lower")
     touched = [
         end
-        for end, touches in zip(ends, (held.start == 0, held.stop == ct.GetSize()[along]))
+        for end, touches in zip(ends, (extent.start == 0, extent.stop == ct.GetSize()[along]))
         if touches
     ]
     if not touched:
         return []
-    return [
-        f"The liver reaches the scan's {' and '.join(touched)} end, so part of it may be missing."
-    ]
+    return [f"The liver reaches the scan's {' and '.join(touched)} end; part of it may be missing."]

@@ -1,7 +1,7 @@
-"""Does every element of a DICOM file end within it, and are its pixels all there?
+"""Checks that all elements of a DICOM file end within the file and that no pixels are missing.
 
-GDCM allocates whatever length an element announces, and pads pixels that are missing with zeros.
-What is checked follows DICOM part 5 (sections 7.1, 7.5 and A.4).
+GDCM allocates any length that an element declares, and pads missing pixels with zeros. The checks
+follow DICOM part 5 (sections 7.1, 7.5 and A.4).
 """
 
 import mmap
@@ -14,7 +14,7 @@ _SHORT = (
     *(b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN"),
     *(b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"),
 )
-_OPEN = 0xFFFFFFFF  # a length that is not given: up to the delimiter
+_OPEN = 0xFFFFFFFF  # undefined length: up to the delimiter
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _SYNTAX, _PIXELS = 0x00020010, 0x7FE00010
 _FRAMES, _ROWS, _COLUMNS = 0x00280008, 0x00280010, 0x00280011
@@ -22,16 +22,16 @@ _BITS = 0x00280100
 _BIG_ENDIAN = b"1.2.840.10008.1.2.2"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MAX_DEPTH = 30
-_MAX_RATIO = 2000  # of compressed pixels; even an empty slice has a header
-_SMALL = 1 << 26  # bytes; allocated without a second thought
+_MAX_RATIO = 2000  # of compressed pixels
+_SMALL = 1 << 26  # bytes; small enough to allocate in any case
 
 
 class _Broken(Exception):
-    """The file ends too early, or holds what is no element."""
+    """The file ends too early, or contains an invalid element."""
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a DICOM file (with its preamble) has all that it announces, the pixels included."""
+    """Whether a DICOM file (with its preamble) is complete, including its pixels."""
     if path.stat().st_size <= _PREAMBLE:
         return False
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -44,7 +44,7 @@ def is_whole(path: Path) -> bool:
 
 
 class _Walk:
-    """One way through a file; `found`: values of the elements that tell the pixels' size."""
+    """One pass through a file; `found`: values of short elements, for the size of the pixels."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.end = data, len(data)
@@ -54,7 +54,7 @@ class _Walk:
         self.compressed = False
 
     def all(self) -> None:
-        """Follow the file meta information, then the data set up to the pixels."""
+        """Read the file meta information, then the data set up to the pixels."""
         at = _PREAMBLE
         while at + 8 <= self.end and self.data[at : at + 2] == b"\x02\0":
             at = self._element(at, 0)
@@ -68,9 +68,9 @@ class _Walk:
             at = self._element(at, 0)
 
     def has_pixels(self) -> bool:
-        """Whether the pixels are as many as the image's size asks for."""
+        """Whether there are as many pixels as the image's size requires."""
         if self.pixels is None:
-            return True  # an object without image
+            return True  # an object without an image
         bits = self._number(_BITS) * self._number(_ROWS) * self._number(_COLUMNS)
         frames = self.found.get(_FRAMES, b"1").strip(b" \0")
         bits *= int(frames) if frames.isdigit() else 1
@@ -87,7 +87,7 @@ class _Walk:
         return group << 16 | element
 
     def _element(self, at: int, depth: int) -> int:
-        """Where the next element begins."""
+        """Offset of the next element."""
         tag = self._tag(at)
         if not self.explicit:
             value, length = at + 8, struct.unpack_from(self.order + "I", self.data, at + 4)[0]
@@ -116,7 +116,7 @@ class _Walk:
         return after
 
     def _items(self, at: int, depth: int) -> int:
-        """The items of a sequence without length, up to its delimiter."""
+        """The items of a sequence of undefined length, up to its delimiter."""
         if depth > _MAX_DEPTH:
             raise _Broken
         while (tag := self._tag(at)) != _SEQUENCE_END:

@@ -1,7 +1,7 @@
-"""DICOM files one by one: which are slices of a CT, which are something else, which are damaged.
+"""Sorting of DICOM files into CT slices, other objects and damaged files.
 
-Only SimpleITK (GDCM) reads the files. Positions and lengths are in mm, in DICOM's patient axes
-(LPS); tags are written as SimpleITK writes them, "gggg|eeee".
+The files are read with SimpleITK (GDCM) only. Positions and lengths are in mm, in DICOM's patient
+axes (LPS); tags are written as in SimpleITK, "gggg|eeee".
 """
 
 import math
@@ -35,7 +35,7 @@ TEMPORAL_POSITION = "0020|0100"
 KERNEL = "0018|1210"
 TIMES = ("0008|0022", "0008|0032")  # acquisition date and time
 
-# What `checks.check_ct` looks at. The description is free text: it stays with the image in memory.
+# Used by `checks.check_ct`. The description is free text: it is kept in memory only.
 KEPT_TAGS = (MODALITY, DESCRIPTION, THICKNESS)
 _PIXEL_SPACING = "0028|0030"
 _READ_TAGS = {
@@ -65,7 +65,7 @@ _LOCALIZER = re.compile(r"localizer|scout|topogram|surview|scanogram", re.I)
 
 @dataclass(frozen=True)
 class Slice:
-    """One file of one CT image: its place, its grid and the tags that are needed."""
+    """One slice of a CT in one file: position, grid and tags."""
 
     path: Path
     position: np.ndarray  # centre of the first voxel
@@ -81,7 +81,7 @@ class Slice:
         return float(self.position @ self.direction[:, 2])
 
     def same_grid(self, other: "Slice") -> bool:
-        """Whether both can be slices of one volume."""
+        """Whether both slices can belong to one volume."""
         return (
             self.size == other.size
             and np.allclose(self.spacing, other.spacing, atol=1e-3)
@@ -91,14 +91,14 @@ class Slice:
 
 @dataclass
 class Files:
-    """What a folder's files are: CT slices; other DICOM objects, counted by kind; damaged files."""
+    """A folder's files: CT slices; other DICOM objects, counted by kind; damaged files."""
 
     slices: list[Slice] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     damaged: list[Path] = field(default_factory=list)
 
     def add(self, path: Path) -> None:
-        """Sort a DICOM file in."""
+        """Add a DICOM file to its kind."""
         header = _header(path)
         if header is None:
             if _is_damaged(path):
@@ -125,7 +125,7 @@ class Files:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the file begins as DICOM does (part 10, section 7.1); a DICOMDIR is not meant."""
+    """Whether the file has the DICOM prefix (part 10, section 7.1) and is not a DICOMDIR."""
     head = _head(path)
     return head[128:132] == b"DICM" and _DIRECTORY_RECORD not in head
 
@@ -133,11 +133,11 @@ def is_dicom(path: Path) -> bool:
 def dicom_folders(root: str | Path) -> list[Path]:
     """The folders under `root` that are one case each, sorted.
 
-    A case is a top-most folder whose DICOM files, those in its subfolders included, belong to one
-    study, as judged by the first sound file of every folder: one folder per patient, or per patient
-    and date, gives one case each however its series are nested. Where anonymisation emptied the
-    study's identifier, every folder that holds DICOM files directly is a case of its own. `root`
-    itself is a case only where it holds DICOM files directly, or several folders of one study.
+    A case is a top-most folder whose DICOM files, including those in its subfolders, belong to one
+    study, according to the first intact file of each folder: one folder per patient, or per patient
+    and date, is one case however its series are nested. If anonymisation has emptied the study's
+    identifier, each folder that contains DICOM files directly is a case. `root` itself is a case
+    only if it contains DICOM files directly, or several folders of one study.
     """
     root = Path(root)
     studies: dict[Path, set[str]] = {}
@@ -165,7 +165,7 @@ def dicom_folders(root: str | Path) -> list[Path]:
 
 
 def files_of_folder(folder: Path) -> Files:
-    """What the files of a folder and its subfolders are. A broken .dcm file counts as damaged."""
+    """The files of a folder and its subfolders; a .dcm file without DICOM prefix is damaged."""
     found = Files()
     with quiet():
         for place, _, names in os.walk(folder):
@@ -178,14 +178,14 @@ def files_of_folder(folder: Path) -> Files:
 
 
 def files_of_series(path: Path) -> Files:
-    """What a DICOM file and the others of its series in the same folder are.
+    """A DICOM file and the others of its series in the same folder.
 
-    Raises StagingError where the file itself is damaged.
+    Raises StagingError if the file itself is damaged.
     """
     if _DIRECTORY_RECORD in _head(path):
-        raise StagingError(f"{path.name}: a DICOMDIR only lists files; give their folder.")
+        raise StagingError(f"{path.name}: a DICOMDIR contains no images; give the images' folder.")
     if not is_dicom(path):
-        raise StagingError(f"{path.name}: not a DICOM file, or cut off at its beginning.")
+        raise StagingError(f"{path.name}: not a DICOM file, or its beginning is missing.")
     found = Files()
     with quiet():
         found.add(path)
@@ -205,8 +205,19 @@ def files_of_series(path: Path) -> Files:
 
 
 def code(text: str) -> str:
-    """A DICOM code as messages show it; what is none may be free text."""
+    """A DICOM code for a message; "unknown" for other text, which may contain names."""
     return text if re.fullmatch(r"[A-Z0-9_]{1,16}", text) else "unknown"
+
+
+def tag_text(reader: sitk.ImageFileReader, tag: str) -> str:
+    """The text of a tag; Latin-1, DICOM's default, where it is not UTF-8."""
+    # SimpleITK returns bytes that are not UTF-8 as surrogates.
+    raw = reader.GetMetaData(tag).encode("utf-8", "surrogateescape")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    return text.strip(" \0")
 
 
 def _visible(folder: Path, names: Iterable[str]) -> list[Path]:
@@ -214,7 +225,7 @@ def _visible(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file; none of a pipe, or of a file that cannot be opened."""
+    """The first bytes of a file; empty for a pipe, or a file that cannot be opened."""
     try:
         if not path.is_file():
             return b""
@@ -225,9 +236,9 @@ def _head(path: Path) -> bytes:
 
 
 def _study(folder: Path, names: Iterable[str]) -> str | None:
-    """What tells the study in a folder's own files from others; None where none is DICOM.
+    """Identifier of the study of a folder's own files; None if none of them is DICOM.
 
-    "" where they hold no image, the folder's path where they are damaged or name no study.
+    "" if they contain no image, the folder's path if they are damaged or have no study identifier.
     """
     study = None
     for path in _visible(folder, names):
@@ -235,7 +246,7 @@ def _study(folder: Path, names: Iterable[str]) -> str | None:
             try:
                 with quiet():
                     header = _header(path)
-            except StagingError:  # a path that SimpleITK cannot open: the case will say so
+            except StagingError:  # SimpleITK cannot open the path: reported when it is staged
                 return str(folder)
             if header is not None:
                 return header[1].get(STUDY) or str(folder)
@@ -246,20 +257,20 @@ def _study(folder: Path, names: Iterable[str]) -> str | None:
 
 
 def _is_damaged(path: Path) -> bool:
-    """Whether a DICOM file in which GDCM finds no image ought to hold one."""
+    """Whether a DICOM file in which GDCM finds no image should contain one."""
     head = _head(path)
     return _CT_STORAGE.search(head) is not None or _ANY_STORAGE not in head
 
 
 def _is_broken(path: Path) -> bool:
-    """Whether a file is called .dcm but does not begin as DICOM does."""
+    """Whether a .dcm file lacks the DICOM prefix."""
     head = _head(path)
     named = path.suffix.lower() == ".dcm" and path.is_file()
     return named and head[128:132] != b"DICM"
 
 
 def _header(path: Path) -> tuple[sitk.ImageFileReader, dict[str, str]] | None:
-    """Header of one DICOM file; None where it is damaged, or GDCM finds no image in it."""
+    """Header of one DICOM file; None if it is damaged, or GDCM finds no image in it."""
     if not is_whole(path):
         return None
     reader = sitk.ImageFileReader()
@@ -269,42 +280,34 @@ def _header(path: Path) -> tuple[sitk.ImageFileReader, dict[str, str]] | None:
         reader.ReadImageInformation()
     except RuntimeError:
         return None
-    tags = {}
-    for key in _READ_TAGS.intersection(reader.GetMetaDataKeys()):
-        # Texts come as bytes in disguise where they are not UTF-8 (DICOM's default is Latin-1).
-        raw = reader.GetMetaData(key).encode("utf-8", "surrogateescape")
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            text = raw.decode("latin-1")
-        tags[key] = text.strip(" \0")
-    return reader, {key: text for key, text in tags.items() if text}
+    found = _READ_TAGS.intersection(reader.GetMetaDataKeys())
+    return reader, {tag: text for tag in found if (text := tag_text(reader, tag))}
 
 
 def _excluded(reader: sitk.ImageFileReader, tags: dict[str, str]) -> str | None:
-    """Why a DICOM image is no slice of a CT; None where it is one."""
+    """Why a DICOM image is not a CT slice; None if it is one."""
     if tags.get(MODALITY, "CT") != "CT":
         return f"modality {code(tags[MODALITY])}"
     if tags.get(SOP_CLASS, "").startswith(_SECONDARY_CAPTURE):
         return "secondary captures"
     if reader.GetNumberOfComponents() > 1:
-        return "colour pictures"
+        return "colour images"
     if _LOCALIZER.search(f"{tags.get(IMAGE_TYPE, '')} {tags.get(DESCRIPTION, '')}"):
         return "localizers"
     if reader.GetDimension() != 3:
-        return "pictures without position"
+        return "images without position"
     if reader.GetSize()[2] > 1:
         return "enhanced multi-frame CT files (convert them to one file per slice, or to NIfTI)"
-    # GDCM makes 1 mm of a spacing that is missing; an enhanced CT has it elsewhere.
+    # GDCM replaces a missing spacing by 1 mm; an enhanced CT stores it elsewhere.
     if tags.get(SOP_CLASS) != _ENHANCED_CT and not _positive(tags.get(_PIXEL_SPACING, "")):
-        return "pictures without pixel spacing"
+        return "images without pixel spacing"
     if not np.isfinite([*reader.GetOrigin(), *reader.GetDirection()]).all():
-        return "pictures without position"
+        return "images without position"
     return None
 
 
 def _positive(text: str) -> bool:
-    """Whether a decimal string holds two positive numbers."""
+    """Whether a decimal string contains two positive numbers."""
     try:
         numbers = [float(part) for part in text.split("\\")]
     except ValueError:

@@ -1,7 +1,7 @@
-"""Which DICOM files form the CT to stage: series found, told apart, ranked, checked and read.
+"""Selection of the DICOM series to stage: series are found, separated, ranked, checked and read.
 
-Only SimpleITK (GDCM) reads the files. Positions and lengths are in mm, in DICOM's patient axes
-(LPS); tags are written as SimpleITK writes them, "gggg|eeee".
+The files are read with SimpleITK (GDCM) only. Positions and lengths are in mm, in DICOM's patient
+axes (LPS); tags are written as in SimpleITK, "gggg|eeee".
 """
 
 import math
@@ -37,8 +37,8 @@ from .dicom_files import (
 from .itk_files import itk_path, quiet
 
 _REFORMATTED = re.compile(r"\b(DERIVED|SECONDARY|MPR|MIP|REFORMATTED|PROJECTION IMAGE)\b")
-# Lung and bone kernels raise the noise in the liver several times: GE and Philips by name,
-# Siemens B50 and above, Canon FC30 and above.
+# Lung and bone kernels, which increase the noise in the liver several times: GE and Philips by
+# name, Siemens B50 and above, Canon FC30 and above.
 _SHARP_KERNEL = re.compile(r"lung|bone|edge|sharp|\b[BHIQ][a-z]?[5-9]\d|\bFC[3-9]\d|^Y[A-D]$", re.I)
 PORTAL_VENOUS = "portal-venous"
 _PORTAL = re.compile(r"portal|porto|ven(ous|ös|oes|osa|oso|eux|euse)|\b(pv|pvp|vp|ven)\b", re.I)
@@ -50,13 +50,13 @@ _OTHER_PHASES = {
     "delayed": re.compile(r"delay|equilib|excret|\b(late|spät|spaet)\b", re.I),
 }
 
-MIN_SLICES = 10  # a shorter stack is a localizer, a bolus trigger or a test: chosen last
-_LIVER_HEIGHT_MM = 300.0  # a scan longer than any liver is no better for being longer still
-_LENGTH_STEP_MM = 25.0  # a difference in length below this does not decide
+MIN_SLICES = 10  # shorter stacks (localizer, bolus tracking, test) are ranked last
+_LIVER_HEIGHT_MM = 300.0  # longer than any liver; additional length does not count
+_LENGTH_STEP_MM = 25.0  # smaller differences in length are ignored
 _SAME_POSITION_MM = 0.01
-_UNEVEN = 0.1  # share of the spacing by which a gap may differ: DICOM rounds positions
-_MISSING = 1.5  # times the spacing: from here on a slice is missing
-_TILT_DEGREES = 0.5  # 0.5 degrees shear 200 mm of liver by 2 mm, about two voxels
+_UNEVEN = 0.1  # tolerated deviation of a gap, as a share of the spacing: DICOM rounds positions
+_MISSING = 1.5  # times the spacing: a larger gap means that a slice is missing
+_TILT_DEGREES = 0.5  # shears 200 mm of liver by 2 mm, about two voxels
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ class Series:
 
     @property
     def gaps(self) -> np.ndarray:
-        """Distances between neighbouring slices, repeated positions left out."""
+        """Distances between neighbouring slices, without repeated positions."""
         gaps = np.diff([each.offset for each in self.slices])
         return gaps[gaps > _SAME_POSITION_MM]
 
     @property
     def spacing(self) -> float:
-        """Usual distance between slices; the slice thickness where there is only one."""
+        """Median distance between slices; the slice thickness if there is only one slice."""
         if self.gaps.size:
             return float(np.median(self.gaps))
         thickness = _number(self.tags.get(THICKNESS, ""), 1.0)
@@ -91,12 +91,12 @@ class Series:
 
     @property
     def phase(self) -> str:
-        """The contrast phase that the description names, as `named_phase` gives it."""
+        """The contrast phase in the description (`named_phase`)."""
         return named_phase(self.tags.get(DESCRIPTION, ""))
 
     @property
     def label(self) -> str:
-        """How a reader recognises the series, without its free text."""
+        """Text by which the user recognises the series, without its free text."""
         number, acquisition = (
             value if (value := self.tags.get(tag, "")).isdecimal() and len(value) < 10 else ""
             for tag in (SERIES_NUMBER, ACQUISITION)
@@ -110,26 +110,25 @@ class Series:
 
 
 def find_series(path: str | Path) -> list[Series]:
-    """CT series of a folder (searched recursively) or around one file, the fittest first.
+    """CT series of a folder (searched recursively) or of one file's series, the best first.
 
-    Localizers, secondary captures and objects that are no CT images are left out. Files of one
-    series that lie on different grids, or that repeat positions in different acquisitions, become
-    series of their own. Order: stacks of at least MIN_SLICES; original before derived images;
+    Localizers, secondary captures and objects other than CT images are left out. Files of one
+    series on different grids, or with repeated positions in different acquisitions, are separated
+    into several series. Order: stacks of at least MIN_SLICES; original before derived images;
     portal-venous by description before unknown before another phase; covered length; soft before
     sharp kernel; thin before thick slices; the later acquisition.
 
-    Given one file, only the stack that holds it is returned. Damaged files are left out; the gap
-    that one leaves is found when the series is read. Raises StagingError where there is no CT
-    series, where the file given is damaged, and where a folder mixes several patients.
+    For one file, only the stack that contains it is returned. Damaged files are left out; the
+    resulting gap is detected when the series is read. Raises StagingError if there is no CT series,
+    if the file given is damaged, and if a folder contains several patients.
     """
     return _found(Path(path))[0]
 
 
 def read_dicom(path: str | Path) -> tuple[sitk.Image, list[str]]:
-    """The fittest CT series of a folder, or the one around a file, in HU, and notes for the user.
+    """The best CT series of a folder, or the one of a file, in HU, and notes for the user.
 
-    The image carries KEPT_TAGS as metadata. Raises StagingError as `find_series` and `read_series`
-    do.
+    The image has KEPT_TAGS as metadata. Raises StagingError as `find_series` and `read_series` do.
     """
     path = Path(path)
     found, damaged = _found(path)
@@ -140,8 +139,8 @@ def read_dicom(path: str | Path) -> tuple[sitk.Image, list[str]]:
         notes.insert(0, f"Read series {found[0].label}. Not used: {rest}{more}.")
     if found[0].derived:
         notes.append(
-            f"Series {found[0].label} is derived from other images, by its ImageType; original "
-            "slices are better."
+            f"Series {found[0].label} is derived from other images, according to its ImageType; "
+            "original slices are preferable."
         )
     return image, notes
 
@@ -149,12 +148,11 @@ def read_dicom(path: str | Path) -> tuple[sitk.Image, list[str]]:
 def read_series(
     series: Series, name: str, damaged: Sequence[Path] = ()
 ) -> tuple[sitk.Image, list[str]]:
-    """Pixels of one series in HU, with notes for the user; `name` stands in the messages.
+    """Pixels of one series in HU, with notes for the user; `name` is used in messages.
 
-    Files that repeat a position with identical pixels are left out, and so are those whose pixels
-    cannot be read; `damaged` are others that were left out before. Notes say so. Raises
-    StagingError for repeated positions that differ, missing slices, uneven spacing and a tilted
-    gantry.
+    Files that repeat a position with identical pixels are left out, as are those whose pixels
+    cannot be read; `damaged` are files left out before. The notes mention both. Raises StagingError
+    for different slices at one position, missing slices, uneven spacing and gantry tilt.
     """
     slices, copies, unreadable = _without_copies(series.slices, name)
     damaged = [*damaged, *unreadable]
@@ -173,7 +171,7 @@ def read_series(
         if not 0 < len(readable) < len(slices):
             raise StagingError(
                 f"{name}: the pixels of series {series.label} cannot be read; the files are "
-                "damaged or their compression is unknown."
+                "damaged or their compression is not supported."
             ) from error
         damaged += [each.path for each in slices if each.path not in readable]
         intact = tuple(each for each in slices if each.path in readable)
@@ -190,7 +188,7 @@ def read_series(
     step = (last.offset - first.offset) / (len(slices) - 1) if len(slices) > 1 else series.spacing
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)
-    image.SetSpacing((*first.spacing, round(step, 6)))  # rounding takes the float noise away
+    image.SetSpacing((*first.spacing, round(step, 6)))  # rounding removes float noise
     image.SetOrigin(first.position.tolist())
     image.SetDirection(first.direction.ravel().tolist())
     for tag in KEPT_TAGS:
@@ -200,7 +198,7 @@ def read_series(
 
 
 def named_phase(description: str) -> str:
-    """The contrast phase that a series description names; "" where it names none, or portal too."""
+    """The contrast phase in a series description; "" if there is none, or portal and another."""
     portal = _PORTAL.search(description) is not None
     others = [name for name, words in _OTHER_PHASES.items() if words.search(description)]
     if portal == bool(others):
@@ -209,7 +207,7 @@ def named_phase(description: str) -> str:
 
 
 def _found(path: Path) -> tuple[list[Series], list[Path]]:
-    """The series, the fittest first, and damaged files that may belong to them."""
+    """The series, the best first, and damaged files that may belong to them."""
     files = files_of_folder(path) if path.is_dir() else files_of_series(path)
     if not files.slices:
         raise StagingError(_nothing_found(path, files))
@@ -227,10 +225,10 @@ def _found(path: Path) -> tuple[list[Series], list[Path]]:
 
 def _nothing_found(path: Path, files: Files) -> str:
     if len(files.damaged) == 1:
-        what = f"{files.damaged[0].name} is damaged or no DICOM"
+        what = f"{files.damaged[0].name} is damaged or not DICOM"
     elif files.damaged:
         first = files.damaged[0].name
-        what = f"{len(files.damaged)} files, such as {first}, are damaged or no DICOM"
+        what = f"{len(files.damaged)} files, such as {first}, are damaged or not DICOM"
     else:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in files.others.most_common())
         what = f"only {kinds}" if kinds else ""
@@ -240,7 +238,7 @@ def _nothing_found(path: Path, files: Files) -> str:
 
 
 def _stacks(slices: list[Slice]) -> Iterator[list[Slice]]:
-    """Slices sorted into stacks that can each be one volume."""
+    """Slices grouped into stacks that can each form one volume."""
     by_series: dict[str, list[Slice]] = defaultdict(list)
     for each in slices:
         by_series[each.tags.get(SERIES) or str(each.path.parent)].append(each)
@@ -257,8 +255,8 @@ def _stacks(slices: list[Slice]) -> Iterator[list[Slice]]:
 
 
 def _acquisitions(slices: list[Slice], tags: tuple[str, ...]) -> Iterator[list[Slice]]:
-    """Split by the first tag that differs, but only where positions repeat."""
-    # The sort is stable: copies of one position stay in the order of their names.
+    """Split by the first tag that differs, but only if positions repeat."""
+    # The sort is stable: slices at one position stay in the order of their names.
     slices = sorted(slices, key=lambda each: each.offset)
     if tags and (np.diff([each.offset for each in slices]) <= _SAME_POSITION_MM).any():
         parts: dict[str, list[Slice]] = defaultdict(list)
@@ -281,7 +279,7 @@ def _rank(series: Series) -> tuple[bool, bool, int, int, bool, float, str, float
         {PORTAL_VENOUS: 1, "": 0}.get(series.phase, -1),
         round(length / _LENGTH_STEP_MM),
         not sharp,
-        -max(series.spacing, 1.0),  # below 1 mm there is only more noise
+        -max(series.spacing, 1.0),  # thinner slices than 1 mm only add noise
         " ".join(tags.get(tag, "") for tag in TIMES),
         _number(tags.get(ACQUISITION, ""), 0.0),
         _number(tags.get(SERIES_NUMBER, ""), 0.0),
@@ -315,15 +313,14 @@ def _without_copies(slices: tuple[Slice, ...], name: str) -> tuple[list[Slice], 
             copies += 1
         else:
             raise StagingError(
-                f"{name}: {each.path.name} and {last.path.name} lie at the same position "
-                f"({each.offset:.1f} mm) but differ, and no acquisition number tells them apart; "
-                "give one acquisition only."
+                f"{name}: {each.path.name} and {last.path.name} differ but have the same position "
+                f"({each.offset:.1f} mm) and acquisition number; give one acquisition only."
             )
     return kept, copies, damaged
 
 
 def _pixels(one: Slice) -> np.ndarray | None:
-    """The pixels of one slice; None where they cannot be read."""
+    """The pixels of one slice; None if they cannot be read."""
     try:
         with quiet():
             return sitk.GetArrayFromImage(sitk.ReadImage(itk_path(one.path)))
@@ -332,7 +329,7 @@ def _pixels(one: Slice) -> np.ndarray | None:
 
 
 def _check_stack(series: Series, name: str, damaged: Sequence[Path]) -> None:
-    """Refuse a stack whose slices do not make an even, upright grid."""
+    """Refuse a stack that is not a regular orthogonal grid."""
     if len(series.slices) < 2:
         return
     gaps, spacing = series.gaps, series.spacing
@@ -342,8 +339,8 @@ def _check_stack(series: Series, name: str, damaged: Sequence[Path]) -> None:
     tilt = float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
     if tilt > _TILT_DEGREES:
         raise StagingError(
-            f"{name}: series {series.label} was taken with a gantry tilt of {tilt:.1f} degrees; "
-            "give a series without tilt or with the tilt corrected."
+            f"{name}: series {series.label} has a gantry tilt of {tilt:.1f} degrees; a series "
+            "without tilt, or with the tilt corrected, is needed."
         )
     worst = int(np.abs(gaps - spacing).argmax())
     below, above = series.slices[worst], series.slices[worst + 1]
@@ -351,11 +348,11 @@ def _check_stack(series: Series, name: str, damaged: Sequence[Path]) -> None:
     if gaps[worst] > _MISSING * spacing:
         raise StagingError(
             f"{name}: slices are missing in series {series.label}: {gaps[worst]:.2f} mm {where}"
-            + (f"; {damaged[0].name} is damaged or no DICOM" if damaged else "")
+            + (f"; {damaged[0].name} is damaged or not DICOM" if damaged else "")
             + "."
         )
     if abs(gaps[worst] - spacing) > _UNEVEN * spacing:
         raise StagingError(
-            f"{name}: series {series.label} is unevenly spaced: {gaps[worst]:.2f} mm {where}; "
-            "one spacing is needed."
+            f"{name}: series {series.label} is unevenly spaced: {gaps[worst]:.2f} mm {where}; a "
+            "constant spacing is needed."
         )

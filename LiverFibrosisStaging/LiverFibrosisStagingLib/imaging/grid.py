@@ -1,4 +1,4 @@
-"""From a CT to what the network sees: the working grid and its patches of consecutive slices.
+"""From a CT to the network's input: the working grid and its patches of consecutive slices.
 
 Arrays are [slice, row, column]; spacings that belong to arrays are in the same order, in mm.
 """
@@ -13,7 +13,7 @@ AIR_HU = -1024.0
 BODY_THRESHOLD_HU = -250.0
 OPENING_MM = 4.0  # thicker than a scanner table's shell
 COARSE_MM = 6.0  # fine enough to find the middle of the body
-CUT_WARNING_MM = 10.0  # skin and fat; more may be liver
+CUT_WARNING_MM = 10.0  # up to this, only skin and fat are cut off
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,7 @@ class WorkingGrid:
     """A CT in the model's geometry: LPS axes, the model's spacing and in-plane size.
 
     volume: float32 image, 0..1; body, liver, spleen: uint8 masks on the same grid (spleen may be
-    None); starts: first slice of every patch; padded: slices added (below, above) the scan because
-    it is shorter than one patch.
+    None); starts: first slice of each patch.
     """
 
     volume: sitk.Image
@@ -30,7 +29,6 @@ class WorkingGrid:
     liver: sitk.Image
     spleen: sitk.Image | None
     starts: tuple[int, ...]
-    padded: tuple[int, int]
     warnings: tuple[str, ...]
 
 
@@ -45,25 +43,25 @@ def working_grid(
     overlap: float = 0.5,
     smoothing_mm: float = 0.0,
 ) -> WorkingGrid:
-    """Bring a CT and its masks (on the CT's grid) to the model's geometry.
+    """Resample a CT and its masks (on the CT's grid) to the model's geometry.
 
-    The patient's axes decide, not the array's: any orientation, oblique ones included, is
-    resampled onto LPS axes. In plane the patch is centred on the body; along the body it runs over
-    the slices that hold liver (Yin et al. 2021, "Algorithm scheme": 32 consecutive slices, soft
-    tissue window -125..225 HU scaled to 0..1).
+    Any orientation, oblique ones included, is resampled onto LPS axes. In plane the patch is
+    centred on the body; along the body the patches cover the slices that contain liver (Yin et al.
+    2021, "Algorithm scheme": 32 consecutive slices, soft tissue window -125..225 HU scaled to
+    0..1).
 
     ct: scalar 3-D image in HU; liver, spleen: masks, non-zero inside. spacing: (slice, row,
-    column) mm; patch_size: (slices, rows, columns) voxels; overlap: least shared fraction of
-    neighbouring patches; smoothing_mm: sigma of a Gaussian over the working grid, so that the noise
-    of different kernels, slice thicknesses and oblique grids looks alike.
+    column) mm; patch_size: (slices, rows, columns) voxels; overlap: minimum overlap of neighbouring
+    patches, as a fraction; smoothing_mm: sigma of a Gaussian over the working grid, which reduces
+    differences in noise between kernels, slice thicknesses and oblique grids.
     """
-    ct, liver = upright(ct), upright(liver)
+    ct, liver = reorient_to_lps(ct), reorient_to_lps(liver)
     low, high = _liver_extent(liver)
     centre, cut_mm = _body_centre(ct, (low, high), patch_size, spacing)
     reference, padded, about_slices = _reference_grid(ct, (low, high), centre, spacing, patch_size)
     hu = resample_ct(ct, reference)
 
-    def placed(mask: sitk.Image) -> sitk.Image:
+    def resampled(mask: sitk.Image) -> sitk.Image:
         mask = sitk.Resample(mask != 0, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
         return sitk.ConstantPad(mask, [0, 0, padded[0]], [0, 0, padded[1]], 0)
 
@@ -77,17 +75,16 @@ def working_grid(
         )
     return WorkingGrid(
         volume=_from_zero(volume),
-        body=_from_zero(placed(_body_mask(hu, OPENING_MM))),
-        liver=_from_zero(placed(liver)),
-        spleen=None if spleen is None else _from_zero(placed(upright(spleen))),
+        body=_from_zero(resampled(_body_mask(hu, OPENING_MM))),
+        liver=_from_zero(resampled(liver)),
+        spleen=None if spleen is None else _from_zero(resampled(reorient_to_lps(spleen))),
         starts=patch_starts(volume.GetSize()[2], patch_size[0], overlap),
-        padded=padded,
         warnings=tuple(warnings),
     )
 
 
 def patch_starts(length: int, patch: int, overlap: float) -> tuple[int, ...]:
-    """First slices of the fewest patches that cover `length` slices with at least `overlap`."""
+    """First slices of the smallest set of patches covering `length` slices with this overlap."""
     if length <= patch:
         return (0,)
     step = patch * (1.0 - overlap)
@@ -98,14 +95,14 @@ def patch_starts(length: int, patch: int, overlap: float) -> tuple[int, ...]:
 def patch_array(grid: WorkingGrid, start: int, slices: int) -> np.ndarray:
     """Network input float32 [1, 1, slices, rows, columns] of the patch that begins at `start`."""
     volume = sitk.GetArrayViewFromImage(grid.volume)
-    # A copy: a view would not keep the grid's memory alive.
+    # A copy, since a view would not keep the image alive.
     return np.array(volume[start : start + slices], np.float32)[None, None]
 
 
-def upright(image: sitk.Image) -> sitk.Image:
-    """Axes in the order and direction that come closest to LPS, by moving voxels only.
+def reorient_to_lps(image: sitk.Image) -> sitk.Image:
+    """Permute and flip the axes to the orientation closest to LPS, without interpolation.
 
-    From here on, nothing depends on the order in which the voxels were stored.
+    Afterwards nothing depends on the order in which the voxels were stored.
     """
     orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
     return image if orientation(image.GetDirection()) == "LPS" else sitk.DICOMOrient(image, "LPS")
@@ -114,10 +111,10 @@ def upright(image: sitk.Image) -> sitk.Image:
 def _liver_extent(liver: sitk.Image) -> tuple[float, float]:
     """Lower and upper end of the liver along the body, LPS mm.
 
-    All but a thousandth of its volume at either end: a stray voxel does not move the patches, and
-    an oblique grid gives the same ends as an upright one.
+    A thousandth of its volume is left out at either end: single voxels do not shift the patches,
+    and an oblique grid gives the same ends as an axial one.
     """
-    every = 2  # a quarter of the voxels of each slice says as much
+    every = 2  # a quarter of the voxels of each slice is enough
     k, j, i = np.nonzero(sitk.GetArrayViewFromImage(liver)[:, ::every, ::every])
     step = np.array(liver.GetDirection()).reshape(3, 3) * np.array(liver.GetSpacing())
     z = liver.GetOrigin()[2] + step[2] @ np.stack([every * i, every * j, k])
@@ -136,29 +133,33 @@ def bounds(ct: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
 
 
 def body_bounds(ct: sitk.Image, margin_mm: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
-    """Corners, as `bounds` gives them, of the part of a CT that holds the patient."""
+    """Corners, as in `bounds`, of the part of a CT that contains the patient."""
     low, high = bounds(ct)
     coarse, body = _coarse_body(ct, low, high)
-    if not body.any():
+    box = bounding_box(body)
+    if box is None:
         return low, high
-    ends = []
-    for axis in (2, 1, 0):
-        held = np.flatnonzero(body.any(axis=tuple({0, 1, 2} - {axis})))
-        ends.append((held[0], held[-1]))
-    origin = np.array(coarse.GetOrigin())
-    first, last = (origin + COARSE_MM * np.array(end) for end in zip(*ends))
+    ends = np.array([(part.start, part.stop - 1) for part in box[::-1]])
+    first, last = np.array(coarse.GetOrigin()) + COARSE_MM * ends.T
     return np.maximum(first - margin_mm, low), np.minimum(last + margin_mm, high)
 
 
-def bounding_box(where: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box [slice, row, column] that holds all that is not 0; there must be some."""
-    places = [np.flatnonzero(where.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    return tuple(slice(int(held[0]), int(held[-1]) + 1) for held in places)
+def bounding_box(where: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """The smallest box [slice, row, column] with all non-zero voxels; None if all are 0."""
+    box: tuple[slice, ...] = ()
+    for axis in range(3):
+        # Each axis is searched in the box that the axes before it have left.
+        others = tuple(other for other in range(3) if other != axis)
+        inside = np.flatnonzero(where[box].any(axis=others))
+        if not inside.size:
+            return None
+        box += (slice(int(inside[0]), int(inside[-1]) + 1),)
+    return box
 
 
 def box_on_ct(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list[int], list[int]]:
-    """First voxel and size of the part of the CT that holds `where` of the grid."""
-    ends = [(held.start - 1.0, float(held.stop)) for held in bounding_box(where)[::-1]]
+    """First voxel and size of the part of the CT that covers the non-zero voxels on the grid."""
+    ends = [(part.start - 1.0, float(part.stop)) for part in bounding_box(where)[::-1]]
     corners = [
         ct.TransformPhysicalPointToContinuousIndex(
             grid.TransformContinuousIndexToPhysicalPoint([e[c] for e, c in zip(ends, corner)])
@@ -174,7 +175,7 @@ def box_on_ct(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list
 def _coarse_body(
     ct: sitk.Image, low: np.ndarray, high: np.ndarray
 ) -> tuple[sitk.Image, np.ndarray]:
-    """A grid of COARSE_MM between two corners, and where on it the patient is."""
+    """A grid of COARSE_MM between two corners, and the body mask on it."""
     step = np.full(3, COARSE_MM)
     size = np.maximum(np.floor((high - low) / step), 1)
     coarse = lps_grid((low + high) / 2, size, step)
@@ -196,7 +197,7 @@ def _body_centre(
     patch_size: tuple[int, int, int],
     spacing: tuple[float, float, float],
 ) -> tuple[np.ndarray, float]:
-    """Centre of the body (x, y) at the liver's height, and the mm that the patch cuts off."""
+    """Centre of the body (x, y) at the liver's level, and how many mm the patch cuts off."""
     low, high = bounds(ct)
     low[2], high[2] = max(low[2], extent[0]), min(high[2], extent[1])
     coarse, body = _coarse_body(ct, low, high)
@@ -222,10 +223,10 @@ def _reference_grid(
     """The empty working grid inside the scan, the slices to pad at either end, and warnings."""
     low, high = bounds(ct)
     step, slices = spacing[0], patch_size[0]
-    # A hair less: rounding noise must not decide about a slice.
-    holding = math.ceil((extent[1] - extent[0]) / step - 1e-3)
+    # The tolerance keeps rounding errors from adding a slice.
+    liver_slices = math.ceil((extent[1] - extent[0]) / step - 1e-3)
     available = max(1, math.floor((high[2] - low[2]) / step + 1e-3))
-    wanted = max(holding, slices)
+    wanted = max(liver_slices, slices)
     count = min(wanted, available)
     half = count * step / 2
     middle = (extent[0] + extent[1]) / 2
@@ -239,19 +240,19 @@ def _reference_grid(
     warnings = []
     if missing:
         warnings.append(
-            f"The scan spans {count} slices of {step:g} mm; the network needs {slices}, so its "
-            "first and last slices were repeated. The result is less certain."
+            f"The scan spans {count} slices of {step:g} mm; the network needs {slices}, so the "
+            "first and last slices were repeated. The result is less reliable."
         )
-    elif holding < slices:
+    elif liver_slices < slices:
         warnings.append(
-            f"The liver spans {holding} slices of {step:g} mm; the network looks at {slices}, so "
-            "slices without liver were added."
+            f"The liver spans {liver_slices} slices of {step:g} mm; the network needs {slices}, so "
+            "slices without liver were included."
         )
     return grid, (missing // 2, missing - missing // 2), warnings
 
 
 def resample_ct(ct: sitk.Image, reference: sitk.Image, outside: float = AIR_HU) -> sitk.Image:
-    """HU as float32 on the reference grid: block means where that is coarser, then linear."""
+    """HU as float32 on the reference grid: block means along coarser axes, then linear."""
     factors = [
         max(1, min(int(wanted / found + 1e-3), count))
         for wanted, found, count in zip(reference.GetSpacing(), ct.GetSpacing(), ct.GetSize())
@@ -264,17 +265,17 @@ def resample_ct(ct: sitk.Image, reference: sitk.Image, outside: float = AIR_HU) 
 
 
 def _body_mask(hu: sitk.Image, opening_mm: float) -> sitk.Image:
-    """The patient, lungs and bowel gas included, without the table and the air outside."""
+    """The body including lungs and bowel gas, without the table and the surrounding air."""
     radius = [int(opening_mm / s + 1e-3) for s in hu.GetSpacing()[:2]]
     dense = sitk.BinaryThreshold(hu, BODY_THRESHOLD_HU, 1e6)
     if min(radius) > 0:  # a coarse grid has no table to remove, and ITK crashes on a radius of 0
         dense = sitk.GrayscaleMorphologicalOpening(dense, [*radius, 0], sitk.sitkBox)
     largest = sitk.RelabelComponent(sitk.ConnectedComponent(dense)) == 1
-    # A lid at either end closes the lungs, which the first and last slice cut open.
+    # One closed slice at either end, since the scan's first and last slice cut the lungs open.
     closed = sitk.ConstantPad(largest, [0, 0, 1], [0, 0, 1], 1)
     return sitk.BinaryFillhole(closed)[:, :, 1:-1]
 
 
 def _from_zero(image: sitk.Image) -> sitk.Image:
-    """Padding leaves a negative start index behind; an image of our own begins at 0."""
+    """The image with a start index of 0; padding makes it negative."""
     return sitk.RegionOfInterest(image, image.GetSize())

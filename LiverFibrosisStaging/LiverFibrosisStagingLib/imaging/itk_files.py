@@ -1,4 +1,4 @@
-"""SimpleITK and files: one way to name them, and its warnings kept off the console."""
+"""File paths as SimpleITK needs them, and suppression of its console warnings."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from ..errors import StagingError
 
-_UTF8 = 65001  # Windows' code page, which Slicer asks for and a plain Python does not
+_UTF8 = 65001  # Windows code page; set in Slicer, not in a plain Python
 _WINDOWS = os.name == "nt"
 
 _lock = threading.Lock()
@@ -21,10 +21,10 @@ _shown_before = True
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """ITK's own warnings off for a while: what matters is said by our own sentences.
+    """Suppress ITK's warnings; problems that matter are reported by this library's own messages.
 
-    The switch is one for the whole process. The first of several threads turns it off, the last
-    sets it back.
+    The setting is global to the process: of several threads, the first turns warnings off and the
+    last restores the setting.
     """
     global _reading, _shown_before
     with _lock:
@@ -42,12 +42,12 @@ def quiet() -> Iterator[None]:
 
 
 def itk_path(path: Path) -> str:
-    """The path as SimpleITK can open it, also for a file that is still to be written.
+    """The path in a form that SimpleITK can open; the file may not exist yet.
 
-    In a plain Python on Windows SimpleITK opens only what the system's code page can spell, so
-    folders go by their short (8.3) names there. The file keeps its own name: its ending tells the
-    format. Raises StagingError where there is no such path, and for a name that is no text, which
-    would end the process.
+    In a plain Python on Windows, SimpleITK opens only paths that the system's code page can
+    represent, so folders are given by their short (8.3) names. The file name is kept, since its
+    extension determines the format. Raises StagingError if there is no such form, and for a name
+    that is not valid text, which would crash the process.
     """
     try:
         str(path).encode()
@@ -59,8 +59,8 @@ def itk_path(path: Path) -> str:
     folder = _short_name(path.parent)
     if not (folder.isascii() and path.name.isascii()):
         raise StagingError(
-            f"{path.name}: its path holds letters that SimpleITK cannot open on this Windows; move "
-            "or rename it so that the path has plain letters only."
+            f"{path.name}: its path contains characters that SimpleITK cannot open on this Windows "
+            "system; move or rename it so that the path is plain ASCII."
         )
     return f"{folder}{os.sep}{path.name}"
 
@@ -70,7 +70,7 @@ def _code_page() -> int:
 
 
 def _short_name(folder: Path) -> str:
-    """The 8.3 path of a folder; its own path where the drive keeps no such names."""
+    """The 8.3 path of a folder; its own path if the drive has no short names."""
     buffer = ctypes.create_unicode_buffer(32768)
     found = ctypes.windll.kernel32.GetShortPathNameW(str(folder), buffer, len(buffer))
     return buffer.value if found else str(folder)

@@ -1,4 +1,4 @@
-"""Liver and spleen masks as users have them: one file each, or one label image for both."""
+"""Liver and spleen masks given by the user: one file each, or one label image for both."""
 
 import hashlib
 import math
@@ -14,19 +14,19 @@ from .reading import read_mask
 
 
 def read_organ(path: str | Path) -> sitk.Image:
-    """Read a mask; FILE:LABEL takes one label of a label image (liver.nii.gz:5)."""
+    """Read a mask; FILE:LABEL selects one label of a label image (liver.nii.gz:5)."""
     file, label = file_and_label(path)
     if label is None:
         return read_mask(file)
     mask = read_mask(file)
-    # Compared by numpy: SimpleITK wraps labels that the type of the voxels cannot hold (261 to 5).
+    # Compared in numpy: SimpleITK wraps labels that do not fit the pixel type (261 becomes 5).
     if not (sitk.GetArrayViewFromImage(mask) == label).any():
         raise StagingError(f"The mask {file} has no voxel with the label {label}.")
     return mask == label
 
 
 def file_and_label(path: str | Path) -> tuple[Path, int | None]:
-    """FILE:LABEL taken apart; the label is None where only a file is named."""
+    """Split FILE:LABEL; the label is None if only a file is given."""
     match = re.fullmatch(r"(.+):(\d{1,20})", str(path), re.DOTALL)
     return (Path(path), None) if match is None else (Path(match[1]), int(match[2]))
 
@@ -36,10 +36,10 @@ def organ_masks(
 ) -> tuple[sitk.Image, sitk.Image | None, tuple[str, ...]]:
     """Liver and spleen as uint8 masks on the CT's grid, and warnings.
 
-    A mask image with one non-zero value is that organ. One that holds exactly the labels 1 and 2 is
-    liver and spleen, and serves as both unless `spleen` is given. A mask on another grid is
-    resampled (nearest neighbour) where it covers the same space. Raises StagingError for an empty
-    mask, other labels, or a mask that lies outside the scan.
+    A mask image with one non-zero value is that organ's mask. An image with exactly the labels 1
+    and 2 is liver and spleen; the latter is used unless `spleen` is given. A mask on another grid
+    is resampled (nearest neighbour) if it covers the same space. Raises StagingError for an empty
+    mask, other labels, or a mask outside the scan.
     """
     warnings: list[str] = []
     labels = _labels(liver, "liver")
@@ -57,8 +57,9 @@ def organ_masks(
 def _labels(mask: sitk.Image, organ: str) -> list[int]:
     if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
         raise StagingError(
-            f"The {organ} mask is not a 3-D image with one value per voxel: it has "
-            f"{mask.GetDimension()} dimensions and {mask.GetNumberOfComponentsPerPixel()} values."
+            f"The {organ} mask has {mask.GetDimension()} dimensions and "
+            f"{mask.GetNumberOfComponentsPerPixel()} values per voxel; a 3-D image with one value "
+            "per voxel is needed."
         )
     values = sitk.GetArrayViewFromImage(mask)
     found = np.unique(values[values != 0])
@@ -67,8 +68,9 @@ def _labels(mask: sitk.Image, organ: str) -> list[int]:
     labels = [int(value) for value in found[:10]]
     if len(found) > 1 and labels != [LIVER_LABEL, SPLEEN_LABEL]:
         raise StagingError(
-            f"The {organ} mask holds several labels ({', '.join(map(str, labels))}): name one as "
-            f"FILE:LABEL, or give a label image with {LIVER_LABEL} liver and {SPLEEN_LABEL} spleen."
+            f"The {organ} mask contains several labels ({', '.join(map(str, labels))}); select one "
+            f"with FILE:LABEL, or give a label image with {LIVER_LABEL} liver and {SPLEEN_LABEL} "
+            "spleen."
         )
     return labels
 
@@ -80,26 +82,26 @@ def _on_grid(
     if same_grid(binary, ct):
         binary.CopyInformation(ct)
         return binary
-    placed = sitk.Resample(binary, ct, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-    kept = volume_ml(placed) / volume_ml(binary)
+    resampled = sitk.Resample(binary, ct, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    kept = volume_ml(resampled) / volume_ml(binary)
     if kept < 0.05:
         raise StagingError(
-            f"The {organ} mask lies outside the CT: they do not cover the same space, so it "
-            "belongs to another scan or its orientation was lost."
+            f"The {organ} mask lies outside the CT: it belongs to another scan, or its orientation "
+            "was lost."
         )
     cut = f"; {100 * (1 - kept):.0f} % of it lies outside the CT" if kept < 0.98 else ""
-    warnings.append(f"The {organ} mask has another grid than the CT and was resampled{cut}.")
-    return placed
+    warnings.append(f"The {organ} mask is on another grid than the CT and was resampled{cut}.")
+    return resampled
 
 
 def volume_ml(mask: sitk.Image) -> float:
-    """Volume of what is not 0 in a mask."""
+    """Volume of a mask's non-zero voxels."""
     each = math.prod(mask.GetSpacing()) / 1000.0
     return float(np.count_nonzero(sitk.GetArrayViewFromImage(mask)) * each)
 
 
 def voxels_sha256(liver: sitk.Image, spleen: sitk.Image | None) -> str:
-    """Hash of masks on one grid; the images as they are, so a mask is the same only in its type."""
+    """Hash of the masks' sizes, pixel types and voxels; the same mask in another type differs."""
     found = hashlib.sha256()
     for mask in (liver, spleen):
         if mask is not None:
@@ -109,7 +111,7 @@ def voxels_sha256(liver: sitk.Image, spleen: sitk.Image | None) -> str:
 
 
 def same_grid(image: sitk.Image, other: sitk.Image) -> bool:
-    """Whether two images have the same size and corners that agree within a 20th of a voxel."""
+    """Whether two images have the same size, and corners within a twentieth of a voxel."""
     if image.GetSize() != other.GetSize():
         return False
     last = [n - 1 for n in image.GetSize()]

@@ -1,4 +1,4 @@
-"""NIfTI-1 headers, checked before ITK sees them: it repairs what is damaged without a word.
+"""Checks of NIfTI-1 headers before ITK reads them, since ITK repairs damaged ones silently.
 
 https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h describes every field.
 """
@@ -16,8 +16,8 @@ import numpy as np
 from ..errors import StagingError
 from .pixel_data import GZIP, GZIP_MAGIC, PixelData
 
-NOT_UPRIGHT = "its axes are not at right angles; resample it to an upright grid first"
-AXES_TOLERANCE = 1e-2  # cosine between axes: 0.6 degrees, far above rounding in a header
+NOT_ORTHOGONAL = "its axes are not at right angles; resample it to an orthogonal grid first"
+AXES_TOLERANCE = 1e-2  # cosine between axes: 0.6 degrees, far above rounding errors in headers
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 
 # Bytes of each data type that ITK reads.
@@ -25,15 +25,14 @@ _BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4,
 _BYTES |= {1280: 8, 1792: 16, 2304: 4}
 _FLOATS = {16: "f4", 64: "f8"}
 _HEADER_BYTES = 348
-_SCANNER = 1  # the code of a form that gives scanner coordinates
+_SCANNER = 1  # qform and sform code for scanner coordinates
 _SPACING_TOLERANCE = 0.01
 
 
 def check_nifti(path: Path) -> PixelData:
     """The pixels of a NIfTI-1 file, or of a pair of .hdr and .img.
 
-    Raises StagingError for what is no NIfTI-1, and for a header that is damaged or contradicts
-    itself.
+    Raises StagingError if it is not NIfTI-1, or its header is damaged or inconsistent.
     """
     name = path.name
     header_file, data_file = _files(path)
@@ -45,7 +44,7 @@ def check_nifti(path: Path) -> PixelData:
         raise StagingError(f"{name}: not a NIfTI-1 file, or damaged.")
     if header[344:348] not in (b"n+1\0", b"ni1\0"):
         raise StagingError(
-            f"{name}: not a NIfTI-1 file (an Analyze file does not say how the patient lies)."
+            f"{name}: not a NIfTI-1 file (Analyze files do not give the patient's orientation)."
         )
 
     def field(offset: int, form: str) -> tuple:
@@ -73,7 +72,7 @@ def check_nifti(path: Path) -> PixelData:
 
 
 def check_spacing(values: Iterable[float | str], name: str) -> None:
-    """Refuse a voxel spacing (mm) that is not positive and finite."""
+    """Check that a voxel spacing (mm) is positive and finite. Raises StagingError."""
     values = tuple(values)
     try:
         spacing = [float(value) for value in values]
@@ -81,11 +80,11 @@ def check_spacing(values: Iterable[float | str], name: str) -> None:
         spacing = []
     if not spacing or not all(0 < step < math.inf for step in spacing):
         found = " x ".join(str(value)[:20] for value in values[:4])
-        raise StagingError(f"{name}: voxel spacing {found} mm; it has to be positive.")
+        raise StagingError(f"{name}: voxel spacing {found} mm; positive numbers are needed.")
 
 
 def _files(path: Path) -> tuple[Path, Path]:
-    """The file that holds the header, and the one that holds the pixels."""
+    """The file with the header, and the one with the pixels."""
     stem, dot, rest = path.name.rpartition(".nii")
     if dot and rest in ("", ".gz"):
         return path, path
@@ -103,12 +102,12 @@ def _files(path: Path) -> tuple[Path, Path]:
 
 
 def _head(path: Path, name: str) -> tuple[bytes, bool]:
-    """The first bytes of a file, expanded where it is compressed, and whether it is."""
+    """The first bytes of a file, decompressed if necessary, and whether it is compressed."""
     try:
         with open(path, "rb") as file:
             zipped = file.read(2) == GZIP_MAGIC
         if zipped and path.suffix.lower() != ".gz":
-            raise StagingError(f"{name}: the file is compressed, so its name has to end in .gz.")
+            raise StagingError(f"{name}: the file is compressed; its name must end in .gz.")
         with (gzip.open if zipped else open)(path, "rb") as file:
             return file.read(_HEADER_BYTES), zipped
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -116,11 +115,11 @@ def _head(path: Path, name: str) -> tuple[bytes, bool]:
 
 
 def _size(dims: tuple[int, ...], name: str) -> list[int]:
-    """Voxels along each axis that is there."""
+    """Number of voxels along each axis."""
     if not 1 <= dims[0] <= 7:
         raise StagingError(f"{name}: {dims[0]} dimensions in the header; it is damaged.")
     size = list(dims[1 : 1 + dims[0]])
-    # Axes beyond the third are often left at 0.
+    # Axes beyond the third are often 0.
     if min(size[:3]) < 1 or min(size) < 0:
         raise StagingError(
             f"{name}: {' x '.join(map(str, size))} voxels in the header; it is damaged."
@@ -131,14 +130,14 @@ def _size(dims: tuple[int, ...], name: str) -> list[int]:
 def _pixels_begin(offset: float, least: int, name: str) -> int:
     if not (math.isfinite(offset) and offset == int(offset) and least <= offset < 2**31):
         raise StagingError(
-            f"{name}: the header says that the pixels begin at byte {offset:g}; a whole number of "
-            f"at least {least} is needed."
+            f"{name}: the pixels begin at byte {offset:g} according to the header; a whole number "
+            f"of at least {least} is needed."
         )
     return int(offset)
 
 
 def _check_scaling(slope: float, intercept: float, name: str) -> None:
-    """Slope 0 or NaN: no scaling; ITK would still add the intercept."""
+    """A slope of 0 or NaN means no scaling, but ITK would still add the intercept."""
     none = slope == 0 or math.isnan(slope)
     if math.isinf(slope) or not (math.isfinite(intercept) or none):
         raise StagingError(
@@ -153,26 +152,26 @@ def _check_scaling(slope: float, intercept: float, name: str) -> None:
 
 
 def _check_place(field: Callable[[int, str], tuple], name: str) -> None:
-    """The form that ITK goes by: the sform where it is in scanner coordinates or alone."""
+    """Check the form that ITK uses: the sform if it is in scanner coordinates or the only one."""
     qform, sform = field(252, "2h")
     if sform > 0 and (sform == _SCANNER or qform <= 0):
         rows = np.array(field(280, "12f")).reshape(3, 4)
         if not np.isfinite(rows).all():
-            raise StagingError(f"{name}: the sform holds numbers that are not finite.")
+            raise StagingError(f"{name}: the sform has numbers that are not finite.")
         axes, lengths = rows[:, :3], np.linalg.norm(rows[:, :3], axis=0)
         cosines = axes / np.maximum(lengths, 1e-9)
         if not np.allclose(cosines.T @ cosines, np.eye(3), atol=AXES_TOLERANCE):
-            raise StagingError(f"{name}: {NOT_UPRIGHT}.")
+            raise StagingError(f"{name}: {NOT_ORTHOGONAL}.")
         spacing = np.array(field(80, "3f"))
         if not np.allclose(lengths, spacing, rtol=_SPACING_TOLERANCE):
             raise StagingError(
-                f"{name}: the header contradicts itself: voxels of "
-                f"{' x '.join(f'{n:.4g}' for n in lengths)} mm by the sform, "
-                f"{' x '.join(f'{n:.4g}' for n in spacing)} mm by pixdim."
+                f"{name}: the header is inconsistent: voxels of "
+                f"{' x '.join(f'{n:.4g}' for n in lengths)} mm in the sform, "
+                f"{' x '.join(f'{n:.4g}' for n in spacing)} mm in pixdim."
             )
     elif qform > 0:
         place = np.array(field(256, "6f"))
         if not np.isfinite(place).all() or np.linalg.norm(place[:3]) > 1 + AXES_TOLERANCE:
             raise StagingError(
-                f"{name}: the qform is no rotation and position; the header is damaged."
+                f"{name}: the qform is not a rotation and a position; the header is damaged."
             )

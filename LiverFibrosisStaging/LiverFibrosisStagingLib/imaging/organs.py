@@ -1,4 +1,4 @@
-"""Liver and spleen as the field names them: labels, codes, colours, names, and .seg.nrrd files.
+"""Liver and spleen: labels, terminology codes, colours, names, and .seg.nrrd files.
 
 Codes are those of SNOMED CT and, from older DICOM, SNOMED RT (DICOM PS3.16, CID 7154 and 7170);
 colours those of Slicer's General Anatomy list.
@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from ..errors import StagingError
 from .itk_files import itk_path
 
-# Of label images that hold both organs, in the order of the paper's regions.
+# In label images with both organs.
 LIVER_LABEL, SPLEEN_LABEL = 1, 2
 IMAGES = (".nrrd", ".nii.gz", ".nii", ".mha")
 
@@ -93,20 +93,20 @@ def couinaud_segment(type_code: tuple[str, str] | None, name: str) -> int | None
 
 
 def check_image_name(path: str | Path) -> None:
-    """See, before work starts, that a file is to have a known format. Raises StagingError."""
+    """Check, before work starts, that a file's extension is supported. Raises StagingError."""
     if not str(path).lower().endswith(IMAGES):
         raise StagingError(f"Cannot write {path}: its name must end in {', '.join(IMAGES)}.")
 
 
 def write_labels(labels: sitk.Image, path: str | Path) -> None:
-    """Write a label image; as .nrrd with names, colours and codes, which Slicer shows as segments.
+    """Write a label image; a .nrrd file gets the segment metadata (name, colour, code) of Slicer.
 
-    Raises StagingError where it cannot be written.
+    Raises StagingError if it cannot be written.
     """
     path = Path(path)
     check_image_name(path)
     labels = sitk.Image(labels)
-    for key in labels.GetMetaDataKeys():  # free text of the input stays out of the file
+    for key in labels.GetMetaDataKeys():  # no free text of the input in the file
         labels.EraseMetaData(key)
     if path.suffix == ".nrrd":
         last = " ".join(f"0 {n - 1}" for n in labels.GetSize())
@@ -127,7 +127,7 @@ def write_labels(labels: sitk.Image, path: str | Path) -> None:
                 ("Tags", f"TerminologyEntry:{organ.terminology}|"),
             ):
                 labels.SetMetaData(f"Segment{number}_{key}", value)
-    # Under another name until it is whole; the ending tells the format.
+    # Written under a temporary name first; the extension determines the format.
     ending = next(ending for ending in IMAGES if path.name.lower().endswith(ending))
     unfinished = path.with_name(f".partial-{os.getpid()}{ending}")
     try:
@@ -136,7 +136,7 @@ def write_labels(labels: sitk.Image, path: str | Path) -> None:
         unfinished.replace(path)
     except (RuntimeError, OSError):
         raise StagingError(
-            f"Cannot write {path}: can its folder be written, and is there room on the disk?"
+            f"Cannot write {path}: check the folder's permissions and the free disk space."
         ) from None
     finally:
         with suppress(OSError):  # the folder may not be there

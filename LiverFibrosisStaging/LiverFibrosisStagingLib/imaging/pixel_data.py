@@ -1,6 +1,7 @@
-"""The pixels of a file as its header announces them: are they all there, undamaged and finite?
+"""Checks that a file contains all pixels that its header declares, undamaged and finite.
 
-ITK reads cut-off and corrupted pixels without a word, and allocates whatever a header asks for.
+ITK reads truncated and corrupted pixels without an error, and allocates any size that a header
+declares.
 """
 
 import gzip
@@ -20,13 +21,13 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class PixelData:
-    """Where pixels lie: `needed` bytes in all, from `offset` on in every one of `files`.
+    """Location of the pixels: `needed` bytes in total, from `offset` on in each of `files`.
 
-    stream: zlib's window bits where a compressed stream begins at `offset`, 0 where the pixels are
-    stored as they are. skipped: bytes of the expanded stream before the pixels, `needed` counts
-    them. stored: length of the compressed stream where the header gives it. floats: type of the
-    pixels that have to be finite, where ITK would change those that are not. placed: whether the
-    header says how the patient lies.
+    stream: zlib's window bits if a compressed stream begins at `offset`, 0 for uncompressed pixels.
+    skipped: bytes of the expanded stream before the pixels, included in `needed`. stored: length of
+    the compressed stream, if the header gives it. floats: data type, if the pixels must be checked
+    for NaN and infinite values because ITK would replace them. placed: whether the header gives the
+    patient's orientation.
     """
 
     files: tuple[Path, ...]
@@ -39,27 +40,27 @@ class PixelData:
     placed: bool = True
 
     def check_size(self) -> None:
-        """Refuse, before anything is allocated, what the files are too short for."""
+        """Check, before anything is allocated, that the files are long enough for the pixels."""
         found = sum(file.stat().st_size - self.offset for file in self.files)
         name = self.files[0].name
         if self.stored is not None and found < self.stored:
             raise StagingError(
                 f"{name}: the file is truncated: {max(found, 0)} of {self.stored} compressed bytes "
-                "are there."
+                "are present."
             )
         if self.stream and self.needed > _MAX_RATIO * max(found, 0):
             raise StagingError(
                 f"{name}: the file is truncated, or its header is damaged: {max(found, 0)} "
-                f"compressed bytes cannot hold the {self.needed} that the header announces."
+                f"compressed bytes cannot contain the {self.needed} that the header declares."
             )
         if not self.stream and found < self.needed:
             raise StagingError(
                 f"{name}: the file is truncated: {max(found, 0)} of {self.needed} bytes of pixels "
-                "are there."
+                "are present."
             )
 
     def check(self) -> None:
-        """Go through all pixels. Raises StagingError for damage and for NaN or infinite values."""
+        """Check all pixels. Raises StagingError for damage and for NaN or infinite values."""
         if self.stream:
             expanded = sum(self._expanded(file) for file in self.files)
             if expanded < self.needed:
@@ -68,7 +69,7 @@ class PixelData:
             self._check_finite(self.floats)
 
     def _expanded(self, path: Path) -> int:
-        """How many bytes a compressed stream holds; StagingError where it is cut off or damaged."""
+        """Expanded length of a compressed stream; StagingError if it is truncated or damaged."""
         expanded, decoder, left = 0, zlib.decompressobj(self.stream), self.stored
         with open(path, "rb") as file:
             file.seek(self.offset)
@@ -80,13 +81,13 @@ class PixelData:
                         while decoder.unconsumed_tail:
                             expanded += len(decoder.decompress(decoder.unconsumed_tail, _CHUNK))
                         chunk = decoder.unused_data
-                        if decoder.eof and chunk[:2] == GZIP_MAGIC:  # another member follows
+                        if decoder.eof and chunk[:2] == GZIP_MAGIC:  # another gzip member follows
                             decoder = zlib.decompressobj(self.stream)
                         elif decoder.eof:
                             break
                 except zlib.error as error:
                     raise StagingError(
-                        f"{path.name}: the file is damaged (its checksum fails)."
+                        f"{path.name}: the file is damaged (checksum error)."
                     ) from error
         if not decoder.eof:
             raise StagingError(f"{path.name}: the file is truncated.")
@@ -103,6 +104,5 @@ class PixelData:
                 )
                 if not np.isfinite(values).all():
                     raise StagingError(
-                        f"{path.name}: holds NaN or infinite values; every voxel needs a finite "
-                        "one."
+                        f"{path.name}: contains NaN or infinite values; finite values are needed."
                     )

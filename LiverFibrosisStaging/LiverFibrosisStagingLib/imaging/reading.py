@@ -1,8 +1,8 @@
-"""Reading CTs and masks: one call for every format, and a clear refusal for what is damaged.
+"""Reading of CTs and masks in all supported formats; damaged files are refused.
 
-ITK reads a cut-off or corrupted NIfTI without a word, turns a spacing of 0 or NaN into 1 mm, a
-negative one into a flip and voxels that are NaN into 0. `nifti_header`, `text_headers` and
-`pixel_data` see to what it does not say.
+ITK silently reads a truncated or corrupted NIfTI file, turns a spacing of 0 or NaN into 1 mm, a
+negative spacing into a flip, and NaN voxels into 0. `nifti_header`, `text_headers` and `pixel_data`
+therefore check the files.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from ..errors import StagingError
 from .dicom_files import is_dicom
 from .dicom_series import read_dicom
 from .itk_files import itk_path, quiet
-from .nifti_header import AXES_TOLERANCE, NOT_UPRIGHT, check_nifti
+from .nifti_header import AXES_TOLERANCE, NOT_ORTHOGONAL, check_nifti
 from .nifti_header import SUFFIXES as NIFTI
 from .pixel_data import PixelData
 from .text_headers import check_metaimage, check_nrrd
 
 NOTES_KEY = "LiverFibrosisStaging.notes"
-NAME_KEY = "LiverFibrosisStaging.name"  # what messages call an image that is no file
+NAME_KEY = "LiverFibrosisStaging.name"  # name, in messages, of an image that is not from a file
 
 _CHECKS: dict[tuple[str, ...], Callable[[Path], PixelData]] = {
     NIFTI: check_nifti,
@@ -32,18 +32,18 @@ _CHECKS: dict[tuple[str, ...], Callable[[Path], PixelData]] = {
 }
 _FORMATS = "NIfTI (.nii, .nii.gz, .hdr), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd)"
 
-# What ITK's errors mean for the user, by a phrase in them.
+# Explanations of ITK's errors, by a phrase in them.
 _MEANINGS = (
-    ("Zero-valued spacing", "the voxel spacing is 0 mm along an axis; it has to be positive"),
-    ("orthonormal", NOT_UPRIGHT),
+    ("Zero-valued spacing", "the voxel spacing is 0 mm along an axis; it must be positive"),
+    ("orthonormal", NOT_ORTHOGONAL),
     ("fread got only", "the file is truncated"),
     ("but received", "the file is truncated"),
-    ("spacing (0) invalid", "the voxel spacing is 0 mm along an axis; it has to be positive"),
+    ("spacing (0) invalid", "the voxel spacing is 0 mm along an axis; it must be positive"),
 )
 
 
 def _refusing(read: Callable[[Path], sitk.Image]) -> Callable[[str | Path], sitk.Image]:
-    """A reader whose every failure is a StagingError."""
+    """Turn every error of a reader into a StagingError."""
 
     @wraps(read)
     def reader(path: str | Path) -> sitk.Image:
@@ -70,12 +70,12 @@ def _refusing(read: Callable[[Path], sitk.Image]) -> Callable[[str | Path], sitk
 def read_ct(path: Path) -> sitk.Image:
     """A CT as a 3-D scalar image in HU, in the file's own pixel type and geometry (LPS, mm).
 
-    path: a DICOM folder (searched recursively; the fittest series is chosen, see
+    path: a DICOM folder (searched recursively; the best series is chosen, see
     `dicom_series.find_series`), one DICOM file (its series in the same folder), NIfTI, NRRD or
-    MetaImage. The image's metadata are `dicom_files.KEPT_TAGS`, where the file has them, and the
+    MetaImage. The image's metadata are `dicom_files.KEPT_TAGS`, if present in the file, and the
     notes for the user (see `notes`); nothing that identifies the patient.
 
-    Raises StagingError where the path cannot be read as one intact volume.
+    Raises StagingError if the path cannot be read as one intact volume.
     """
     if _is_for_dicom(path):
         image, found = read_dicom(path)
@@ -87,8 +87,8 @@ def read_ct(path: Path) -> sitk.Image:
     if not placed:
         image.SetMetaData(
             NOTES_KEY,
-            "The file does not say how the patient lies in it; right, front and head may be "
-            "mistaken.",
+            "The file does not give the patient's orientation; left and right, front and back, or "
+            "head and feet may be swapped.",
         )
     return image
 
@@ -98,22 +98,24 @@ def read_mask(path: Path) -> sitk.Image:
     """A label image (3-D, integer labels, uint8 where they fit) from NIfTI, NRRD or MetaImage.
 
     A Slicer segmentation (.seg.nrrd) of one layer keeps its "Segment..." metadata. Raises
-    StagingError where the file cannot be read as one intact volume of labels.
+    StagingError if the file cannot be read as one intact volume of labels.
     """
     if _is_for_dicom(path):
-        raise StagingError(f"{path.name}: a mask has to be a {_FORMATS} file, not DICOM.")
+        raise StagingError(
+            f"{path.name}: a DICOM mask is not supported; a {_FORMATS} file is needed."
+        )
     image, _ = _read_volume(path)
     _strip(image, keep=("Segment",))
     values = sitk.GetArrayViewFromImage(image)
     if values.dtype.kind == "f":
-        # NaN is unequal to itself, so that it is refused here too.
+        # This also refuses NaN, which is not equal to itself.
         if not (values == np.rint(values)).all():
             raise StagingError(
-                f"{path.name}: holds values between whole numbers, so it is not a mask; labels "
-                "(0 outside) are needed."
+                f"{path.name}: contains values that are not whole numbers, so it is not a mask; "
+                "labels (0 outside) are needed."
             )
         if np.abs(values).max() > np.iinfo(np.int32).max:
-            raise StagingError(f"{path.name}: holds {values.max():g}, which is no label.")
+            raise StagingError(f"{path.name}: contains {values.max():g}, which is not a label.")
         image = _cast(image, sitk.sitkInt32)
         values = sitk.GetArrayViewFromImage(image)
     if values.dtype != np.uint8 and values.min() >= 0 and values.max() <= 255:
@@ -122,7 +124,7 @@ def read_mask(path: Path) -> sitk.Image:
 
 
 def notes(image: sitk.Image) -> tuple[str, ...]:
-    """What the user should know about how the image was read; empty where nothing is."""
+    """Notes for the user on how the image was read."""
     if not image.HasMetaDataKey(NOTES_KEY):
         return ()
     return tuple(image.GetMetaData(NOTES_KEY).split("\n"))
@@ -134,13 +136,13 @@ def _is_for_dicom(path: Path) -> bool:
 
 
 def check_header(path: Path) -> PixelData:
-    """What the header says of the pixels, before ITK sees the file, which some headers crash.
+    """Check a file's header before ITK reads it, since some headers crash ITK; returns the pixels.
 
-    Raises StagingError for an unknown format, a header that is wrong, and a file too small for it.
+    Raises StagingError for an unknown format, an invalid header, and a file too short for it.
     """
     check = _header_check(path)
     if check is None:
-        raise StagingError(f"{path.name}: not a known format; {_FORMATS} or DICOM is needed.")
+        raise StagingError(f"{path.name}: unknown format; {_FORMATS} or DICOM is needed.")
     if path.stat().st_size == 0:
         raise StagingError(f"{path.name}: the file is empty.")
     pixels = check(path)
@@ -154,12 +156,12 @@ def _header_check(path: Path) -> Callable[[Path], PixelData] | None:
 
 
 def _read_volume(path: Path) -> tuple[sitk.Image, bool]:
-    """One intact 3-D scalar image of a file, and whether that says how the patient lies."""
+    """One intact 3-D scalar image of a file, and whether the file gives the orientation."""
     pixels = check_header(path)
-    # ITK and zlib both work outside the interpreter's lock: the check costs no time of its own.
+    # ITK and zlib both release the interpreter's lock, so the check runs in parallel.
     with quiet(), ThreadPoolExecutor(1) as pool:
         checked = pool.submit(pixels.check)
-        if _header_check(path) is check_metaimage:  # MetaIO complains on the console
+        if _header_check(path) is check_metaimage:  # MetaIO prints errors to the console
             checked.result()
         try:
             image = sitk.ReadImage(itk_path(path))
@@ -167,7 +169,7 @@ def _read_volume(path: Path) -> tuple[sitk.Image, bool]:
             checked.result()
             raise StagingError(f"{path.name}: {_meaning(str(error))}.") from error
         checked.result()
-    return _upright(_three_dimensional(image, path.name), path.name), pixels.placed
+    return _checked_axes(_three_dimensional(image, path.name), path.name), pixels.placed
 
 
 def _meaning(itk_error: str) -> str:
@@ -180,7 +182,7 @@ def _meaning(itk_error: str) -> str:
 def _three_dimensional(image: sitk.Image, name: str) -> sitk.Image:
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise StagingError(
-            f"{name}: holds {image.GetNumberOfComponentsPerPixel()} values per voxel (colours, or "
+            f"{name}: has {image.GetNumberOfComponentsPerPixel()} values per voxel (colours, or "
             "overlapping layers of a segmentation); one value per voxel is needed."
         )
     while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
@@ -191,28 +193,28 @@ def _three_dimensional(image: sitk.Image, name: str) -> sitk.Image:
             f"{name}: has {image.GetDimension()} dimensions ({size}); one 3-D volume is needed."
         )
     if "complex" in image.GetPixelIDTypeAsString():
-        raise StagingError(f"{name}: holds complex numbers; HU or labels are needed.")
+        raise StagingError(f"{name}: contains complex numbers; HU or labels are needed.")
     return image
 
 
-def _upright(image: sitk.Image, name: str) -> sitk.Image:
+def _checked_axes(image: sitk.Image, name: str) -> sitk.Image:
     direction = np.array(image.GetDirection()).reshape(3, 3)
     if not np.allclose(direction.T @ direction, np.eye(3), atol=AXES_TOLERANCE):
-        raise StagingError(f"{name}: {NOT_UPRIGHT}.")
-    # Formats keep more or fewer digits; beyond the tenth, two of them differ.
+        raise StagingError(f"{name}: {NOT_ORTHOGONAL}.")
+    # Rounded, since formats store different numbers of digits.
     image.SetDirection((np.round(direction, 10) + 0.0).ravel().tolist())
     return image
 
 
 def _strip(image: sitk.Image, keep: tuple[str, ...]) -> None:
-    """Erase free text that may name a patient; keys that begin as in `keep` stay."""
+    """Erase free text, which may name a patient; keys with a prefix in `keep` stay."""
     for key in image.GetMetaDataKeys():
         if not key.startswith(keep or ("\0",)):
             image.EraseMetaData(key)
 
 
 def _cast(image: sitk.Image, pixel_id: int) -> sitk.Image:
-    """Like sitk.Cast, with the metadata, which that drops."""
+    """Like sitk.Cast, but keeps the metadata."""
     cast = sitk.Cast(image, pixel_id)
     for key in image.GetMetaDataKeys():
         cast.SetMetaData(key, image.GetMetaData(key))

@@ -1,12 +1,12 @@
-"""Liver and spleen by themselves: a V-Net finds them where the user brings no mask.
+"""Automatic segmentation of liver and spleen with a V-Net, for CTs without masks.
 
 The network (Training/vnet/network.py, after Milletari et al. 2016, 3DV, and Yin et al. 2021, "Liver
-segmentation") sees the whole CT at a few millimetres. Its probabilities, not its labels, are
-carried back to the CT's grid (outlining.py), so that outlines are as smooth as the organs.
+segmentation") processes the whole CT at a spacing of a few millimetres. Its probabilities, not its
+labels, are resampled to the CT's grid (refinement.py), which gives smooth boundaries.
 
-The file is a contract as the staging model's: input `volume` float32 [N, 1, slices, rows, columns],
-the CT windowed to 0..1; output `probabilities` [N, 3, slices, rows, columns]; the metadata entry
-`liver_segmentation` is JSON; `SegmentationCard` lists what it holds.
+Model file: input `volume` float32 [N, 1, slices, rows, columns], the CT windowed to 0..1; output
+`probabilities` [N, 3, slices, rows, columns]; the metadata entry `liver_segmentation` is JSON with
+the fields of `SegmentationCard`.
 """
 
 import math
@@ -36,29 +36,28 @@ from ..gradcam_onnx.session import check_weights, described, open_session, run_s
 from ..resources import default_model_path
 from ..training_record import TRAINING, Training
 from .checks import check_ct, check_organs
-from .grid import body_bounds, lps_grid, patch_starts, resample_ct, upright
+from .grid import body_bounds, lps_grid, patch_starts, reorient_to_lps, resample_ct
 from .organs import LIVER_LABEL, SPLEEN_LABEL
-from .outlining import judged_by_hu, on_ct
 from .reading import NAME_KEY, notes, read_ct
+from .refinement import labels_on_ct, refine_em_mrf
 
 METADATA_KEY = "liver_segmentation"
 CONTRACT = 1
 CLASSES = ("background", "liver", "spleen")
-SLAB_SLICES = 96  # of a longer scan that the network sees at once
+SLAB_SLICES = 96  # longer scans are processed in slabs of this size
 SLAB_OVERLAP = 0.25
-FEW_SLICES = 32  # of the network's: shorter scans get air around them, as in training
-MIN_FOUND_ML = {"liver": 300.0, "spleen": 15.0}  # less is no organ but a mistake
+MIN_NETWORK_SLICES = 32  # on the network's grid: shorter scans are padded with air, as in training
+MIN_ORGAN_ML = {"liver": 300.0, "spleen": 15.0}  # anything smaller is a false detection
 
 Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
 class SegmentationCard:
-    """The network's own metadata, as read from the file.
+    """The network's metadata, as read from the file.
 
-    window_hu: (low, high) HU that become 0 and 1. spacing_mm: (slice, row, column). multiple_of:
-    what each length of the input has to be a multiple of. training: what it was trained and
-    evaluated on.
+    window_hu: (low, high) HU mapped to 0 and 1. spacing_mm: (slice, row, column). multiple_of: each
+    input axis must be a multiple of this. training: what it was trained and evaluated on.
     """
 
     contract: int
@@ -72,9 +71,10 @@ class SegmentationCard:
 
 
 class SegmentationModel:
-    """The network in its file. path: a contract file. threads: as for `StagingModel`.
+    """A segmentation network, read from a model file and checked.
 
-    Raises StagingError, with the reason, for a file that breaks the contract.
+    path: the model file. threads: as for `StagingModel`. Raises StagingError for a file that does
+    not follow the format above.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
@@ -86,15 +86,11 @@ class SegmentationModel:
         self._session = open_session(file, self.path, threads)
         self._check_signature()
 
-    @classmethod
-    def load(cls, path: str | Path, threads: int = 0) -> "SegmentationModel":
-        """The network in a file."""
-        return cls(path, threads)
-
     def run(self, volume: np.ndarray, cancel: CancelToken | None = None) -> np.ndarray:
-        """Probabilities float32 [3, slices, rows, columns] of a volume of the last three axes.
+        """Probabilities float32 [3, slices, rows, columns] of a volume [slices, rows, columns].
 
-        Raises StagingError where the network fails or gives anything else, and Cancelled.
+        Raises StagingError if the network fails or its output is not finite or has another shape,
+        and Cancelled.
         """
         given = np.ascontiguousarray(volume, np.float32)[None, None]
         (found,) = run_session(self._session, ["probabilities"], given, self.path, cancel)
@@ -122,8 +118,8 @@ class SegmentationModel:
 class Segmentation:
     """Liver and spleen of one CT.
 
-    labels: uint8 image on the CT's grid, 1 liver, 2 spleen. volumes_ml: by organ. warnings:
-    sentences for the reader. provenance: which network made it, as in staging.json.
+    labels: uint8 image on the CT's grid, 1 liver, 2 spleen. volumes_ml: by organ. warnings: for the
+    user. provenance: the network used, as in staging.json.
     """
 
     labels: sitk.Image
@@ -138,13 +134,13 @@ class Segmentation:
 
     @property
     def spleen(self) -> sitk.Image | None:
-        """Mask on the CT's grid; None where no spleen was found."""
+        """Mask on the CT's grid; None if no spleen was found."""
         return self.labels == SPLEEN_LABEL if self.volumes_ml["spleen"] else None
 
 
 @lru_cache(maxsize=1)
-def shipped(threads: int = 0) -> SegmentationModel:
-    """The shipped network, loaded once for a whole cohort. threads: as for `StagingModel`."""
+def shipped_network(threads: int = 0) -> SegmentationModel:
+    """The shipped segmentation network, cached. threads: as for `StagingModel`."""
     return SegmentationModel(default_model_path("VNet.onnx"), threads)
 
 
@@ -159,12 +155,12 @@ def segment(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Segmentation:
-    """Find liver and spleen on a CT.
+    """Segment liver and spleen on a CT.
 
-    ct: in HU, an image or a path, as for `stage`. model: a contract file, the shipped one by
-    default. progress: called with a fraction 0..1 and the step's name. cancel: asked between steps
-    and while the network runs. The warnings are also those about the CT and about an organ that is
-    cut off or of an unusual volume. Raises StagingError for what is no CT and where no liver is
+    ct: in HU, an image or a path, as for `stage`. model: a model file, the shipped one by default.
+    progress: called with a fraction 0..1 and the step's name. cancel: checked between steps and
+    while the network runs. The warnings include those about the CT and about an organ that is cut
+    off or has an unusual volume. Raises StagingError if the input is not a usable CT or no liver is
     found, and Cancelled.
     """
     if progress is not None:
@@ -173,22 +169,22 @@ def segment(
         name = ct.GetMetaData(NAME_KEY) if ct.HasMetaDataKey(NAME_KEY) else "The CT"
     else:
         name, ct = str(ct), read_ct(ct)
-    doubts = (*notes(ct), *check_ct(ct, name))
+    about_ct = (*notes(ct), *check_ct(ct, name))
     if not isinstance(model, SegmentationModel):
-        model = shipped() if model is None else SegmentationModel(model)
-    found = outline(ct, name, model, progress, cancel)
+        model = shipped_network() if model is None else SegmentationModel(model)
+    found = segment_checked(ct, name, model, progress, cancel)
     about_organs = check_organs(ct, found.liver, found.spleen, name)
-    return replace(found, warnings=(*doubts, *found.warnings, *about_organs))
+    return replace(found, warnings=(*about_ct, *found.warnings, *about_organs))
 
 
-def outline(
+def segment_checked(
     ct: sitk.Image,
     name: str,
     model: SegmentationModel,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Segmentation:
-    """`segment` for a CT that `check_ct` has seen; name: of it, for the refusal."""
+    """`segment` for a CT that has already passed `check_ct`; name: of the CT, for messages."""
 
     def begin(fraction: float, step: str) -> None:
         if cancel is not None and cancel.is_set():
@@ -201,45 +197,46 @@ def outline(
     grid = network_grid(ct, card.spacing_mm, card.multiple_of)
     windowed = sitk.IntensityWindowing(grid, *card.window_hu, 0.0, 1.0)
     probabilities = _run(model, windowed, begin, cancel)
-    begin(0.8, "Outlining liver and spleen")
-    seen = sitk.Clamp(grid, lowerBound=card.window_hu[0], upperBound=card.window_hu[1])
-    labels = on_ct(judged_by_hu(probabilities, seen), grid, ct)
+    begin(0.8, "Refining the segmentation")
+    clamped = sitk.Clamp(grid, lowerBound=card.window_hu[0], upperBound=card.window_hu[1])
+    labels = labels_on_ct(refine_em_mrf(probabilities, clamped), grid, ct)
     volumes = _volumes_ml(labels)
-    if volumes["liver"] < MIN_FOUND_ML["liver"]:
+    if volumes["liver"] < MIN_ORGAN_ML["liver"]:
         raise StagingError(
-            f"{name}: no liver was found: {volumes['liver']:.0f} mL look like one, less than "
-            f"{MIN_FOUND_ML['liver']:g} mL; needed is a CT of the abdomen, or a liver mask."
+            f"{name}: no liver found ({volumes['liver']:.0f} mL segmented, at least "
+            f"{MIN_ORGAN_ML['liver']:g} mL expected); a CT of the abdomen, or a liver mask, is "
+            "needed."
         )
-    if volumes["spleen"] < MIN_FOUND_ML["spleen"]:
+    if volumes["spleen"] < MIN_ORGAN_ML["spleen"]:
         labels = sitk.ChangeLabel(labels, {SPLEEN_LABEL: 0})
         volumes["spleen"] = 0.0
     begin(1.0, "Done")
     provenance = {"name": card.name, "sha256": model.sha256, "edited": False}
-    return Segmentation(labels, volumes, about_outlines(volumes), provenance)
+    return Segmentation(labels, volumes, segmentation_warnings(volumes), provenance)
 
 
-def about_outlines(volumes_ml: dict[str, float]) -> tuple[str, ...]:
-    """Warnings that go with organs as a network outlined them; a volume of 0: not found."""
-    missing = () if volumes_ml["spleen"] else ("No spleen was found, so nothing is said about it.",)
+def segmentation_warnings(volumes_ml: dict[str, float]) -> tuple[str, ...]:
+    """Warnings for an automatic segmentation; a volume of 0 means that the organ was not found."""
+    missing = () if volumes_ml["spleen"] else ("No spleen was found; it is not measured.",)
     found = ", ".join(f"{organ} {volume:.0f} mL" for organ, volume in volumes_ml.items())
-    return *missing, f"The organs were outlined automatically ({found}): look whether they fit."
+    return *missing, f"The organs were segmented automatically ({found}); check the masks."
 
 
 def network_grid(ct: sitk.Image, spacing: tuple[float, float, float], multiple: int) -> sitk.Image:
     """A CT at the network's spacing (slice, row, column; mm), HU as float32.
 
-    All of the patient that was scanned, with air around up to a multiple of `multiple` voxels along
-    each axis and to FEW_SLICES slices. Its axes are those of the CT, turned towards LPS by quarters
-    only: a scan whose header was turned, by a registration for instance, still shows the patient as
-    scanners do.
+    Covers the whole scanned body, padded with air to a multiple of `multiple` voxels along each
+    axis and to at least MIN_NETWORK_SLICES slices. The axes are the CT's own, reordered and flipped
+    towards LPS but not rotated: in a CT whose header was rotated, by a registration for instance,
+    the patient still lies along the voxel axes.
     """
-    ct = upright(ct)
+    ct = reorient_to_lps(ct)
     straight = sitk.Image(ct)
     straight.SetOrigin((0.0, 0.0, 0.0))
     straight.SetDirection(np.eye(3).ravel().tolist())
     low, high = body_bounds(straight)
     step = np.array(spacing[::-1])
-    least = np.maximum((high - low) / step, (1, 1, FEW_SLICES))
+    least = np.maximum((high - low) / step, (1, 1, MIN_NETWORK_SLICES))
     size = np.ceil(least / multiple - 1e-6) * multiple
     grid = resample_ct(straight, lps_grid((low + high) / 2, size, step))
     first = straight.TransformPhysicalPointToContinuousIndex(grid.GetOrigin())
@@ -254,12 +251,12 @@ def _run(
     begin: Callable[[float, str], None],
     cancel: CancelToken | None,
 ) -> np.ndarray:
-    """Probabilities of the whole grid; of long scans, slab by slab, their overlaps averaged."""
+    """Probabilities of the whole grid; long scans slab by slab, with overlaps averaged."""
     volume = sitk.GetArrayViewFromImage(grid)
     slices = min(len(volume), SLAB_SLICES)
     total = np.zeros((len(CLASSES), *volume.shape), np.float32)
     count = np.zeros((len(volume), 1, 1), np.float32)
-    # A slab's middle knows more than its ends.
+    # Predictions are better in a slab's middle, where there is more context.
     ramp = np.minimum(np.arange(1, slices + 1), np.arange(slices, 0, -1), dtype=np.float32)
     weight = ramp[:, None, None]
     starts = patch_starts(len(volume), slices, SLAB_OVERLAP)
@@ -278,7 +275,7 @@ def _volumes_ml(labels: sitk.Image) -> dict[str, float]:
 
 
 def _card(text: str | None, path: Path) -> SegmentationCard:
-    advice = "it is none that segments: export one with Training/train_vnet.py"
+    advice = "it is not a segmentation model: export one with Training/train_vnet.py"
     found = read_fields(text, METADATA_KEY, _CARD, str(path), advice)
     return SegmentationCard(**as_arguments(SegmentationCard, found))
 

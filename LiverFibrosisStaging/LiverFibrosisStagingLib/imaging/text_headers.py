@@ -1,7 +1,7 @@
-"""NRRD and MetaImage headers, checked before ITK sees them.
+"""Checks of NRRD and MetaImage headers before ITK reads them.
 
-ITK's parsers complain on the console, and some headers crash them. What they read correctly passes;
-the rest is refused for a reason that can be named.
+ITK's parsers print errors to the console, and some headers crash them. Headers that they read
+correctly pass; others are refused with a reason.
 """
 
 import math
@@ -42,14 +42,14 @@ _NRRD_FIELDS = (
     *("measurementframe", "datafile"),
 )
 _NRRD_SPACES = re.compile(r"(left|right)-(anterior|posterior)-superior|[LR][AP]S", re.I)
-_LONGEST_WORD = 255  # longer ones overflow buffers of ITK's NRRD reader
+_LONGEST_WORD = 255  # longer ones overflow a buffer in ITK's NRRD reader
 _NRRD_TEXTS = ("ascii", "text", "txt", "hex")
 _NO_MM = re.compile(r"^(m|cm|dm|[uµ]m|nm|met(er|re)s?|cent\w+|micro\w+|in(ch\w*)?)$", re.I)
 
 
 @dataclass(frozen=True)
 class TextHeader:
-    """Fields of a header by name, the lines after it and where the pixels begin in the file."""
+    """Fields of a header by name, the lines after it, and the offset at which it ends."""
 
     fields: dict[str, str]
     lines: tuple[str, ...]
@@ -59,7 +59,7 @@ class TextHeader:
 def check_nrrd(path: Path) -> PixelData:
     """The pixels of an NRRD file (https://teem.sourceforge.net/nrrd/format.html).
 
-    Raises StagingError for what is no NRRD, for a damaged header and for what ITK cannot read.
+    Raises StagingError if it is not NRRD, its header is damaged, or ITK cannot read it.
     """
     name = path.name
     header = _nrrd_header(path)
@@ -71,7 +71,7 @@ def check_nrrd(path: Path) -> PixelData:
     size = _wholes(fields["sizes"], "sizes", axes, name)
     kind = re.sub(r"^signed (?=.)|(?<=.) int$", "", fields["type"].lower())
     if kind not in _NRRD_BYTES:
-        raise StagingError(f"{name}: values of the type {_quoted(fields['type'])} are unknown.")
+        raise StagingError(f"{name}: unknown data type {_quoted(fields['type'])}.")
     _check_nrrd_space(fields, name)
 
     encoding = fields["encoding"].lower()
@@ -86,12 +86,12 @@ def check_nrrd(path: Path) -> PixelData:
     if "datafile" in fields:
         files = _data_files(path, fields["datafile"], header.lines)
     elif header.end == path.stat().st_size:
-        raise StagingError(f"{name}: the file ends with its header; it is truncated.")
+        raise StagingError(f"{name}: the file ends after its header; it is truncated.")
 
     offset = header.end if files == (path,) else 0
     for _ in range(_whole(fields.get("lineskip", "0"), "line skip", name, 0, 1000)):
         if len(files) > 1:
-            raise StagingError(f"{name}: lines to skip in several data files cannot be read.")
+            raise StagingError(f"{name}: a line skip in several data files is not supported.")
         offset = _after_line(files[0], offset)
     # -1: the pixels are the last bytes.
     skipped = max(0, _whole(fields.get("byteskip", "0"), "byte skip", name, -1, 2**40))
@@ -105,7 +105,7 @@ def check_nrrd(path: Path) -> PixelData:
 def check_metaimage(path: Path) -> PixelData:
     """The pixels of a MetaImage file (https://docs.itk.org/en/latest/learn/metaio.html).
 
-    Raises StagingError for what is no MetaImage, for a damaged header and for what ITK cannot read.
+    Raises StagingError if it is not MetaImage, its header is damaged, or ITK cannot read it.
     """
     name = path.name
     header = _meta_header(path)
@@ -124,7 +124,7 @@ def check_metaimage(path: Path) -> PixelData:
     _check_meta_units(fields, name)
     kind = fields.get("ElementType", "")
     if kind not in _META_BYTES:
-        raise StagingError(f"{name}: values of the type {_quoted(kind)} are unknown.")
+        raise StagingError(f"{name}: unknown data type {_quoted(kind)}.")
     channels = _whole(fields.get("ElementNumberOfChannels", "1"), "channels", name, 1, 1000)
     values = math.prod(size) * channels
     needed = values * _META_BYTES[kind]
@@ -136,8 +136,8 @@ def check_metaimage(path: Path) -> PixelData:
     zipped, text = _true(fields, "CompressedData"), not _true(fields, "BinaryData", "True")
     if skipped and (zipped or text or (inside and skipped > 0) or (len(files) > 1 and skipped < 0)):
         raise StagingError(
-            f"{name}: a HeaderSize of {skipped} cannot be read before compressed or text data, or "
-            "within the file itself."
+            f"{name}: a HeaderSize of {skipped} is not supported for compressed or text data, or "
+            "for data in the same file."
         )
     offset = header.end if inside else max(skipped, 0)
     placed = not {"TransformMatrix", "Rotation", "Orientation"}.isdisjoint(fields)
@@ -147,13 +147,13 @@ def check_metaimage(path: Path) -> PixelData:
     if (inside and stored is None) or (len(files) > 1 and stored is not None):
         raise StagingError(
             f"{name}: the header has {'no' if inside else 'a'} CompressedDataSize; it is needed "
-            "for pixels in the same file, and only there."
+            "for pixels in the same file and not supported for several data files."
         )
     length = None if stored is None else _whole(stored, "CompressedDataSize", name, 1, 2**50)
     return PixelData(files, offset, needed, GZIP_OR_ZLIB, stored=length, placed=placed)
 
 
-# Numbers of a MetaImage header: how many, as a power of the number of axes.
+# Numeric fields of a MetaImage header: their length, as a power of the number of axes.
 _META_NUMBERS = {
     **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), 2),
     **dict.fromkeys(("Offset", "Position", "Origin", "CenterOfRotation"), 1),
@@ -164,7 +164,7 @@ _META_NUMBERS = {
 
 
 def _nrrd_header(path: Path) -> TextHeader:
-    """Field names in lower case and without spaces: "data file" and "datafile" are one."""
+    """Field names are in lower case and without spaces: "data file" and "datafile" are the same."""
     lines, end = _lines(path, lambda line: not line.strip())
     if not re.fullmatch(r"NRRD00(0[1-5]|\.01)", lines[0].rstrip() if lines else ""):
         raise StagingError(f"{path.name}: not an NRRD file.")
@@ -208,20 +208,20 @@ def _meta_header(path: Path) -> TextHeader:
 
 
 def _lines(path: Path, last: Callable[[str], bool]) -> tuple[list[str], int]:
-    """Lines of a header up to the last one, and where the next begins."""
+    """Lines of a header up to the last one, and the offset of the next."""
     lines: list[str] = []
     with open(path, "rb") as file:
         while file.tell() < _MAX_HEADER and (raw := file.readline(_MAX_HEADER)):
             lines.append(raw.decode("latin-1"))
             if "\0" in lines[-1]:
-                raise StagingError(f"{path.name}: the header is no text; the file is damaged.")
+                raise StagingError(f"{path.name}: the header is not text; the file is damaged.")
             if last(lines[-1]):
                 break
         return lines, file.tell()
 
 
 def _data_files(path: Path, target: str, listed: tuple[str, ...]) -> tuple[Path, ...]:
-    """The files that hold the pixels: one by name, a list of them, or a numbered series."""
+    """The files with the pixels: one by name, a list of them, or a numbered series."""
     names = [target]
     if target.split(" ")[0] == "LIST":
         names = [line.strip() for line in listed if line.strip()]
@@ -266,7 +266,7 @@ def _check_meta_units(fields: dict[str, str], name: str) -> None:
     if (float(slope), float(offset)) != (1.0, 0.0):
         raise StagingError(
             f"{name}: the header scales values by {float(slope):g} and adds {float(offset):g}, "
-            "which ITK does not do; values in HU are needed."
+            "which ITK does not apply; values in HU are needed."
         )
 
 
@@ -279,7 +279,7 @@ def _after_line(path: Path, offset: int) -> int:
 
 
 def _true(fields: dict[str, str], field: str, default: str = "False") -> bool:
-    """As MetaIO reads it: by the first letter."""
+    """A flag as MetaIO reads it, by the first letter."""
     return fields.get(field, default)[:1] in ("T", "t", "1")
 
 
@@ -315,6 +315,6 @@ def _finites(text: str, field: str, count: int, name: str) -> None:
 
 
 def _quoted(text: str) -> str:
-    """A part of a header as messages show it: short, on one line."""
+    """A part of a header for a message: short, on one line."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return f"'{text[:40]}...'" if len(text) > 40 else f"'{text}'"

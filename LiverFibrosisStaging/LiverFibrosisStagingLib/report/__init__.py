@@ -1,1 +1,1 @@
-"""What a result looks like on paper: pictures, tables, colours. Knows no scene."""
+"""Presentation of results outside Slicer: pictures, tables, colours."""

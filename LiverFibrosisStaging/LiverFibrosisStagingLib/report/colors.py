@@ -1,8 +1,8 @@
-"""The location map's ten colour bands, shared by Slicer's colour table, the picture and the panel.
+"""The location map's ten colour bands, for Slicer's colour table, the picture and the panel.
 
-The colours run from dark crimson over orange to light yellow. Their lightness rises steadily, so
-the order of the bands survives colour blindness and a grey print, and neighbours are equally far
-apart. Opacity rises too: weak attention barely tints the anatomy, strong attention stands out.
+The colours run from dark crimson over orange to light yellow, in perceptually equal steps. Their
+lightness increases steadily, so that the order of the bands is visible with colour blindness and in
+greyscale prints. Opacity increases as well: low attention tints the anatomy only slightly.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 
 BAND_COUNT = 10
 
-# Lightness, chroma and hue in degrees of the path through OKLCH that the bands are taken from.
+# Lightness, chroma and hue (degrees) of the path through OKLCH on which the bands lie.
 _PATH_LCH = ((0.40, 0.15, 5.0), (0.57, 0.20, 25.0), (0.76, 0.17, 62.0), (0.96, 0.15, 106.0))
 _OPACITY = (0.08, 0.75)
 
@@ -55,13 +55,13 @@ def _make_bands() -> tuple[Band, ...]:
     )
     hue = np.radians(hue)
     path = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
-    # Equal steps of OKLab distance along the path: that is what looks evenly spaced.
+    # Equal steps of OKLab distance along the path, which are perceptually even.
     travelled = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1)))
     stops = np.linspace(0.0, travelled[-1], BAND_COUNT)
     lab = np.stack([np.interp(stops, travelled, axis) for axis in path.T], axis=1)
 
     step = 100 // BAND_COUNT
-    # Without a name, label 0 does not show as an entry of Slicer's colour legend.
+    # An entry without a name is not listed in Slicer's colour legend.
     nothing = Band(name="", rgb=(0.0, 0.0, 0.0), opacity=0.0)
     return nothing, *(
         Band(
@@ -83,10 +83,10 @@ def band_rgba() -> np.ndarray:
 
 
 def color_slice(labels: np.ndarray, grey: np.ndarray) -> np.ndarray:
-    """Lay the bands over a grey slice.
+    """Overlay the bands on a grey slice.
 
     labels: integers 0..10, any shape [...]; grey: 0..1, the same shape. Returns RGB 0..1,
-    float32 [..., 3]; where the label is 0 the grey is untouched.
+    float32 [..., 3]; grey is unchanged where the label is 0.
     """
     table = band_rgba().astype(np.float32)[labels]
     color, opacity = table[..., :3], table[..., 3:]

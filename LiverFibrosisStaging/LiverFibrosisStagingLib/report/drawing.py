@@ -1,6 +1,6 @@
-"""A canvas in numpy: palette, boxes, text and PNG, for every picture of this wing.
+"""Drawing in numpy: palette, boxes, text and PNG, for all pictures of this package.
 
-VTK renders the letters (FreeType, without a window or OpenGL) and encodes the PNG. Pixels are
+VTK renders the text (FreeType, without a window or OpenGL) and encodes the PNG. Pixels are
 [row, column, RGB], float32 0..1; y counts rows from the top.
 """
 
@@ -25,7 +25,7 @@ BLACK: Color = (0.0, 0.0, 0.0)
 
 
 class Box(NamedTuple):
-    """A rectangle of the picture in pixels."""
+    """A rectangle in pixels."""
 
     x: int
     y: int
@@ -40,13 +40,13 @@ def write_png(picture: np.ndarray, path: str | Path) -> None:
     from vtkmodules.vtkIOImage import vtkPNGWriter
 
     height, width, channels = picture.shape
-    pixels = np.ascontiguousarray(picture[::-1]).reshape(-1, channels)  # VTK's rows go upwards
+    pixels = np.ascontiguousarray(picture[::-1]).reshape(-1, channels)  # VTK: first row at bottom
     image = vtkImageData()
     image.SetDimensions(width, height, 1)
     image.GetPointData().SetScalars(numpy_to_vtk(pixels))
     writer = vtkPNGWriter()
     writer.SetInputData(image)
-    # Encoded in memory: a failed write is then Python's error, with its reason.
+    # Encoded in memory, so that a failed write raises an OSError with its reason.
     writer.WriteToMemoryOn()
     writer.Write()
     try:
@@ -72,10 +72,10 @@ class Pen:
         self._image = vtkImageData()
 
     def coverage(self, text: str, size: int, bold: bool = False) -> np.ndarray:
-        """How much ink each pixel gets, float32 0..1 [row, column]; `size` is in pixels.
+        """Coverage of each pixel by the text, float32 0..1 [row, column]; `size` is in pixels.
 
-        The last row is the deepest descender's, whatever the text, so that texts of one size line
-        up at their bottom.
+        The last row is that of the lowest descender, whatever the text, so that texts of one size
+        are aligned at the bottom.
         """
         from vtkmodules.util.numpy_support import vtk_to_numpy
 
@@ -91,7 +91,7 @@ class Pen:
         return ink.astype(np.float32) / 255.0
 
     def width(self, text: str, size: int, bold: bool = False) -> int:
-        """Pixels that `text` takes in a row."""
+        """Width of `text` in pixels."""
         return self.coverage(text, size, bold).shape[1]
 
     def text(
@@ -106,10 +106,10 @@ class Pen:
         align: float = 0.0,
         outline: bool = False,
     ) -> int:
-        """Write one line whose box begins at row `y`; returns its width.
+        """Write one line with its top at row `y`; returns its width.
 
-        align: which part of the text is at column `x` (0 its left, 0.5 its middle, 1 its right);
-        outline: a dark rim, for text over a picture.
+        align: which part of the text is at column `x` (0 left, 0.5 middle, 1 right); outline: a
+        dark rim, for text on a picture.
         """
         ink = self.coverage(text, size, bold)
         rows, columns = ink.shape
@@ -132,10 +132,10 @@ class Pen:
         self.canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
 
     def wrap(self, text: str, width: int, size: int) -> list[str]:
-        """Break `text` into lines of at most `width` pixels, long words too."""
+        """Break `text`, including long words, into lines of at most `width` pixels."""
         sample = text[:200]
         average = max(self.width(sample, size), 1) / max(len(sample), 1)
-        # Widths differ from letter to letter: begin with too many, take away until all lines fit.
+        # Letters differ in width: start with too many per line and reduce until all lines fit.
         for characters in range(math.ceil(1.3 * width / average), 0, -1):
             lines = textwrap.wrap(text, characters)
             if all(self.width(line, size) <= width for line in lines):
@@ -147,7 +147,7 @@ class Pen:
         return np.rint(np.clip(self.canvas, 0.0, 1.0) * 255.0).astype(np.uint8)
 
     def _blend(self, ink: np.ndarray, left: int, top: int, color: Color) -> None:
-        """Mix `color` into the canvas where there is ink; what lies outside is cut."""
+        """Blend `color` into the canvas by the coverage `ink`, cropped to the canvas."""
         ink = ink[max(-top, 0) :, max(-left, 0) :]
         top, left = max(top, 0), max(left, 0)
         part = self.canvas[top : top + ink.shape[0], left : left + ink.shape[1]]

@@ -1,7 +1,4 @@
-"""The figure of a faithfulness check: curves on the left, shuffled weights on the right.
-
-Composed in numpy with the overview's letters; pixels are [row, column, RGB].
-"""
+"""The figure of a faithfulness check: curves on the left, weight randomisation on the right."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +18,7 @@ _INSERTION: Color = (0.10, 0.62, 1.0)
 def render(found: Mapping[str, Any]) -> np.ndarray:
     """The figure, uint8 RGB [590, 1200, 3], of a check as written to faithfulness.json."""
     pen = blank(WIDTH, HEIGHT)
-    pen.text(f"Does the map of {found['explained']} tell the truth?", 30, 24, 26, bold=True)
+    pen.text(f"Faithfulness of the location map for {found['explained']}", 30, 24, 26, bold=True)
     _draw_curves(pen, found)
     _draw_shuffled(pen, found)
     pen.text(RESEARCH_USE, 30, HEIGHT - 32, 15, MUTED)
@@ -30,7 +27,7 @@ def render(found: Mapping[str, Any]) -> np.ndarray:
 
 def _draw_curves(pen: Pen, found: Mapping[str, Any]) -> None:
     box = _PLOT
-    pen.text("Score while the picture is deleted, or inserted", box.x, box.y - 32, 17, bold=True)
+    pen.text("Score by share of voxels masked or restored", box.x, box.y - 32, 17, bold=True)
     curves, by_chance, areas = found["curves"], found["by_chance"], found["areas"]
     every = [*curves["deletion"], *curves["insertion"]]
     every += [*by_chance["deletion"], *by_chance["insertion"]]
@@ -49,7 +46,7 @@ def _draw_curves(pen: Pen, found: Mapping[str, Any]) -> None:
     for key, color in (("deletion", _DELETION), ("insertion", _INSERTION)):
         area, other = areas["map"][key], areas["by_chance"][key]
         name = key.capitalize()
-        text = f"{name}: area {area:.2f}, by chance (thin line) {other:.2f}"
+        text = f"{name}: area {area:.2f}, random order (thin line) {other:.2f}"
         pen.fill(Box(box.x, y + 4, 22, 8), color)
         pen.text(text, box.x + 32, y, 15)
         y += 24
@@ -68,7 +65,7 @@ def _draw_line(
     color: Color,
     thick: int,
 ) -> None:
-    """A curve, column by column, each as high as the curve rises there."""
+    """Draw a curve column by column, each as high as the curve's step there."""
     across = np.linspace(0, 1, box.width)
     rows = [_row(box, v, *limits) for v in np.interp(across, fractions, values)]
     for column, (row, following) in enumerate(zip(rows, [*rows[1:], rows[-1]])):
@@ -78,7 +75,7 @@ def _draw_line(
 
 def _draw_shuffled(pen: Pen, found: Mapping[str, Any]) -> None:
     box = _BARS
-    pen.text("Likeness to the map after shuffling weights", box.x, box.y - 32, 17, bold=True)
+    pen.text("Similarity to the map with shuffled weights", box.x, box.y - 32, 17, bold=True)
     rows = max(len(found["shuffled"]), 1)
     step = min(48, box.height // rows)
     middle = box.x + box.width // 2
@@ -95,8 +92,8 @@ def _draw_shuffled(pen: Pen, found: Mapping[str, Any]) -> None:
         pen.text(f"{rho:.2f}", box.x + box.width, y, 14, align=1.0)
     y = box.y + box.height + 36
     for line in (
-        "Rank correlation, -1 to 1.",
-        "Near 0 is right: the map depends on the weights.",
+        "Spearman's rank correlation, -1 to 1.",
+        "Near 0 is desirable: the map depends on the weights.",
     ):
         pen.text(line, box.x, y, 15, MUTED)
         y += 24

@@ -1,4 +1,4 @@
-"""One picture of a result: the location map over the CT, the probabilities and the measurements.
+"""Overview picture of a result: location map on the CT, probabilities and measurements.
 
 Composed in numpy from `slices` and `drawing`, without a window or OpenGL.
 """
@@ -42,7 +42,6 @@ def render_overview(
     warnings: Sequence[str] = (),
     model_name: str = "",
     model_training: str = "",
-    bands: str = "percent of this case's maximum",
     ensemble: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """Picture of one staged CT, uint8 RGB [1000, 1600, 3].
@@ -50,15 +49,15 @@ def render_overview(
     ct: HU, any orientation; label_map (0..10), liver and spleen (non-zero inside) on its grid.
     probabilities: F0..F4; stage: the predicted one; explained: the stage or group whose score the
     map explains; scores: probability per group of `stages.GROUPS`; measurements: region ->
-    {"mean": relative weight, "share": 0..1}; bands: what the bands are percent of; ensemble: how
-    far its members agree (`ensemble.spread`), which draws the range of their probabilities.
+    {"mean": relative weight, "share": 0..1}; ensemble: agreement of its members
+    (`ensemble.spread`), drawn as the range of their probabilities.
     """
     pen = blank(WIDTH, HEIGHT)
     slices = Slices.of(ct, label_map, liver, spleen)
 
     _draw_title(pen, stage, float(probabilities[STAGES.index(stage)]), explained)
     _draw_slices(pen, slices)
-    _draw_color_bar(pen, bands)
+    _draw_color_bar(pen)
     ranges = {} if ensemble is None else ensemble["range"]
     _draw_bars(
         pen,
@@ -90,13 +89,14 @@ def _draw_title(pen: Pen, stage: str, probability: float, explained: str) -> Non
     x = 20 + pen.text(stage, 20, 18, 66, ACCENT, bold=True) + 24
     pen.text(f"Predicted fibrosis stage {stage}, probability {_percent(probability)}", x, 20, 30)
     what = group_label(explained) if explained in GROUPS else explained
-    pen.text(f"The colours show where the network found evidence for {what}", x, 56, 20, MUTED)
+    text = f"Colours show how much each region contributed to the score for {what}"
+    pen.text(text, x, 56, 20, MUTED)
     pen.text("Liver fibrosis staging on CT", 1580, 24, 22, WHITE, align=1)
     pen.text("Grad-CAM location map", 1580, 56, 20, MUTED, align=1)
 
 
 def _draw_slices(pen: Pen, slices: Slices) -> None:
-    """Axial montage, head first, and the coronal with the axial levels marked."""
+    """Axial montage, cranial slices first, and the coronal slice with the axial levels marked."""
     gap, columns = 6, 2
     rows = -(-LEVELS // columns)
     width = (_AXIALS.width - gap * (columns - 1)) // columns
@@ -114,7 +114,7 @@ def _draw_slices(pen: Pen, slices: Slices) -> None:
         level = f"{number + 1}   S {_signed(z)} mm"
         pen.text(level, cell.x + 8, cell.y + 6, 16, outline=True)
 
-    # Where the scan is longer than the panel, what is near the liver is shown.
+    # Of a scan longer than the panel, the part around the liver is shown.
     mm = max(
         extent[0] / _CORONAL.width,
         min(extent[2], 1.6 * (slices.liver_z[1] - slices.liver_z[0])) / _CORONAL.height,
@@ -124,8 +124,8 @@ def _draw_slices(pen: Pen, slices: Slices) -> None:
     bottom = min(max(bottom, slices.low[2]), slices.high[2] - length)
     picture = slices.coronal_slice(bottom, bottom + length, mm)
     top = _draw_view(pen, _CORONAL, picture)
-    x = _CORONAL.x + _CORONAL.width - 40  # clear of the side's letter
-    free = top  # the numbers of a thin slab would lie on each other
+    x = _CORONAL.x + _CORONAL.width - 40  # beside the orientation label
+    free = top  # numbers that would overlap are left out
     for number, z in enumerate(slices.levels):
         y = top + round((bottom + length - z) / mm)
         pen.fill(Box(x, y, 12, 1), WHITE)
@@ -148,7 +148,7 @@ def _draw_slices(pen: Pen, slices: Slices) -> None:
 
 
 def _draw_view(pen: Pen, cell: Box, picture: np.ndarray) -> int:
-    """Centre a slice in its black cell and name the patient's sides; returns its first row."""
+    """Centre a slice in its black cell, with orientation labels; returns its first row."""
     picture = picture[: cell.height, : cell.width]  # rounding may add a pixel
     rows, columns = picture.shape[:2]
     left, top = cell.x + (cell.width - columns) // 2, cell.y + (cell.height - rows) // 2
@@ -160,8 +160,8 @@ def _draw_view(pen: Pen, cell: Box, picture: np.ndarray) -> int:
     return top
 
 
-def _draw_color_bar(pen: Pen, bands: str) -> None:
-    """The bands as they look over dark and over bright tissue, strongest on top."""
+def _draw_color_bar(pen: Pen) -> None:
+    """The bands on dark to bright tissue, the highest on top."""
     width, caption = 40, 64
     height = (_BAR.height - caption) // (len(BANDS) - 1)
     grey = np.tile(np.linspace(0.15, 0.75, width), (height - 2, 1))
@@ -170,7 +170,7 @@ def _draw_color_bar(pen: Pen, bands: str) -> None:
         pen.paste(color_slice(np.full(grey.shape, label), grey), _BAR.x, y)
         pen.text(BANDS[label].name, _BAR.x + width + 10, y + height // 2 - 10, 16)
         y += height
-    for line, text in enumerate(pen.wrap(bands.capitalize(), _BAR.width, 15)[:3]):
+    for line, text in enumerate(pen.wrap("Percent of this case's maximum", _BAR.width, 15)):
         pen.text(text, _BAR.x, y + 8 + 19 * line, 15, MUTED)
 
 
@@ -180,7 +180,7 @@ def _draw_heading(pen: Pen, box: Box, text: str) -> None:
 
 
 class _Row(NamedTuple):
-    """One bar: its name, number 0..1, whether it is marked, and a range to draw on it."""
+    """One bar: name, value 0..1, whether it is highlighted, and a range to draw on it."""
 
     name: str
     value: float
@@ -189,7 +189,7 @@ class _Row(NamedTuple):
 
 
 def _draw_bars(pen: Pen, box: Box, heading: str, rows: list[_Row]) -> None:
-    """Horizontal bars 0..1 with their number; the marked ones in the accent colour."""
+    """Horizontal bars 0..1 with their values; highlighted ones in the accent colour."""
     _draw_heading(pen, box, heading)
     label = max(pen.width(row.name, 16, bold=True) for row in rows) + 12
     number = 72
@@ -210,14 +210,14 @@ def _draw_bars(pen: Pen, box: Box, heading: str, rows: list[_Row]) -> None:
 
 
 def _draw_agreement(pen: Pen, box: Box, ensemble: Mapping[str, Any], stage: str) -> None:
-    """Under the groups' bars: what the lines on the bars are, and how many networks agree."""
+    """Below the groups' bars: how many networks agree, and what the lines on the bars are."""
     members = ensemble["members"]
-    sentence = f"{ensemble['agreeing']} of {members} networks say {stage}; lines: their range"
+    sentence = f"{ensemble['agreeing']} of {members} networks predict {stage}; lines: their range"
     pen.text(sentence, box.x, box.y + 36 + 26 * len(GROUPS) + 8, 13, MUTED)
 
 
 def _draw_measurements(pen: Pen, box: Box, measurements: Mapping[str, Mapping[str, float]]) -> None:
-    """Mean relative weight and share of the whole map, region by region."""
+    """Mean relative weight and share of the total weight, by region."""
     _draw_heading(pen, box, "Attention by region")
     mean_x, share_x = box.x + 250, box.x + box.width
     pen.text("mean", mean_x, box.y, 15, MUTED, align=1)
@@ -227,18 +227,18 @@ def _draw_measurements(pen: Pen, box: Box, measurements: Mapping[str, Mapping[st
         if region not in measurements:
             continue
         values = measurements[region]
-        part = name.removeprefix("Liver ")  # of the liver, below it
+        part = name.removeprefix("Liver ")  # parts of the liver are indented below it
         indent, color = (0, WHITE) if part == name else (16, MUTED)
         pen.text(part, box.x + indent, y, 16, color)
         mean = f"{values['mean']:.2f}" if math.isfinite(values["mean"]) else "-"
         pen.text(mean, mean_x, y, 16, align=1)
         pen.text(_percent(values["share"]), share_x, y, 16, align=1)
         y += 23
-    pen.text("mean: 1 = the body's average", box.x, y + 2, 13, MUTED)
+    pen.text("mean: 1 = average over the body", box.x, y + 2, 13, MUTED)
 
 
 def _draw_warnings(pen: Pen, box: Box, warnings: Sequence[str]) -> None:
-    """As many warnings as fit, then how many are left."""
+    """As many warnings as fit, then the number of others."""
     size, leading = 15, 19
     _draw_heading(pen, box, "Warnings")
     y = box.y + 34
@@ -276,7 +276,7 @@ def _draw_footer(pen: Pen, model_name: str, model_training: str) -> None:
 
 
 def _signed(millimetres: float) -> str:
-    """Position as Slicer gives it (RAS), without a minus before zero."""
+    """Position as in Slicer (RAS), without a minus sign before zero."""
     return f"{round(millimetres, 1) + 0.0:.1f}"
 
 

@@ -1,7 +1,7 @@
-"""The slices that a picture shows: sampled along the patient's axes, with the map over the CT.
+"""The slices of the overview: sampled along the patient's axes, with the map on the CT.
 
-Radiological convention: the patient's right is on the picture's left, anterior (in the coronal:
-head) is up. Physical points are LPS millimetres.
+Radiological convention: the patient's right is on the picture's left; anterior (coronal: head) is
+up. Physical points are in LPS millimetres.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from .drawing import Color
 
 WINDOW_HU = (-125.0, 225.0)
 LEVELS = 6
-# Cool colours: never mistaken for a band.
+# Cool colours, unlike those of the bands.
 LIVER_COLOR: Color = (0.10, 0.62, 1.0)
 SPLEEN_COLOR: Color = (0.40, 1.0, 0.62)
 
 _COARSE_MM = 4.0
 _MARGIN_MM = 8.0
-# Not a half: midway between two voxels, rounding would decide differently for a flipped array.
+# Not 0.5: midway between two voxels, rounding would depend on the array's direction.
 _INSIDE = 0.47
 
 
 @dataclass(frozen=True)
 class Slices:
-    """The images, and where in the patient the picture looks (LPS mm).
+    """The images and the positions of the slices (LPS mm).
 
-    low, high: corners of the box that holds the body at the liver's level, and the scan along the
-    body; liver_z: the liver's extent; levels: z of the axial slices, head first; coronal: y.
+    low, high: corners of the box around the body at the liver's level, and around the scan along
+    the body; liver_z: the liver's extent; levels: z of the axial slices, cranial first; coronal: y.
     """
 
     ct: sitk.Image
@@ -50,7 +50,7 @@ class Slices:
     def of(
         cls, ct: sitk.Image, label_map: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None
     ) -> Slices:
-        """Choose the slices on a coarse copy in patient axes, so that the array's do not matter."""
+        """Choose the slices on a coarse copy in patient axes, whatever the image's orientation."""
         liver = liver != 0
         spleen = None if spleen is None else spleen != 0
         centre = np.array(
@@ -78,9 +78,9 @@ class Slices:
         bottom, top = first[2] + _COARSE_MM * slices[[0, -1]]
 
         def on_voxels(axis: int, value: float) -> float:
-            """The nearest plane of voxels: the CT's own slice rather than a mix of two."""
+            """The nearest plane of voxels, so that a slice of the CT is not interpolated."""
             point = centre.copy()
-            point[axis] = value + 1e-3  # between two planes, the same one however they are stored
+            point[axis] = value + 1e-3  # same choice between two planes in any orientation
             index = [
                 min(max(round(i), 0), n - 1)
                 for i, n in zip(ct.TransformPhysicalPointToContinuousIndex(point), ct.GetSize())
@@ -102,7 +102,7 @@ class Slices:
         )
 
     def axial(self, z: float, mm: float) -> np.ndarray:
-        """RGB of the axial slice at z with pixels of `mm`: right on the left, anterior up."""
+        """RGB of the axial slice at z with pixels of `mm`."""
         columns, rows = np.maximum(1, np.rint((self.high - self.low)[:2] / mm)).astype(int)
         plane = _Plane(
             np.array([*self.low[:2] + mm / 2, z]),
@@ -112,7 +112,7 @@ class Slices:
         return self._color(plane, np.s_[0])
 
     def coronal_slice(self, bottom: float, top: float, mm: float) -> np.ndarray:
-        """RGB of the coronal slice between two z: right on the left, head up."""
+        """RGB of the coronal slice between two z."""
         columns = max(1, round((self.high - self.low)[0] / mm))
         plane = _Plane(
             np.array([self.low[0] + mm / 2, self.coronal, bottom + mm / 2]),
@@ -128,7 +128,7 @@ class Slices:
         picture = color_slice(labels, np.clip((hu - low) / (high - low), 0.0, 1.0))
         for mask, color in ((self.spleen, SPLEEN_COLOR), (self.liver, LIVER_COLOR)):
             if mask is not None:
-                line = _outline(plane.sample(mask)[view] > _INSIDE)
+                line = _boundary(plane.sample(mask)[view] > _INSIDE)
                 picture[line] = 0.1 * picture[line] + 0.9 * np.array(color, np.float32)
         return picture
 
@@ -159,14 +159,14 @@ class _Plane(NamedTuple):
 
 
 def _largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of a mask [z, y, x] once thin bridges (the table) are cut."""
+    """The largest component of a mask [z, y, x] after opening, which detaches the table."""
     image = sitk.GetImageFromArray(mask.astype(np.uint8))
     image = sitk.BinaryMorphologicalOpening(image, [1, 1, 0])
     parts = sitk.RelabelComponent(sitk.ConnectedComponent(image))
     return sitk.GetArrayFromImage(parts) == 1
 
 
-def _outline(mask: np.ndarray) -> np.ndarray:
+def _boundary(mask: np.ndarray) -> np.ndarray:
     """The pixels of a mask [row, column] that touch its outside."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]

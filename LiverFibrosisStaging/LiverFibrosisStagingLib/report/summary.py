@@ -1,4 +1,4 @@
-"""A result's summary (staging.json) as a table, for Slicer's scene, the clipboard and the panel."""
+"""A result's summary (staging.json) as a table for Slicer's scene, the clipboard and the panel."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,8 +22,8 @@ def group_stages(name: str) -> str:
     return first if first == last else f"{first}-{last}"
 
 
-def _outlined_by(summary: Mapping[str, Any]) -> str:
-    """The network that outlined the organs, and whether they were edited; else the user."""
+def _segmented_by(summary: Mapping[str, Any]) -> str:
+    """The network that segmented the organs, and whether the masks were edited; else "User"."""
     segmentation = summary["segmentation"]
     if segmentation is None:
         return "User"
@@ -36,8 +36,8 @@ def group_label(name: str) -> str:
 
 
 def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows of (quantity, value, unit): the stage, its probabilities and scores, the measurements,
-    the warnings and what is behind them.
+    """Rows of (quantity, value, unit): stage, probabilities, scores, measurements, warnings and
+    provenance.
     """
     explained = summary["location_map"]["explained"]
     rows = [("Predicted stage", summary["stage"], "")]
@@ -53,19 +53,19 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         found, stage = summary["ensemble"], summary["stage"]
         low, high = found["range"][stage]
         rows += [
-            (f"Networks that say {stage}", f"{found['agreeing']} of {found['members']}", ""),
+            (f"Networks predicting {stage}", f"{found['agreeing']} of {found['members']}", ""),
             (f"Probability of {stage} by network", f"{low:.3f} to {high:.3f}", ""),
         ]
     for key, values in summary["measurements"].items():
         name = REGION_NAMES[key]
         rows += [
-            (f"{name}: attention to {explained}", f"{values['mean']:.2f}", "x body mean"),
+            (f"{name}: attention for {explained}", f"{values['mean']:.2f}", "x body mean"),
             (f"{name}: share of attention", f"{100 * values['share']:.1f}", "%"),
             (f"{name}: volume", f"{values['volume_ml']:.0f}", "mL"),
         ]
     rows += [("Warning", warning, "") for warning in summary["warnings"]]
     rows += [
-        ("Liver and spleen outlined by", _outlined_by(summary), ""),
+        ("Liver and spleen segmented by", _segmented_by(summary), ""),
         ("Model", summary["model"]["name"], ""),
         ("Trained on", summary["model"]["trained_on"], ""),
         ("Date", summary["date"], ""),
@@ -75,6 +75,6 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def table_text(summary: Mapping[str, Any]) -> str:
-    """The table as tab-separated text with a header, as spreadsheets paste it."""
+    """The table as tab-separated text with a header, for pasting into a spreadsheet."""
     rows = (COLUMNS, *table_rows(summary))
     return "".join("\t".join(cell(" ".join(text.split())) for text in row) + "\n" for row in rows)

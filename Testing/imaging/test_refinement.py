@@ -5,8 +5,8 @@ import pytest
 import SimpleITK as sitk
 from sklearn.naive_bayes import CategoricalNB
 
-from LiverFibrosisStagingLib.imaging import outlining
-from LiverFibrosisStagingLib.imaging.outlining import BIN_HU, on_ct
+from LiverFibrosisStagingLib.imaging import refinement
+from LiverFibrosisStagingLib.imaging.refinement import BIN_HU, labels_on_ct
 
 SIZE = (20, 40, 48)
 
@@ -38,10 +38,10 @@ def patient():
     return probabilities, hu
 
 
-def judged_by_hu(probabilities, hu):
+def refine_em_mrf(probabilities, hu):
     image = sitk.GetImageFromArray(hu)
     image.SetSpacing((4.0, 4.0, 4.0))
-    return outlining.judged_by_hu(probabilities, image)
+    return refinement.refine_em_mrf(probabilities, image)
 
 
 def most_probable(probabilities):
@@ -52,7 +52,7 @@ def test_what_differs_from_the_liver_is_none_and_what_is_like_it_is(patient):
     probabilities, hu = patient
     before = most_probable(probabilities)
     assert (before[STOMACH] == 1).all() and (before[4:7][LIVER[4:7]] == 0).all()
-    judged = judged_by_hu(probabilities, hu)
+    judged = refine_em_mrf(probabilities, hu)
     np.testing.assert_allclose(judged.sum(axis=0), 1, atol=1e-5)
     after = most_probable(judged)
     assert np.mean(after[STOMACH] == 1) < 0.01
@@ -63,14 +63,14 @@ def test_what_differs_from_the_liver_is_none_and_what_is_like_it_is(patient):
 def test_phase_does_not_matter(patient):
     """The same patient 50 HU darker is judged the same."""
     probabilities, hu = patient
-    expected = judged_by_hu(probabilities, hu)
-    np.testing.assert_allclose(judged_by_hu(probabilities, hu - 50), expected, atol=1e-3)
+    expected = refine_em_mrf(probabilities, hu)
+    np.testing.assert_allclose(refine_em_mrf(probabilities, hu - 50), expected, atol=1e-3)
 
 
 def test_one_round_is_bayes_rule(patient, monkeypatch):
     """scikit-learn's naive Bayes, taught the same voxels, finds the same classes."""
-    monkeypatch.setattr(outlining, "ROUNDS", 1)
-    monkeypatch.setattr(outlining, "REACH_MM", {1: 1e3, 2: 1e3})
+    monkeypatch.setattr(refinement, "ITERATIONS", 1)
+    monkeypatch.setattr(refinement, "MAX_GROWTH_MM", {1: 1e3, 2: 1e3})
     probabilities, hu = patient
     probabilities[1][STOMACH] = 0.01  # nothing is odd, everything near enough
     probabilities[0] = 1 - probabilities[1:].sum(axis=0)
@@ -81,7 +81,7 @@ def test_one_round_is_bayes_rule(patient, monkeypatch):
     bayes = CategoricalNB(alpha=0.5, fit_prior=False, min_categories=int(bins.max()) + 1)
     bayes.fit(bins[taught], classes)
     theirs = bayes.predict_log_proba(bins).T + np.log(probabilities.reshape(3, -1))
-    ours = most_probable(judged_by_hu(probabilities, hu)).ravel()
+    ours = most_probable(refine_em_mrf(probabilities, hu)).ravel()
     assert np.mean(ours == theirs.argmax(axis=0)) > 0.99
 
 
@@ -93,7 +93,7 @@ def test_a_spleen_that_was_half_seen_is_found_whole(patient):
     probabilities[2][lower] = 0.02
     probabilities[0] = 1 - probabilities[1:].sum(axis=0)
     hu[far] = 125
-    found = most_probable(judged_by_hu(probabilities, hu)) == 2
+    found = most_probable(refine_em_mrf(probabilities, hu)) == 2
     assert np.mean(found[upper]) > 0.98 and np.mean(found[lower]) > 0.9
     assert not found[far].any()
 
@@ -101,7 +101,7 @@ def test_a_spleen_that_was_half_seen_is_found_whole(patient):
 def test_where_there_is_nothing_nothing_appears(patient):
     hu = patient[1]
     nothing = np.stack([np.ones(SIZE), np.zeros(SIZE), np.zeros(SIZE)]).astype(np.float32)
-    np.testing.assert_allclose(judged_by_hu(nothing, hu), nothing, atol=1e-6)
+    np.testing.assert_allclose(refine_em_mrf(nothing, hu), nothing, atol=1e-6)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def outlined(liver, grid):
     ct.SetSpacing((2.0, 2.0, 2.0))
     ct.SetOrigin((-1.0, -1.0, -1.0))
     sure = liver.astype(np.float32)
-    labels = on_ct(np.stack([1 - sure, sure, 0 * sure]), grid, ct)
+    labels = labels_on_ct(np.stack([1 - sure, sure, 0 * sure]), grid, ct)
     assert labels.GetSize() == ct.GetSize() and labels.GetOrigin() == ct.GetOrigin()
     assert sitk.GetArrayFromImage(sitk.ConnectedComponent(labels)).max() <= 1
     return sitk.GetArrayFromImage(labels)[::2, ::2, ::2] == 1
