@@ -172,7 +172,7 @@ def test_command_line_explains(model, tmp_path, capsys):
     best = logits.argmax(axis=1)
     for number, target in enumerate(best):
         np.testing.assert_allclose(np.load(out)[number], model.grad_cam(X, int(target))[number])
-    assert f"input 0: best class {best[0]}" in capsys.readouterr().out
+    assert f"input 0: predicted class {best[0]}" in capsys.readouterr().out
 
 
 def test_command_line_refuses_what_is_no_array(model, tmp_path, capsys):

@@ -266,7 +266,8 @@ def study(folder, *series):
 
 
 def chosen(folder):
-    return find_series(folder)[0].tags["0020|0011"]
+    series, _ = find_series(folder)
+    return series[0].tags["0020|0011"]
 
 
 def finer(slices=60):

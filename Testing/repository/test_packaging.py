@@ -1,4 +1,4 @@
-"""What is shipped is what is there, says everywhere the same, and loads nothing before its time."""
+"""Packaging: file lists are complete, metadata agree, and imports are lazy."""
 
 import ast
 import importlib.metadata
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+import LiverFibrosisStagingLib
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = ROOT / "LiverFibrosisStaging"
@@ -73,6 +75,25 @@ def test_cmake_lists_every_script_and_nothing_else():
 
 def test_cmake_lists_every_resource_and_nothing_else():
     assert listed("MODULE_PYTHON_RESOURCES") == on_disk("Resources/**/*")
+
+
+def test_wheel_has_every_package_and_the_models():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    packages = re.findall(r'"([\w.]+)"', re.search(r"^packages = \[(.*?)\]", text, re.M | re.S)[1])
+    found = on_disk("LiverFibrosisStagingLib/**/__init__.py")
+    names = [path.removesuffix("/__init__.py").replace("/", ".") for path in found]
+    assert sorted(packages) == sorted([*names, "LiverFibrosisStagingLib.Models"])
+
+
+def test_the_package_offers_its_public_names_on_first_use():
+    assert "ExplainableModel" in LiverFibrosisStagingLib.__all__
+    for name in LiverFibrosisStagingLib.__all__:
+        assert getattr(LiverFibrosisStagingLib, name).__name__ == name
+    from LiverFibrosisStagingLib.gradcam_onnx import ExplainableModel
+
+    assert LiverFibrosisStagingLib.ExplainableModel is ExplainableModel
+    with pytest.raises(AttributeError, match="no attribute 'explainable_model'"):
+        _ = LiverFibrosisStagingLib.explainable_model
 
 
 def test_cmake_s4ext_and_catalogue_entry_agree():

@@ -65,8 +65,10 @@ def _explain(options: argparse.Namespace) -> None:
     location = model.explain(forward, target, options.method)
     _write(location, Path(options.output))
     for number, scores in enumerate(forward.logits):
-        print(f"input {number}: best class {best[number]} (score {scores[best[number]]:.4g})")
-    explained = "the best class" if options.target is None else f"class {options.target}"
+        print(f"input {number}: predicted class {best[number]} (score {scores[best[number]]:.4g})")
+    explained = "the predicted class"
+    if options.target is not None:
+        explained = f"class {' + '.join(map(str, options.target))}"
     shape = " x ".join(map(str, location.shape))
     print(f"Map of {explained} ({options.method}, {shape}): {options.output}")
 

@@ -109,8 +109,10 @@ class Series:
         )
 
 
-def find_series(path: str | Path) -> list[Series]:
+def find_series(path: Path) -> tuple[list[Series], list[Path]]:
     """CT series of a folder (searched recursively) or of one file's series, the best first.
+
+    Returns the series, and damaged files that may belong to them.
 
     Localizers, secondary captures and objects other than CT images are left out. Files of one
     series on different grids, or with repeated positions in different acquisitions, are separated
@@ -122,16 +124,27 @@ def find_series(path: str | Path) -> list[Series]:
     resulting gap is detected when the series is read. Raises StagingError if there is no CT series,
     if the file given is damaged, and if a folder contains several patients.
     """
-    return _found(Path(path))[0]
+    files = files_of_folder(path) if path.is_dir() else files_of_series(path)
+    if not files.slices:
+        raise StagingError(_nothing_found(path, files))
+    patients = {s.tags.get(PATIENT) or s.tags.get(STUDY, "") for s in files.slices}
+    if len(patients) > 1:
+        raise StagingError(
+            f"{path.name}: CT images of {len(patients)} patients found; give the folder of one "
+            "examination."
+        )
+    found = [Series(tuple(part)) for part in _stacks(files.slices)]
+    if not path.is_dir():
+        found = [series for series in found if any(s.path == path for s in series.slices)]
+    return sorted(found, key=_rank, reverse=True), files.damaged
 
 
-def read_dicom(path: str | Path) -> tuple[sitk.Image, list[str]]:
+def read_dicom(path: Path) -> tuple[sitk.Image, list[str]]:
     """The best CT series of a folder, or the one of a file, in HU, and notes for the user.
 
     The image has KEPT_TAGS as metadata. Raises StagingError as `find_series` and `read_series` do.
     """
-    path = Path(path)
-    found, damaged = _found(path)
+    found, damaged = find_series(path)
     image, notes = read_series(found[0], path.name, damaged)
     if len(found) > 1:
         rest = "; ".join(series.label for series in found[1:6])
@@ -204,23 +217,6 @@ def named_phase(description: str) -> str:
     if portal == bool(others):
         return ""
     return PORTAL_VENOUS if portal else others[0]
-
-
-def _found(path: Path) -> tuple[list[Series], list[Path]]:
-    """The series, the best first, and damaged files that may belong to them."""
-    files = files_of_folder(path) if path.is_dir() else files_of_series(path)
-    if not files.slices:
-        raise StagingError(_nothing_found(path, files))
-    patients = {s.tags.get(PATIENT) or s.tags.get(STUDY, "") for s in files.slices}
-    if len(patients) > 1:
-        raise StagingError(
-            f"{path.name}: CT images of {len(patients)} patients found; give the folder of one "
-            "examination."
-        )
-    found = [Series(tuple(part)) for part in _stacks(files.slices)]
-    if not path.is_dir():
-        found = [series for series in found if any(s.path == path for s in series.slices)]
-    return sorted(found, key=_rank, reverse=True), files.damaged
 
 
 def _nothing_found(path: Path, files: Files) -> str:

@@ -75,7 +75,7 @@ def _draw_line(
 
 def _draw_shuffled(pen: Pen, found: Mapping[str, Any]) -> None:
     box = _BARS
-    pen.text("Similarity to the map with shuffled weights", box.x, box.y - 32, 17, bold=True)
+    pen.text("Map similarity after shuffling weights", box.x, box.y - 32, 17, bold=True)
     rows = max(len(found["shuffled"]), 1)
     step = min(48, box.height // rows)
     middle = box.x + box.width // 2
