@@ -25,7 +25,6 @@ import slicer_names
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 exceptions: list[BaseException] = []  # raised in slots; PythonQt prints them and goes on
-file_dialog_answers: list[str] = []  # what the next file dialogs return
 
 
 @cache
@@ -124,7 +123,9 @@ class _WrapperType(type):
             raise AttributeError(name)
         slicer_names.check_member(cls.__mro__, name)
         if cls.__name__ == "QFileDialog" and name.startswith("get"):
-            return lambda *arguments: file_dialog_answers.pop(0)
+            import widgets_host
+
+            return lambda *arguments: widgets_host.file_dialog_answers.pop(0)
         value = _member(cls._qt, name)
         return _Method(name, value) if callable(value) and not isinstance(value, type) else value
 

@@ -25,6 +25,8 @@ from PySide6.QtWidgets import (
 from vtkmodules.util.misc import calldata_type
 from vtkmodules.vtkCommonCore import VTK_OBJECT, vtkCommand
 
+file_dialog_answers: list[str] = []  # what the next file dialogs return
+
 
 def _plain(kind: Any, attribute: str, notify: Any = None) -> Property:
     """A Qt property that is only remembered."""
@@ -185,9 +187,7 @@ class ctkPathLineEdit(QWidget):
         self._button.clicked.connect(self.browse)
 
     def browse(self) -> None:
-        import qt_host
-
-        self.setCurrentPath(qt_host.file_dialog_answers.pop(0))
+        self.setCurrentPath(file_dialog_answers.pop(0))
 
     def setCurrentPath(self, path: str) -> None:
         self._edit.setText(path)

@@ -12,9 +12,9 @@ pytest.importorskip(
     "PySide6.QtUiTools", reason="PySide6 cannot be imported on this machine", exc_type=ImportError
 )
 
-import qt_host
 import slicer
 import slicer_host
+import widgets_host
 from panel_steps import is_busy, load_scene, of_class, save_scene, until_under_way
 from slicer_host import wait_until
 
@@ -71,7 +71,7 @@ def test_disabled_controls_show_the_reason(ready, tmp_path, monkeypatch):
     assert check_reasons(ready) == set()
 
     go_on = waiting_job(jobs, "saving_job", monkeypatch)
-    qt_host.file_dialog_answers.append(str(tmp_path))
+    widgets_host.file_dialog_answers.append(str(tmp_path))
     ui.saveButton.click()
     assert {"stageButton", "saveButton"} <= check_reasons(ready)
     assert "being written" in ui.stageButton.toolTip
@@ -123,7 +123,7 @@ def test_the_table_of_measurements_fits_into_a_narrow_panel(staged):
 
 
 def save(panel, folder):
-    qt_host.file_dialog_answers.append(str(folder))
+    widgets_host.file_dialog_answers.append(str(folder))
     panel.ui.saveButton.click()
     wait_until(lambda: not is_busy(panel))
 
@@ -181,7 +181,7 @@ def test_folder_names_are_valid_on_every_system(host, tmp_path, name, folder):
 @pytest.mark.parametrize("how", ["the CT is deleted", "the scene is closed"])
 def test_a_save_completes_also_if_its_ct_is_removed(staged, tmp_path, monkeypatch, how):
     go_on = waiting_job(jobs, "saving_job", monkeypatch)
-    qt_host.file_dialog_answers.append(str(tmp_path))
+    widgets_host.file_dialog_answers.append(str(tmp_path))
     staged.ui.saveButton.click()
     if how == "the CT is deleted":
         slicer.mrmlScene.RemoveNode(staged.ui.inputVolumeSelector.currentNode())

@@ -10,8 +10,8 @@ pytest.importorskip(
     "PySide6.QtUiTools", reason="PySide6 cannot be imported on this machine", exc_type=ImportError
 )
 
-import qt_host
 import slicer_host
+import widgets_host
 from panel_steps import is_busy, stage, until_under_way
 from slicer_host import wait_until
 
@@ -48,7 +48,7 @@ def test_each_job_is_logged_with_the_seconds_of_its_steps(ready, application_log
     ready.ui.inputVolumeSelector.currentNode().SetName(PATIENT)
     ready.ui.segmentationSelector.currentNode().SetName(f"{PATIENT} organs")
     stage(ready)
-    qt_host.file_dialog_answers.append(str(tmp_path / PATIENT))
+    widgets_host.file_dialog_answers.append(str(tmp_path / PATIENT))
     ready.ui.saveButton.click()
     wait_until(lambda: not is_busy(ready))
 
