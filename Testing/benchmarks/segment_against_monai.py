@@ -29,7 +29,7 @@ from LiverFibrosisStagingLib.imaging.segmentation import segment, shipped_networ
 
 
 def ours(ct: sitk.Image) -> np.ndarray:
-    """The library, its model loaded anew."""
+    """This library, with its model loaded."""
     return sitk.GetArrayFromImage(segment(ct).labels)
 
 

@@ -5,7 +5,7 @@
 Both feed the same network with the same patches (same draws, same augmentation), each with one
 process that prepares them. The plain one reads and resamples a CT each time that it draws from it;
 ours takes it from the cache. Printed are seconds a step, samples a second and their ratio, for
-close looks and for whole sections; the time to fill the cache stands beside.
+crops and for whole sections, beside the time to fill the cache.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""run.py: what it runs for what the user says, and that it installs nothing unasked."""
+"""run.py: commands by arguments; nothing is installed without request."""
 
 import importlib.util
 import os
@@ -23,7 +23,7 @@ def run():
 
 @pytest.fixture()
 def commands(run, monkeypatch):
-    """Commands that would be run, as words; what asks whether something is there fails."""
+    """Commands that would be run, as lists of words; checks for installed tools fail."""
     seen = []
 
     def ran(command, **options):
@@ -56,7 +56,7 @@ SAMPLE_CT, SAMPLE_ORGANS = (str(SAMPLE / f"phantom_F4{end}") for end in ("_ct.ni
     "words", ["-o X", "-oX", "--output X", "--output=X", "--out X", "--out=X", "-qoX", "-q -o X"]
 )
 @pytest.mark.parametrize("ct", ["", "CT"])
-def test_the_users_folder_counts(words, ct, staged):
+def test_relative_paths_start_at_the_users_folder(words, ct, staged):
     options = staged(*words.split(), *ct.split())
     assert options.output == "X" and options.ct == (ct or SAMPLE_CT)
 
@@ -89,7 +89,7 @@ def test_the_samples_masks_are_not_mixed_with_others(words, staged):
 
 
 @pytest.mark.parametrize("words", ["--explain", "--whistle", "-o", "--liver", "--explain F9"])
-def test_wrong_words_reach_the_command_that_names_them(words, staged, capsys):
+def test_invalid_options_reach_the_command(words, staged, capsys):
     with pytest.raises(SystemExit) as usage:
         staged(*words.split())
     assert usage.value.code == 2 and words.split()[0] in capsys.readouterr().err
@@ -143,7 +143,7 @@ def test_root_installs(run, commands, system, capsys):
 
 
 @pytest.mark.parametrize("ci", [None, "", "false", "0"])
-def test_a_user_is_told_the_command_and_nothing_is_run(ci, run, commands, system, capsys):
+def test_a_user_is_shown_the_command_and_nothing_is_run(ci, run, commands, system, capsys):
     system(1000, "apt-get", "sudo", ci=ci)
     run._install_with_apt(*PACKAGES)
     assert commands == []
@@ -157,7 +157,7 @@ def test_a_build_server_installs_with_sudo(run, commands, system):
     assert commands[-1] == ["sudo", *INSTALL]
 
 
-def test_without_sudo_or_apt_it_is_said_what_is_missing(run, commands, system, capsys):
+def test_without_sudo_or_apt_the_missing_tools_are_reported(run, commands, system, capsys):
     system(1000, "apt-get", ci="true")
     run._install_with_apt(*PACKAGES)
     system(1000)
