@@ -1,8 +1,8 @@
 """Inputs that cannot be staged, each built from scratch in a temporary folder.
 
 BAD_CTS: name -> BadInput whose `build(folder)` gives the path of a CT. BAD_MASKS: name -> BadInput
-whose `build(folder)` gives the paths (CT, mask), the CT being sound. `words` is a regular
-expression that the refusal has to match.
+whose `build(folder)` gives the paths (CT, mask) with a valid CT. `words` is a regular
+expression that the message must match.
 """
 
 import gzip
@@ -357,7 +357,7 @@ def _touch(path: Path) -> Path:
 
 
 def _beside(build: Callable[[Path], Path]) -> Callable[[Path], tuple[Path, Path]]:
-    """The mask that `build` makes, and a sound CT."""
+    """The mask made by `build`, and a valid CT."""
     return lambda folder: (write(folder / "ct.nii.gz"), build(folder))
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: the library on the path, the shipped model, real and phantom CTs."""
+"""Shared fixtures: the shipped model, real and phantom CTs, an empty scene, the panel."""
 
 import os
 from pathlib import Path
@@ -42,7 +42,7 @@ def model(model_path):
 
 @pytest.fixture(scope="session")
 def single_path() -> Path:
-    """One of the shipped ensemble's five networks, where the ensemble does not matter."""
+    """One of the shipped ensemble's five networks, for tests independent of the ensemble."""
     from LiverFibrosisStagingLib.resources import default_model_path
 
     return default_model_path("LFS_single.onnx")
@@ -82,7 +82,7 @@ def names():
 
 @pytest.fixture
 def host():
-    """An empty scene; nothing may be raised or shown that the test does not look at."""
+    """An empty scene; errors and dialogs that the test does not expect make it fail."""
     import qt_host
     import slicer_host
 
@@ -123,7 +123,7 @@ def staged(ready):
 
 @pytest.fixture
 def single_network(monkeypatch, single_path):
-    """The panel stages with one network, not five, where the numbers do not matter."""
+    """The panel stages with one network instead of five, for tests independent of the numbers."""
     from LiverFibrosisStagingLib.scene import jobs
 
     monkeypatch.setattr(jobs, "default_model_path", lambda: single_path)

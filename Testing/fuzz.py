@@ -1,9 +1,9 @@
-"""The long fuzz test: damaged files of every format and damaged models, for as long as one likes.
+"""The long fuzz test: damaged files of every format and damaged models, for a given time.
 
 python Testing/fuzz.py --minutes 5 [--seed 7] [--only plain.nii dicom]
 
-Prints what became of each format's mutants; exit code 1 where anything was neither read nor refused
-in a sentence. Testing/test_fuzz.py runs a few hundred of each.
+Prints the outcome for each format's mutants; exit code 1 if any was neither read nor refused with a
+message. Testing/imaging/test_fuzz.py runs a few hundred of each.
 """
 
 import argparse

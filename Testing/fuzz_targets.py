@@ -1,4 +1,4 @@
-"""The sound files that the fuzz tests damage, and how each is read."""
+"""The valid files that the fuzz tests damage, and their readers."""
 
 import gzip
 from functools import partial

@@ -1,6 +1,6 @@
 """Damaged files by a fixed seed, and a runner that sees whether a reader reads or refuses them.
 
-A `Target` is a sound file and what reads it. `hunt` damages the file in every way that disks,
+A `Target` is a valid file and its reader. `hunt` damages the file in every way that disks,
 transfers and other software do, and runs the reader in a process of its own, so that a crash or a
 hang is a finding like any other. A mutant depends on the seed and its number alone: the number in a
 finding rebuilds it (`mutant`).
@@ -35,7 +35,7 @@ _FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, 1e9, 1e30, math.nan, math.inf, -mat
 
 @dataclass(frozen=True)
 class Target:
-    """A sound file, its reader and where its header lies.
+    """A valid file, its reader and the position of its header.
 
     read: takes a damaged version; raises StagingError for a refusal; a function at the top of a
     module, or a partial of one. head: bytes in which most of the damage is done. fields: offset and
@@ -50,7 +50,7 @@ class Target:
 
 @dataclass
 class Tally:
-    """What became of the mutants; findings: what was neither read nor refused in a sentence."""
+    """Outcome for the mutants; findings: those neither read nor refused with a message."""
 
     read: int = 0
     refused: int = 0
@@ -116,7 +116,7 @@ def _hunt_in_one_process(
 
 
 def _read_all(target: Target, seed: int, numbers: range, answers: object) -> None:
-    """In the child: read mutant after mutant, and say what became of each."""
+    """In the child process: read the mutants one by one and report the outcome of each."""
     warnings.simplefilter("error")
     with open(os.devnull, "w") as nowhere:  # native libraries complain there
         os.dup2(nowhere.fileno(), 2)
@@ -146,7 +146,7 @@ def _outcome(read: Callable[[bytes], object], data: bytes) -> tuple[str, str]:
 
 
 def _peak_mb() -> float:
-    """Peak memory of this process; 0 where the system does not tell (Windows)."""
+    """Peak memory of this process; 0 if not available (Windows)."""
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""The walk from the score back to the target layer: branches, refusals, what it asks for."""
+"""Backpropagation from the score to the target layer: branches, refusals, required tensors."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def _file(nodes: list[Node], weights: dict, outputs: list[str]) -> OnnxFile:
 
 
 def _residual() -> OnnxFile:
-    """features -> Relu -> +features -> Gemm: two ways from the target to the logits."""
+    """features -> Relu -> +features -> Gemm: two paths from the target to the logits."""
     return _file(
         [
             Node("Relu", "", ("features",), ("r",), {}),
@@ -49,7 +49,7 @@ def test_branches_add_up():
     np.testing.assert_allclose(tail.gradient(tensors, g), x.grad.numpy(), rtol=1e-12)
 
 
-def test_what_is_split_and_joined_again():
+def test_split_and_concatenated_tensors():
     """Of three parts one is unused, one is used twice."""
     file = _file(
         [
@@ -100,7 +100,7 @@ def _convolution(pools: int, **attributes) -> OnnxFile:
     ],
 )
 def test_mean_gradient_is_the_mean_of_the_gradient(pools, attributes):
-    """Without pulling anything back through the convolution and the poolings before it."""
+    """Without backpropagation through the convolution and the poolings before it."""
     file = _convolution(pools, **attributes)
     tail = Tail.of(file, "features", "logits", "test")
     shape = (2, 4, 5 * 2**pools, 6 * 2**pools)
@@ -129,7 +129,7 @@ def _conv_shape(size, attributes):
     ]
 
 
-def test_no_more_is_asked_for_than_is_read():
+def test_only_tensors_that_are_read_are_required():
     """A ReLU reads its output, a Gemm with constant weights nothing, an Add two shapes."""
     tail = Tail.of(_residual(), "features", "logits", "test")
     assert set(tail.tensors) == {"features", "r", "logits"}
@@ -195,7 +195,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_explained_is_refused_by_name(case):
+def test_models_that_cannot_be_explained_are_refused_with_the_reason(case):
     change, words = REFUSED[case]
     file = _residual()
     change(file)

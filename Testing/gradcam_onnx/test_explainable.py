@@ -20,7 +20,7 @@ INFO = helper.make_tensor_value_info
 
 
 def classifier(path, opset=17, ir=8, softmax=True, nodes=None, score_shape=("N", 3), inputs=1):
-    """Conv, ReLU, mean, Gemm and, as classifiers often have it, a softmax at the end."""
+    """Conv, ReLU, mean, Gemm and, as in many classifiers, a softmax at the end."""
     random = np.random.default_rng(1)
     weights = {
         "w": random.normal(size=(4, 1, 3, 3)),
@@ -79,7 +79,7 @@ def test_scores_before_the_softmax_are_explained(model):
             )
 
 
-def test_layercam_keeps_what_argues_for_the_class(model):
+def test_layercam_keeps_positive_gradients_only(model):
     forward = model.run(X)
     features, gradient = forward.tensors["relu"], model.gradient(forward, 1)
     expected = (np.maximum(gradient, 0) * features).sum(1)
@@ -116,7 +116,7 @@ def test_a_target_is_a_class_several_or_a_weighting(model):
 
 
 @pytest.mark.parametrize("target", [3, -1, [0, 3], 1.5, np.ones(4), "F4", [], None])
-def test_targets_that_are_none_are_refused(target, model):
+def test_invalid_targets_are_refused(target, model):
     with pytest.raises(StagingError, match="expected classes from 0 to 2, or weights of the 3"):
         model.grad_cam(X, target)
 
@@ -132,7 +132,7 @@ def test_wrong_input_is_refused_in_one_sentence(model):
     assert "\n" not in str(refusal.value)
 
 
-def test_prepared_file_is_folded_low_and_says_what_it_is(model):
+def test_prepared_file_is_folded_and_described(model):
     prepared = onnx.load(model.path)
     assert prepared.ir_version <= 10 and prepared.opset_import[0].version <= 18
     assert "Constant" not in {node.op_type for node in prepared.graph.node}
@@ -144,7 +144,7 @@ def test_prepared_file_is_folded_low_and_says_what_it_is(model):
     assert EXPLAINABLE_KEY in {p.key for p in prepared.metadata_props}
 
 
-def test_candidates_are_maps_that_lead_to_the_scores(tmp_path, capsys):
+def test_candidates_are_maps_on_which_the_scores_depend(tmp_path, capsys):
     path = classifier(tmp_path / "c.onnx")
     assert [(c.tensor, c.operator, c.shape) for c in candidates(path)] == [
         ("relu", "Relu", (None, 4, 6, 5))
@@ -175,7 +175,7 @@ def test_command_line_explains(model, tmp_path, capsys):
     assert f"input 0: predicted class {best[0]}" in capsys.readouterr().out
 
 
-def test_command_line_refuses_what_is_no_array(model, tmp_path, capsys):
+def test_command_line_refuses_files_without_an_array(model, tmp_path, capsys):
     (tmp_path / "x.npy").write_bytes(b"nothing")
     out = tmp_path / "map.npy"
     assert main(["explain", str(model.path), str(tmp_path / "x.npy"), "-o", str(out)]) == 1
@@ -203,7 +203,7 @@ def conv_and(*nodes):
 
 
 def branch():
-    """A network that asks its input which way to go."""
+    """A network with control flow that depends on its input."""
     empty = [
         helper.make_graph(
             [helper.make_node("ReduceMean", ["conv"], ["m"], axes=[2, 3], keepdims=0)],
@@ -255,7 +255,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_explained_is_refused_and_nothing_is_written(case, tmp_path):
+def test_models_that_cannot_be_explained_are_refused_and_nothing_is_written(case, tmp_path):
     options, layer, words = REFUSED[case]
     options = {"softmax": "nodes" not in options, **options}
     path = classifier(tmp_path / "c.onnx", **options)

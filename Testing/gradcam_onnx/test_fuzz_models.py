@@ -1,4 +1,4 @@
-"""Damaged model files are loaded and run, or refused in a sentence (Testing/fuzz.py: many more)."""
+"""Damaged model files are loaded and run, or refused with a message (see Testing/fuzz.py)."""
 
 import pytest
 

@@ -36,7 +36,7 @@ def grid(sample, model):
 
 
 def score(members):
-    """The explained score in PyTorch's words (design: a logit, or a group's log-odds)."""
+    """The explained score in PyTorch: a logit, or a group's log-odds."""
     outside = [i for i in range(5) if i not in members]
 
     def of(logits):
@@ -102,7 +102,7 @@ def test_merged_map_equals_monai(sample, model, twin, grid):
 
 
 def test_enlarged_map_keeps_its_place():
-    """A map voxel's centre is the centre of the block of voxels that it stands for."""
+    """A map voxel has the same centre as its block of patch voxels."""
     raw = np.zeros((4, 5, 6), np.float32)
     raw[1, 2, 3] = 1
     big = enlarge(raw, (8, 20, 24))

@@ -1,7 +1,7 @@
 """Whole classifiers, exported from PyTorch and prepared: gradients as autograd's, maps as MONAI's.
 
-Random weights. What the networks are called says which blocks are tried; torchvision's are played
-by the small ones of small_networks.py.
+Random weights. The networks' names indicate the blocks that are tested; small versions
+(small_networks.py) stand in for torchvision's.
 """
 
 import warnings
@@ -190,7 +190,7 @@ def test_last_block_of_a_vision_transformer(tmp_path):
 
 @pytest.fixture(scope="module")
 def small_staging_network(tmp_path_factory):
-    """As it is shipped, but of smaller patches and without training."""
+    """As shipped, but with smaller patches and without training."""
     torch.manual_seed(3)
     network = LFSNetwork((16, 40, 48)).eval()
     path = tmp_path_factory.mktemp("small") / "LFS.onnx"

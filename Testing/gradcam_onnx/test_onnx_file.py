@@ -1,4 +1,4 @@
-"""The reader of ONNX files: what it refuses before onnxruntime sees it, and that it reads once."""
+"""The reader of ONNX files: files refused before onnxruntime reads them, and reading once."""
 
 import hashlib
 
@@ -96,12 +96,12 @@ def training(model):
 
 
 def memory(model):
-    """What onnxruntime takes for an address in its own memory."""
+    """A location that onnxruntime takes for an address in its own memory."""
     model.graph.initializer.append(outside(location="*/_ORT_MEM_ADDR_/*"))
 
 
 def undeclared(model):
-    """Named, though not said to be there."""
+    """With a location, but without the flag for external data."""
     tensor = outside()
     tensor.ClearField("data_location")
     model.graph.initializer.append(tensor)
@@ -130,7 +130,7 @@ HIDDEN = {
 
 @pytest.mark.parametrize("place", HIDDEN)
 @pytest.mark.parametrize("load", MODELS)
-def test_weights_in_other_files_are_refused_wherever_they_hide(place, load, tmp_path, monkeypatch):
+def test_weights_in_other_files_are_refused_anywhere(place, load, tmp_path, monkeypatch):
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", None)  # refused before it would open them
@@ -141,8 +141,8 @@ def test_weights_in_other_files_are_refused_wherever_they_hide(place, load, tmp_
 
 
 @pytest.mark.parametrize("load", MODELS)
-def test_what_runs_is_what_was_hashed_and_checked(load, tmp_path, monkeypatch):
-    """The file is exchanged as soon as it was read."""
+def test_the_bytes_that_run_are_those_hashed_and_checked(load, tmp_path, monkeypatch):
+    """The file is replaced as soon as it was read."""
     path = written(MODELS[load](), tmp_path / "m.onnx")
     expected = hashlib.sha256(path.read_bytes()).hexdigest()
     read = type(path).read_bytes
@@ -282,7 +282,7 @@ def test_malformed_files_are_refused(case):
     assert "\n" not in str(e.value) and len(str(e.value)) < 300
 
 
-def test_the_made_up_files_would_be_sound():
+def test_the_undamaged_files_are_valid():
     assert parse_onnx(file_of((1, NODE)), "m.onnx").nodes[0].op == "Relu"
     assert parse_onnx(nested(20), "m.onnx").nodes[0].attributes == {"g": None}
     weight = with_weight((1, 2), (2, 1), (9, b"12345678"))
@@ -291,7 +291,7 @@ def test_the_made_up_files_would_be_sound():
     assert parse_onnx(with_weight((2, 16), (9, b"12")), "m.onnx").weights == {"w": None}
 
 
-def test_a_file_that_is_too_large_or_none_is_refused(tmp_path):
+def test_a_file_too_large_or_not_a_file_is_refused(tmp_path):
     path = tmp_path / "large.onnx"
     with path.open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)  # of zeros that take no room on the disk

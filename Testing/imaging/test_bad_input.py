@@ -1,4 +1,4 @@
-"""What cannot be staged is refused in one clear sentence; what is merely doubtful is warned of."""
+"""Input that cannot be staged is refused with one sentence; doubtful input gives a warning."""
 
 import re
 import tracemalloc
@@ -42,7 +42,7 @@ def test_a_mask_that_cannot_be_used_is_refused(name, tmp_path):
     assert_sentence(refusal, path, BAD_MASKS[name].words)
 
 
-def test_damage_is_told_without_noise_on_stderr(tmp_path, capfd):
+def test_damage_is_reported_without_output_on_stderr(tmp_path, capfd):
     for name in BAD_CTS:
         folder = tmp_path / name.replace(" ", "_")
         folder.mkdir()
@@ -65,13 +65,13 @@ def test_itk_warnings_are_on_again_after_a_refusal(tmp_path):
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
-def test_a_sound_ct_and_mask_pass_without_warning():
+def test_a_valid_ct_and_mask_pass_without_warning():
     ct = image(hu_array())
     assert check_ct(ct, "ct") == ()
     assert check_organs(ct, image(liver_array()), None, "ct") == ()
 
 
-def test_padding_outside_a_round_field_of_view_is_no_reason():
+def test_padding_outside_a_round_field_of_view_is_accepted():
     hu = hu_array()
     hu[:, :4] = -2048
     assert check_ct(image(hu), "ct") == ()
@@ -113,13 +113,13 @@ def test_a_modality_that_is_not_ct_is_refused():
         ("", False),
     ],
 )
-def test_another_phase_by_description_is_warned_of(description, warned):
+def test_another_phase_in_the_description_gives_a_warning(description, warned):
     ct = image(hu_array())
     ct.SetMetaData("0008|103e", description)
     assert any("portal-venous" in text for text in check_ct(ct, "ct")) is warned
 
 
-def test_thick_slices_are_warned_of():
+def test_thick_slices_give_a_warning():
     ct = image(hu_array())
     ct.SetMetaData("0018|0050", "7.5")
     assert "7.5 mm thick" in " ".join(check_ct(ct, "ct"))
@@ -129,7 +129,7 @@ def test_thick_slices_are_warned_of():
 
 
 @pytest.mark.parametrize(("mean", "words"), [(50, "low enhancement"), (200, "higher than usual")])
-def test_unusual_enhancement_is_warned_of(mean, words):
+def test_unusual_enhancement_gives_a_warning(mean, words):
     hu = hu_array()
     hu[liver_array() != 0] = mean
     warnings = check_organs(image(hu), image(liver_array()), None, "ct")
@@ -138,7 +138,7 @@ def test_unusual_enhancement_is_warned_of(mean, words):
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(("slices", "end"), [(slice(0, 14), "lower"), (slice(10, 24), "upper")])
-def test_a_liver_cut_off_by_the_scan_is_warned_of(slices, end, flip):
+def test_a_liver_cut_off_by_the_scan_gives_a_warning(slices, end, flip):
     mask = np.zeros_like(liver_array())
     mask[slices, 16:40, 12:36] = 1
     ct, liver = image(hu_array()), image(mask)
@@ -148,7 +148,7 @@ def test_a_liver_cut_off_by_the_scan_is_warned_of(slices, end, flip):
     assert len(warnings) == 1 and f"scan's {end} end" in warnings[0]
 
 
-def test_an_unusual_liver_volume_is_warned_of():
+def test_an_unusual_liver_volume_gives_a_warning():
     mask = np.zeros_like(liver_array())
     mask[4:-4, 16:24, 12:30] = 1
     (warning,) = check_organs(image(hu_array()), image(mask), None, "ct")
@@ -169,7 +169,7 @@ def test_an_empty_spleen_and_a_mask_of_another_size_are_refused():
         check_organs(ct, liver[:, :, 1:], None, "ct")
 
 
-def test_real_scans_get_the_warnings_they_deserve(shared_data):
+def test_real_scans_get_the_expected_warnings(shared_data):
     def judged(folder, liver_label=None):
         ct = read_ct(shared_data / folder / "ct.nii.gz")
         if liver_label is None:
@@ -188,7 +188,7 @@ def test_real_scans_get_the_warnings_they_deserve(shared_data):
     assert "low enhancement" in without_contrast and "upper end" in without_contrast
 
 
-def test_real_scans_that_are_no_ct_in_hu_are_refused(shared_data):
+def test_real_scans_not_in_hu_are_refused(shared_data):
     for path, words in (
         (shared_data / "neg_mr_abdomen_ts" / "mr.nii.gz", "-47 to 833"),
         (shared_data / "neg_geom_variants_ts" / "ct_unsigned_offset1024.nii.gz", "0 to 2421"),
@@ -210,7 +210,7 @@ def test_checks_of_a_full_ct_copy_a_small_part_of_it(shared_data):
     assert peak < sitk.GetArrayViewFromImage(ct).nbytes / 2
 
 
-def test_a_series_of_portal_phase_in_dicom_is_not_warned_of(tmp_path):
+def test_a_portal_venous_series_gives_no_warning(tmp_path):
     tags = {"0008|103e": "Abdomen portal venous"}
     assert check_ct(read_ct(write_slices(tmp_path / "pv", image(hu_array()), tags)), "pv") == ()
 

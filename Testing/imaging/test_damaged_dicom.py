@@ -92,7 +92,7 @@ def test_a_damaged_copy_is_left_out(damage, folder):
 
 
 @pytest.mark.parametrize("damage", [cut, without_pixels, with_a_huge_element, with_more_rows])
-def test_a_damaged_file_that_is_asked_for_is_refused(damage, folder):
+def test_a_damaged_file_given_by_the_user_is_refused(damage, folder):
     damage(folder / "IM010.dcm")
     with pytest.raises(StagingError, match=r"^IM010.dcm: the DICOM file is truncated or damaged"):
         read_ct(folder / "IM010.dcm")
@@ -131,7 +131,7 @@ def test_a_slice_of_another_size_is_not_part_of_the_stack(folder):
 
 
 @pytest.mark.parametrize("spacing", [b"", b"0\\0", b"abc", b"-5\\5", b"5"])
-def test_a_slice_without_pixel_spacing_is_no_ct(spacing, folder):
+def test_a_slice_without_pixel_spacing_is_left_out(spacing, folder):
     for path in folder.iterdir():
         data = path.read_bytes()
         at = data.index(b"\x28\0\x30\0") + 4
@@ -150,7 +150,7 @@ def test_a_strange_thickness_does_no_harm(thickness, tmp_path):
     assert read_ct(path).GetSpacing()[2] == 1.0
 
 
-def test_a_dicomdir_is_passed_over_in_its_folder_and_explained_by_itself(folder):
+def test_a_dicomdir_is_skipped_in_its_folder_and_refused_by_itself(folder):
     directory = bytes(128) + b"DICM" + b"\x02\0\x02\0UI\x16\0" + b"1.2.840.10008.1.3.10\0\0"
     for name in ("DICOMDIR", "directory.dcm"):
         (folder / name).write_bytes(directory + bytes(100))
@@ -193,7 +193,7 @@ def test_odd_dicom_files_are_read_or_refused(tmp_path):
     assert read
 
 
-def test_odd_but_whole_files_pass_the_check_of_elements():
+def test_unusual_but_complete_files_pass_the_check_of_elements():
     pydicom_data = pytest.importorskip("pydicom.data")
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")

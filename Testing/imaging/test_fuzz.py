@@ -1,4 +1,4 @@
-"""Damaged files of every format are read, or refused in a sentence (`fuzz.py` does so for long)."""
+"""Damaged files of every format are read, or refused with a message (see `fuzz.py`)."""
 
 import pytest
 from fuzz_targets import image_targets

@@ -1,4 +1,4 @@
-"""The same patient, however the voxels lie in memory: one answer, on the same anatomy."""
+"""The order and orientation of the voxels do not affect the result."""
 
 import itertools
 
@@ -83,7 +83,7 @@ def case(sample):
 
 @pytest.fixture(scope="module")
 def fine(sample, model):
-    """At full resolution: turning a coarse CT would smooth its texture away."""
+    """At full resolution, since rotating a coarse CT would smooth its texture."""
     images = read_ct(sample["ct"]), read_mask(sample["liver"]), read_mask(sample["spleen"])
     return images, stage(*images, model=model, explain="F4")
 

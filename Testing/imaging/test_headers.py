@@ -295,7 +295,7 @@ def test_a_valid_header_is_read(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_header_that_cannot_be_right_is_refused(name, tmp_path, capfd):
+def test_an_invalid_header_is_refused(name, tmp_path, capfd):
     files, words = REFUSED[name]
     path = written(tmp_path, files)
     with pytest.raises(StagingError, match=re.escape(words)) as refusal:
@@ -328,7 +328,7 @@ def test_a_header_without_orientation_is_noted(files, tmp_path):
     assert "patient's orientation" in note and "ct" not in note.split()[1]
 
 
-def test_nan_as_spacing_of_an_axis_that_is_no_space_is_valid(tmp_path):
+def test_nan_as_spacing_of_a_non_spatial_axis_is_valid(tmp_path):
     text = nrrd(
         ("dimension: 3", "dimension: 4"),
         ("sizes: ", "sizes: 1 "),
@@ -342,7 +342,7 @@ def test_nan_as_spacing_of_an_axis_that_is_no_space_is_valid(tmp_path):
     assert found.GetSpacing() == (5.0, 5.0, 5.0) and found.GetSize() == (32, 32, 10)
 
 
-def test_what_is_neither_file_nor_folder_is_refused(tmp_path):
+def test_a_path_that_is_neither_file_nor_folder_is_refused(tmp_path):
     import os
 
     if not hasattr(os, "mkfifo"):

@@ -1,4 +1,4 @@
-"""Values that are HU pass whatever the patient holds; an offset, MR and pictures do not."""
+"""Values in HU are accepted; values with an offset, MR and 8-bit images are refused."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def padded(values, padding):
 
 @pytest.mark.parametrize("padding", [None, -2000, -3024, -1024, 0])
 @pytest.mark.parametrize("name", SCANS)
-def test_hu_pass_whatever_the_patient_holds(name, padding):
+def test_values_in_hu_pass(name, padding):
     values = scan(SCANS[name])
     check_ct(image(values if padding is None else padded(values, padding)), name)
 
@@ -69,7 +69,7 @@ def test_hu_pass_whatever_the_patient_holds(name, padding):
 @pytest.mark.parametrize("offset", [1000, 1024])
 @pytest.mark.parametrize("padding", [None, -2000, -3024, -1024, -1000, 0])
 @pytest.mark.parametrize("name", SCANS)
-def test_an_offset_is_told_by_where_the_tissues_lie(name, padding, offset):
+def test_an_offset_is_recognised_by_the_tissues(name, padding, offset):
     values = scan(SCANS[name]) + np.int16(offset)
     if padding is not None:
         values = padded(values, padding)
@@ -83,13 +83,13 @@ def test_an_offset_is_told_by_where_the_tissues_lie(name, padding, offset):
 
 
 @pytest.mark.parametrize("dense", [300, 400, 1000, 1100, 3071])
-def test_much_that_is_dense_is_no_offset(dense):
+def test_dense_tissue_is_not_taken_for_an_offset(dense):
     hu = hu_array()  # without any fat
     hu[:, 10:30, 10:60] = dense
     check_ct(image(hu), "dense")
 
 
-def test_a_picture_without_air_is_no_ct_whatever_pads_it():
+def test_an_image_without_air_is_refused_with_any_padding():
     rng = np.random.default_rng(7)
     mr = rng.gamma(2.0, 150.0, (40, 64, 64)).astype(np.int16)
     for values in (mr, padded(mr, -2000), mr - np.int16(100)):

@@ -1,4 +1,4 @@
-"""One way to hand files to SimpleITK: paths it can open, its warnings off for a while."""
+"""Paths that SimpleITK can open, and suppression of its warnings."""
 
 import os
 import threading
@@ -64,11 +64,11 @@ def windows(monkeypatch):
     return monkeypatch
 
 
-def test_elsewhere_a_path_stays_as_it_is(tmp_path):
+def test_elsewhere_paths_are_unchanged(tmp_path):
     assert itk_path(tmp_path / "Zoë" / "ct.nii") == str(tmp_path / "Zoë" / "ct.nii")
 
 
-def test_on_windows_folders_go_by_their_short_names(windows):
+def test_on_windows_folders_are_given_by_short_names(windows):
     windows.setattr(itk_files, "_short_name", lambda folder: "C:\\CASES\\ZO~1")
     assert itk_path(Path("Zoë") / "ct.nii") == f"C:\\CASES\\ZO~1{os.sep}ct.nii"
     assert itk_path(Path("plain") / "ct.nii") == str(Path("plain") / "ct.nii")
@@ -78,7 +78,7 @@ def test_on_windows_folders_go_by_their_short_names(windows):
     assert itk_path(Path("plain") / "Zoë.nii") == str(Path("plain") / "Zoë.nii")
 
 
-def test_where_windows_has_no_short_names_the_path_is_named_not_the_file_damaged(windows, tmp_path):
+def test_without_short_names_the_path_is_refused(windows, tmp_path):
     windows.setattr(itk_files, "_short_name", str)
     folder = tmp_path / "Zoë"
     folder.mkdir()
@@ -103,7 +103,7 @@ def test_short_names_serve_reading_and_writing(windows, tmp_path):
     assert (folder / "Zoë's labels.nii.gz").is_file()
 
 
-def test_free_text_of_an_image_does_not_get_into_the_labels_written(tmp_path):
+def test_free_text_of_an_image_is_not_written_with_labels(tmp_path):
     labels = image(liver_array())
     labels.SetMetaData("0008|103e", "DOE^JANE arterial")
     for name in ("labels.nrrd", "labels.mha", "labels.nii"):

@@ -1,4 +1,4 @@
-"""Every format gives the same CT: HU, geometry, the right series, and nobody's name."""
+"""Every format gives the same CT: HU, geometry, the right series, and no names."""
 
 import gzip
 import itertools
@@ -66,7 +66,7 @@ def test_every_format_keeps_values_type_and_geometry(name, compress, tmp_path):
         assert_same(found, ct)
 
 
-def test_all_axis_orders_and_flips_stay_where_they_are(tmp_path):
+def test_all_axis_orders_and_flips_keep_positions(tmp_path):
     ct = image(hu_array(12))
     point = ct.TransformIndexToPhysicalPoint((20, 25, 3))
     value = ct[20, 25, 3]
@@ -103,7 +103,7 @@ def test_a_big_endian_nifti_is_read(tmp_path):
     assert_same(read_ct(path), image(hu_array()))
 
 
-def test_a_fourth_dimension_of_one_is_no_obstacle(tmp_path):
+def test_a_fourth_dimension_of_one_is_accepted(tmp_path):
     path = tmp_path / "ct.nii.gz"
     sitk.WriteImage(sitk.JoinSeries([oblique(image(hu_array()))]), str(path))
     assert_same(read_ct(path), oblique(image(hu_array())))
@@ -118,7 +118,7 @@ def test_a_nifti_without_orientation_is_noted(tmp_path):
     assert "patient's orientation" in notes(read_ct(path))[0]
 
 
-def test_free_text_of_a_file_is_not_carried_along(tmp_path):
+def test_free_text_of_a_file_is_not_kept(tmp_path):
     ct = image(hu_array())
     ct.SetMetaData("patient", PATIENT)
     ct.SetMetaData("ITK_FileNotes", PATIENT)
@@ -147,7 +147,7 @@ def test_labels_above_255_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("label", [261, 5 + 2**32, 10**19])
-def test_a_label_that_is_not_there_is_refused_whatever_its_size(label, tmp_path):
+def test_a_missing_label_is_refused(label, tmp_path):
     path = tmp_path / "mask.nii.gz"
     sitk.WriteImage(image(liver_array() * np.uint8(5)), str(path))
     assert sitk.GetArrayFromImage(read_organ(f"{path}:5")).sum() == liver_array().sum()
@@ -312,26 +312,26 @@ def test_the_portal_venous_series_is_read_and_the_note_says_so(tmp_path):
     ids=["too short", "derived", "longer", "kernel", "kernel name", "thinner", "later", "phase"],
 )
 @pytest.mark.parametrize("turned", [False, True])
-def test_the_fitter_series_wins_in_any_order(better, worse, turned, tmp_path):
+def test_the_better_series_is_read_in_any_order(better, worse, turned, tmp_path):
     order = (worse, better) if turned else (better, worse)
     assert chosen(study(tmp_path / "study", *order)) == ("2" if turned else "1")
 
 
-def test_a_derived_series_is_used_where_there_is_no_other_and_a_note_says_so(tmp_path):
+def test_a_derived_series_is_used_without_an_original_with_a_note(tmp_path):
     tags = {"0008|0008": "DERIVED\\SECONDARY\\AXIAL"}
     found = read_ct(write_slices(tmp_path / "mpr", image(hu_array()), tags))
     (note,) = notes(found)
     assert "derived from other images" in note and "SECONDARY" not in note
 
 
-def test_grids_within_one_series_are_told_apart(tmp_path):
+def test_grids_within_one_series_are_separated(tmp_path):
     folder = write_slices(tmp_path / "series", image(hu_array()))
     coronal = sitk.PermuteAxes(image(hu_array()), [0, 2, 1])
     write_slices(folder, coronal, prefix="C", skip=tuple(range(6, 64)))
     assert_same(read_ct(folder), image(hu_array()))
 
 
-def test_two_acquisitions_of_one_series_are_told_apart(tmp_path):
+def test_two_acquisitions_of_one_series_are_separated(tmp_path):
     early, late = image(hu_array()), image(hu_array() + np.int16(30))
     folder = write_slices(tmp_path / "series", early, {"0020|0012": "1"}, prefix="A")
     for k in range(24):
@@ -397,7 +397,7 @@ def test_a_folder_with_its_own_files_is_one_case(tmp_path):
 # Real scans
 
 
-def test_two_real_phases_under_one_series_are_told_apart(shared_data):
+def test_two_real_phases_in_one_series_are_separated(shared_data):
     folder = shared_data / "neg_dcm_hcc002_2phases_dupz"
     found = read_ct(folder)
     assert found.GetSize() == (512, 512, 12) and found.GetSpacing() == (0.78125, 0.78125, 2.5)

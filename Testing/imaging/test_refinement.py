@@ -1,4 +1,4 @@
-"""From probabilities to outlines: the patient's own HU, pieces, holes and bridges."""
+"""Refinement of probabilities by HU, and selection of components without holes and bridges."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ SPLEEN = box((6, 14), (22, 32), (36, 44))
 
 @pytest.fixture
 def patient():
-    """Probabilities and HU: liver, spleen, and contrast in a stomach that is taken for liver."""
+    """Probabilities and HU: liver, spleen, and a contrast-filled stomach misclassified as liver."""
     rng = np.random.default_rng(0)
     hu = rng.normal(-90, 15, SIZE).astype(np.float32)
     for where, mean in ((LIVER, 105), (SPLEEN, 125), (STOMACH, 235)):
@@ -48,27 +48,27 @@ def most_probable(probabilities):
     return probabilities.argmax(axis=0)
 
 
-def test_what_differs_from_the_liver_is_none_and_what_is_like_it_is(patient):
+def test_voxels_unlike_the_liver_are_removed_and_similar_ones_added(patient):
     probabilities, hu = patient
     before = most_probable(probabilities)
     assert (before[STOMACH] == 1).all() and (before[4:7][LIVER[4:7]] == 0).all()
-    judged = refine_em_mrf(probabilities, hu)
-    np.testing.assert_allclose(judged.sum(axis=0), 1, atol=1e-5)
-    after = most_probable(judged)
+    refined = refine_em_mrf(probabilities, hu)
+    np.testing.assert_allclose(refined.sum(axis=0), 1, atol=1e-5)
+    after = most_probable(refined)
     assert np.mean(after[STOMACH] == 1) < 0.01
     assert np.mean(after[LIVER] == 1) > 0.98
     assert np.mean(after[SPLEEN] == 2) > 0.98
 
 
-def test_phase_does_not_matter(patient):
-    """The same patient 50 HU darker is judged the same."""
+def test_contrast_phase_does_not_matter(patient):
+    """The same patient with 50 HU less gives the same result."""
     probabilities, hu = patient
     expected = refine_em_mrf(probabilities, hu)
     np.testing.assert_allclose(refine_em_mrf(probabilities, hu - 50), expected, atol=1e-3)
 
 
-def test_one_round_is_bayes_rule(patient, monkeypatch):
-    """scikit-learn's naive Bayes, taught the same voxels, finds the same classes."""
+def test_one_iteration_is_bayes_rule(patient, monkeypatch):
+    """scikit-learn's naive Bayes, trained on the same voxels, predicts the same classes."""
     monkeypatch.setattr(refinement, "ITERATIONS", 1)
     monkeypatch.setattr(refinement, "MAX_GROWTH_MM", {1: 1e3, 2: 1e3})
     probabilities, hu = patient
@@ -76,17 +76,17 @@ def test_one_round_is_bayes_rule(patient, monkeypatch):
     probabilities[0] = 1 - probabilities[1:].sum(axis=0)
     bins = ((hu - hu.min()) / BIN_HU).astype(int).reshape(-1, 1)
     sure = [(probabilities[n] > 0.5).ravel() for n in range(3)]
-    taught = np.concatenate([np.flatnonzero(part) for part in sure])
+    training = np.concatenate([np.flatnonzero(part) for part in sure])
     classes = np.concatenate([np.full(part.sum(), n) for n, part in enumerate(sure)])
     bayes = CategoricalNB(alpha=0.5, fit_prior=False, min_categories=int(bins.max()) + 1)
-    bayes.fit(bins[taught], classes)
+    bayes.fit(bins[training], classes)
     theirs = bayes.predict_log_proba(bins).T + np.log(probabilities.reshape(3, -1))
     ours = most_probable(refine_em_mrf(probabilities, hu)).ravel()
     assert np.mean(ours == theirs.argmax(axis=0)) > 0.99
 
 
-def test_a_spleen_that_was_half_seen_is_found_whole(patient):
-    """But not what lies further off than the spleen may grow, bright as it may be."""
+def test_a_spleen_found_in_part_is_completed(patient):
+    """But voxels beyond the spleen's maximum growth are not added, whatever their HU."""
     probabilities, hu = patient
     upper, lower = SPLEEN & box((10, 20), (0, 40), (0, 48)), box((6, 10), (22, 32), (36, 44))
     far = box((0, 2), (0, 8), (40, 48))
@@ -98,7 +98,7 @@ def test_a_spleen_that_was_half_seen_is_found_whole(patient):
     assert not found[far].any()
 
 
-def test_where_there_is_nothing_nothing_appears(patient):
+def test_without_organs_nothing_is_added(patient):
     hu = patient[1]
     nothing = np.stack([np.ones(SIZE), np.zeros(SIZE), np.zeros(SIZE)]).astype(np.float32)
     np.testing.assert_allclose(refine_em_mrf(nothing, hu), nothing, atol=1e-6)
@@ -111,8 +111,8 @@ def grid():
     return image
 
 
-def outlined(liver, grid):
-    """The outline on a finer CT of a network that is sure, as an array on the grid's voxels."""
+def labelled(liver, grid):
+    """Liver label on a finer CT for probabilities of 0 and 1, sampled on the grid's voxels."""
     ct = sitk.Image([2 * n for n in grid.GetSize()], sitk.sitkInt16)
     ct.SetSpacing((2.0, 2.0, 2.0))
     ct.SetOrigin((-1.0, -1.0, -1.0))
@@ -123,18 +123,18 @@ def outlined(liver, grid):
     return sitk.GetArrayFromImage(labels)[::2, ::2, ::2] == 1
 
 
-def test_holes_are_filled_and_other_pieces_left(grid):
+def test_holes_are_filled_and_other_components_removed(grid):
     hollow = LIVER & ~box((8, 11), (15, 20), (10, 14))
-    found = outlined(hollow | SPLEEN, grid)
+    found = labelled(hollow | SPLEEN, grid)
     assert np.mean(found[LIVER]) > 0.9 and not found[SPLEEN].any()
     assert found[box((9, 10), (16, 19), (11, 13))].all()
 
 
-def test_what_hangs_on_a_thin_bridge_is_left(grid):
+def test_parts_beyond_a_thin_bridge_are_removed(grid):
     bridge = box((9, 10), (26, 27), (24, 36))
-    found = outlined(LIVER | bridge | SPLEEN, grid)
+    found = labelled(LIVER | bridge | SPLEEN, grid)
     assert np.mean(found[LIVER]) > 0.9 and not found[SPLEEN].any()
 
 
-def test_no_organ_is_no_outline(grid):
-    assert not outlined(np.zeros(SIZE, bool), grid).any()
+def test_without_an_organ_there_is_no_label(grid):
+    assert not labelled(np.zeros(SIZE, bool), grid).any()

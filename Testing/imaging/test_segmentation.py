@@ -1,4 +1,4 @@
-"""Liver and spleen found by themselves: on the phantom, on real CTs, and on what has no liver."""
+"""Automatic segmentation of liver and spleen: phantom, real CTs, and CTs without liver."""
 
 import json
 import threading
@@ -58,7 +58,7 @@ def test_organs_of_the_phantom_are_found(found, ct, sample):
     assert sum("automatically" in warning for warning in found.warnings) == 1
 
 
-def test_a_liver_that_is_cut_off_or_of_unusual_size_is_warned_of(ct, found, network, monkeypatch):
+def test_a_liver_cut_off_or_of_unusual_size_gives_a_warning(ct, found, network, monkeypatch):
     places = np.flatnonzero(sitk.GetArrayFromImage(found.liver).any(axis=(1, 2)))
     said = " ".join(segment(ct[:, :, int(places.mean()) :], network).warnings)
     assert "reaches the scan's lower end" in said and "adult livers" not in said
@@ -67,7 +67,7 @@ def test_a_liver_that_is_cut_off_or_of_unusual_size_is_warned_of(ct, found, netw
     assert "adult livers have 2000 to 4000 mL" in said
 
 
-def test_each_organ_is_one_piece_without_holes(found):
+def test_each_organ_is_one_component_without_holes(found):
     for mask in (found.liver, found.spleen):
         pieces = sitk.ConnectedComponent(mask)
         assert sitk.GetArrayViewFromImage(pieces).max() == 1
@@ -92,7 +92,7 @@ def turned(ct, degrees):
 
 
 @pytest.mark.parametrize("axes", ["RAS", "PIR"])
-def test_the_way_voxels_are_stored_changes_nothing(axes, found, ct, network):
+def test_voxel_order_does_not_matter(axes, found, ct, network):
     other = segment(sitk.DICOMOrient(ct, axes), network)
     for organ, volume in found.volumes_ml.items():
         assert other.volumes_ml[organ] == pytest.approx(volume, rel=1e-6), organ
@@ -103,8 +103,8 @@ def test_an_oblique_patient_has_the_same_liver(found, ct, network):
     assert other.volumes_ml["liver"] == pytest.approx(found.volumes_ml["liver"], rel=0.02)
 
 
-def test_a_turned_header_changes_nothing(found, ct, network):
-    """As a registration leaves it: the same voxels elsewhere."""
+def test_a_rotated_header_does_not_matter(found, ct, network):
+    """As after a registration: the same voxels in another place."""
     moved = sitk.Image(ct)
     moved.SetDirection(turned(ct, 20).GetDirection())
     moved.SetOrigin((50.0, -30.0, 700.0))
@@ -157,18 +157,18 @@ WATER = (((0, 0, 0), (400, 110, 160), 0),)
         pytest.param(WATER, id="water"),
     ],
 )
-def test_no_liver_is_said_where_there_is_none(parts, network):
+def test_a_ct_without_liver_is_refused(parts, network):
     with pytest.raises(StagingError, match="no liver found"):
         segment(ellipsoids(*parts), network)
 
 
-def test_air_is_no_ct(network):
+def test_air_is_refused(network):
     with pytest.raises(StagingError, match=r"soft tissue|HU"):
         segment(ellipsoids(*AIR), network)
 
 
-def test_long_scans_are_seen_in_slabs(ct, found, network):
-    """Half a metre of air above and below the patient changes next to nothing."""
+def test_long_scans_are_processed_in_slabs(ct, found, network):
+    """Half a metre of air above and below the patient hardly changes the result."""
     air = [0, 0, int(500 / ct.GetSpacing()[2])]
     long = sitk.ConstantPad(ct, air, air, -1024)
     assert long.GetSize()[2] * long.GetSpacing()[2] / network.card.spacing_mm[0] > SLAB_SLICES
@@ -224,7 +224,7 @@ def test_the_command_writes_a_label_image(sample, found, tmp_path, capsys):
 
 
 def test_slicer_reads_the_saved_segments(found, tmp_path):
-    """Names and codes survive SimpleITK; an organ that is not there is no segment."""
+    """Names and codes survive SimpleITK; a missing organ has no segment."""
     write_labels(found.liver, tmp_path / "liver.seg.nrrd")
     image = sitk.ReadImage(str(tmp_path / "liver.seg.nrrd"))
     assert image.GetMetaData("Segment0_ID") == "liver"
@@ -241,7 +241,7 @@ def test_slicer_reads_the_saved_segments(found, tmp_path):
         ({"window_hu": [250, -150]}, "lower HU first"),
     ],
 )
-def test_a_file_that_breaks_the_contract_is_refused(change, sentence, network, tmp_path):
+def test_an_invalid_model_file_is_refused(change, sentence, network, tmp_path):
     model = onnx.load(network.path)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     said = json.loads(properties.pop("liver_segmentation"))
@@ -285,7 +285,7 @@ def test_a_pelvis_has_no_liver(shared_data, network):
 
 
 def test_three_centimetres_of_one_of_two_phases(shared_data, network):
-    """A folder with two acquisitions: the liver of one, which both ends of the scan cut off."""
+    """A folder with two acquisitions: the liver of one, cut off at both ends of the scan."""
     found = segment(shared_data / "neg_dcm_hcc002_2phases_dupz" / "dicom", network)
     said = " ".join(found.warnings)
     assert "acquisition 2" in said and "lower and upper end" in said
@@ -319,7 +319,7 @@ def test_real_non_livers_are_refused(case, shared_data, network):
     ],
 )
 def test_real_volumes(case, liver_ml, spleen_ml, shared_data, network):
-    """CTs that the shipped network has learned from: what it must not have forgotten."""
+    """CTs from the shipped network's training data."""
     labels = segment_organs(shared_data / case / "ct.nii.gz")
     measured = volumes(labels)
     assert measured[1] == pytest.approx(liver_ml, rel=0.1)

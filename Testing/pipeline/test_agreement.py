@@ -1,4 +1,4 @@
-"""What a result says of itself: do the ensemble's networks agree, and is its map usual?"""
+"""Agreement of the ensemble's networks, and comparison of the map with reference cases."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_the_shipped_model_is_an_ensemble_and_reports_its_spread(result, model):
     jsonschema.validate(json.loads(json.dumps(result.summary())), json.loads(SCHEMA.read_text()))
 
 
-def test_the_table_says_how_many_networks_agree(result):
+def test_the_table_shows_how_many_networks_agree(result):
     rows = {name: value for name, value, _ in table_rows(result.summary())}
     agreeing = (result.member_probabilities.argmax(axis=1) == STAGES.index(result.stage)).sum()
     assert rows[f"Networks predicting {result.stage}"] == f"{agreeing} of 5"
@@ -78,16 +78,16 @@ def test_a_region_outside_the_usual_range_is_named_with_its_numbers():
 @pytest.mark.parametrize(
     "reference, stage_name", [(REFERENCE, "F0"), (REFERENCE, "F2"), ({}, "F4")]
 )
-def test_too_few_reference_cases_say_nothing(reference, stage_name):
+def test_too_few_reference_cases_give_no_warning(reference, stage_name):
     assert unusual(weights(liver=100.0), reference, stage_name) == []
 
 
-def test_usual_weights_say_nothing():
+def test_usual_weights_give_no_warning():
     assert unusual(weights(liver=5.0, spleen=0.5), REFERENCE, "F4") == []
 
 
 def test_only_the_predicted_stages_map_is_compared(result):
-    """The reference holds maps of the predicted stage; those of others have no yardstick."""
+    """The reference contains maps of the predicted stage only."""
     other = "F0" if result.stage == "F4" else "F4"
     assert not any("Unusual" in warning for warning in result.explain(other).map_warnings)
 

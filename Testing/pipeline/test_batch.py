@@ -1,4 +1,4 @@
-"""A cohort: cases found by name or list, one row each, a bad one never the end."""
+"""A cohort: cases found by name or list, one row each, also for failed cases."""
 
 import csv
 import shutil
@@ -150,7 +150,7 @@ def test_cancelling_keeps_what_is_finished(cohort, model, tmp_path):
     assert not (tmp_path / "out" / "dicom").exists()
 
 
-def test_results_beside_the_cts_are_not_taken_for_cts(cohort, model, tmp_path):
+def test_results_beside_the_cts_are_not_cases(cohort, model, tmp_path):
     for name in ("a.nii.gz", "a_liver.nii.gz"):
         shutil.copy(cohort / name, tmp_path / name)
     for _ in range(2):
@@ -158,7 +158,7 @@ def test_results_beside_the_cts_are_not_taken_for_cts(cohort, model, tmp_path):
         assert [row["case"] for row in rows] == ["a"]
 
 
-def test_command_line_says_how_many_and_what_failed(staged, cohort, capsys):
+def test_command_line_reports_how_many_and_which_failed(staged, cohort, capsys):
     output, _ = staged
     assert main(["batch", str(cohort), "-o", str(output)]) == 3
     printed = capsys.readouterr()
@@ -169,7 +169,7 @@ def test_command_line_says_how_many_and_what_failed(staged, cohort, capsys):
 
 @pytest.fixture
 def many(tmp_path):
-    """Three cases that nobody will read."""
+    """Three cases that are never read."""
     for name in ("a", "b", "c"):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / f"{name}.nii.gz").write_text("")
@@ -196,7 +196,7 @@ def staging_fails(monkeypatch, error):
         (MemoryError(), "Not enough memory for this CT"),
     ],
 )
-def test_whatever_a_case_raises_is_its_row(error, words, many, model, tmp_path, monkeypatch):
+def test_any_error_of_a_case_is_its_row(error, words, many, model, tmp_path, monkeypatch):
     staging_fails(monkeypatch, error)
     told = []
     rows = stage_folder(many, tmp_path / "out", model=model, notify=told.append)

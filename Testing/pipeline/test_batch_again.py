@@ -1,4 +1,4 @@
-"""A cohort staged again: a result is used where everything that it depends on is the same."""
+"""A cohort staged again: results are reused if everything that they depend on is the same."""
 
 import csv
 import json
@@ -153,7 +153,7 @@ def test_saved_fingerprint_is_in_the_schema(coarse, single, tmp_path, staged):
 
 
 @pytest.mark.parametrize("name", ["a.mhd", "a.nhdr", "list.mhd", "pattern.mhd", "a.nii.gz"])
-def test_fingerprint_sees_the_data_files_of_headers(name, coarse, tmp_path):
+def test_fingerprint_includes_the_data_files_of_headers(name, coarse, tmp_path):
     path = tmp_path / name
     sitk.WriteImage(coarse["ct"], str(path), useCompression=False)
     data = next((p for p in tmp_path.iterdir() if p != path), path)
@@ -170,7 +170,7 @@ def test_fingerprint_sees_the_data_files_of_headers(name, coarse, tmp_path):
     assert fingerprint(path, None, None) != before
 
 
-def test_fingerprint_sees_every_input(coarse, tmp_path):
+def test_fingerprint_includes_every_input(coarse, tmp_path):
     write_slices(tmp_path / "dicom", coarse["ct"][:, :, :3])
     sitk.WriteImage(coarse["liver"], str(tmp_path / "m.nii.gz"))
     ct, mask = tmp_path / "dicom", tmp_path / "m.nii.gz"

@@ -1,4 +1,4 @@
-"""Every CT of a cohort is a case, each has its own masks, and every case a name of its own."""
+"""Every CT of a cohort is a case, with its own masks and a unique name."""
 
 import csv
 import os
@@ -14,7 +14,7 @@ HU, MASK = hu_array(2), liver_array(12)[:2]
 
 
 def make(root, *names):
-    """Files by name: a mask where the name ends so, otherwise a CT."""
+    """Files by name: masks by the end of the name, otherwise CTs."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def test_cts_beside_a_named_one_or_in_a_dicom_folder_are_cases(tmp_path):
     assert cts(tmp_path) == [*expected, "own/ct.nrrd", "own/late.nrrd"]
 
 
-def test_masks_and_other_images_without_a_ct_are_none(tmp_path):
+def test_masks_and_other_images_without_a_ct_are_no_cases(tmp_path):
     make(tmp_path, "a.nii.gz", "b_liver.nii.gz", "b.seg.nrrd")
     assert cts(tmp_path) == ["a.nii.gz"]
 
@@ -83,7 +83,7 @@ def test_unreadable_file_is_a_row_unless_it_is_the_ones_mask(tmp_path):
     assert found(tmp_path)["one"] == ("one/ct.nii.gz", "one/seg.nii.gz", None)
 
 
-def test_masks_are_those_whose_name_is_the_most_alike(tmp_path):
+def test_masks_are_those_with_the_best_match_of_names(tmp_path):
     make(tmp_path, "p.1.nii.gz", "p_1.nii.gz", "p.1_liver.nii.gz", "p_1_seg.nii.gz")
     make(tmp_path, "A.mha", "a.nii.gz", "a_liver.nii.gz", "A_spleen.nii.gz")
     make(tmp_path, "Q.nii.gz", "q_liver.nii.gz", "r.nii.gz", "r.seg.nrrd", "r_spleen.seg.nrrd")
@@ -199,14 +199,14 @@ def test_names_in_lists_that_clash_are_refused(names, tmp_path):
         listed(tmp_path, f"ct,case\n1.nii,{names[0]}\n2.nii,{names[1]}\n")
 
 
-def test_numbered_names_do_not_take_another_case_s(tmp_path):
+def test_numbered_names_do_not_clash_with_other_cases(tmp_path):
     make(tmp_path, "a.nii.gz", "a.nrrd", "a-2.nii.gz", "A-2.mha")
     names = {ct: name for name, (ct, _, _) in found(tmp_path).items()}
     assert names["a.nii.gz"] == "a"
     assert len({name.casefold() for name in names.values()}) == 4
 
 
-def test_names_that_read_like_a_person_s_get_a_pseudonym(tmp_path):
+def test_names_that_may_be_persons_get_a_pseudonym(tmp_path):
     make(tmp_path, "DOE^JANE.nii.gz", "DOE_JANE_1950/ct.nii.gz", "p1.nii.gz", "hcc002_cirrA_pv.mha")
     write_slices(tmp_path / "jane", image(HU), {"0010|0010": "DOE^JANE"})
     cases = {case.ct.name: case for case in find_cases(tmp_path)}
@@ -220,7 +220,7 @@ def test_names_that_read_like_a_person_s_get_a_pseudonym(tmp_path):
     assert cases["jane"].name in {case.name for case in everyone}
 
 
-def test_list_s_own_names_stay_unless_they_read_like_a_person_s(tmp_path):
+def test_names_in_lists_stay_unless_they_may_be_persons(tmp_path):
     with (tmp_path / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerows(
             [

@@ -1,4 +1,4 @@
-"""The command line as users meet it: exit codes, one sentence a refusal, nothing left behind."""
+"""The command line: exit codes, one sentence per refusal, no files left behind."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_stage_writes_the_result_and_says_it(sample, tmp_path):
+def test_stage_writes_and_prints_the_result(sample, tmp_path):
     out = tmp_path / "out"
     done = run("stage", sample["ct"], "--liver", sample["liver"], "-o", out, "--explain", "F4")
     assert done.returncode == 0, done.stderr

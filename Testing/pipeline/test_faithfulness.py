@@ -1,4 +1,4 @@
-"""Measures of faithfulness: on pictures whose truth is known, and on the shipped phantom."""
+"""Measures of faithfulness: on images with known importance, and on the shipped phantom."""
 
 import json
 from dataclasses import replace
@@ -21,8 +21,8 @@ from LiverFibrosisStagingLib.stages import explained_score, score_gradient
 
 RANDOM = np.random.default_rng(2)
 X = RANDOM.uniform(1, 2, (4, 5, 6))
-SEEN = np.zeros_like(X)
-SEEN[:2] = X[:2]
+USED = np.zeros_like(X)
+USED[:2] = X[:2]
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,12 @@ def model(single):
 
 
 def score(x):
-    """A model that looks at the first half of the picture only."""
+    """A model that uses only the first half of the image."""
     return float(x[:2].sum())
 
 
-def test_a_true_map_loses_and_wins_the_score_at_once():
-    curves = deletion_and_insertion(score, X, np.zeros_like(X), SEEN, steps=4)
+def test_a_faithful_map_has_steep_curves():
+    curves = deletion_and_insertion(score, X, np.zeros_like(X), USED, steps=4)
     assert curves.fractions == (0, 0.25, 0.5, 0.75, 1)
     assert curves.deletion[0] == 1 and curves.insertion[0] == 0
     np.testing.assert_allclose(curves.deletion[2:], 0)
@@ -44,30 +44,30 @@ def test_a_true_map_loses_and_wins_the_score_at_once():
     assert curves.deletion_area < 0.25 < 0.75 < curves.insertion_area
 
 
-def test_a_false_map_does_not():
-    curves = deletion_and_insertion(score, X, np.zeros_like(X), -SEEN, steps=4)
+def test_an_unfaithful_map_has_flat_curves():
+    curves = deletion_and_insertion(score, X, np.zeros_like(X), -USED, steps=4)
     np.testing.assert_allclose(curves.deletion[:3], 1)
     np.testing.assert_allclose(curves.insertion[:3], 0)
     assert curves.insertion_area < 0.25 < 0.75 < curves.deletion_area
 
 
-def test_only_what_counts_is_touched():
-    counted = np.zeros(X.shape, bool)
-    counted[1:3] = True
+def test_only_the_region_is_masked():
+    region = np.zeros(X.shape, bool)
+    region[1:3] = True
     seen = []
 
     def watch(x):
-        seen.append((x != X) & ~counted)
+        seen.append((x != X) & ~region)
         return score(x)
 
-    blotted = np.where(counted, 0, X)
-    deletion_and_insertion(watch, X, blotted, SEEN, counted, steps=2)
+    masked = np.where(region, 0, X)
+    deletion_and_insertion(watch, X, masked, USED, region, steps=2)
     assert len(seen) == 8 and not np.any(seen)
 
 
-def test_a_picture_without_a_score_to_lose_is_refused():
+def test_equal_scores_of_image_and_masked_image_are_refused():
     with pytest.raises(StagingError, match="same score"):
-        deletion_and_insertion(lambda x: 1.0, X, np.zeros_like(X), SEEN)
+        deletion_and_insertion(lambda x: 1.0, X, np.zeros_like(X), USED)
 
 
 def test_failed_save_leaves_the_earlier_files(tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_score_has_the_gradient_that_is_explained(members):
     np.testing.assert_allclose(score_gradient(logits, members), numeric, atol=1e-7)
 
 
-def test_randomisation_shuffles_from_the_scores_down_and_leaves_the_file(model):
+def test_randomisation_shuffles_from_the_scores_and_keeps_the_file(model):
     before = model.path.read_bytes()
     one, name = randomized(model, 1)
     assert name == "logits_weight" and model.path.read_bytes() == before
@@ -123,7 +123,7 @@ def test_randomisation_shuffles_from_the_scores_down_and_leaves_the_file(model):
 
 
 def test_command_measures_the_phantom_and_draws(sample, single_path, tmp_path, capsys):
-    """The map of the phantom's stage says more than chance, and depends on the weights.
+    """The map of the phantom's stage is better than random order, and depends on the weights.
 
     Only deletion tells them apart: fibrosis is everywhere in the liver, so that pieces by chance
     soon bring some of it back.

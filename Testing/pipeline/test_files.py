@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, also over older ones and where one of these is in use."""
+"""Files are written completely or not at all, also over older ones and with one in use."""
 
 import csv
 import math
@@ -29,7 +29,7 @@ def whole(text):
 
 
 def in_use(monkeypatch, *blocked, after=0):
-    """Files that Windows lets nobody move or remove, after as many moves as are let through."""
+    """Files that cannot be moved or removed, as on Windows, after a number of moves."""
     real = {name: getattr(Path, name) for name in ("replace", "rename", "unlink")}
     moves = []
 
@@ -64,8 +64,8 @@ def test_file_in_use_leaves_the_older_ones(name, tmp_path, monkeypatch):
     assert contents(tmp_path) == whole("old")
 
 
-def test_file_that_cannot_be_put_back_leaves_no_promise(tmp_path, monkeypatch):
-    """The picture can be moved away but nothing can take its place."""
+def test_file_that_cannot_be_restored_leaves_no_summary(tmp_path, monkeypatch):
+    """The picture can be moved away but not replaced."""
     write_folder(tmp_path, NAMES, writer("old"))
     in_use(monkeypatch, tmp_path / "picture", after=1)
     with pytest.raises(StagingError, match="incomplete result, without summary"):
@@ -74,7 +74,7 @@ def test_file_that_cannot_be_put_back_leaves_no_promise(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_left_where_nothing_was(name, tmp_path, monkeypatch):
+def test_failed_write_removes_new_folders(name, tmp_path, monkeypatch):
     folder = tmp_path / "a" / "b"
     in_use(monkeypatch, folder / name)
     with pytest.raises(StagingError, match="nothing was written"):
@@ -106,14 +106,14 @@ def test_a_folder_with_a_files_name_is_kept(tmp_path):
     assert not (tmp_path / "summary").exists()
 
 
-def test_what_a_killed_run_left_goes_with_the_next(tmp_path):
+def test_leftovers_of_a_killed_run_are_removed_by_the_next(tmp_path):
     (tmp_path / ".partial-abc").mkdir()
     (tmp_path / ".partial-abc" / "map").write_text("half")
     write_folder(tmp_path, NAMES, writer("new"))
     assert contents(tmp_path) == whole("new")
 
 
-def test_promise_goes_first_and_comes_last(tmp_path, monkeypatch):
+def test_summary_is_removed_first_and_written_last(tmp_path, monkeypatch):
     write_folder(tmp_path, NAMES, writer("old"))
     real, states = Path.replace, []
 

@@ -12,7 +12,7 @@ from LiverFibrosisStagingLib.location_map import LocationMap, on_ct
 
 @pytest.mark.parametrize("degrees", [0, 35])
 @pytest.mark.parametrize("slab", [1, 5, 1000])
-def test_slabs_and_boxes_change_nothing(degrees, slab, model, monkeypatch):
+def test_slabs_and_boxes_do_not_change_the_map(degrees, slab, model, monkeypatch):
     monkeypatch.setattr(location_map, "SLAB_SLICES", slab)
     ct, liver, spleen = make_abdomen(rotation(degrees))
     grid = working_grid(ct, liver, spleen, **model.card.preprocessing)

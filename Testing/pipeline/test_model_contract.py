@@ -1,4 +1,4 @@
-"""What StagingModel.load accepts and refuses, on files that are made wrong on purpose."""
+"""StagingModel.load accepts valid files and refuses damaged ones."""
 
 import json
 import re
@@ -149,7 +149,7 @@ def test_missing_file_and_folder_are_refused(tmp_path):
             StagingModel.load(path)
 
 
-def test_reader_sees_what_the_onnx_package_sees(model_path):
+def test_reader_agrees_with_the_onnx_package(model_path):
     ours, theirs = read_onnx(model_path), onnx.load(model_path)
     assert ours.ir_version == theirs.ir_version <= SAFE_IR
     assert ours.opset == theirs.opset_import[0].version <= SAFE_OPSET

@@ -1,4 +1,4 @@
-"""What a model says about itself is checked to the last field when it is loaded."""
+"""All fields of a model's metadata are checked when it is loaded."""
 
 import json
 import re
@@ -52,7 +52,7 @@ GOOD = {
 
 
 def places(card, *above):
-    """Every field of a card, as the names that lead there."""
+    """Every field of a card, as a path of names."""
     for name, value in card.items():
         yield (*above, name)
         if isinstance(value, dict):
@@ -128,7 +128,7 @@ def test_what_was_found_and_what_is_needed(field, value, words, tmp_path):
 @pytest.mark.parametrize(
     "field", ["name", "stages", "window_hu", "spacing_mm", "patch_size", "tail"]
 )
-def test_a_field_that_is_needed_is_missed(field, tmp_path):
+def test_a_missing_field_is_refused(field, tmp_path):
     path = written(staging_model(changed(CARD, [field], gone=True)), tmp_path / "m.onnx")
     with pytest.raises(StagingError, match=f"{field} is missing; .* is needed"):
         StagingModel.load(path)
@@ -142,7 +142,7 @@ def test_the_others_may_be_missing(field, tmp_path):
     assert unusual({"liver": {"mean": 9.0}}, card.reference, "F4") or field == "reference"
 
 
-def test_fields_of_another_software_are_kept(tmp_path):
+def test_unknown_fields_are_kept(tmp_path):
     card = changed(CARD, ["of_others"], [1, {"x": None}])
     for place in (["training"], ["calibration"], ["reference"], ["reference", "stages", "F4"]):
         card = changed(card, [*place, "of_others"], {"x": [None]})

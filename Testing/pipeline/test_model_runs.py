@@ -1,4 +1,4 @@
-"""Model files that load, and whose network or gradient then gives what cannot be used."""
+"""Model files that load, but whose network or gradient gives invalid values."""
 
 import numpy as np
 import pytest
@@ -76,8 +76,8 @@ def test_a_grid_of_tokens_that_the_layer_does_not_have_is_refused(tmp_path):
         ExplainableModel(path).run(IMAGE)
 
 
-def test_an_operator_that_the_file_defines_is_not_taken_for_onnxs(tmp_path):
-    """Its own Relu would run, and the gradient of ONNX's would be computed."""
+def test_an_operator_defined_by_the_file_is_refused(tmp_path):
+    """Its own Relu would run, but the gradient of ONNX's would be computed."""
 
     def own_relu(model):
         body = [helper.make_node("Sin", ["a"], ["b"])]
@@ -92,14 +92,14 @@ def test_an_operator_that_the_file_defines_is_not_taken_for_onnxs(tmp_path):
 
 
 @pytest.mark.parametrize("target", [[[1], [1, 2]], [None], {"a": 1}])
-def test_targets_that_are_no_array_are_refused(target, tmp_path):
+def test_targets_that_are_not_arrays_are_refused(target, tmp_path):
     model = ExplainableModel(written(explainable_model(), tmp_path / "m.onnx"))
     with pytest.raises(StagingError, match="Cannot explain"):
         model.grad_cam(IMAGE, target)
 
 
 @pytest.mark.parametrize("said", ["", "\n", "two\nlines", "a\x1b[31mb", "long " * 1000])
-def test_what_onnxruntime_says_becomes_one_sentence(said, tmp_path, monkeypatch):
+def test_errors_of_onnxruntime_become_one_sentence(said, tmp_path, monkeypatch):
     import onnxruntime
 
     class Failing:

@@ -1,4 +1,4 @@
-"""Names stay on the screen: no file that any command writes holds a patient's name or a path."""
+"""No file written by any command contains a patient's name or a path."""
 
 import csv
 import re
@@ -32,7 +32,7 @@ TAGS = {"0010|0010": "DOE^JANE", "0008|103e": "Jane Doe arterial", "0010|0030": 
         unicodedata.normalize("NFD", "M\u00fcller_J\u00e9r\u00f4me_1987"),
     ],
 )
-def test_names_that_read_like_a_person_s(name):
+def test_names_that_may_be_persons(name):
     assert looks_like_person_name(name)
 
 
@@ -52,7 +52,7 @@ def test_ordinary_names(name):
     assert not looks_like_person_name(name)
 
 
-def test_name_shared_with_dicom_is_a_person_s():
+def test_name_shared_with_dicom_is_a_person():
     assert looks_like_person_name("doe_scan2", ["DOE^JANE"])
     assert looks_like_person_name("2019/JaneD", ["DOE^JANE"])
     assert not looks_like_person_name("scan2", ["DOE^JANE"])
@@ -99,7 +99,7 @@ def test_names_are_removed(text, clean, tmp_path):
     assert names.removed(text.format(**given)) == clean
 
 
-def test_one_word_names_are_removed_where_something_is_named(tmp_path):
+def test_one_word_names_are_removed_as_subjects(tmp_path):
     names = Names(tmp_path / "Damaged" / "offset.nii")
     for text, clean in (
         ("offset: no.", "The CT: no."),
@@ -128,7 +128,7 @@ def test_names_of_nodes_and_of_other_scripts_are_removed():
     assert Names(None).removed("Nothing.") == "Nothing."
 
 
-def test_what_dicom_says_is_removed(tmp_path):
+def test_names_in_dicom_are_removed(tmp_path):
     folder = write_slices(tmp_path / "scan", image(hu_array(3)), TAGS, prefix="JD")
     names = Names(folder)
     for text in ("doe", "Jane, Doe", "PATIENT-1", "jane doe arterial", "19500213", "1950-02-13"):
@@ -148,7 +148,7 @@ def test_other_files_of_a_dicom_folder_are_removed(one_file, tmp_path):
     )
 
 
-def test_data_files_that_headers_name_are_removed(tmp_path):
+def test_names_of_data_files_in_headers_are_removed(tmp_path):
     write(tmp_path / "p1.mhd", hu_array(2))
     text = (tmp_path / "p1.mhd").read_text().replace("p1.raw", "Roe R.zraw")
     (tmp_path / "p1.mhd").write_text(text)
@@ -206,7 +206,7 @@ def inputs(sample, tmp_path_factory):
 
 
 def texts(path):
-    """Everything that stands in a file: its bytes and what is compressed in them."""
+    """The bytes of a file, also decompressed."""
     data = path.read_bytes()
     yield data
     for start in (m.start() for m in re.finditer(rb"\x1f\x8b|\x78[\x01\x5e\x9c\xda]", data)):
@@ -217,7 +217,7 @@ def texts(path):
 
 
 def check(output):
-    """Whether a name stands in any file below `output`; returns the files."""
+    """Check that no file below `output` contains a name; returns the files."""
     written = [path for path in output.rglob("*") if path.is_file()]
     for path in written:
         assert not re.search("doe|jane|1950", str(path.relative_to(output)).lower()), path

@@ -78,7 +78,7 @@ def test_sample_is_staged_as_it_was_made(sample):
 
 
 def test_relative_map_has_mean_one_in_the_body(result):
-    """On the CT's grid as on the working grid; slices that no patch saw hold no map."""
+    """On the CT's grid as on the working grid; slices outside all patches have no map."""
     relative = sitk.GetArrayFromImage(result.location_map)
     seen = np.flatnonzero(relative.any(axis=(1, 2)))
     means = []
@@ -233,7 +233,7 @@ def test_save_over_a_file_in_use_keeps_the_earlier_result(result, tmp_path, monk
 
 
 def test_result_does_not_name_its_inputs(sample, model, tmp_path, monkeypatch):
-    """Whatever a warning quotes, of a file or of a node in the scene."""
+    """Names of files and of nodes in the scene, quoted in warnings."""
     monkeypatch.setattr(staging, "check_ct", lambda ct, name: (f"{name} is odd.", "DOE, JANE."))
     ct = shutil.copy(sample["ct"], tmp_path / "DOE^JANE.nii.gz")
     node = read_ct(ct)
@@ -272,7 +272,7 @@ def test_cancelled_between_steps(step, sample, model):
 
 
 def test_cancelled_inside_the_network(model_path, tmp_path):
-    """Operators that had not begun are not run any more, and the session can be used again."""
+    """No further operators are run, and the session can be used again."""
     options = onnxruntime.SessionOptions()
     options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "run")
     session = onnxruntime.InferenceSession(str(model_path), options, ["CPUExecutionProvider"])

@@ -304,7 +304,7 @@ def test_unwritable_path_is_one_sentence(picture, tmp_path):
 
 
 def test_needs_no_display_and_no_graphics_library():
-    """In a process without DISPLAY, and none of VTK's OpenGL or X11 parts get loaded."""
+    """In a process without DISPLAY; none of VTK's OpenGL and X11 modules are loaded."""
     code = """
 import numpy as np, sys
 from LiverFibrosisStagingLib.report import drawing, overview, slices

@@ -220,7 +220,7 @@ def test_version_is_the_same_everywhere():
     assert re.search(r'^version = "(.+)"$', text, re.M)[1] == LiverFibrosisStagingLib.__version__
 
 
-def test_slicer_is_asked_for_no_exact_version_and_never_for_numpy():
+def test_requirements_for_slicer_have_no_exact_version_and_no_numpy():
     wanted = listed_requirements()
     assert [requirement.name for requirement in wanted] == ["onnxruntime"]
     for requirement in wanted:
@@ -228,7 +228,7 @@ def test_slicer_is_asked_for_no_exact_version_and_never_for_numpy():
         assert importlib.metadata.version(requirement.name) in requirement.specifier
 
 
-def test_what_is_needed_is_the_same_for_slicer_pip_and_run():
+def test_requirements_agree_for_slicer_pip_and_run():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for_pip = ast.literal_eval(re.search(r"^dependencies = (\[.*?\])$", text, re.M | re.S)[1])
     spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
@@ -238,14 +238,14 @@ def test_what_is_needed_is_the_same_for_slicer_pip_and_run():
     assert {str(wanted) for wanted in listed_requirements()} <= set(for_pip)
 
 
-def test_onnxruntime_is_one_that_runs_with_numpy_2():
+def test_onnxruntime_supports_numpy_2():
     (wanted,) = (line for line in listed_requirements() if line.name == "onnxruntime")
     for release, numpy in (("1.16.3", 1), ("1.18.1", 1), ("1.19.0", 2), ("1.32.0", 2)):
         assert (release in wanted.specifier) == (numpy == 2), release
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check", "--exclude", "*.md"]])
-def test_ruff_is_content(command):
+def test_ruff_finds_nothing(command):
     ruff = shutil.which("ruff", path=str(Path(sys.executable).parent)) or shutil.which("ruff")
     done = subprocess.run([ruff, *command, str(ROOT)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Which part of the library may import which; see docs/architecture.md."""
+"""Rules on which part of the library may import which; see docs/architecture.md."""
 
 import ast
 from pathlib import Path
@@ -89,7 +89,7 @@ def wing(module: str) -> str:
 
 
 def cycle(edges: dict[str, set[str]]) -> list[str]:
-    """One circle of imports; empty where there is none."""
+    """One circle of imports; empty if there is none."""
     done: set[str] = set()
 
     def visit(module: str, path: list[str]) -> list[str]:
@@ -131,7 +131,7 @@ def test_nothing_outside_imports_the_scene(library):
             assert "scene" not in {wing(target) for target in targets}, module
 
 
-def test_ground_imports_ground_alone(library):
+def test_root_modules_import_root_modules_only(library):
     for module in GROUND:
         assert library[module] <= GROUND, module
 
