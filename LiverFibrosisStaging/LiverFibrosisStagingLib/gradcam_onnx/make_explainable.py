@@ -172,7 +172,7 @@ def _fold(model: onnx.ModelProto) -> None:
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     shapes = _shapes(model)
     outputs = {output.name for output in graph.output}
-    gone = set()
+    removed = set()
     for position, node in enumerate(graph.node):
         folded = None
         if node.op_type == "Constant":
@@ -187,12 +187,12 @@ def _fold(model: onnx.ModelProto) -> None:
             folded = _evaluate(node, known, model)
         if folded is None or outputs.intersection(node.output):
             continue
-        gone.add(position)
+        removed.add(position)
         for tensor, values in zip(node.output, folded):
             if tensor:
                 known[tensor] = values
                 graph.initializer.append(numpy_helper.from_array(np.asarray(values), tensor))
-    _keep_only(graph.node, lambda position, _: position not in gone)
+    _keep_only(graph.node, lambda position, _: position not in removed)
     used = {tensor for node in graph.node for tensor in node.input} | outputs
     used = used.union(*(_captured(node) for node in graph.node))
     _keep_only(graph.initializer, lambda _, tensor: tensor.name in used)

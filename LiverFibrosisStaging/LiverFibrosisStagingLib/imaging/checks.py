@@ -63,7 +63,7 @@ def check_ct(ct: sitk.Image, name: str) -> tuple[str, ...]:
             "values per voxel; a 3-D volume with one value per voxel is needed."
         )
     if "complex" in ct.GetPixelIDTypeAsString():
-        raise StagingError(f"{name}: holds complex numbers; HU are needed.")
+        raise StagingError(f"{name}: contains complex numbers; HU are needed.")
     _check_grid(ct, name)
     _check_values(sitk.GetArrayViewFromImage(ct), name)
     return tuple(_warnings(ct))
