@@ -158,7 +158,7 @@ WATER = (((0, 0, 0), (400, 110, 160), 0),)
     ],
 )
 def test_a_ct_without_liver_is_refused(parts, network):
-    with pytest.raises(StagingError, match="no liver found"):
+    with pytest.raises(StagingError, match="no liver was found"):
         segment(ellipsoids(*parts), network)
 
 
@@ -280,7 +280,7 @@ def test_a_real_oblique_patient_has_the_same_organs(shared_data, network):
 def test_a_pelvis_has_no_liver(shared_data, network):
     """The lower 12 cm of a real CT."""
     ct = read_ct(shared_data / "ts_example_ct_nc_masks" / "ct.nii.gz")
-    with pytest.raises(StagingError, match="no liver found"):
+    with pytest.raises(StagingError, match="no liver was found"):
         segment(ct[:, :, :40], network)
 
 

@@ -145,7 +145,7 @@ def test_warnings_for_unedited_automatic_masks(abdomen, automatic, model):
     assert sum("automatically" in warning for warning in automatic.warnings) == 1
     lonely = stage(*abdomen[:2], model=model, segmentation={**NETWORK, "edited": False})
     assert any("No spleen was found" in warning for warning in lonely.warnings)
-    for result, words in ((edited, "VNet, edited"), (automatic, "VNet"), (given, "User")):
+    for result, words in ((edited, "V-Net, edited"), (automatic, "V-Net"), (given, "User")):
         assert f"Liver and spleen segmented by\t{words}\t" in table_text(result.summary())
 
 

@@ -203,7 +203,7 @@ def segment_checked(
     volumes = _volumes_ml(labels)
     if volumes["liver"] < MIN_ORGAN_ML["liver"]:
         raise StagingError(
-            f"{name}: no liver found ({volumes['liver']:.0f} mL segmented, at least "
+            f"{name}: no liver was found ({volumes['liver']:.0f} mL segmented, at least "
             f"{MIN_ORGAN_ML['liver']:g} mL expected); a CT of the abdomen, or a liver mask, is "
             "needed."
         )

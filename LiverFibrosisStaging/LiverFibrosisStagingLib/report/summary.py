@@ -23,11 +23,11 @@ def group_stages(name: str) -> str:
 
 
 def _segmented_by(summary: Mapping[str, Any]) -> str:
-    """The network that segmented the organs, and whether the masks were edited; else "User"."""
+    """Who segmented the organs: "V-Net", "V-Net, edited" or "User"."""
     segmentation = summary["segmentation"]
     if segmentation is None:
         return "User"
-    return f"{segmentation['name']}, edited" if segmentation.get("edited") else segmentation["name"]
+    return "V-Net, edited" if segmentation.get("edited") else "V-Net"
 
 
 def group_label(name: str) -> str:
