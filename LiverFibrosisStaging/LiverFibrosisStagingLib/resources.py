@@ -1,4 +1,4 @@
-"""Location of the shipped models: beside the module in Slicer, inside the package in a wheel."""
+"""Location of the shipped files: beside the module in Slicer, inside the package in a wheel."""
 
 from pathlib import Path
 
@@ -7,9 +7,18 @@ from .errors import StagingError
 
 def default_model_path(name: str = "LFS.onnx") -> Path:
     """The path of a shipped model. Raises StagingError if it is missing."""
+    return _shipped("Models", name, "model")
+
+
+def published_signs_path() -> Path:
+    """The path of the published values of signs. Raises StagingError if it is missing."""
+    return _shipped("Published", "signs.json", "file")
+
+
+def _shipped(folder: str, name: str, kind: str) -> Path:
     package = Path(__file__).parent
-    for folder in (package.parent / "Resources" / "Models", package / "Models"):
-        found = folder / name
+    for parent in (package.parent / "Resources", package):
+        found = parent / folder / name
         if found.is_file():
             return found
-    raise StagingError(f"The shipped model {name} is missing in {package.parent}; reinstall.")
+    raise StagingError(f"The shipped {kind} {name} is missing in {package.parent}; reinstall.")

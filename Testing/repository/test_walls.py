@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "gradcam_onnx": {"errors"},
     "imaging": {"errors", "resources", "training_record", "gradcam_onnx"},
     "report": {"errors", "files", "stages", "imaging"},
+    "signs": {"errors", "resources", "imaging"},
 }
 # The same for the packages of Training/; its commands, the scripts at the top, may import all.
 TRAINING_MAY_IMPORT: dict[str, set[str]] = {

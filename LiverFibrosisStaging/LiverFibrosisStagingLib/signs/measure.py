@@ -1,0 +1,223 @@
+"""Signs of liver and spleen, measured from a CT and its masks: volumes in mL, attenuation in HU.
+
+A sign that cannot be measured has no value but a reason. Reasons and sentences contain no text from
+the input.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import StagingError
+from ..imaging.dicom_series import PORTAL_VENOUS
+from ..imaging.grid import bounding_box
+from ..imaging.masks import same_grid, volume_ml
+from .published import Cutoff, published_signs
+
+# HU are measured away from the organ's surface, where fat and lung share the voxels with it.
+EROSION_MM = 5.0
+# What is left needs to be more than a region of interest of 1 cm2 in a slice of 5 mm, and its mean
+# needs a standard error of at most a tenth of the noise.
+MIN_CORE_ML = 1.0
+MIN_CORE_VOXELS = 100
+# Without contrast a spleen has 40 to 60 HU, in the portal-venous phase usually 110 to 150.
+# The liver is no evidence, because steatosis lowers it.
+ENHANCED_SPLEEN_HU = 90.0
+
+UNITS = {
+    "spleen_volume_ml": "mL",
+    "liver_volume_ml": "mL",
+    "spleen_liver_ratio": "",
+    "liver_mean_hu": "HU",
+    "liver_sd_hu": "HU",
+    "spleen_mean_hu": "HU",
+    "spleen_sd_hu": "HU",
+    "liver_minus_spleen_hu": "HU",
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The value of a sign; None if it is not measurable, with the reason.
+
+    at_least: lower bound of the volume of an organ that the scan's edge cuts off; otherwise None.
+    """
+
+    key: str
+    value: float | None
+    reason: str = ""
+    at_least: float | None = None
+
+    @property
+    def unit(self) -> str:
+        """mL or HU; "" for a ratio."""
+        return UNITS[self.key]
+
+
+@dataclass(frozen=True)
+class SteatosisHint:
+    """What the liver's HU say about moderate steatosis.
+
+    cutoff: the lowest published threshold that the liver is below; None if it is below none, or if
+    nothing can be said (`assessed` is False). The sentence names result or reason, and the source.
+    """
+
+    assessed: bool
+    cutoff: Cutoff | None
+    sentence: str
+
+
+@dataclass(frozen=True)
+class MeasuredSigns:
+    """One measurement for each key of UNITS, in that order, and the hint of steatosis."""
+
+    measurements: tuple[Measurement, ...]
+    steatosis: SteatosisHint
+
+    def __getitem__(self, key: str) -> Measurement:
+        return next(found for found in self.measurements if found.key == key)
+
+
+@dataclass(frozen=True)
+class _Organ:
+    """volume, mean and sd are None if not measurable, for the reason given."""
+
+    volume: float | None
+    volume_reason: str
+    at_least: float | None
+    mean: float | None
+    sd: float | None
+    hu_reason: str
+
+
+def measure_signs(
+    ct: sitk.Image, liver: sitk.Image | None, spleen: sitk.Image | None, phase: str
+) -> MeasuredSigns:
+    """Measure the signs of UNITS and look for steatosis.
+
+    ct: HU, as checked by `imaging.checks.check_ct`; liver, spleen: masks on its grid, non-zero
+    inside, or None; phase: contrast phase as in `imaging.dicom_series`, "" if it is not known.
+
+    Volumes are those of all voxels of a mask; they are not measurable for an organ at the edge of
+    the image, of which only a lower bound is known. Mean and SD (of the population) of the HU are
+    those of the voxels whose centre is more than EROSION_MM from that of the nearest voxel outside
+    the organ; vessels and lesions inside are included. At least MIN_CORE_ML and MIN_CORE_VOXELS are
+    needed. Raises StagingError for a mask on another grid.
+    """
+    of_liver = _organ(ct, liver, "liver")
+    of_spleen = _organ(ct, spleen, "spleen")
+    volume_reason = of_spleen.volume_reason or of_liver.volume_reason
+    hu_reason = of_liver.hu_reason or of_spleen.hu_reason
+    ratio = difference = None
+    if of_spleen.volume is not None and of_liver.volume is not None:
+        ratio = of_spleen.volume / of_liver.volume
+    if of_liver.mean is not None and of_spleen.mean is not None:
+        difference = of_liver.mean - of_spleen.mean
+    found = (
+        Measurement(
+            "spleen_volume_ml", of_spleen.volume, of_spleen.volume_reason, of_spleen.at_least
+        ),
+        Measurement("liver_volume_ml", of_liver.volume, of_liver.volume_reason, of_liver.at_least),
+        Measurement("spleen_liver_ratio", ratio, volume_reason),
+        Measurement("liver_mean_hu", of_liver.mean, of_liver.hu_reason),
+        Measurement("liver_sd_hu", of_liver.sd, of_liver.hu_reason),
+        Measurement("spleen_mean_hu", of_spleen.mean, of_spleen.hu_reason),
+        Measurement("spleen_sd_hu", of_spleen.sd, of_spleen.hu_reason),
+        Measurement("liver_minus_spleen_hu", difference, hu_reason),
+    )
+    return MeasuredSigns(found, _steatosis(of_liver, of_spleen, phase))
+
+
+def deeper_than(inside: sitk.Image, depth_mm: float) -> np.ndarray:
+    """Where a mask is deeper than `depth_mm`: bool, [slice, row, column].
+
+    inside: 0 outside, non-zero inside. Depth is the distance in mm from a voxel's centre to the
+    centre of the nearest voxel outside, with the image's spacing along each axis. The edge of the
+    image is not a surface: nothing is known to lie outside of it.
+    """
+    outside = inside == 0
+    if not sitk.GetArrayViewFromImage(outside).any():
+        return np.ones(inside.GetSize()[::-1], bool)
+    depth = sitk.SignedMaurerDistanceMap(
+        outside, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+    )
+    return sitk.GetArrayViewFromImage(depth) > depth_mm
+
+
+def _organ(ct: sitk.Image, mask: sitk.Image | None, name: str) -> _Organ:
+    if mask is not None and not same_grid(mask, ct):
+        raise StagingError(
+            f"The {name} mask is on another grid than the CT; a mask on the CT's grid is needed."
+        )
+    box = None if mask is None else bounding_box(sitk.GetArrayViewFromImage(mask))
+    if box is None:
+        reason = f"There is no mask of the {name}."
+        return _Organ(None, reason, None, None, None, reason)
+    shape = ct.GetSize()[::-1]
+    volume, at_least, volume_reason = volume_ml(mask), None, ""
+    if any(part.start == 0 or part.stop == length for part, length in zip(box, shape)):
+        volume, at_least = None, volume
+        volume_reason = (
+            f"The {name} reaches the edge of the scan; its volume is at least {at_least:.0f} mL."
+        )
+    # One voxel around the organ holds the nearest voxels outside.
+    wide = tuple(
+        slice(max(part.start - 1, 0), min(part.stop + 1, length))
+        for part, length in zip(box, shape)
+    )
+    core = deeper_than(mask[wide[::-1]], EROSION_MM)
+    count = np.count_nonzero(core)
+    core_ml = count * float(np.prod(ct.GetSpacing())) / 1000
+    if core_ml < MIN_CORE_ML or count < MIN_CORE_VOXELS:
+        return _Organ(
+            volume,
+            volume_reason,
+            at_least,
+            None,
+            None,
+            f"Only {core_ml:.1f} mL ({count} voxels) of the {name} lie deeper than "
+            f"{EROSION_MM:g} mm; at least {MIN_CORE_ML:g} mL and {MIN_CORE_VOXELS} voxels are "
+            "needed to measure HU.",
+        )
+    hu = sitk.GetArrayViewFromImage(ct)[wide][core].astype(np.float64)
+    return _Organ(volume, volume_reason, at_least, float(hu.mean()), float(hu.std()), "")
+
+
+def _steatosis(liver: _Organ, spleen: _Organ, phase: str) -> SteatosisHint:
+    """The published thresholds of the liver's mean HU; they hold in the portal-venous phase.
+
+    Means are compared as they are written, in whole HU.
+    """
+    cutoffs = sorted(
+        (c for c in published_signs().cutoffs if c.sign.key == "liver_mean_hu"),
+        key=lambda cutoff: cutoff.value,
+    )
+    reason = ""
+    if phase != PORTAL_VENOUS:
+        reason = "the thresholds hold in the portal-venous phase only"
+        reason += f", and this is the {phase} phase." if phase else ", and the phase is not known."
+    elif liver.mean is None or spleen.mean is None:
+        # Without the spleen, a liver without contrast cannot be told from a steatotic one.
+        reason = f"the HU of liver and spleen are needed. {liver.hu_reason or spleen.hu_reason}"
+    elif round(spleen.mean) < ENHANCED_SPLEEN_HU:
+        reason = f"contrast is missing or weak, since the spleen has {spleen.mean:.0f} HU."
+    if reason or liver.mean is None:
+        return SteatosisHint(False, None, f"Steatosis not assessed: {reason}")
+    start = f"Liver {liver.mean:.0f} HU"
+    below = next((cutoff for cutoff in cutoffs if round(liver.mean) < cutoff.value), None)
+    if below is None:
+        highest = cutoffs[-1]
+        return SteatosisHint(
+            True,
+            None,
+            f"{start}: not below {highest.value:g} HU, the threshold for at least "
+            f"{highest.finding} ({highest.source.name}).",
+        )
+    return SteatosisHint(
+        True,
+        below,
+        f"{start}: below {below.value:g} HU, as in at least {below.finding} (sensitivity "
+        f"{100 * below.sensitivity:.0f} %, specificity {100 * below.specificity:.0f} %; "
+        f"{below.source.name}).",
+    )
