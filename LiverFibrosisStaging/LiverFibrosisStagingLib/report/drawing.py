@@ -33,24 +33,30 @@ class Box(NamedTuple):
     height: int
 
 
-def write_png(picture: np.ndarray, path: str | Path) -> None:
-    """Write uint8 RGB [height, width, 3] as PNG; StagingError if the file cannot be written."""
+def encode_png(picture: np.ndarray) -> bytes:
+    """A PNG file of uint8 RGB [height, width, 3] or grey [height, width]."""
     from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
     from vtkmodules.vtkCommonDataModel import vtkImageData
     from vtkmodules.vtkIOImage import vtkPNGWriter
 
-    height, width, channels = picture.shape
-    pixels = np.ascontiguousarray(picture[::-1]).reshape(-1, channels)  # VTK: first row at bottom
+    height, width = picture.shape[:2]
+    pixels = np.ascontiguousarray(picture[::-1]).reshape(height * width, -1)  # first row at bottom
     image = vtkImageData()
     image.SetDimensions(width, height, 1)
     image.GetPointData().SetScalars(numpy_to_vtk(pixels))
     writer = vtkPNGWriter()
     writer.SetInputData(image)
-    # Encoded in memory, so that a failed write raises an OSError with its reason.
     writer.WriteToMemoryOn()
     writer.Write()
+    return vtk_to_numpy(writer.GetResult()).tobytes()
+
+
+def write_png(picture: np.ndarray, path: str | Path) -> None:
+    """Write uint8 RGB [height, width, 3] as PNG; StagingError if the file cannot be written."""
+    # Encoded in memory, so that a failed write raises an OSError with its reason.
+    encoded = encode_png(picture)
     try:
-        Path(path).write_bytes(vtk_to_numpy(writer.GetResult()).tobytes())
+        Path(path).write_bytes(encoded)
     except OSError as error:
         raise StagingError(
             f"Cannot write the picture {path}: {error.strerror or error}."

@@ -25,7 +25,7 @@ SPLEEN_COLOR: Color = (0.40, 1.0, 0.62)
 _COARSE_MM = 4.0
 _MARGIN_MM = 8.0
 # Not 0.5: midway between two voxels, rounding would depend on the array's direction.
-_INSIDE = 0.47
+INSIDE = 0.47
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Slices:
         size = np.ceil(2 * half / _COARSE_MM - 1e-3).astype(int)
         first = centre - (size - 1) * _COARSE_MM / 2
 
-        coarse = _Plane(first, size, np.full(3, _COARSE_MM))
+        coarse = Plane(first, size, np.full(3, _COARSE_MM))
         body = _largest_part(coarse.sample(ct, outside=AIR_HU) > BODY_THRESHOLD_HU)
-        inside = coarse.sample(liver) > _INSIDE
+        inside = coarse.sample(liver) > INSIDE
         if not inside.any():  # a mask of a few voxels
             inside = body if body.any() else np.ones_like(body)
         slices = np.flatnonzero(inside.any(axis=(1, 2)))
@@ -104,7 +104,7 @@ class Slices:
     def axial(self, z: float, mm: float) -> np.ndarray:
         """RGB of the axial slice at z with pixels of `mm`."""
         columns, rows = np.maximum(1, np.rint((self.high - self.low)[:2] / mm)).astype(int)
-        plane = _Plane(
+        plane = Plane(
             np.array([*self.low[:2] + mm / 2, z]),
             np.array([columns, rows, 1]),
             np.array([mm, mm, 1.0]),
@@ -114,26 +114,26 @@ class Slices:
     def coronal_slice(self, bottom: float, top: float, mm: float) -> np.ndarray:
         """RGB of the coronal slice between two z."""
         columns = max(1, round((self.high - self.low)[0] / mm))
-        plane = _Plane(
+        plane = Plane(
             np.array([self.low[0] + mm / 2, self.coronal, bottom + mm / 2]),
             np.array([columns, 1, max(1, round((top - bottom) / mm))]),
             np.array([mm, 1.0, mm]),
         )
         return self._color(plane, np.s_[::-1, 0])
 
-    def _color(self, plane: _Plane, view: tuple | int) -> np.ndarray:
+    def _color(self, plane: Plane, view: tuple | int) -> np.ndarray:
         low, high = WINDOW_HU
         hu = plane.sample(self.ct, outside=AIR_HU)[view]
         labels = plane.sample(self.label_map, sitk.sitkNearestNeighbor)[view].astype(np.uint8)
         picture = color_slice(labels, np.clip((hu - low) / (high - low), 0.0, 1.0))
         for mask, color in ((self.spleen, SPLEEN_COLOR), (self.liver, LIVER_COLOR)):
             if mask is not None:
-                line = _boundary(plane.sample(mask)[view] > _INSIDE)
+                line = _boundary(plane.sample(mask)[view] > INSIDE)
                 picture[line] = 0.1 * picture[line] + 0.9 * np.array(color, np.float32)
         return picture
 
 
-class _Plane(NamedTuple):
+class Plane(NamedTuple):
     """Sampling points along the patient's axes: first point, count and step (x, y, z), LPS mm."""
 
     first: np.ndarray
