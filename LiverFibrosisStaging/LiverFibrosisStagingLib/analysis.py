@@ -5,6 +5,9 @@ weights of surface, core and spleen quantify their two patterns (healthy: the li
 cirrhosis: parenchyma and spleen).
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import SimpleITK as sitk
 
@@ -12,6 +15,16 @@ from .imaging.grid import WorkingGrid
 from .location_map import LocationMap
 
 SURFACE_MM = 10.0  # thickness of the surface region: over one voxel of the shipped model's map
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A location map's pattern: "surface", "core and spleen", "mixed" or "elsewhere"; "" if the
+    map is empty. sentence: the numbers that it follows from.
+    """
+
+    name: str
+    sentence: str
 
 
 def measure(location: LocationMap, grid: WorkingGrid) -> dict[str, dict[str, float]]:
@@ -41,6 +54,14 @@ def measure(location: LocationMap, grid: WorkingGrid) -> dict[str, dict[str, flo
         }
         for name, region in regions.items()
     }
+
+
+def pattern(measurements: Mapping[str, Mapping[str, float]]) -> Pattern:
+    """The pattern of a map with these measurements."""
+    outside = measurements["rest"]["share"]
+    if outside > 0.5:
+        return Pattern("elsewhere", f"{outside:.0%} of the weight lies outside liver and spleen.")
+    return Pattern("mixed", "")
 
 
 def surface_distance(mask: sitk.Image) -> np.ndarray:

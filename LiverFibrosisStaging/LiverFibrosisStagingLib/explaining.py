@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
-from .analysis import measure
+from .analysis import Pattern, measure, pattern
 from .errors import Cancelled, CancelToken
 from .imaging.grid import WorkingGrid, patch_array
 from .location_map import merge_patches, on_ct
@@ -89,6 +89,7 @@ class Explanation:
     label_map: sitk.Image
     body_mean: float
     measurements: dict[str, dict[str, float]]
+    pattern: Pattern
     map_warnings: tuple[str, ...]
 
 
@@ -129,5 +130,11 @@ def explain_score(
     elif members == (predicted,):
         map_warnings = unusual(measurements, forward_pass.model.card.reference, STAGES[predicted])
     return Explanation(
-        explained, relative, labels, location.body_mean, measurements, tuple(map_warnings)
+        explained=explained,
+        location_map=relative,
+        label_map=labels,
+        body_mean=location.body_mean,
+        measurements=measurements,
+        pattern=pattern(measurements),
+        map_warnings=tuple(map_warnings),
     )

@@ -1,22 +1,27 @@
 """The result of staging one CT, and its files."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+from .analysis import Pattern
 from .ensemble import spread
 from .errors import CancelToken, StagingError
 from .explaining import ForwardPass, Progress, Steps, explain_score
 from .files import write_folder
+from .imaging.input_checks import Check
 from .imaging.itk_files import itk_path
 from .imaging.organs import LIVER_LABEL, SPLEEN_LABEL, write_labels
+from .signs.measure import MeasuredSigns
+from .signs.placing import Placement
 from .stages import GROUPS, RESEARCH_USE, STAGES
+from .support import placements
 
-SCHEMA = 2
+SCHEMA = 3
 BANDS_TEXT = "10 % steps of this case's own maximum"
 # In the order of writing; the JSON is last, so that its presence marks a complete result.
 FILES = (
@@ -33,24 +38,31 @@ class StagingResult:
     """The result for one CT. It contains no name of the patient.
 
     probabilities: float64[5], F0 to F4. stage: the most probable of them. scores: probability of
-    significant (F2-F4) and advanced (F3-F4) fibrosis and cirrhosis (F4). explained: the stage or
+    significant (F2-F4) and advanced (F3-F4) fibrosis and cirrhosis (F4). signs: measured on CT and
+    masks. checks: of the input. phase: contrast phase, "" if unknown. reasons: why the stage is not
+    supported; none if it is. explained: the stage or
     group whose score the location map explains. location_map: float32 image on the CT's grid,
     attention relative to its mean over the body. body_mean: that mean, so that location_map times
     body_mean is the raw Grad-CAM. label_map: uint8 image on the CT's grid, ten bands, 0 outside the
-    body or where the map is 0. measurements: mean, share and volume_ml by region. ct, liver,
-    spleen: on the CT's grid. staging_warnings, map_warnings: about the input, and about this map.
-    provenance: model, input, software and seconds, as in staging.json; `batch` adds a fingerprint.
-    forward_pass: the network's outputs, for `explain`.
+    body or where the map is 0. measurements: mean, share and volume_ml by region. pattern: of the
+    location map. ct, liver, spleen: on the CT's grid. staging_warnings, map_warnings: about the
+    input, and about this map. provenance: model, input, software and seconds, as in staging.json;
+    `batch` adds a fingerprint. forward_pass: the network's outputs, for `explain`.
     """
 
     probabilities: np.ndarray
     stage: str
     scores: dict[str, float]
+    signs: MeasuredSigns
+    checks: tuple[Check, ...]
+    phase: str
+    reasons: tuple[str, ...]
     explained: str
     location_map: sitk.Image
     label_map: sitk.Image
     body_mean: float
     measurements: dict[str, dict[str, float]]
+    pattern: Pattern
     staging_warnings: tuple[str, ...]
     map_warnings: tuple[str, ...]
     ct: sitk.Image
@@ -58,6 +70,16 @@ class StagingResult:
     spleen: sitk.Image | None
     provenance: dict[str, Any]
     forward_pass: ForwardPass = field(repr=False)
+
+    @property
+    def supported(self) -> bool:
+        """Whether nothing speaks against the stage (`support.reasons`)."""
+        return not self.reasons
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """The signs among the published groups, one for each sign and source."""
+        return placements(self.signs)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -129,17 +151,35 @@ class StagingResult:
             "stage": self.stage,
             "probabilities": dict(zip(STAGES, map(float, self.probabilities))),
             "scores": self.scores,
+            "supported": self.supported,
+            "reasons": list(self.reasons),
             **({} if self.spread is None else {"ensemble": self.spread}),
             "location_map": {
                 "explained": self.explained,
                 "body_mean": self.body_mean,
                 "maximum": float(sitk.GetArrayViewFromImage(self.location_map).max()),
                 "bands": BANDS_TEXT,
+                "pattern": asdict(self.pattern),
             },
             "measurements": self.measurements,
+            "signs": {found.key: found.value for found in self.signs.measurements},
+            "signs_notes": self._signs_notes(),
+            "signs_placed": self._signs_placed(),
+            "phase": self.phase,
+            "checks": [asdict(check) for check in self.checks],
             "warnings": list(self.warnings),
             **self.provenance,
         }
+
+    def _signs_notes(self) -> dict[str, str]:
+        notes = {each.key: each.reason for each in self.signs.measurements if each.reason}
+        steatosis = self.signs.steatosis
+        return notes if steatosis.assessed else {**notes, "steatosis": steatosis.sentence}
+
+    def _signs_placed(self) -> list[str]:
+        steatosis = self.signs.steatosis
+        hint = [steatosis.sentence] if steatosis.assessed else []
+        return [each.sentence for each in self.placements] + hint
 
     def save(self, folder: str | Path) -> Path:
         """Write the result's files into `folder`, created if missing; returns the folder.

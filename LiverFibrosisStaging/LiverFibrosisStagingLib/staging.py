@@ -15,6 +15,7 @@ from .errors import CancelToken
 from .explaining import Progress, Steps, explain_score, run_network
 from .imaging.checks import check_ct, check_organs
 from .imaging.grid import WorkingGrid, working_grid
+from .imaging.input_checks import contrast_phase, input_checks
 from .imaging.masks import organ_masks, read_organ, volume_ml
 from .imaging.reading import NAME_KEY, notes, read_ct
 from .imaging.segmentation import segment_checked, segmentation_warnings, shipped_network
@@ -22,7 +23,9 @@ from .model import StagingModel
 from .privacy import Names
 from .resources import default_model_path
 from .result import StagingResult
+from .signs.measure import measure_signs
 from .stages import STAGES, explained_stages, group_scores, softmax
+from .support import reasons
 
 SEGMENTING = "Segmenting liver and spleen"
 
@@ -87,6 +90,11 @@ def stage(
     liver, spleen, about_masks = organ_masks(ct, liver, spleen)
     warnings += [*about_masks, *check_organs(ct, liver, spleen, name)]
 
+    phase = contrast_phase(ct)
+    checks = input_checks(ct, liver, spleen, phase)
+    steps.begin(0.32, "Measuring signs")
+    signs = measure_signs(ct, liver, spleen, phase)
+
     steps.begin(0.35, "Resampling to the network's grid")
     grid = working_grid(ct, liver, spleen, **card.preprocessing)
     warnings += grid.warnings
@@ -106,6 +114,10 @@ def stage(
         probabilities=probabilities,
         stage=predicted,
         scores=group_scores(probabilities),
+        signs=signs,
+        checks=checks,
+        phase=phase,
+        reasons=reasons(checks, explanation.measurements),
         staging_warnings=tuple(map(Names(*given).removed, warnings)),
         ct=ct,
         liver=liver,
