@@ -22,11 +22,13 @@ _FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"
 
 
 def write_folder(folder: str | Path, names: Sequence[str], write: Callable[[Path], None]) -> Path:
-    """Write all files `names` into `folder`, or none; returns the folder, created if missing.
+    """Write files into `folder`, all or none; returns the folder, created if missing.
 
-    write: writes them into the temporary folder that it is given. names: the last file marks a
-    complete result, so it is the first to be removed when older files are replaced, and the last to
-    be added. If one of the older files cannot be replaced, all of them are kept.
+    write: writes them into the temporary folder that it is given. names: all files that it may
+    write; an older one that it does not write is removed, so that no files of two results are
+    mixed. The last file marks a complete result, so it is the first to be removed when older files
+    are replaced, and the last to be added. If one of the older files cannot be replaced, all of
+    them are kept.
 
     Raises StagingError, which states what the folder contains, and any error of `write`.
     """
@@ -106,7 +108,7 @@ def _exchange(folder: Path, partial: Path, names: Sequence[str]) -> None:
     aside.mkdir()
     older = [name for name in reversed(names) if (folder / name).exists()]
     moves = [(folder / name, aside / name) for name in older]
-    moves += [(partial / name, folder / name) for name in names]
+    moves += [(partial / name, folder / name) for name in names if (partial / name).exists()]
     done: list[tuple[Path, Path]] = []
     try:
         for source, target in moves:

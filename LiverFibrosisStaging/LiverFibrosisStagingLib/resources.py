@@ -15,6 +15,11 @@ def published_signs_path() -> Path:
     return _shipped("Published", "signs.json", "file")
 
 
+def report_template(name: str) -> str:
+    """Text of a part of the report's template. Raises StagingError if it is missing."""
+    return _shipped("Report", name, "file").read_text(encoding="utf-8")
+
+
 def _shipped(folder: str, name: str, kind: str) -> Path:
     package = Path(__file__).parent
     for parent in (package.parent / "Resources", package):

@@ -181,13 +181,15 @@ class StagingResult:
         hint = [steatosis.sentence] if steatosis.assessed else []
         return [each.sentence for each in self.placements] + hint
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, report: bool = False) -> Path:
         """Write the result's files into `folder`, created if missing; returns the folder.
 
         staging.json, location_map.nrrd, location_map_label.nrrd, organs.seg.nrrd (the liver and
-        spleen used) and overview.png: all of them or, after a failure, none, with an earlier result
-        kept (`files.write_folder`). Raises StagingError if the folder cannot be written.
+        spleen used), overview.png and, if asked for, the report (`save_report`): all of them or,
+        after a failure, none, with an earlier result kept (`files.write_folder`). An earlier report
+        that is not written again is removed. Raises StagingError if the folder cannot be written.
         """
+        from .report.documents import REPORT_FILES
         from .report.drawing import write_png
 
         def write(partial: Path) -> None:
@@ -195,10 +197,40 @@ class StagingResult:
             _write_image(self.label_map, partial / FILES[1])
             write_labels(self.organs, partial / FILES[2])
             write_png(self.overview(), partial / FILES[3])
+            if report:
+                self._write_report(partial)
             text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
             (partial / FILES[4]).write_text(text + "\n", encoding="utf-8")
 
-        return write_folder(folder, FILES, write)
+        return write_folder(folder, (*REPORT_FILES, *FILES), write)
+
+    def save_report(self, folder: str | Path) -> Path:
+        """Write the report into `folder`, created if missing; returns the path of report.html.
+
+        report.html opens in any browser without a network, and prints; report.pdf is added where
+        matplotlib is installed. Raises StagingError if the folder cannot be written.
+        """
+        from .report.documents import REPORT_FILES
+
+        return write_folder(folder, REPORT_FILES, self._write_report) / REPORT_FILES[-1]
+
+    def _write_report(self, folder: Path) -> None:
+        from .report.content import report_content
+        from .report.documents import write_report
+
+        card = self.forward_pass.model.card
+        content = report_content(
+            self.summary(), self.signs, self.placements, card.reference, card.training
+        )
+        write_report(
+            folder,
+            content,
+            ct=self.ct,
+            location_map=self.location_map,
+            label_map=self.label_map,
+            liver=self.liver,
+            spleen=self.spleen,
+        )
 
 
 def one_line(result: StagingResult) -> str:

@@ -22,7 +22,7 @@ def group_stages(name: str) -> str:
     return first if first == last else f"{first}-{last}"
 
 
-def _segmented_by(summary: Mapping[str, Any]) -> str:
+def segmented_by(summary: Mapping[str, Any]) -> str:
     """Who segmented the organs: "V-Net", "V-Net, edited" or "User"."""
     segmentation = summary["segmentation"]
     if segmentation is None:
@@ -65,7 +65,7 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ]
     rows += [("Warning", warning, "") for warning in summary["warnings"]]
     rows += [
-        ("Liver and spleen segmented by", _segmented_by(summary), ""),
+        ("Liver and spleen segmented by", segmented_by(summary), ""),
         ("Model", summary["model"]["name"], ""),
         ("Trained on", summary["model"]["trained_on"], ""),
         ("Date", summary["date"], ""),

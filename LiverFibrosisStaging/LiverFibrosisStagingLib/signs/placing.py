@@ -51,11 +51,22 @@ def percentile(group: Group, value: float) -> float:
     if not math.isfinite(value) or (group.sign.shape == "log-normal" and value <= 0):
         raise StagingError(f"{group.sign.name}: {value:g} found; a number above 0 is needed.")
     if group.sign.shape == "normal":
-        return 100 * NormalDist(group.mean, group.sd).cdf(value)
+        return 100 * _distribution(group).cdf(value)
+    return 100 * _distribution(group).cdf(math.log(value))
+
+
+def quantile(group: Group, percent: float) -> float:
+    """The value that `percent`, above 0 and below 100, of a group are below; see `percentile`."""
+    value = _distribution(group).inv_cdf(percent / 100)
+    return value if group.sign.shape == "normal" else math.exp(value)
+
+
+def _distribution(group: Group) -> NormalDist:
+    """The distribution of a group's values, or of their logarithms if it is log-normal."""
+    if group.sign.shape == "normal":
+        return NormalDist(group.mean, group.sd)
     variance = math.log1p((group.sd / group.mean) ** 2)
-    return 100 * NormalDist(math.log(group.mean) - variance / 2, math.sqrt(variance)).cdf(
-        math.log(value)
-    )
+    return NormalDist(math.log(group.mean) - variance / 2, math.sqrt(variance))
 
 
 def place(key: str, value: float, published: PublishedSigns | None = None) -> tuple[Placement, ...]:

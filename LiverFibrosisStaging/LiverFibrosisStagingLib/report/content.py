@@ -1,0 +1,326 @@
+"""What a report says, in words and numbers; `page` and `pdf` only lay it out.
+
+Made from a result's summary (staging.json), its signs and the model's metadata, none of which
+contains a name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..signs.measure import MeasuredSigns, Measurement
+from ..signs.placing import Placement, quantile
+from ..signs.published import Source, published_signs
+from ..stages import GROUPS, STAGES
+from .summary import REGION_NAMES, group_label, segmented_by
+
+TITLE = "Liver fibrosis staging on CT"
+# Of a group in a strip: its central 90 % and 50 %, and its median.
+STRIP_PERCENTILES = (5.0, 25.0, 50.0, 75.0, 95.0)
+SIGN_NAMES = {
+    "spleen_volume_ml": "Spleen volume",
+    "liver_volume_ml": "Liver volume",
+    "spleen_liver_ratio": "Spleen-to-liver ratio",
+    "liver_mean_hu": "Liver, mean",
+    "liver_sd_hu": "Liver, SD",
+    "spleen_mean_hu": "Spleen, mean",
+    "spleen_sd_hu": "Spleen, SD",
+    "liver_minus_spleen_hu": "Liver minus spleen",
+}
+STRIPS_NOTE = (
+    "Strips: pale, the central 90 % of a group, or the published interval; dark, its central 50 %; "
+    "thin line, its median; coloured line, this patient. Published are mean and SD, from which the "
+    "distributions are drawn: normal, or log-normal where the sign is skewed."
+)
+OUTCOMES = {"pass": "passed", "warn": "warning", "refuse": "failed"}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A probability 0..1; chosen: emphasised; range: of an ensemble's networks, or None."""
+
+    name: str
+    value: float
+    chosen: bool
+    range: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One group of a sign.
+
+    values: at STRIP_PERCENTILES, or the two limits of an interval; note: the share of the group
+    with smaller values, or the interval's share.
+    """
+
+    label: str
+    values: tuple[float, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class PlacedSign:
+    """A sign among the groups of one source, on an axis from `low` to `high` in its unit.
+
+    note: on the cohort, the technique and the distribution.
+    """
+
+    placement: Placement
+    strips: tuple[Strip, ...]
+    low: float
+    high: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region of the location map.
+
+    mean: relative to the body; share: 0..1; usual: mean at the reference's percentiles, or None.
+    """
+
+    name: str
+    mean: float
+    share: float
+    volume_ml: float
+    usual: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The content of a report, in the order in which it is shown.
+
+    headline: the stage, or that it is not supported; statement: the stage and its probability in
+    words; map_caption: what the location map explains; measured, missing: (sign, value) and (sign,
+    reason); checks: (name, key of OUTCOMES, sentence); model, basis: (label, text).
+    """
+
+    notice: str
+    headline: str
+    statement: str
+    supported: bool
+    reasons: tuple[str, ...]
+    trained_on: str
+    stages: tuple[Bar, ...]
+    groups: tuple[Bar, ...]
+    agreement: str
+    map_caption: str
+    signs: tuple[PlacedSign, ...]
+    sources: tuple[Source, ...]
+    measured: tuple[tuple[str, str], ...]
+    missing: tuple[tuple[str, str], ...]
+    steatosis: str
+    regions: tuple[Region, ...]
+    regions_high: float
+    regions_note: str
+    pattern: str
+    checks: tuple[tuple[str, str, str], ...]
+    warnings: tuple[str, ...]
+    model: tuple[tuple[str, str], ...]
+    basis: tuple[tuple[str, str], ...]
+
+
+def report_content(
+    summary: Mapping[str, Any],
+    signs: MeasuredSigns,
+    placements: Sequence[Placement],
+    reference: Mapping[str, Any],
+    training: Mapping[str, Any],
+) -> Report:
+    """The content for one result.
+
+    summary: as in staging.json; placements: of the signs; reference: the model's usual mean weights
+    by stage and region (`card.Reference`), may be empty; training: `training_record.Training`.
+    """
+    stage, explained = summary["stage"], summary["location_map"]["explained"]
+    probability = percent(summary["probabilities"][stage])
+    supported = summary["supported"]
+    ensemble = summary.get("ensemble")
+    ranges = {} if ensemble is None else ensemble["range"]
+    regions, note = _regions(summary, reference)
+    pattern = summary["location_map"]["pattern"]
+    placed = tuple(map(_placed, placements))
+    return Report(
+        notice=summary["research_use"],
+        headline=stage if supported else "Not supported",
+        statement=f"Predicted fibrosis stage {stage}, probability {probability}"
+        if supported
+        else f"The model predicts {stage} with probability {probability}; do not use this stage:",
+        supported=supported,
+        reasons=tuple(summary["reasons"]),
+        trained_on=f"Model {summary['model']['name']}, trained on: {summary['model']['trained_on']}",
+        stages=tuple(
+            Bar(name, summary["probabilities"][name], name == stage, _range(ranges.get(name)))
+            for name in STAGES
+        ),
+        groups=tuple(
+            Bar(
+                group_label(name),
+                summary["scores"][name],
+                summary["scores"][name] >= 0.5,
+                _range(ranges.get(name)),
+            )
+            for name in GROUPS
+        ),
+        agreement=""
+        if ensemble is None
+        else f"{ensemble['agreeing']} of {ensemble['members']} networks predict {stage}; "
+        "the thin lines are the range of their probabilities.",
+        map_caption="Colours show how much each region contributed to the score for "
+        f"{group_label(explained) if explained in GROUPS else explained} (Grad-CAM), "
+        "in steps of 10 % of this case's maximum.",
+        signs=placed,
+        sources=tuple(dict.fromkeys(placement.source for placement in placements)),
+        measured=tuple(
+            (_sign_name(found), _sign_text(found))
+            for found in signs.measurements
+            if found.value is not None
+        ),
+        missing=tuple(
+            (_sign_name(found), found.reason) for found in signs.measurements if found.value is None
+        ),
+        steatosis=signs.steatosis.sentence,
+        regions=regions,
+        regions_high=1.05
+        * max(
+            1.0,
+            *(max(region.mean, *(region.usual or ())) for region in regions),
+        ),
+        regions_note=note,
+        pattern=" ".join(
+            part
+            for part in (
+                f"Pattern: {pattern['name']}." if pattern["name"] else "The map is empty.",
+                pattern["sentence"],
+            )
+            if part
+        ),
+        checks=tuple(
+            (check["name"], check["outcome"], check["sentence"]) for check in summary["checks"]
+        ),
+        warnings=tuple(summary["warnings"]),
+        model=_model(summary, training),
+        basis=_basis(summary),
+    )
+
+
+def percent(value: float) -> str:
+    """A fraction as "62.0 %"."""
+    return f"{100 * value:.1f} %"
+
+
+def _range(found: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if found is None else (float(found[0]), float(found[1]))
+
+
+def _sign_name(found: Measurement) -> str:
+    return SIGN_NAMES.get(found.key, found.key.replace("_", " "))
+
+
+def _sign_text(found: Measurement) -> str:
+    known = published_signs().signs.get(found.key)
+    if known is not None:
+        return known.text(found.value)
+    return f"{found.value:.0f} {found.unit}" if found.unit else f"{found.value:.3g}"
+
+
+def _placed(placement: Placement) -> PlacedSign:
+    strips = [
+        Strip(
+            found.group.group,
+            tuple(quantile(found.group, percentile) for percentile in STRIP_PERCENTILES),
+            _share(found.percentile),
+        )
+        for found in placement.percentiles
+    ]
+    if (interval := placement.interval) is not None:
+        note = f"central {100 * interval.share:g} %"
+        strips.append(Strip(interval.group, (interval.low, interval.high), note))
+    values = [placement.value, *(value for strip in strips for value in strip.values)]
+    low, high = min(0.0, *values), max(values)
+    sign, source = placement.sign, placement.source
+    note = [f"n = {source.n}; {source.cohort}; {source.technique}.", source.remark]
+    note += [] if interval is not None else [sign.remark]
+    return PlacedSign(
+        placement, tuple(strips), low, high + 0.05 * (high - low), " ".join(filter(None, note))
+    )
+
+
+def _share(percentile: float) -> str:
+    """Whole percent; the ends are open, because published are mean and SD only."""
+    if percentile > 99:
+        return "> 99 %"
+    return "< 1 %" if percentile < 1 else f"{percentile:.0f} %"
+
+
+def _regions(
+    summary: Mapping[str, Any], reference: Mapping[str, Any]
+) -> tuple[tuple[Region, ...], str]:
+    """The regions, and a sentence on their reference; it is one of maps of the predicted stage."""
+    stage, explained = summary["stage"], summary["location_map"]["explained"]
+    usual = reference.get("stages", {}).get(stage) if explained == stage else None
+    regions = tuple(
+        Region(
+            REGION_NAMES[key],
+            values["mean"],
+            values["share"],
+            values["volume_ml"],
+            tuple(usual[key]) if usual and key in usual else None,
+        )
+        for key, values in summary["measurements"].items()
+    )
+    if usual is None:
+        return regions, f"The model's metadata have no reference for maps of {explained}."
+    percentiles = reference["percentiles"]
+    return regions, (
+        f"Bars: percentiles {percentiles[0]:g} to {percentiles[-1]:g} of "
+        f"{usual['cases']} cases with predicted stage {stage} ({reference['source']})."
+    )
+
+
+def _model(summary: Mapping[str, Any], training: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    model = summary["model"]
+    facts = [
+        ("Name", model["name"]),
+        ("Trained on", model["trained_on"]),
+    ]
+    if "cases_per_stage" in training:
+        counts = (f"{s} {n}" for s, n in zip(STAGES, training["cases_per_stage"]))
+        facts.append(("Cases by stage", ", ".join(counts)))
+    if "evaluated_on" in training:
+        facts.append(("Evaluated on", training["evaluated_on"]))
+    for group, auc in training.get("auc", {}).items():
+        facts.append(
+            (
+                f"AUC, {group_label(group) if group in GROUPS else group}",
+                f"{auc['value']:.3f} (95 % interval {auc['low']:.3f} to {auc['high']:.3f})",
+            )
+        )
+    facts.append(("Intended use", model["intended_use"]))
+    return tuple(facts)
+
+
+def _basis(summary: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    model, ct = summary["model"], summary["input"]
+    spacing = " x ".join(f"{mm:.4g}" for mm in ct["spacing_mm"])
+    return (
+        ("Contrast phase", summary["phase"] or "not known"),
+        ("CT", f"{' x '.join(map(str, ct['size']))} voxels of {spacing} mm"),
+        ("Liver and spleen segmented by", segmented_by(summary)),
+        ("Window", "{:g} to {:g} HU".format(*model["window_hu"])),
+        ("Target layer of the location map", model["target_layer"]),
+        ("SHA-256 of the model", model["sha256"]),
+        ("SHA-256 of the CT", ct["sha256"]),
+        ("Software", ", ".join(f"{name} {v}" for name, v in summary["software"].items())),
+        ("Date", summary["date"].replace("T", " ").replace("+00:00", " UTC")),
+    )
+
+
+def fraction(value: float, low: float, high: float) -> float:
+    """Position of a value on an axis, 0..1, kept inside."""
+    if not math.isfinite(value) or high <= low:
+        return 0.0
+    return min(1.0, max(0.0, (value - low) / (high - low)))

@@ -1,0 +1,49 @@
+"""A result's report as files: report.html, and report.pdf where matplotlib is installed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from .content import Report
+from .page import report_page
+from .pictures import pictures
+from .slices import Slices
+from .viewer import viewer_slices
+
+# The page is written always, and last: its presence marks a complete report.
+REPORT_FILES = ("report.pdf", "report.html")
+
+
+def can_write_pdf() -> bool:
+    """Whether matplotlib, which draws the PDF, is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def write_report(
+    folder: Path,
+    report: Report,
+    *,
+    ct: sitk.Image,
+    location_map: sitk.Image,
+    label_map: sitk.Image,
+    liver: sitk.Image,
+    spleen: sitk.Image | None,
+) -> None:
+    """Write the REPORT_FILES into an existing folder.
+
+    ct: HU, any orientation; location_map (0 outside the body), label_map (its bands 0..10), liver
+    and spleen (non-zero inside) on its grid. Raises OSError, and StagingError if a shipped file is
+    missing.
+    """
+    slices = Slices.of(ct, label_map, liver, spleen)
+    stills = pictures(slices)
+    if can_write_pdf():
+        from .pdf import write_pdf
+
+        write_pdf(folder / REPORT_FILES[0], report, stills)
+    page = report_page(report, stills, viewer_slices(slices, location_map))
+    # The hashes in the page are those of its text with these line ends.
+    (folder / REPORT_FILES[1]).write_text(page, encoding="utf-8", newline="\n")

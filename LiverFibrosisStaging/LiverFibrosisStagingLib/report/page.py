@@ -1,0 +1,243 @@
+"""report.html: one file with everything in it, which opens in any browser without a network.
+
+Laid out in Resources/Report (report.html, report.css, report.js). A Content-Security-Policy forbids
+everything but the page's own style, script and pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from string import Template
+from typing import Any
+
+from ..resources import report_template
+from ..signs.published import Source
+from .colors import BANDS
+from .content import OUTCOMES, STRIPS_NOTE, TITLE, Bar, PlacedSign, Region, Report, fraction, percent
+from .drawing import Color, encode_png
+from .pictures import Picture
+from .slices import LIVER_COLOR, SPLEEN_COLOR
+from .viewer import ViewerSlices
+
+
+def report_page(report: Report, pictures: Sequence[Picture], viewer: ViewerSlices) -> str:
+    """The page; StagingError if a part of the shipped template is missing."""
+    style, script = report_template("report.css"), report_template("report.js")
+    text = {
+        name: escape(value)
+        for name, value in vars(report).items()
+        if isinstance(value, str) and value
+    }
+    return Template(report_template("report.html")).substitute(
+        {
+            **dict.fromkeys(("agreement", "pattern", "steatosis"), ""),
+            **text,
+            "title": TITLE,
+            "state": "supported" if report.supported else "unsupported",
+            "style": style,
+            "style_hash": _hash(style),
+            "script": script,
+            "script_hash": _hash(script),
+            "slices": _json(viewer.data()),
+            "reasons": _list(report.reasons, "reasons"),
+            "stages": _bars("Probability of each stage", report.stages),
+            "groups": _bars("Probability of each group", report.groups),
+            "agreement": f'<p class="quiet">{escape(report.agreement)}</p>'
+            if report.agreement
+            else "",
+            "legend": _legend(has_spleen=any(r.name == "Spleen" for r in report.regions)),
+            "pictures": "".join(map(_picture, pictures)),
+            "signs": "".join(map(_sign, report.signs)),
+            "strips_note": f'<p class="quiet">{escape(STRIPS_NOTE)}</p>' if report.signs else "",
+            "sources": _sources(report.sources),
+            "measured": _facts(report.measured, "All measurements"),
+            "missing": _facts(report.missing, "Not measurable"),
+            "regions": _regions(report.regions, report.regions_high),
+            "checks": _checks(report.checks),
+            "warnings": f"<h3>Warnings</h3>{_list(report.warnings, 'warnings')}"
+            if report.warnings
+            else "<p>No warnings.</p>",
+            "model": _facts(report.model),
+            "basis": _facts(report.basis),
+        }
+    )
+
+
+def _hash(inline: str) -> str:
+    """Of an inline style or script, for the Content-Security-Policy."""
+    return base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode("ascii")
+
+
+def _json(data: Any) -> str:
+    """JSON in which no text can end the script element that contains it."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _at(value: float, low: float, high: float) -> str:
+    return f"{100 * fraction(value, low, high):.2f}%"
+
+
+def _rect(name: str, start: float, end: float, low: float, high: float, y: int, size: int) -> str:
+    left, right = fraction(start, low, high), fraction(end, low, high)
+    return (
+        f'<rect class="{name}" x="{100 * left:.2f}%" width="{100 * (right - left):.2f}%" '
+        f'y="{y}" height="{size}"/>'
+    )
+
+
+def _line(name: str, value: float, low: float, high: float, top: int, bottom: int) -> str:
+    x = _at(value, low, high)
+    return f'<line class="{name}" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>'
+
+
+def _svg(height: int, parts: Iterable[str]) -> str:
+    """A drawing as wide as its place; the number is in the text beside it."""
+    return f'<svg height="{height}" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def _bars(caption: str, bars: Sequence[Bar]) -> str:
+    rows = []
+    for bar in bars:
+        parts = [_rect("track", 0, 1, 0, 1, 4, 12), _rect("bar", 0, bar.value, 0, 1, 4, 12)]
+        spread = ""
+        if bar.range is not None:
+            low, high = bar.range
+            x1, x2 = _at(low, 0, 1), _at(high, 0, 1)
+            parts.append(f'<line class="range" x1="{x1}" x2="{x2}" y1="10" y2="10"/>')
+            parts += [_line("range", end, 0, 1, 6, 14) for end in bar.range]
+            spread = f' title="{percent(low)} to {percent(high)} by network"'
+        rows.append(
+            f'<tr class="{"chosen" if bar.chosen else ""}"><th scope="row">{escape(bar.name)}</th>'
+            f'<td class="drawn"{spread}>{_svg(20, parts)}</td>'
+            f'<td class="number">{percent(bar.value)}</td></tr>'
+        )
+    return f"<table><caption>{escape(caption)}</caption>{''.join(rows)}</table>"
+
+
+def _sign(sign: PlacedSign) -> str:
+    found, low, high = sign.placement, sign.low, sign.high
+    rows = []
+    for strip in sign.strips:
+        ends = (strip.values[0], strip.values[-1])
+        parts = [_rect("track", low, high, low, high, 0, 20), _rect("band", *ends, low, high, 5, 10)]
+        if len(strip.values) > 2:
+            parts.append(_rect("box", strip.values[1], strip.values[3], low, high, 5, 10))
+            parts.append(_line("median", strip.values[2], low, high, 5, 15))
+        parts.append(_line("patient", found.value, low, high, 0, 20))
+        rows.append(
+            f'<tr><th scope="row">{escape(strip.label)}</th>'
+            f'<td class="drawn">{_svg(20, parts)}</td>'
+            f'<td class="number">{escape(strip.note)}</td></tr>'
+        )
+    text, source = found.sign.text, found.source
+    heading = "Below this patient" if found.interval is None else "Interval"
+    return (
+        f"<h3>{escape(found.sentence)}</h3>"
+        '<table class="strips"><thead><tr><th scope="col">Group</th><th></th>'
+        f'<th scope="col" class="number">{heading}</th></tr></thead><tbody>{"".join(rows)}'
+        '<tr class="axis" aria-hidden="true"><td></td><td><div class="ends">'
+        f"<span>{escape(text(low))}</span><span>{escape(text(high))}</span></div></td>"
+        "<td></td></tr></tbody></table>"
+        f'<p class="quiet">{_link(source.link, source.name)}: {escape(sign.note)}</p>'
+    )
+
+
+def _link(address: str, text: str) -> str:
+    return f'<a href="{escape(address)}" rel="noopener noreferrer">{escape(text)}</a>'
+
+
+def _sources(sources: Sequence[Source]) -> str:
+    if not sources:
+        return ""
+    items = "".join(
+        f"<li>{escape(s.citation)}. {_link(s.link, s.link)}</li>" for s in sources
+    )
+    return f"<h3>Sources</h3><ul class=\"sources\">{items}</ul>"
+
+
+def _regions(regions: Sequence[Region], high: float) -> str:
+    rows = []
+    for region in regions:
+        parts = [_rect("track", 0, high, 0, high, 0, 20)]
+        note = "no reference"
+        if region.usual is not None:
+            usual = region.usual
+            parts.append(_rect("band", usual[0], usual[-1], 0, high, 5, 10))
+            note = f"{usual[0]:.2f} to {usual[-1]:.2f}"
+        parts.append(_line("patient", region.mean, 0, high, 0, 20))
+        rows.append(
+            f'<tr><th scope="row">{escape(region.name)}</th>'
+            f'<td class="drawn">{_svg(20, parts)}</td>'
+            f'<td class="number">{region.mean:.2f}</td><td class="number">{note}</td>'
+            f'<td class="number">{percent(region.share)}</td></tr>'
+        )
+    return (
+        '<table class="strips regions"><caption>Mean of the map by region (1 is the mean over the '
+        'body) and share of its weight</caption><thead><tr><th scope="col">Region</th>'
+        '<th scope="col"></th><th scope="col" class="number">Mean</th>'
+        '<th scope="col" class="number">Reference</th>'
+        f'<th scope="col" class="number">Share</th></tr></thead><tbody>{"".join(rows)}</tbody>'
+        "</table>"
+    )
+
+
+def _checks(checks: Sequence[tuple[str, str, str]]) -> str:
+    if not checks:
+        return ""
+    items = "".join(
+        f'<li class="{outcome}"><span class="outcome">{escape(name)}: {OUTCOMES[outcome]}.</span> '
+        f"{escape(sentence)}</li>"
+        for name, outcome, sentence in checks
+    )
+    return f'<ul class="checks">{items}</ul>'
+
+
+def _list(sentences: Sequence[str], name: str) -> str:
+    if not sentences:
+        return ""
+    return f'<ul class="{name}">{"".join(f"<li>{escape(s)}</li>" for s in sentences)}</ul>'
+
+
+def _facts(facts: Sequence[tuple[str, str]], title: str = "") -> str:
+    if not facts:
+        return ""
+    heading = f"<h3>{escape(title)}</h3>" if title else ""
+    pairs = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in facts)
+    return f"{heading}<dl>{pairs}</dl>"
+
+
+def _picture(picture: Picture) -> str:
+    encoded = base64.b64encode(encode_png(picture.rgb)).decode("ascii")
+    caption = escape(picture.caption)
+    return (
+        f'<figure><img src="data:image/png;base64,{encoded}" alt="Axial CT slice at {caption} with '
+        f'location map and contours of the organs"><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def _legend(has_spleen: bool) -> str:
+    width = 100 / (len(BANDS) - 1)
+    swatches = "".join(
+        f'<rect x="{width * k:g}%" width="{width:g}%" height="10" fill="{_css(band.rgb)}"/>'
+        for k, band in enumerate(BANDS[1:])
+    )
+    organs = [("Liver", LIVER_COLOR), *([("Spleen", SPLEEN_COLOR)] if has_spleen else [])]
+    keys = "".join(
+        f'<span><svg height="10" aria-hidden="true"><rect width="100%" y="2" height="6" '
+        f'fill="{_css(color)}"/></svg>{name}</span>'
+        for name, color in organs
+    )
+    return (
+        f'<div class="legend">{_svg(10, [swatches])}<div class="scale"><span>0 %</span>'
+        "<span>of this case's maximum</span><span>100 %</span></div>"
+        f'<div class="keys">{keys}</div></div>'
+    )
+
+
+def _css(color: Color) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in color)
