@@ -17,7 +17,7 @@ from .imaging.grid import WorkingGrid, patch_array
 from .location_map import merge_patches, on_ct
 from .model import MEMBERS, Forward, StagingModel
 from .quality import unusual
-from .stages import STAGES, explained_stages, softmax
+from .stages import STAGES, explained_stages, median_stage, softmax
 
 Progress = Callable[[float, str], None]
 
@@ -72,6 +72,16 @@ class ForwardPass:
         return np.mean([forward.logits[0] for forward in self.forwards], axis=0, dtype=np.float64)
 
     @property
+    def probabilities(self) -> np.ndarray:
+        """The case's calibrated probabilities, float64 [5]."""
+        return softmax(self.logits, self.model.card.temperature)
+
+    @property
+    def predicted(self) -> int:
+        """Index of the predicted stage (`stages.median_stage`)."""
+        return int(median_stage(self.probabilities))
+
+    @property
     def member_probabilities(self) -> np.ndarray | None:
         """Probabilities float64 [members, 5] of an ensemble's members; None for one network."""
         if MEMBERS not in self.forwards[0].tensors:
@@ -110,7 +120,7 @@ def explain_score(
 
     explain: as for `staging.stage`. Raises StagingError for an unknown name, and Cancelled.
     """
-    predicted = int(forward_pass.logits.argmax())
+    predicted = forward_pass.predicted
     members = explained_stages(explain, predicted)
     explained = STAGES[predicted] if explain == "predicted" else explain
     maps = []

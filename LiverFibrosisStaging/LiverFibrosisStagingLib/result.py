@@ -37,15 +37,15 @@ FILES = (
 class StagingResult:
     """The result for one CT. It contains no name of the patient.
 
-    probabilities: float64[5], F0 to F4. stage: the most probable of them. scores: probability of
-    significant (F2-F4) and advanced (F3-F4) fibrosis and cirrhosis (F4). signs: measured on CT and
-    masks. checks: of the input. phase: contrast phase, "" if unknown. reasons: why the stage is not
-    supported; none if it is. explained: the stage or
-    group whose score the location map explains. location_map: float32 image on the CT's grid,
-    attention relative to its mean over the body. body_mean: that mean, so that location_map times
-    body_mean is the raw Grad-CAM. label_map: uint8 image on the CT's grid, ten bands, 0 outside the
-    body or where the map is 0. measurements: mean, share and volume_ml by region. pattern: of the
-    location map. ct, liver, spleen: on the CT's grid. staging_warnings, map_warnings: about the
+    probabilities: float64[5], F0 to F4. stage: their median (`stages.median_stage`). scores:
+    probability of significant (F2-F4) and advanced (F3-F4) fibrosis and cirrhosis (F4). signs:
+    measured on CT and masks. checks: of the input. phase: contrast phase, "" if unknown. reasons:
+    why the stage is not supported; none if it is. explained: the stage or group whose score the
+    location map explains. location_map: float32 image on the CT's grid, attention relative to its
+    mean over the body. body_mean: that mean, so that location_map times body_mean is the raw
+    Grad-CAM. label_map: uint8 image on the CT's grid, ten bands, 0 outside the body or where the
+    map is 0. measurements: mean, share and volume_ml by region (`analysis.measure`). pattern: of
+    the location map. ct, liver, spleen: on the CT's grid. staging_warnings, map_warnings: about the
     input, and about this map. provenance: model, input, software and seconds, as in staging.json;
     `batch` adds a fingerprint. forward_pass: the network's outputs, for `explain`.
     """

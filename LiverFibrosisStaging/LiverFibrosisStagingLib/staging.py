@@ -24,7 +24,7 @@ from .privacy import Names
 from .resources import default_model_path
 from .result import StagingResult
 from .signs.measure import measure_signs
-from .stages import STAGES, explained_stages, group_scores, softmax
+from .stages import STAGES, explained_stages, group_scores
 from .support import reasons
 
 SEGMENTING = "Segmenting liver and spleen"
@@ -100,9 +100,9 @@ def stage(
     warnings += grid.warnings
 
     forward_pass = run_network(model, grid, steps)
-    probabilities = softmax(forward_pass.logits, card.temperature)
+    probabilities = forward_pass.probabilities
     probabilities.flags.writeable = False
-    predicted = STAGES[int(probabilities.argmax())]
+    predicted = STAGES[forward_pass.predicted]
     members = forward_pass.member_probabilities
     if members is not None:
         warnings += disagreement(spread(members, predicted), predicted)

@@ -48,7 +48,7 @@ def check(result):
     """What holds for every result."""
     assert result.probabilities.shape == (5,)
     assert result.probabilities.sum() == pytest.approx(1)
-    assert result.stage == STAGES[int(result.probabilities.argmax())]
+    assert result.stage == STAGES[int(np.argmax(result.probabilities.cumsum() >= 0.5))]
     assert result.scores["significant"] == pytest.approx(result.probabilities[2:].sum())
     assert result.scores["advanced"] == pytest.approx(result.probabilities[3:].sum())
     assert result.scores["cirrhosis"] == pytest.approx(result.probabilities[4])

@@ -89,10 +89,11 @@ def test_pattern_frequencies_have_exact_intervals(cohort):
 
 
 def test_reference_is_by_predicted_stage_and_needs_five_cases(cohort):
+    few = [case for case in cohort if case.predicted == 2][:4]
+    cohort = [case for case in cohort if case.predicted != 2] + few
     found = cohort_maps.reference(cohort, "a simulated cohort")
     counts = np.bincount([case.predicted for case in cohort], minlength=5)
     assert set(found["stages"]) == {f"F{s}" for s in range(5) if counts[s] >= 5} != set()
-    assert len(found["stages"]) < 5, "one stage must have too few cases"
     assert found["percentiles"] == [2.5, 25, 50, 75, 97.5]
     f4 = found["stages"]["F4"]
     assert f4["cases"] == counts[4] and set(f4) == {"cases", *REGIONS}

@@ -73,7 +73,7 @@ def render_overview(
         _PANELS[1],
         "Probability of each group",
         [
-            _Row(group_label(name), float(scores[name]), scores[name] >= 0.5, ranges.get(name))
+            _Row(group_label(name), float(scores[name]), scores[name] > 0.5, ranges.get(name))
             for name in GROUPS
         ],
     )
