@@ -126,6 +126,10 @@ class _WrapperType(type):
             import widgets_host
 
             return lambda *arguments: widgets_host.file_dialog_answers.pop(0)
+        if (cls.__name__, name) == ("QDesktopServices", "openUrl"):
+            import widgets_host
+
+            return lambda url: widgets_host.open_address(unwrap(url))
         value = _member(cls._qt, name)
         return _Method(name, value) if callable(value) and not isinstance(value, type) else value
 

@@ -26,6 +26,13 @@ from vtkmodules.util.misc import calldata_type
 from vtkmodules.vtkCommonCore import VTK_OBJECT, vtkCommand
 
 file_dialog_answers: list[str] = []  # what the next file dialogs return
+opened: list[str] = []  # files and addresses that were to be opened outside of Slicer
+
+
+def open_address(address: Any) -> bool:
+    """In place of a browser."""
+    opened.append(address.toLocalFile() or address.toString())
+    return True
 
 
 def _plain(kind: Any, attribute: str, notify: Any = None) -> Property:

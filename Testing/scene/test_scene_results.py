@@ -167,6 +167,10 @@ def test_results_are_nodes_named_after_the_ct_and_updated_by_a_second_run(abdome
         "probabilities": "CT stage probabilities",
         "series": "CT probability",
         "plot": "CT fibrosis stage plot",
+        "signs": "CT signs",
+        "percentiles": "CT signs among published groups",
+        "percentiles_series": "CT percentage with smaller values",
+        "percentiles_plot": "CT signs plot",
         "organs": None,  # they were given
     }
     table = find_part(volume, "probabilities").GetTable()

@@ -140,7 +140,7 @@ def report_content(
     supported = summary["supported"]
     ensemble = summary.get("ensemble")
     ranges = {} if ensemble is None else ensemble["range"]
-    regions, note = _regions(summary, reference)
+    regions, note = usual_regions(summary, reference)
     pattern = summary["location_map"]["pattern"]
     placed = tuple(map(_placed, placements))
     return Report(
@@ -175,12 +175,12 @@ def report_content(
         signs=placed,
         sources=tuple(dict.fromkeys(placement.source for placement in placements)),
         measured=tuple(
-            (_sign_name(found), _sign_text(found))
+            (sign_name(found), sign_text(found))
             for found in signs.measurements
             if found.value is not None
         ),
         missing=tuple(
-            (_sign_name(found), found.reason) for found in signs.measurements if found.value is None
+            (sign_name(found), found.reason) for found in signs.measurements if found.value is None
         ),
         steatosis=signs.steatosis.sentence,
         regions=regions,
@@ -216,11 +216,13 @@ def _range(found: Sequence[float] | None) -> tuple[float, float] | None:
     return None if found is None else (float(found[0]), float(found[1]))
 
 
-def _sign_name(found: Measurement) -> str:
+def sign_name(found: Measurement) -> str:
+    """A sign's name, for tables."""
     return SIGN_NAMES.get(found.key, found.key.replace("_", " "))
 
 
-def _sign_text(found: Measurement) -> str:
+def sign_text(found: Measurement) -> str:
+    """A measured sign's value with its unit."""
     known = published_signs().signs.get(found.key)
     if known is not None:
         return known.text(found.value)
@@ -256,7 +258,7 @@ def _share(percentile: float) -> str:
     return "< 1 %" if percentile < 1 else f"{percentile:.0f} %"
 
 
-def _regions(
+def usual_regions(
     summary: Mapping[str, Any], reference: Mapping[str, Any]
 ) -> tuple[tuple[Region, ...], str]:
     """The regions, and a sentence on their reference; it is one of maps of the predicted stage."""
@@ -276,7 +278,7 @@ def _regions(
         return regions, f"The model's metadata have no reference for maps of {explained}."
     percentiles = reference["percentiles"]
     return regions, (
-        f"Bars: percentiles {percentiles[0]:g} to {percentiles[-1]:g} of "
+        f"Reference: percentiles {percentiles[0]:g} to {percentiles[-1]:g} of "
         f"{usual['cases']} cases with predicted stage {stage} ({reference['source']})."
     )
 

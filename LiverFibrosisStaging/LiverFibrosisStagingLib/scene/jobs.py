@@ -57,11 +57,21 @@ def explaining_job(result: StagingResult, explain: str | None, smooth: bool) -> 
 
 
 def saving_job(result: StagingResult, folder: str | Path) -> Job:
-    """Save a result's files; the job returns the folder."""
+    """Save a result's files with its report; the job returns the folder."""
 
     def job(progress: Progress, cancel: CancelToken) -> Path:
         progress(0.0, "Saving")
-        return result.save(folder)
+        return result.save(folder, report=True)
+
+    return job
+
+
+def report_job(result: StagingResult, folder: str | Path) -> Job:
+    """Write a result's report; the job returns the path of the page."""
+
+    def job(progress: Progress, cancel: CancelToken) -> Path:
+        progress(0.0, "Writing the report")
+        return result.save_report(folder)
 
     return job
 

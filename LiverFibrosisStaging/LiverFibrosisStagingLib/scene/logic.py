@@ -121,17 +121,19 @@ class StagingLogic(ScriptedLoadableModuleLogic):
 
         return stored_summary(volumeNode)
 
-    def showTable(self, volumeNode: Any) -> None:
-        """Show the CT's results in a table view."""
+    def showTable(self, volumeNode: Any, part: str = "results") -> None:
+        """Show the CT's results, or its "signs", in a table view."""
         from .scene_display import show_table
 
-        show_table(volumeNode)
+        show_table(volumeNode, part)
 
-    def showPlot(self, volumeNode: Any) -> None:
-        """Show the probabilities of the stages in a plot view."""
+    def showPlot(self, volumeNode: Any, part: str = "plot") -> None:
+        """Show the probabilities of the stages, or the signs among the published groups
+        ("percentiles_plot"), in a plot view.
+        """
         from .scene_display import show_plot
 
-        show_plot(volumeNode)
+        show_plot(volumeNode, part)
 
     def setOrgans3D(self, volumeNode: Any, visible: bool, segmentationNode: Any = None) -> None:
         """Show or hide the surfaces of the CT's liver and spleen in the 3D views.

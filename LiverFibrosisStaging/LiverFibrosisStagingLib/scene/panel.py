@@ -4,6 +4,7 @@ It passes the inputs to the logic, runs jobs in the background and puts their re
 scene. What the controls show is in `panel_content`.
 """
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,7 +17,7 @@ import vtk
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from ..errors import Cancelled
+from ..errors import Cancelled, StagingError
 from ..report.summary import table_text
 from . import jobs, panel_content, requirements
 from .pumped_worker import PumpedWorker
@@ -78,10 +79,13 @@ class Panel(VTKObservationMixin):
         ui.explainedComboBox.connect("activated(int)", self.on_explain)
         ui.smoothCheckBox.connect("clicked(bool)", self.on_smooth)
         ui.jumpButton.connect("clicked(bool)", self.on_jump)
+        ui.reportButton.connect("clicked(bool)", self.on_report)
         ui.saveButton.connect("clicked(bool)", self.on_save)
         ui.copyTableButton.connect("clicked(bool)", self.on_copy_table)
         ui.showTableButton.connect("clicked(bool)", self.on_show_table)
         ui.showPlotButton.connect("clicked(bool)", self.on_show_plot)
+        ui.showSignsTableButton.connect("clicked(bool)", self.on_show_signs_table)
+        ui.showSignsPlotButton.connect("clicked(bool)", self.on_show_signs_plot)
         ui.show3DButton.connect("clicked(bool)", self.on_show_3d)
         ui.modelCardButton.connect("toggled(bool)", self.on_model_card)
         ui.modelPathLineEdit.connect("currentPathChanged(QString)", self.on_model_path)
@@ -196,6 +200,16 @@ class Panel(VTKObservationMixin):
         """Move the slice views to the maximum of the location map."""
         self.logic.jumpToStrongest(self._volume())
 
+    def on_report(self) -> None:
+        """Write the report to a new temporary folder and open it in the browser."""
+        folder = tempfile.mkdtemp(prefix="LiverFibrosisStaging-", dir=slicer.app.temporaryPath)
+        job = jobs.report_job(self._result[1], folder)
+        self._run("Writing the report", job, self._open, None, cancellable=False)
+
+    def _open(self, page: Path) -> None:
+        if not qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(page))):
+            raise StagingError(f"No browser could be opened; open {page} in one.")
+
     def on_save(self) -> None:
         """Save the result's files into a subfolder named after the CT."""
         window, title = slicer.util.mainWindow(), _("Folder for the result's subfolder")
@@ -220,6 +234,14 @@ class Panel(VTKObservationMixin):
     def on_show_plot(self) -> None:
         """Show the stages' probabilities in a plot view."""
         self.logic.showPlot(self._volume())
+
+    def on_show_signs_table(self) -> None:
+        """Show the signs in a table view."""
+        self.logic.showTable(self._volume(), "signs")
+
+    def on_show_signs_plot(self) -> None:
+        """Show the signs among the published groups in a plot view."""
+        self.logic.showPlot(self._volume(), "percentiles_plot")
 
     def on_show_3d(self, shown: bool) -> None:
         """Show or hide the surfaces of liver and spleen in the 3D views."""
@@ -334,9 +356,8 @@ class Panel(VTKObservationMixin):
         panel_content.fill_inputs(self.ui, volume, segmentation, worker.busy, worker.cancellable)
         if summary is not None and summary != self._shown_summary:
             panel_content.fill_summary(self.ui, summary)
-        has_smooth = find_part(volume, "smooth") is not None
         panel_content.fill_state(
-            self.ui, volume, summary is not None, self._has_result(), has_smooth, worker.busy
+            self.ui, volume, summary is not None, self._has_result(), worker.busy
         )
         self._shown_summary = summary
         if summary is not None:

@@ -14,10 +14,10 @@ from slicer.i18n import tr as _
 
 from ..errors import StagingError
 from ..model import read_card
-from ..report.summary import REGION_NAMES
 from ..resources import default_model_path
 from ..result import FILES
 from ..stages import GROUPS, STAGES
+from . import result_sections
 from .mrml import find_segments
 from .scene_display import Display
 from .scene_nodes import find_part
@@ -62,27 +62,40 @@ def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancellable
 
 def fill_summary(ui: Any, summary: Mapping[str, Any]) -> None:
     """Show a result's summary in the panel's widgets."""
+    supported, sections = summary["supported"], result_sections
     ui.stageLabel.text = summary["stage"]
+    ui.stageLabel.visible = ui.probabilitiesWidget.enabled = supported
+    ui.unsupportedLabel.text = "" if supported else sections.unsupported_html(summary)
+    ui.unsupportedLabel.visible = not supported
+    _fill_text(ui.attentionLabel, sections.attention_text(summary))
     ui.researchUseLabel.text = summary["research_use"]
     for name, value in {**summary["probabilities"], **summary["scores"]}.items():
         getattr(ui, f"{name}Bar").value = round(1000 * value)
         getattr(ui, f"{name}Value").text = f"{100 * value:.0f} %"
-    ui.warningsLabel.text = _warnings_html(summary["warnings"])
-    ui.warningsLabel.visible = bool(summary["warnings"])
-    ui.measurementsLabel.text = _measurements_html(summary)
+    ui.patternLabel.text = sections.pattern_html(summary)
+    ui.measurementsLabel.text, ui.referenceLabel.text = sections.regions_html(summary)
+    ui.signsLabel.text = sections.signs_html(summary)
+    ui.checksCollapsibleButton.text = sections.checks_title(summary)
+    _fill_text(ui.checksLabel, sections.checks_html(summary))
+    _fill_text(ui.warningsLabel, sections.warnings_html(summary))
     ui.behindLabel.text = _provenance_html(summary)
     ui.explainedComboBox.setCurrentIndex(EXPLAINED.index(summary["location_map"]["explained"]))
 
 
-def fill_state(
-    ui: Any, volume: Any, has_summary: bool, at_hand: bool, has_smooth: bool, busy: bool
-) -> None:
+def fill_state(ui: Any, volume: Any, has_summary: bool, at_hand: bool, busy: bool) -> None:
     """Show whether there is a result, and enable the controls for it, or show why not.
 
     has_summary: the scene contains a result. at_hand: the result itself is in memory, which
-    explaining and saving need. has_smooth: the scene contains the smooth map.
+    explaining and saving need.
     """
     ui.resultWidget.visible = ui.overlayWidget.enabled = has_summary
+    for section in (
+        ui.whyCollapsibleButton,
+        ui.signsCollapsibleButton,
+        ui.checksCollapsibleButton,
+        ui.reportCollapsibleButton,
+    ):
+        section.visible = has_summary
     ui.emptyLabel.visible = not has_summary
     if volume is None:
         ui.emptyLabel.text = _("No result yet; choose a CT.")
@@ -101,9 +114,12 @@ def fill_state(
     for widget, possible in (
         (ui.explainedComboBox, at_hand),
         (ui.saveButton, at_hand),
-        (ui.smoothCheckBox, at_hand or has_smooth),
+        (ui.reportButton, at_hand),
+        (ui.smoothCheckBox, at_hand or find_part(volume, "smooth") is not None),
     ):
         _allow(widget, first or (None if possible else again) or waiting)
+    compared = find_part(volume, "percentiles_plot") is not None
+    _allow(ui.showSignsPlotButton, None if compared else _("No sign has published groups here."))
 
 
 def display_of(parameters: Any) -> Display:
@@ -199,6 +215,12 @@ def _allow(widget: Any, reason: str | None) -> None:
     widget.toolTip = tip if reason is None else reason
 
 
+def _fill_text(label: Any, text: str) -> None:
+    """Show a text; a label without one takes no room."""
+    label.text = text
+    label.visible = bool(text)
+
+
 def _waiting() -> str:
     return _("A job is running; wait until it is done, or cancel it.")
 
@@ -226,34 +248,6 @@ def _found_text(segmentation_node: Any, volume_node: Any) -> str:
     if volume_node is None or other in (None, volume_node):
         return found
     return _("{found} (drawn on another CT: {name})").format(found=found, name=other.GetName())
-
-
-def _warnings_html(warnings: list[str]) -> str:
-    title = _("Check these points before you use the result:")
-    points = "".join(f"<br>\N{BULLET}\N{NO-BREAK SPACE}{escape(warning)}" for warning in warnings)
-    return f"<p><b>\N{WARNING SIGN} {escape(title)}</b>{points}</p>"
-
-
-def _measurements_html(summary: Mapping[str, Any]) -> str:
-    head = "".join(
-        f'<th align="{side}">{escape(text)}&nbsp;&nbsp;</th>'
-        for side, text in (
-            ("left", _("Region")),
-            ("right", _("Attention")),
-            ("right", _("Share")),
-            ("right", _("Volume")),
-        )
-    )
-    rows = ""
-    for key, values in summary["measurements"].items():
-        cells = (
-            f"{values['mean']:.2f} x",
-            f"{100 * values['share']:.0f} %",
-            f"{values['volume_ml']:.0f} mL",
-        )
-        numbers = "".join(f'<td align="right">{cell}&nbsp;&nbsp;</td>' for cell in cells)
-        rows += f"<tr><td>{escape(REGION_NAMES[key])}&nbsp;&nbsp;</td>{numbers}</tr>"
-    return f"<table>{'<tr>' + head + '</tr>'}{rows}</table>"
 
 
 def _provenance_html(summary: Mapping[str, Any]) -> str:

@@ -161,13 +161,13 @@ def set_abdomen_window(volume_node: Any) -> None:
         display.SetWindowLevel(*ABDOMEN_WINDOW)
 
 
-def activate(volume_node: Any) -> None:
-    """Make the CT's table and chart the active ones, which table and plot views show."""
+def activate(volume_node: Any, table_part: str = "results", plot_part: str = "plot") -> None:
+    """Make a table and a chart of the CT's the active ones, which table and plot views show."""
     import slicer
 
     logic = slicer.app.applicationLogic()
     selection = logic.GetSelectionNode()
-    table, plot = find_part(volume_node, "results"), find_part(volume_node, "plot")
+    table, plot = find_part(volume_node, table_part), find_part(volume_node, plot_part)
     if table is not None:
         selection.SetActiveTableID(table.GetID())
         logic.PropagateTableSelection()
@@ -176,20 +176,22 @@ def activate(volume_node: Any) -> None:
         logic.PropagatePlotChartSelection()
 
 
-def show_table(volume_node: Any) -> None:
-    """Show the CT's table in a layout with a table view."""
+def show_table(volume_node: Any, part: str = "results") -> None:
+    """Show a table of the CT's, "results" or "signs", in a layout with a table view."""
     import slicer
 
     _set_layout(slicer.modules.tables.logic().GetLayoutWithTable)
-    activate(volume_node)
+    activate(volume_node, table_part=part)
 
 
-def show_plot(volume_node: Any) -> None:
-    """Show the chart of the stages' probabilities in a layout with a plot view."""
+def show_plot(volume_node: Any, part: str = "plot") -> None:
+    """Show a chart of the CT's in a layout with a plot view: of the stages' probabilities ("plot")
+    or of the signs ("percentiles_plot").
+    """
     import slicer
 
     _set_layout(slicer.modules.plots.logic().GetLayoutWithPlot)
-    activate(volume_node)
+    activate(volume_node, plot_part=part)
 
 
 def _set_layout(with_view: Callable[[int], int]) -> None:

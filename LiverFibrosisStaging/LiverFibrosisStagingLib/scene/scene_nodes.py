@@ -23,6 +23,10 @@ PARTS = {
     "probabilities": ("vtkMRMLTableNode", "stage probabilities"),
     "series": ("vtkMRMLPlotSeriesNode", "probability"),
     "plot": ("vtkMRMLPlotChartNode", "fibrosis stage plot"),
+    "signs": ("vtkMRMLTableNode", "signs"),
+    "percentiles": ("vtkMRMLTableNode", "signs among published groups"),
+    "percentiles_series": ("vtkMRMLPlotSeriesNode", "percentage with smaller values"),
+    "percentiles_plot": ("vtkMRMLPlotChartNode", "signs plot"),
     "organs": ("vtkMRMLSegmentationNode", "liver and spleen"),
 }
 
@@ -70,6 +74,15 @@ def put_part(volume_node: Any, part: str, fill: Callable[[Any], None]) -> Any:
     if is_new:
         _file(node, volume_node)
     return node
+
+
+def remove_part(volume_node: Any, part: str) -> None:
+    """Remove the node of a part of the CT's results, if there is one."""
+    import slicer
+
+    node = find_part(volume_node, part)
+    if node is not None:
+        slicer.mrmlScene.RemoveNode(node)
 
 
 def _file(node: Any, volume_node: Any) -> None:

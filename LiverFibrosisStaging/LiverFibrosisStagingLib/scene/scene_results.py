@@ -1,8 +1,9 @@
 """From the library to the scene: a result becomes ordinary nodes, which are saved with the scene.
 
-A CT's results are a label volume (bands), on request a scalar volume (smooth map), a table and a
-plot of the probabilities, and the segmentation if it was made automatically. `scene_result`
-computes, in any thread; all else is for the main thread and neither copies nor reads voxels.
+A CT's results are a label volume (bands), on request a scalar volume (smooth map), tables and plots
+of the probabilities and of the signs, and the segmentation if it was made automatically.
+`scene_result` computes, in any thread; all else is for the main thread and neither copies nor reads
+voxels.
 """
 
 import json
@@ -36,7 +37,9 @@ from .scene_nodes import (
     all_or_nothing,
     find_part,
     put_part,
+    remove_part,
 )
+from .sign_rows import group_percentiles, sign_rows
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class SceneResult:
     """A result, prepared for the scene, which shares its arrays.
 
     summary: as in staging.json, with `strongest_ijk`, the index of the location map's maximum in
-    the CT, or None where the map is empty. labels: uint8 [slice, row, column] on the CT's grid, the
+    the CT, or None where the map is empty, and `reference`, that of the model (`Card.reference`).
+    labels: uint8 [slice, row, column] on the CT's grid, the
     bands. relative: float32, the location map in the box that contains it, or None without the
     smooth map. organs: liver and spleen as a network segmented them, or None where they have
     another origin or were edited since.
@@ -81,6 +85,7 @@ def scene_result(result: StagingResult, smooth: bool = False) -> SceneResult:
     if summary["location_map"]["maximum"] > 0:
         strongest = [int(index) for index in np.unravel_index(values.argmax(), values.shape)[::-1]]
     summary["strongest_ijk"] = strongest
+    summary["reference"] = result.forward_pass.model.card.reference
     labels = sitk.GetArrayFromImage(result.label_map)
     relative = _cropped(values, _around(labels)) if smooth else None
     segmentation = summary["segmentation"]
@@ -140,6 +145,7 @@ def show_result(
     with all_or_nothing():
         table = band_table()
         _write_tables(result.summary, volume_node)
+        _write_signs(result.summary, volume_node)
         whole = Box(result.labels, (0, 0, 0))
         bands = put_part(volume_node, "bands", lambda node: _fill(node, volume_node, whole))
         bands.GetDisplayNode().SetAndObserveColorNodeID(table.GetID())
@@ -148,8 +154,8 @@ def show_result(
                 volume_node, "smooth", lambda node: _fill(node, volume_node, result.relative)
             )
             window_smooth(smooth, table, result.summary["location_map"]["maximum"])
-        elif find_part(volume_node, "smooth") is not None:  # of an earlier result
-            slicer.mrmlScene.RemoveNode(find_part(volume_node, "smooth"))
+        else:
+            remove_part(volume_node, "smooth")  # of an earlier result
         set_abdomen_window(volume_node)
         show_in_slices(volume_node)
         set_display(volume_node, display)
@@ -226,31 +232,70 @@ def _write_tables(summary: dict[str, Any], volume_node: Any) -> None:
         node.SetAttribute(SUMMARY_ATTRIBUTE, json.dumps(summary))
         _set_columns(node, dict(zip(COLUMNS, zip(*table_rows(summary)))))
 
-    def fill_probabilities(node: Any) -> None:
-        values = [summary["probabilities"][stage] for stage in STAGES]
-        _set_columns(node, {"Stage": STAGES, "Probability": values})
+    put_part(volume_node, "results", fill_results)
+    values = [summary["probabilities"][stage] for stage in STAGES]
+    _put_chart(
+        volume_node,
+        {"Stage": STAGES, "Probability": values},
+        ("probabilities", "series", "plot"),
+        f"Fibrosis stage: {summary['stage'] if summary['supported'] else 'not supported'}",
+        1.0,
+    )
+
+
+def _write_signs(summary: dict[str, Any], volume_node: Any) -> None:
+    rows = [
+        (row.name, row.value, sentence, "" if source is None else source.citation)
+        for row in sign_rows(summary)
+        for sentence, source in row.notes or (("", None),)
+    ]
+    columns = dict(zip(("Sign", "Value", "Among published groups", "Source"), zip(*rows)))
+    put_part(volume_node, "signs", lambda node: _set_columns(node, columns))
+    parts = ("percentiles", "percentiles_series", "percentiles_plot")
+    percentiles = group_percentiles(summary)
+    if percentiles:
+        names = ("Sign and group", "Smaller values in the group (%)")
+        title = "Signs: share of each published group with smaller values"
+        _put_chart(volume_node, dict(zip(names, zip(*percentiles))), parts, title, 100.0)
+    else:  # nothing is measurable and comparable, but maybe it was in an earlier result
+        for part in reversed(parts):
+            remove_part(volume_node, part)
+
+
+def _put_chart(
+    volume_node: Any,
+    columns: dict[str, Any],
+    parts: tuple[str, str, str],
+    title: str,
+    highest: float,
+) -> None:
+    """Put a bar chart from 0 to `highest` into the scene.
+
+    columns: labels and values, by their names; parts: keys in PARTS of table, series and chart.
+    """
+    labels, values = columns
+    table = put_part(volume_node, parts[0], lambda node: _set_columns(node, columns))
 
     def fill_series(node: Any) -> None:
         node.SetAndObserveTableNodeID(table.GetID())
         node.SetPlotType(node.PlotTypeBar)
-        node.SetLabelColumnName("Stage")
-        node.SetYColumnName("Probability")
+        node.SetLabelColumnName(labels)
+        node.SetYColumnName(values)
         node.SetColor(*BANDS[BAND_COUNT // 2].rgb)
 
+    series = put_part(volume_node, parts[1], fill_series)
+
     def fill_plot(node: Any) -> None:
-        node.SetTitle(f"Fibrosis stage: {summary['stage']}")
-        node.SetXAxisTitle("Stage")
-        node.SetYAxisTitle("Probability")
+        node.SetTitle(title)
+        node.SetXAxisTitle(labels)
+        node.SetYAxisTitle(values)
         node.SetYAxisRangeAuto(False)
-        node.SetYAxisRange(0.0, 1.0)
+        node.SetYAxisRange(0.0, highest)
         node.SetLegendVisibility(False)
         node.RemoveAllPlotSeriesNodeIDs()
         node.AddAndObservePlotSeriesNodeID(series.GetID())
 
-    put_part(volume_node, "results", fill_results)
-    table = put_part(volume_node, "probabilities", fill_probabilities)
-    series = put_part(volume_node, "series", fill_series)
-    put_part(volume_node, "plot", fill_plot)
+    put_part(volume_node, parts[2], fill_plot)
 
 
 def _set_columns(node: Any, columns: dict[str, Any]) -> None:
