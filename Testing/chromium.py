@@ -14,6 +14,16 @@ import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+OPTIONS = (
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-sandbox",  # which root, as in a container, cannot have
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--hide-scrollbars",
+)
 LIMIT = 60  # seconds for one answer of a browser that hangs
 
 
@@ -31,14 +41,11 @@ class Page:
         self._loaded = False
         self._number = 0
         self._rest = b""
+        self._answers: dict[int, dict] = {}
         self._profile = tempfile.TemporaryDirectory()
         to_browser, self._to = os.pipe()
         self._from, from_browser = os.pipe()
         os.set_blocking(self._from, False)
-        options = (
-            "--headless=new --remote-debugging-pipe --no-sandbox --disable-gpu --no-first-run "
-            "--disable-dev-shm-usage --hide-scrollbars --disable-background-networking"
-        ).split()
         # The shell moves the two descriptors to the numbers that the browser expects.
         self._process = subprocess.Popen(
             [
@@ -47,7 +54,7 @@ class Page:
                 f'exec "$@" 3<&{to_browser} 4>&{from_browser}',
                 "sh",
                 browser,
-                *options,
+                *OPTIONS,
                 f"--user-data-dir={self._profile.name}",
             ],
             pass_fds=(to_browser, from_browser),
@@ -69,7 +76,7 @@ class Page:
         self.prefer(dark)
         self._loaded = False
         self.send("Page.navigate", url=path.as_uri())
-        self._until(lambda: self._loaded)
+        self._until(lambda: self._read() or self._loaded)
 
     def resize(self, width: int, height: int) -> None:
         self.send(
@@ -113,16 +120,11 @@ class Page:
         )
         self.send("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=by)
 
-    def screenshot(self, whole: bool = True) -> bytes:
-        """PNG of the page, or of what the window shows."""
-        found = self.send("Page.captureScreenshot", captureBeyondViewport=whole, **self._clip(whole))
+    def screenshot(self) -> bytes:
+        """PNG of the whole page."""
+        clip = {**self.send("Page.getLayoutMetrics")["cssContentSize"], "scale": 1}
+        found = self.send("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         return base64.b64decode(found["data"])
-
-    def _clip(self, whole: bool) -> dict:
-        if not whole:
-            return {}
-        size = self.send("Page.getLayoutMetrics")["cssContentSize"]
-        return {"clip": {**size, "scale": 1}}
 
     def pdf(self, width: float, height: float) -> bytes:
         """The page, printed on paper of this size in inches."""
@@ -143,24 +145,25 @@ class Page:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._to, json.dumps(message).encode() + b"\0")
-        answers: list[dict] = []
-        self._until(lambda: self._read(number, answers), pause=0.002)
-        assert "error" not in answers[0], (method, answers[0])
-        return answers[0]["result"]
+        self._until(lambda: self._read() or number in self._answers, pause=0.002)
+        answer = self._answers.pop(number)
+        assert "error" not in answer, (method, answer)
+        return answer["result"]
 
-    def _read(self, number: int, answers: list[dict]) -> bool:
+    def _read(self) -> None:
+        """Take in what the browser has sent."""
         try:
             self._rest += os.read(self._from, 1 << 20)
         except BlockingIOError:
-            return False
+            return
         *messages, self._rest = self._rest.split(b"\0")
         for message in map(json.loads, messages):
-            if message.get("id") == number:
-                answers.append(message)
-            self._note(message.get("method"), message.get("params", {}))
-        return bool(answers)
+            if "id" in message:
+                self._answers[message["id"]] = message
+            else:
+                self._note(message["method"], message["params"])
 
-    def _note(self, event: str | None, params: dict) -> None:
+    def _note(self, event: str, params: dict) -> None:
         if event == "Page.loadEventFired":
             self._loaded = True
         elif event == "Runtime.exceptionThrown":
@@ -178,8 +181,6 @@ class Page:
             assert self._process.poll() is None, "the browser has ended"
             assert time.monotonic() < end, "the browser does not answer"
             time.sleep(pause)
-            if done.__code__.co_names == ("_loaded",):
-                self.evaluate("0")  # reads what has arrived
 
     def close(self) -> None:
         self._process.terminate()

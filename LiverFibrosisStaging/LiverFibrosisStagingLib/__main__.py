@@ -63,7 +63,7 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
     check_writable(options.output)
     with _ProgressLine(options.quiet) as progress:
         result = _staged(options, progress, cancel)
-        folder = result.save(options.output)
+        folder = result.save(options.output, options.report)
     print(one_line(result))
     for name, probability in zip(STAGES, result.probabilities):
         print(f"  {name}  {probability:6.1%}  {'#' * round(40 * probability)}")
@@ -125,6 +125,7 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
             cancel,
             options.pseudonyms,
             notify,
+            options.reports,
         )
     failed = [row for row in rows if row["status"] != "done"]
     print(f"{len(rows) - len(failed)} of {len(rows)} cases staged; see {options.output}/{TABLE}")
@@ -222,7 +223,12 @@ def _parser() -> argparse.ArgumentParser:
         "serves as both masks; auto (the default): automatic segmentation",
     )
     one.add_argument("--spleen", metavar="MASK", help="spleen mask (FILE or FILE:LABEL)")
+    about_report = (
+        "also write report.html, which opens in a browser without a network, and report.pdf if "
+        "matplotlib is installed"
+    )
     stage = commands.add_parser("stage", parents=[one, shared], help="stage one CT")
+    stage.add_argument("--report", action="store_true", help=about_report)
     stage.set_defaults(run=_stage)
 
     check = commands.add_parser(
@@ -260,6 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     batch.add_argument("input", metavar="INPUT", help="folder or CSV file")
     batch.add_argument("--pseudonyms", action="store_true", help="give every case a pseudonym")
+    batch.add_argument("--reports", action="store_true", help=f"for each case, {about_report}")
     batch.set_defaults(run=_batch)
 
     info = commands.add_parser("model-info", help="show the metadata of a model file")

@@ -13,6 +13,7 @@ from .fingerprint import fingerprint
 from .imaging.segmentation import shipped_network
 from .model import StagingModel
 from .privacy import Names
+from .report.documents import REPORT_FILES
 from .report.summary import REGION_NAMES
 from .resources import default_model_path
 from .result import FILES, SCHEMA, one_line
@@ -45,6 +46,7 @@ def stage_folder(
     cancel: CancelToken | None = None,
     pseudonyms: bool = False,
     notify: Callable[[str], None] | None = None,
+    reports: bool = False,
 ) -> list[dict[str, Any]]:
     """Stage every case of a folder or a CSV list; returns the rows of `output`/results.csv.
 
@@ -57,7 +59,8 @@ def stage_folder(
     No output, including the rows, contains names of patients, or of the inputs' files and folders.
     pseudonyms: give every case a pseudonym, not only those whose names may be those of persons
     (`find_cases`). notify: called with messages for the screen, which can contain such names: the
-    case of each pseudonym, and why a case failed.
+    case of each pseudonym, and why a case failed. reports: write a report for each case, as
+    `StagingResult.save` does; a finished case without one is staged again.
 
     Raises StagingError if the source contains no case or the output cannot be written, and
     Cancelled; finished cases are kept.
@@ -82,7 +85,7 @@ def stage_folder(
             if progress is not None:
                 progress((number + fraction) / len(cases), f"{name}: {step}")
 
-        rows.append(_row(case, output, model, explain, within, cancel, notify))
+        rows.append(_row(case, output, model, explain, within, cancel, notify, reports))
         try:
             write_table(output / TABLE, COLUMNS, rows)
         except StagingError as refusal:  # may be open in a spreadsheet; retried after the next case
@@ -100,10 +103,12 @@ def _row(
     progress: Callable[[float, str], None],
     cancel: CancelToken | None,
     notify: Callable[[str], None],
+    reports: bool,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"case": case.name, "notice": RESEARCH_USE, "model": model.card.name}
     try:
-        return {**row, "status": "done", **_staged(case, output, model, explain, progress, cancel)}
+        columns = _staged(case, output, model, explain, progress, cancel, reports)
+        return {**row, "status": "done", **columns}
     except Cancelled:
         raise
     except Exception as error:  # the other cases are still staged
@@ -132,6 +137,7 @@ def _staged(
     explain: str,
     progress: Callable[[float, str], None],
     cancel: CancelToken | None,
+    reports: bool,
 ) -> dict[str, Any]:
     """The columns of a case, staged now or in an earlier run."""
     folder = output / case.name
@@ -145,21 +151,22 @@ def _staged(
         segmentation=None if case.liver else shipped_network(model.threads).sha256,
         explain=explain,
     )
-    columns = _finished(folder, inputs)
+    columns = _finished(folder, inputs, reports)
     if columns is None:
         result = stage(case.ct, case.liver, case.spleen, model, explain, progress, cancel)
         result = replace(result, provenance={**result.provenance, "fingerprint": inputs})
-        result.save(folder)
+        result.save(folder, reports)
         progress(1.0, one_line(result))
         columns = _columns(result.summary())
     return columns
 
 
-def _finished(folder: Path, inputs: str) -> dict[str, Any] | None:
+def _finished(folder: Path, inputs: str, reports: bool) -> dict[str, Any] | None:
     """The columns of an earlier result, if it is complete and from the same inputs."""
     try:
         summary = json.loads((folder / FILES[-1]).read_text(encoding="utf-8"))
-        complete = all((folder / name).is_file() for name in FILES)
+        wanted = (*FILES, *([REPORT_FILES[-1]] if reports else []))
+        complete = all((folder / name).is_file() for name in wanted)
         same = summary["schema"] == SCHEMA and summary["fingerprint"] == inputs
         return _columns(summary) if complete and same else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -17,7 +17,7 @@ def published_signs_path() -> Path:
 
 def report_template(name: str) -> str:
     """Text of a part of the report's template. Raises StagingError if it is missing."""
-    return _shipped("Report", name, "file").read_text(encoding="utf-8")
+    return _shipped("ReportTemplate", name, "file").read_text(encoding="utf-8")
 
 
 def _shipped(folder: str, name: str, kind: str) -> Path:

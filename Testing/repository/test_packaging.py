@@ -77,12 +77,13 @@ def test_cmake_lists_every_resource_and_nothing_else():
     assert listed("MODULE_PYTHON_RESOURCES") == on_disk("Resources/**/*")
 
 
-def test_wheel_has_every_package_the_models_and_the_published_values():
+def test_wheel_has_every_package_and_the_resources_of_the_library():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     packages = re.findall(r'"([\w.]+)"', re.search(r"^packages = \[(.*?)\]", text, re.M | re.S)[1])
     found = on_disk("LiverFibrosisStagingLib/**/__init__.py")
     names = [path.removesuffix("/__init__.py").replace("/", ".") for path in found]
-    data = [f"LiverFibrosisStagingLib.{folder}" for folder in ("Models", "Published")]
+    folders = ("Models", "Published", "ReportTemplate")
+    data = [f"LiverFibrosisStagingLib.{folder}" for folder in folders]
     assert sorted(packages) == sorted([*names, *data])
     # Where the file system ignores case, two such packages would be one folder.
     assert len({package.lower() for package in packages}) == len(packages)

@@ -16,7 +16,7 @@ GROUND = {"errors", "files", "resources", "stages"}
 MAY_IMPORT = {
     "gradcam_onnx": {"errors"},
     "imaging": {"errors", "resources", "training_record", "gradcam_onnx"},
-    "report": {"errors", "files", "stages", "imaging"},
+    "report": {"errors", "files", "stages", "resources", "imaging", "signs"},
     "signs": {"errors", "resources", "imaging"},
 }
 # The same for the packages of Training/; its commands, the scripts at the top, may import all.
@@ -38,7 +38,7 @@ ONLY_IN = {
     "onnx": {"gradcam_onnx.make_explainable"},
     "torch": set(),
     "monai": set(),
-    "matplotlib": set(),
+    "matplotlib": {"report.pdf"},
     "sklearn": set(),
 }
 

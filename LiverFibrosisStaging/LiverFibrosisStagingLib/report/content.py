@@ -136,6 +136,7 @@ def report_content(
     by stage and region (`card.Reference`), may be empty; training: `training_record.Training`.
     """
     stage, explained = summary["stage"], summary["location_map"]["explained"]
+    model = summary["model"]
     probability = percent(summary["probabilities"][stage])
     supported = summary["supported"]
     ensemble = summary.get("ensemble")
@@ -148,10 +149,10 @@ def report_content(
         headline=stage if supported else "Not supported",
         statement=f"Predicted fibrosis stage {stage}, probability {probability}"
         if supported
-        else f"The model predicts {stage} with probability {probability}; do not use this stage:",
+        else f"The predicted stage {stage} (probability {probability}) is not supported because:",
         supported=supported,
         reasons=tuple(summary["reasons"]),
-        trained_on=f"Model {summary['model']['name']}, trained on: {summary['model']['trained_on']}",
+        trained_on=f"Model {model['name']}, trained on: {model['trained_on']}",
         stages=tuple(
             Bar(name, summary["probabilities"][name], name == stage, _range(ranges.get(name)))
             for name in STAGES

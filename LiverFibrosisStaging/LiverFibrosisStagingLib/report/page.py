@@ -1,7 +1,7 @@
 """report.html: one file with everything in it, which opens in any browser without a network.
 
-Laid out in Resources/Report (report.html, report.css, report.js). A Content-Security-Policy forbids
-everything but the page's own style, script and pictures.
+Laid out in Resources/ReportTemplate (report.html, report.css, report.js). A Content-Security-Policy
+forbids everything but the page's own style, script and pictures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ from typing import Any
 from ..resources import report_template
 from ..signs.published import Source
 from .colors import BANDS
-from .content import OUTCOMES, STRIPS_NOTE, TITLE, Bar, PlacedSign, Region, Report, fraction, percent
+from .content import (
+    OUTCOMES,
+    STRIPS_NOTE,
+    TITLE,
+    Bar,
+    PlacedSign,
+    Region,
+    Report,
+    fraction,
+    percent,
+)
 from .drawing import Color, encode_png
 from .pictures import Picture
 from .slices import LIVER_COLOR, SPLEEN_COLOR
@@ -124,7 +134,10 @@ def _sign(sign: PlacedSign) -> str:
     rows = []
     for strip in sign.strips:
         ends = (strip.values[0], strip.values[-1])
-        parts = [_rect("track", low, high, low, high, 0, 20), _rect("band", *ends, low, high, 5, 10)]
+        parts = [
+            _rect("track", low, high, low, high, 0, 20),
+            _rect("band", *ends, low, high, 5, 10),
+        ]
         if len(strip.values) > 2:
             parts.append(_rect("box", strip.values[1], strip.values[3], low, high, 5, 10))
             parts.append(_line("median", strip.values[2], low, high, 5, 15))
@@ -138,7 +151,7 @@ def _sign(sign: PlacedSign) -> str:
     heading = "Below this patient" if found.interval is None else "Interval"
     return (
         f"<h3>{escape(found.sentence)}</h3>"
-        '<table class="strips"><thead><tr><th scope="col">Group</th><th></th>'
+        '<table class="strips"><thead><tr><th scope="col">Group</th><td></td>'
         f'<th scope="col" class="number">{heading}</th></tr></thead><tbody>{"".join(rows)}'
         '<tr class="axis" aria-hidden="true"><td></td><td><div class="ends">'
         f"<span>{escape(text(low))}</span><span>{escape(text(high))}</span></div></td>"
@@ -154,10 +167,8 @@ def _link(address: str, text: str) -> str:
 def _sources(sources: Sequence[Source]) -> str:
     if not sources:
         return ""
-    items = "".join(
-        f"<li>{escape(s.citation)}. {_link(s.link, s.link)}</li>" for s in sources
-    )
-    return f"<h3>Sources</h3><ul class=\"sources\">{items}</ul>"
+    items = "".join(f"<li>{escape(s.citation)}. {_link(s.link, s.link)}</li>" for s in sources)
+    return f'<h3>Sources</h3><ul class="sources">{items}</ul>'
 
 
 def _regions(regions: Sequence[Region], high: float) -> str:
@@ -179,7 +190,7 @@ def _regions(regions: Sequence[Region], high: float) -> str:
     return (
         '<table class="strips regions"><caption>Mean of the map by region (1 is the mean over the '
         'body) and share of its weight</caption><thead><tr><th scope="col">Region</th>'
-        '<th scope="col"></th><th scope="col" class="number">Mean</th>'
+        '<td></td><th scope="col" class="number">Mean</th>'
         '<th scope="col" class="number">Reference</th>'
         f'<th scope="col" class="number">Share</th></tr></thead><tbody>{"".join(rows)}</tbody>'
         "</table>"

@@ -6,10 +6,11 @@ printing on Letter.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .colors import BANDS
 from .content import (
@@ -25,6 +26,9 @@ from .content import (
 )
 from .pictures import Picture
 from .slices import LIVER_COLOR, SPLEEN_COLOR
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _WIDTH, _HEIGHT, _MARGIN = 595.0, 842.0, 42.0
 _INNER = _WIDTH - 2 * _MARGIN
@@ -45,21 +49,26 @@ def write_pdf(path: Path, report: Report, pictures: Sequence[Picture]) -> None:
     from matplotlib import rc_context
     from matplotlib.backends.backend_pdf import PdfPages
 
-    with rc_context({"pdf.fonttype": 42, "font.family": _FONT}):
-        first = _Page(report.notice)
-        flow = _Flow([first], _montage(first, report, pictures, _head(first, report)))
-        _signs(flow, report)
-        _why(flow, report)
-        _checks(flow, report)
-        _facts(flow, "Model", report.model)
-        _facts(flow, "What the result rests on", report.basis)
-        # No date: the same result gives the same file.
-        about = {"Title": f"{TITLE}: {report.headline}", "CreationDate": None}
-        with PdfPages(path, metadata=about) as file:
-            for number, page in enumerate(flow.pages, start=1):
-                of = f"{number} / {len(flow.pages)}"
-                page.text(of, _WIDTH - _MARGIN, _FOOT, 7, _QUIET, align="right")
-                file.savefig(page.figure)
+    # No date: the same result gives the same file.
+    about = {"Title": f"{TITLE}: {report.headline}", "CreationDate": None}
+    with rc_context({"pdf.fonttype": 42}), PdfPages(path, metadata=about) as file:
+        for figure in pdf_pages(report, pictures):
+            file.savefig(figure)
+
+
+def pdf_pages(report: Report, pictures: Sequence[Picture]) -> list[Figure]:
+    """The pages, A4; as many as the content needs."""
+    first = _Page(report.notice)
+    flow = _Flow([first], _montage(first, report, pictures, _head(first, report)))
+    _signs(flow, report)
+    _why(flow, report)
+    _checks(flow, report)
+    _facts(flow, "Model", report.model)
+    _facts(flow, "What the result rests on", report.basis)
+    for number, page in enumerate(flow.pages, start=1):
+        of = f"{number} / {len(flow.pages)}"
+        page.text(of, _WIDTH - _MARGIN, _FOOT, 7, _QUIET, align="right")
+    return [page.figure for page in flow.pages]
 
 
 class _Page:
@@ -93,6 +102,7 @@ class _Page:
             text,
             size=size,
             color=color,
+            family=_FONT,
             weight="bold" if bold else "normal",
             ha=align,
             va="baseline",
@@ -142,7 +152,9 @@ class _Flow:
 
     def text(self, text: str, size: float = 8, color: str = _TEXT, bold: bool = False) -> None:
         """A paragraph."""
-        for line in _wrap(text, _COLUMN, size, bold):
+        lines = _wrap(text, _COLUMN, size, bold)
+        self.need(min(len(lines), 5) * size * _LEADING)  # short ones are not split
+        for line in lines:
             self.need(size * _LEADING)
             self.page.text(line, self.x, self.y, size, color, bold=bold)
             self.y += size * _LEADING
@@ -178,10 +190,16 @@ def _wrap(text: str, width: float, size: float, bold: bool = False) -> list[str]
 
     font = FontProperties(family=_FONT, size=size, weight="bold" if bold else "normal")
     measure = TextToPath().get_text_width_height_descent
+
+    def length(line: str) -> float:
+        return measure(line, font, ismath=False)[0]
+
     lines = [text]
-    for characters in range(max(1, int(width / (0.4 * size))), 0, -1):
+    average = max(length(text), 1.0) / max(len(text), 1)
+    # Letters differ in width: start with too many per line and reduce until all lines fit.
+    for characters in range(math.ceil(1.2 * width / average), 0, -1):
         lines = textwrap.wrap(text, characters)
-        if all(measure(line, font, ismath=False)[0] <= width for line in lines):
+        if all(length(line) <= width for line in lines):
             break
     return lines
 

@@ -25,7 +25,7 @@ from .slices import INSIDE, LIVER_COLOR, SPLEEN_COLOR, WINDOW_HU, Plane, Slices
 FIRST_HU, STEP_HU = -200.0, 2.0
 MAX_SLICES = 128
 # Base64 adds a third: even a CT of pure noise, which PNG cannot compress, stays below 15 MB.
-MAX_PIXELS = 9_000_000
+MAX_PIXELS = 7_500_000
 _MARGIN_MM = 10.0
 
 

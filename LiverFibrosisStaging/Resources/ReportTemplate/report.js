@@ -126,9 +126,10 @@
     element("position").textContent = position;
     slider.setAttribute("aria-valuetext", position);
     element("slice-value").textContent = `${state.slice + 1} / ${levels.length}`;
-    for (const name of Object.keys(initial)) {
-      element(name).value = state[name];
-      if (units[name]) element(`${name}-value`).textContent = state[name] + units[name];
+    for (const name of Object.keys(initial)) element(name).value = state[name];
+    for (const [name, unit] of Object.entries(units)) {
+      element(`${name}-value`).textContent = state[name] + unit;
+      element(name).setAttribute("aria-valuetext", state[name] + unit);
     }
     element("contours").checked = state.contours;
     draw().catch(showPictures);
