@@ -45,6 +45,8 @@ def stage_folder(
     cancel: CancelToken | None = None,
     pseudonyms: bool = False,
     notify: Callable[[str], None] | None = None,
+    strict: bool = False,
+    any_phase: bool = False,
 ) -> list[dict[str, Any]]:
     """Stage every case of a folder or a CSV list; returns the rows of `output`/results.csv.
 
@@ -57,7 +59,7 @@ def stage_folder(
     No output, including the rows, contains names of patients, or of the inputs' files and folders.
     pseudonyms: give every case a pseudonym, not only those whose names may be those of persons
     (`find_cases`). notify: called with messages for the screen, which can contain such names: the
-    case of each pseudonym, and why a case failed.
+    case of each pseudonym, and why a case failed. strict, any_phase: as for `stage`.
 
     Raises StagingError if the source contains no case or the output cannot be written, and
     Cancelled; finished cases are kept.
@@ -75,6 +77,7 @@ def stage_folder(
     for case in cases:
         if case.pseudonym:
             notify(f"{case.name} is {case.ct}.")
+    options = {"explain": explain, "strict": strict, "any_phase": any_phase}
     rows: list[dict[str, Any]] = []
     for number, case in enumerate(cases):
 
@@ -82,7 +85,7 @@ def stage_folder(
             if progress is not None:
                 progress((number + fraction) / len(cases), f"{name}: {step}")
 
-        rows.append(_row(case, output, model, explain, within, cancel, notify))
+        rows.append(_row(case, output, model, options, within, cancel, notify))
         try:
             write_table(output / TABLE, COLUMNS, rows)
         except StagingError as refusal:  # may be open in a spreadsheet; retried after the next case
@@ -96,14 +99,14 @@ def _row(
     case: Case,
     output: Path,
     model: StagingModel,
-    explain: str,
+    options: dict[str, Any],
     progress: Callable[[float, str], None],
     cancel: CancelToken | None,
     notify: Callable[[str], None],
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"case": case.name, "notice": RESEARCH_USE, "model": model.card.name}
     try:
-        return {**row, "status": "done", **_staged(case, output, model, explain, progress, cancel)}
+        return {**row, "status": "done", **_staged(case, output, model, options, progress, cancel)}
     except Cancelled:
         raise
     except Exception as error:  # the other cases are still staged
@@ -129,7 +132,7 @@ def _staged(
     case: Case,
     output: Path,
     model: StagingModel,
-    explain: str,
+    options: dict[str, Any],
     progress: Callable[[float, str], None],
     cancel: CancelToken | None,
 ) -> dict[str, Any]:
@@ -143,11 +146,19 @@ def _staged(
         software=software(),
         model=model.sha256,
         segmentation=None if case.liver else shipped_network(model.threads).sha256,
-        explain=explain,
+        **options,
     )
     columns = _finished(folder, inputs)
     if columns is None:
-        result = stage(case.ct, case.liver, case.spleen, model, explain, progress, cancel)
+        result = stage(
+            case.ct,
+            case.liver,
+            case.spleen,
+            model,
+            progress=progress,
+            cancel=cancel,
+            **options,
+        )
         result = replace(result, provenance={**result.provenance, "fingerprint": inputs})
         result.save(folder)
         progress(1.0, one_line(result))
