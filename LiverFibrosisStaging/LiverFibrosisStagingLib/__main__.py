@@ -86,7 +86,16 @@ def _staged(
     from .staging import stage
 
     masks = (None if options.liver == AUTO else options.liver, options.spleen)
-    return stage(options.ct, *masks, options.model, options.explain, progress, cancel)
+    return stage(
+        options.ct,
+        *masks,
+        options.model,
+        options.explain,
+        progress,
+        cancel,
+        strict=options.strict,
+        any_phase=options.any_phase,
+    )
 
 
 def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
@@ -126,6 +135,8 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
             options.pseudonyms,
             notify,
             options.reports,
+            options.strict,
+            options.any_phase,
         )
     failed = [row for row in rows if row["status"] != "done"]
     print(f"{len(rows) - len(failed)} of {len(rows)} cases staged; see {options.output}/{TABLE}")
@@ -208,6 +219,14 @@ def _parser() -> argparse.ArgumentParser:
         choices=EXPLAIN_CHOICES,
         default="predicted",
         help="stage or group that the location map explains (default: the predicted stage)",
+    )
+    shared.add_argument(
+        "--strict", action="store_true", help="refuse a CT with a warning in its checks"
+    )
+    shared.add_argument(
+        "--any-phase",
+        action="store_true",
+        help="stage a CT that is clearly not in the portal-venous phase as well",
     )
     shared.add_argument("-o", "--output", metavar="FOLDER", required=True, help="result folder")
     shared.add_argument("-q", "--quiet", action="store_true", help="no progress line")

@@ -47,6 +47,8 @@ def stage_folder(
     pseudonyms: bool = False,
     notify: Callable[[str], None] | None = None,
     reports: bool = False,
+    strict: bool = False,
+    any_phase: bool = False,
 ) -> list[dict[str, Any]]:
     """Stage every case of a folder or a CSV list; returns the rows of `output`/results.csv.
 
@@ -60,7 +62,8 @@ def stage_folder(
     pseudonyms: give every case a pseudonym, not only those whose names may be those of persons
     (`find_cases`). notify: called with messages for the screen, which can contain such names: the
     case of each pseudonym, and why a case failed. reports: write a report for each case, as
-    `StagingResult.save` does; a finished case without one is staged again.
+    `StagingResult.save` does; a finished case without one is staged again. strict, any_phase: as
+    for `stage`.
 
     Raises StagingError if the source contains no case or the output cannot be written, and
     Cancelled; finished cases are kept.
@@ -78,6 +81,7 @@ def stage_folder(
     for case in cases:
         if case.pseudonym:
             notify(f"{case.name} is {case.ct}.")
+    options = {"explain": explain, "strict": strict, "any_phase": any_phase}
     rows: list[dict[str, Any]] = []
     for number, case in enumerate(cases):
 
@@ -85,7 +89,7 @@ def stage_folder(
             if progress is not None:
                 progress((number + fraction) / len(cases), f"{name}: {step}")
 
-        rows.append(_row(case, output, model, explain, within, cancel, notify, reports))
+        rows.append(_row(case, output, model, options, within, cancel, notify, reports))
         try:
             write_table(output / TABLE, COLUMNS, rows)
         except StagingError as refusal:  # may be open in a spreadsheet; retried after the next case
@@ -99,7 +103,7 @@ def _row(
     case: Case,
     output: Path,
     model: StagingModel,
-    explain: str,
+    options: dict[str, Any],
     progress: Callable[[float, str], None],
     cancel: CancelToken | None,
     notify: Callable[[str], None],
@@ -107,7 +111,7 @@ def _row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"case": case.name, "notice": RESEARCH_USE, "model": model.card.name}
     try:
-        columns = _staged(case, output, model, explain, progress, cancel, reports)
+        columns = _staged(case, output, model, options, progress, cancel, reports)
         return {**row, "status": "done", **columns}
     except Cancelled:
         raise
@@ -134,7 +138,7 @@ def _staged(
     case: Case,
     output: Path,
     model: StagingModel,
-    explain: str,
+    options: dict[str, Any],
     progress: Callable[[float, str], None],
     cancel: CancelToken | None,
     reports: bool,
@@ -149,11 +153,19 @@ def _staged(
         software=software(),
         model=model.sha256,
         segmentation=None if case.liver else shipped_network(model.threads).sha256,
-        explain=explain,
+        **options,
     )
     columns = _finished(folder, inputs, reports)
     if columns is None:
-        result = stage(case.ct, case.liver, case.spleen, model, explain, progress, cancel)
+        result = stage(
+            case.ct,
+            case.liver,
+            case.spleen,
+            model,
+            progress=progress,
+            cancel=cancel,
+            **options,
+        )
         result = replace(result, provenance={**result.provenance, "fingerprint": inputs})
         result.save(folder, reports)
         progress(1.0, one_line(result))

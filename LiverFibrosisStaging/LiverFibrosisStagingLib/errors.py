@@ -7,6 +7,10 @@ class StagingError(Exception):
     """Input was refused: one sentence with the file or node, what was found and what is needed."""
 
 
+class WrongPhase(StagingError):
+    """The CT is not in the portal-venous phase; staged only if any phase is allowed."""
+
+
 class Cancelled(Exception):
     """The user cancelled; nothing was written."""
 

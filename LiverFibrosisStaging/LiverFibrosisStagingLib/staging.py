@@ -15,7 +15,7 @@ from .errors import CancelToken
 from .explaining import Progress, Steps, explain_score, run_network
 from .imaging.checks import check_ct, check_organs
 from .imaging.grid import WorkingGrid, working_grid
-from .imaging.input_checks import contrast_phase, input_checks
+from .imaging.input_checks import concerns, input_checks, refuse
 from .imaging.masks import organ_masks, read_organ, volume_ml
 from .imaging.reading import NAME_KEY, notes, read_ct
 from .imaging.segmentation import segment_checked, segmentation_warnings, shipped_network
@@ -39,6 +39,8 @@ def stage(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     segmentation: dict[str, Any] | None = None,
+    strict: bool = False,
+    any_phase: bool = False,
 ) -> StagingResult:
     """Stage one CT and compute the location map that explains the stage.
 
@@ -50,9 +52,11 @@ def stage(
     fraction 0..1 and the step's name. cancel: checked between steps and patches, and while the
     network runs. segmentation: provenance (name, sha256, edited) of masks from an earlier automatic
     segmentation, for the result; masks that were not edited get the warnings of a segmentation.
+    strict: refuse a CT with a warning in its checks (`imaging.input_checks`). any_phase: stage a CT
+    that is clearly not in the portal-venous phase; its stage is not supported.
 
-    Raises StagingError for refused input, which may name the file or node, and Cancelled. The
-    result contains neither name.
+    Raises WrongPhase for such a CT otherwise, StagingError for other refused input, which may
+    name the file or node, and Cancelled. The result contains neither name.
     """
     steps = Steps(progress, cancel)
     explained_stages(explain, 0)  # an unknown name is refused before any work
@@ -72,7 +76,8 @@ def stage(
     )
 
     steps.begin(0.25, "Checking")
-    warnings = [*notes(ct), *check_ct(ct, name)]
+    check_ct(ct, name)
+    warnings = [*notes(ct)]
     if liver is None:
 
         def within(part: float, _: str) -> None:
@@ -88,10 +93,10 @@ def stage(
             volumes["spleen"] = volume_ml(spleen)
         warnings += segmentation_warnings(volumes)
     liver, spleen, about_masks = organ_masks(ct, liver, spleen)
-    warnings += [*about_masks, *check_organs(ct, liver, spleen, name)]
-
-    phase = contrast_phase(ct)
-    checks = input_checks(ct, liver, spleen, phase)
+    check_organs(ct, liver, spleen, name)
+    phase, checks = input_checks(ct, liver, spleen)
+    refuse(checks, name, strict, any_phase)
+    warnings += [*about_masks, *concerns(checks)]
     steps.begin(0.32, "Measuring signs")
     signs = measure_signs(ct, liver, spleen, phase)
 

@@ -352,7 +352,7 @@ def test_two_acquisitions_of_one_series_are_separated(tmp_path):
         ("art. Leber", "arterial"),
         ("late arterial", "arterial"),
         ("Non-contrast", "unenhanced"),
-        ("3 min delay", "delayed"),
+        ("3 min delay", "late"),
         ("Recon 2: LIVER 3 PHASE (AP)", ""),
         ("CT Body 3.0", ""),
         ("arterial + portal venous", ""),

@@ -1,7 +1,6 @@
-"""Checks of the CT (geometry, HU, phase) and of the liver and spleen masks.
+"""Refusal of CTs and masks that would make the result meaningless: geometry, HU, position.
 
-Input that would make the result meaningless is refused; input that makes it less reliable gives a
-warning. Values are in HU, lengths in mm.
+What makes a result less reliable is found by `input_checks`. Values are in HU, lengths in mm.
 """
 
 import math
@@ -10,15 +9,13 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import StagingError
-from .dicom_files import DESCRIPTION, MODALITY, THICKNESS, code
-from .dicom_series import PORTAL_VENOUS, named_phase
+from .dicom_files import MODALITY, code
 from .grid import bounding_box
 
 MIN_SLICES = 10  # the liver spans 15 to 20 cm: fewer slices cannot show its shape
 MIN_LENGTH_MM = 30.0
 MIN_IN_PLANE = 32  # voxels; a body of 40 cm would have voxels of more than 12 mm
 MAX_SPACING_MM = 20.0
-THICK_SLICE_MM = 5.0  # in thicker slices the liver's surface is blurred
 
 # A CT contains air around the patient or gas in the bowel (-1000 HU); MR and 8-bit images do not.
 # Scanners pad the corners outside a round field of view with values below air.
@@ -37,18 +34,14 @@ DENSE_HU = 250.0
 MAX_DENSE = 0.25  # share of the tissue voxels, for an image without air
 _SAMPLE_STEP = 3  # every third voxel along each axis suffices to estimate a share
 
-# Liver in the portal-venous phase: 90 to 120 HU; without contrast 40 to 65; arterial up to 75.
-LITTLE_ENHANCEMENT_HU = 75.0
-STRONG_ENHANCEMENT_HU = 180.0
 # No liver has a mean outside this range, whether steatotic, enhanced or loaded with iron.
 POSSIBLE_MEAN_HU = (-50.0, 300.0)
 MIN_LIVER_ML = 50.0
-USUAL_LIVER_ML = (500.0, 4000.0)  # adults; partial scans and resected livers are below
 _SHARED_SPLEEN = 0.5  # share of the spleen mask also in the liver mask: the same label given twice
 
 
-def check_ct(ct: sitk.Image, name: str) -> tuple[str, ...]:
-    """Check a CT; returns warnings.
+def check_ct(ct: sitk.Image, name: str) -> None:
+    """Refuse a CT that cannot be staged.
 
     ct: as from `reading.read_ct` or a scene; name: of the file or node, for messages. Raises
     StagingError for anything but a 3-D scalar CT in HU with at least MIN_SLICES slices and
@@ -66,13 +59,10 @@ def check_ct(ct: sitk.Image, name: str) -> tuple[str, ...]:
         raise StagingError(f"{name}: contains complex numbers; HU are needed.")
     _check_grid(ct, name)
     _check_values(sitk.GetArrayViewFromImage(ct), name)
-    return tuple(_warnings(ct))
 
 
-def check_organs(
-    ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None, name: str
-) -> tuple[str, ...]:
-    """Check that the masks lie on liver and spleen; returns warnings.
+def check_organs(ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None, name: str) -> None:
+    """Refuse masks that do not lie on liver and spleen.
 
     liver, spleen: masks on the CT's own grid, non-zero inside. Raises StagingError for an empty
     mask, another size, a mean HU that no liver or spleen can have, a liver below MIN_LIVER_ML, and
@@ -86,45 +76,25 @@ def check_organs(
             f"{name}: the liver mask has a volume of {volume:.1f} mL; at least {MIN_LIVER_ML:g} mL "
             "of liver are needed."
         )
-    mean = _checked_mean(hu[box][inside], "liver", name)
-
-    warnings = []
-    low, high = USUAL_LIVER_ML
-    if not low <= volume <= high:
-        warnings.append(
-            f"The liver mask has a volume of {volume:.0f} mL; adult livers have {low:g} to "
-            f"{high:g} mL."
-        )
-    if mean < LITTLE_ENHANCEMENT_HU:
-        warnings.append(
-            f"The liver's mean is {mean:.0f} HU: low enhancement, as in an unenhanced or arterial "
-            "phase; the model expects the portal-venous phase."
-        )
-    elif mean > STRONG_ENHANCEMENT_HU:
-        warnings.append(
-            f"The liver's mean is {mean:.0f} HU, higher than usual in the portal-venous phase."
-        )
-    warnings += _cut_off_warnings(ct, box)
-
+    _check_mean(hu[box][inside], "liver", name)
     if spleen is not None:
         spleen_inside, spleen_box = _mask_in_box(ct, spleen, "spleen", name)
-        _checked_mean(hu[spleen_box][spleen_inside], "spleen", name)
+        _check_mean(hu[spleen_box][spleen_inside], "spleen", name)
         shared = sitk.GetArrayViewFromImage(liver)[spleen_box][spleen_inside] != 0
         if shared.mean() > _SHARED_SPLEEN:
             raise StagingError(
                 f"{name}: {shared.mean():.0%} of the spleen mask is also in the liver mask; each "
                 "organ needs its own label."
             )
-    return tuple(warnings)
 
 
-def _body_axis(ct: sitk.Image) -> int:
+def body_axis(ct: sitk.Image) -> int:
     """The image axis closest to the patient's foot-head direction."""
     return int(np.abs(np.array(ct.GetDirection()).reshape(3, 3)[2]).argmax())
 
 
 def _check_grid(ct: sitk.Image, name: str) -> None:
-    size, spacing, along = ct.GetSize(), ct.GetSpacing(), _body_axis(ct)
+    size, spacing, along = ct.GetSize(), ct.GetSpacing(), body_axis(ct)
     if not all(0 < step <= MAX_SPACING_MM for step in spacing):
         raise StagingError(
             f"{name}: voxel spacing {' x '.join(f'{step:g}' for step in spacing)} mm; above 0 and "
@@ -187,32 +157,6 @@ def _check_values(hu: np.ndarray, name: str) -> None:
         )
 
 
-def _warnings(ct: sitk.Image) -> list[str]:
-    warnings = []
-    description = ct.GetMetaData(DESCRIPTION) if ct.HasMetaDataKey(DESCRIPTION) else ""
-    named = named_phase(description)
-    if named not in ("", PORTAL_VENOUS):
-        warnings.append(
-            f"The series description names the {named} phase; the model expects the "
-            "portal-venous phase."
-        )
-    thickness = ct.GetSpacing()[_body_axis(ct)]
-    if ct.HasMetaDataKey(THICKNESS):
-        try:
-            given = float(ct.GetMetaData(THICKNESS))
-        except ValueError:
-            given = math.nan
-        if math.isfinite(given):
-            thickness = max(thickness, given)
-        else:
-            warnings.append("The slice thickness in the header is not a number.")
-    if thickness > THICK_SLICE_MM:
-        warnings.append(
-            f"The slices are {thickness:g} mm thick; up to {THICK_SLICE_MM:g} mm are expected."
-        )
-    return warnings
-
-
 def _mask_in_box(
     ct: sitk.Image, mask: sitk.Image, organ: str, name: str
 ) -> tuple[np.ndarray, tuple[slice, slice, slice]]:
@@ -229,7 +173,7 @@ def _mask_in_box(
     return array[box] != 0, box
 
 
-def _checked_mean(hu: np.ndarray, organ: str, name: str) -> float:
+def _check_mean(hu: np.ndarray, organ: str, name: str) -> None:
     mean = float(hu.mean(dtype=np.float64))
     low, high = POSSIBLE_MEAN_HU
     if not low <= mean <= high:
@@ -237,20 +181,3 @@ def _checked_mean(hu: np.ndarray, organ: str, name: str) -> float:
             f"{name}: the mean in the {organ} mask is {mean:.0f} HU; only {low:g} to {high:g} HU "
             f"are possible, so the mask is not on the {organ} or the CT is not in HU."
         )
-    return mean
-
-
-def _cut_off_warnings(ct: sitk.Image, box: tuple[slice, slice, slice]) -> list[str]:
-    """A warning if the liver reaches the scan's first or last slice along the body."""
-    along = _body_axis(ct)
-    extent = box[2 - along]
-    # LPS: the third coordinate grows towards the head.
-    ends = ("lower", "upper") if ct.GetDirection()[6 + along] > 0 else ("upper", "lower")
-    touched = [
-        end
-        for end, touches in zip(ends, (extent.start == 0, extent.stop == ct.GetSize()[along]))
-        if touches
-    ]
-    if not touched:
-        return []
-    return [f"The liver reaches the scan's {' and '.join(touched)} end; part of it may be missing."]

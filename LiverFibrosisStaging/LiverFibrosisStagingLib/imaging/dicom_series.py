@@ -40,14 +40,14 @@ _REFORMATTED = re.compile(r"\b(DERIVED|SECONDARY|MPR|MIP|REFORMATTED|PROJECTION 
 # Lung and bone kernels, which increase the noise in the liver several times: GE and Philips by
 # name, Siemens B50 and above, Canon FC30 and above.
 _SHARP_KERNEL = re.compile(r"lung|bone|edge|sharp|\b[BHIQ][a-z]?[5-9]\d|\bFC[3-9]\d|^Y[A-D]$", re.I)
-PORTAL_VENOUS = "portal-venous"
+UNENHANCED, ARTERIAL, PORTAL_VENOUS, LATE = "unenhanced", "arterial", "portal-venous", "late"
 _PORTAL = re.compile(r"portal|porto|ven(ous|ös|oes|osa|oso|eux|euse)|\b(pv|pvp|vp|ven)\b", re.I)
 _OTHER_PHASES = {
-    "arterial": re.compile(r"arter|\bart\b", re.I),
-    "unenhanced": re.compile(
+    ARTERIAL: re.compile(r"arter|\bart\b", re.I),
+    UNENHANCED: re.compile(
         r"nativ|non.?(contrast|enh)|without|un.?enh|pre.?con|plain|\b(nc|ncct|basal)\b", re.I
     ),
-    "delayed": re.compile(r"delay|equilib|excret|\b(late|spät|spaet)\b", re.I),
+    LATE: re.compile(r"delay|equilib|excret|\b(late|spät|spaet)\b", re.I),
 }
 
 MIN_SLICES = 10  # shorter stacks (localizer, bolus tracking, test) are ranked last

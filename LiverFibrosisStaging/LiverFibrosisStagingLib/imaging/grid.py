@@ -75,7 +75,7 @@ def working_grid(
         )
     return WorkingGrid(
         volume=_from_zero(volume),
-        body=_from_zero(resampled(_body_mask(hu, OPENING_MM))),
+        body=_from_zero(resampled(body_mask(hu, OPENING_MM))),
         liver=_from_zero(resampled(liver)),
         spleen=None if spleen is None else _from_zero(resampled(reorient_to_lps(spleen))),
         starts=patch_starts(volume.GetSize()[2], patch_size[0], overlap),
@@ -106,6 +106,14 @@ def reorient_to_lps(image: sitk.Image) -> sitk.Image:
     """
     orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
     return image if orientation(image.GetDirection()) == "LPS" else sitk.DICOMOrient(image, "LPS")
+
+
+def straightened(image: sitk.Image) -> sitk.Image:
+    """The image with axes along x, y and z from 0, as if its header had not been rotated."""
+    straight = sitk.Image(image)
+    straight.SetOrigin((0.0, 0.0, 0.0))
+    straight.SetDirection(np.eye(3).ravel().tolist())
+    return straight
 
 
 def _liver_extent(liver: sitk.Image) -> tuple[float, float]:
@@ -180,7 +188,7 @@ def _coarse_body(
     size = np.maximum(np.floor((high - low) / step), 1)
     coarse = lps_grid((low + high) / 2, size, step)
     hu = sitk.Resample(ct, coarse, sitk.Transform(), sitk.sitkLinear, AIR_HU, sitk.sitkFloat32)
-    return coarse, sitk.GetArrayFromImage(_body_mask(hu, COARSE_MM)) > 0
+    return coarse, sitk.GetArrayFromImage(body_mask(hu, COARSE_MM)) > 0
 
 
 def lps_grid(centre: np.ndarray, size: np.ndarray, spacing: np.ndarray) -> sitk.Image:
@@ -264,7 +272,7 @@ def resample_ct(ct: sitk.Image, reference: sitk.Image, outside: float = AIR_HU) 
     )
 
 
-def _body_mask(hu: sitk.Image, opening_mm: float) -> sitk.Image:
+def body_mask(hu: sitk.Image, opening_mm: float) -> sitk.Image:
     """The body including lungs and bowel gas, without the table and the surrounding air."""
     radius = [int(opening_mm / s + 1e-3) for s in hu.GetSpacing()[:2]]
     dense = sitk.BinaryThreshold(hu, BODY_THRESHOLD_HU, 1e6)

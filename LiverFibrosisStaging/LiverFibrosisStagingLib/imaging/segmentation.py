@@ -36,7 +36,8 @@ from ..gradcam_onnx.session import check_weights, described, open_session, run_s
 from ..resources import default_model_path
 from ..training_record import TRAINING, Training
 from .checks import check_ct, check_organs
-from .grid import body_bounds, lps_grid, patch_starts, reorient_to_lps, resample_ct
+from .grid import body_bounds, lps_grid, patch_starts, reorient_to_lps, resample_ct, straightened
+from .input_checks import concerns, input_checks
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .reading import NAME_KEY, notes, read_ct
 from .refinement import labels_on_ct, refine_em_mrf
@@ -159,8 +160,9 @@ def segment(
 
     ct: in HU, an image or a path, as for `stage`. model: a model file, the shipped one by default.
     progress: called with a fraction 0..1 and the step's name. cancel: checked between steps and
-    while the network runs. The warnings include those about the CT and about an organ that is cut
-    off or has an unusual volume. Raises StagingError if the input is not a usable CT or no liver is
+    while the network runs. The warnings include those of `input_checks`.
+
+    Raises StagingError if the input is not a usable CT or no liver is
     found, and Cancelled.
     """
     if progress is not None:
@@ -169,12 +171,13 @@ def segment(
         name = ct.GetMetaData(NAME_KEY) if ct.HasMetaDataKey(NAME_KEY) else "The CT"
     else:
         name, ct = str(ct), read_ct(ct)
-    about_ct = (*notes(ct), *check_ct(ct, name))
+    check_ct(ct, name)
     if not isinstance(model, SegmentationModel):
         model = shipped_network() if model is None else SegmentationModel(model)
     found = segment_checked(ct, name, model, progress, cancel)
-    about_organs = check_organs(ct, found.liver, found.spleen, name)
-    return replace(found, warnings=(*about_ct, *found.warnings, *about_organs))
+    check_organs(ct, found.liver, found.spleen, name)
+    _, checks = input_checks(ct, found.liver, found.spleen)
+    return replace(found, warnings=(*notes(ct), *found.warnings, *concerns(checks)))
 
 
 def segment_checked(
@@ -231,9 +234,7 @@ def network_grid(ct: sitk.Image, spacing: tuple[float, float, float], multiple: 
     the patient still lies along the voxel axes.
     """
     ct = reorient_to_lps(ct)
-    straight = sitk.Image(ct)
-    straight.SetOrigin((0.0, 0.0, 0.0))
-    straight.SetDirection(np.eye(3).ravel().tolist())
+    straight = straightened(ct)
     low, high = body_bounds(straight)
     step = np.array(spacing[::-1])
     least = np.maximum((high - low) / step, (1, 1, MIN_NETWORK_SLICES))

@@ -1,0 +1,98 @@
+"""A CT and its masks around the liver on a coarse grid, for the checks.
+
+Arrays are [slice, row, column] along LPS axes: towards the head, the back and the patient's left.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import SimpleITK as sitk
+
+from .grid import (
+    OPENING_MM,
+    body_mask,
+    bounding_box,
+    bounds,
+    lps_grid,
+    reorient_to_lps,
+    resample_ct,
+    straightened,
+)
+
+STEP_MM = (3.0, 2.0, 2.0)
+_MARGIN_MM = 30.0  # beyond the liver's slices, where the aorta continues
+_DEPTH_MM = 5.0  # away from the surface, organs share no voxels with fat or bowel
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseScan:
+    """hu: float32, block means at STEP_MM; body, liver, spleen: bool on the same grid.
+
+    An organ without mask is empty. The axes are the CT's own, reordered and flipped towards LPS but
+    not rotated: in a CT whose header was rotated, the patient still lies along the voxel axes.
+    """
+
+    hu: np.ndarray
+    body: np.ndarray
+    liver: np.ndarray
+    spleen: np.ndarray
+
+    @classmethod
+    def of(cls, ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None) -> "CoarseScan":
+        """Resample the slices of the liver, with a margin; liver and spleen on the CT's grid."""
+        ct, liver = (straightened(reorient_to_lps(image)) for image in (ct, liver))
+        low, high = bounds(ct)
+        box = bounding_box(sitk.GetArrayViewFromImage(liver))
+        if box is not None:
+            first, last = (low[2] + ct.GetSpacing()[2] * end for end in (box[0].start, box[0].stop))
+            low[2], high[2] = max(low[2], first - _MARGIN_MM), min(high[2], last + _MARGIN_MM)
+        step = np.array(STEP_MM[::-1])
+        grid = lps_grid((low + high) / 2, np.maximum(np.floor((high - low) / step), 1), step)
+        hu = resample_ct(ct, grid)
+
+        def resampled(mask: sitk.Image) -> np.ndarray:
+            found = sitk.Resample(mask != 0, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+            return sitk.GetArrayFromImage(found) > 0
+
+        return cls(
+            hu=sitk.GetArrayFromImage(hu),
+            body=sitk.GetArrayFromImage(body_mask(hu, OPENING_MM)) > 0,
+            liver=resampled(liver),
+            spleen=np.zeros(grid.GetSize()[::-1], bool)
+            if spleen is None
+            else resampled(straightened(reorient_to_lps(spleen))),
+        )
+
+    @cached_property
+    def smooth(self) -> np.ndarray:
+        """Means over 3 x 3 x 3 voxels, which reduce the noise."""
+        return sitk.GetArrayFromImage(sitk.Mean(sitk.GetImageFromArray(self.hu), [1, 1, 1]))
+
+    @cached_property
+    def liver_core(self) -> np.ndarray:
+        """Where the liver is deeper than 5 mm; the edge of the grid is no surface."""
+        return _core(self.liver)
+
+    @cached_property
+    def spleen_core(self) -> np.ndarray:
+        """Where the spleen is deeper than 5 mm; the edge of the grid is no surface."""
+        return _core(self.spleen)
+
+
+def _core(organ: np.ndarray) -> np.ndarray:
+    core = np.zeros_like(organ)
+    box = bounding_box(organ)
+    if box is None:
+        return core
+    # One voxel around the organ holds the nearest voxels outside.
+    box = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in box)
+    if organ[box].all():  # there is no surface to measure from
+        return organ
+    outside = sitk.GetImageFromArray((~organ[box]).astype(np.uint8))
+    outside.SetSpacing(STEP_MM[::-1])
+    depth = sitk.SignedMaurerDistanceMap(
+        outside, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+    )
+    core[box] = sitk.GetArrayViewFromImage(depth) > _DEPTH_MM
+    return core
