@@ -24,7 +24,11 @@ EXPLAINING_FROM = 0.65  # fraction at which `stage` and `explain` report the exp
 
 
 def staging_job(
-    inputs: "SceneInputs", model_path: str | Path | None, threads: int, smooth: bool
+    inputs: "SceneInputs",
+    model_path: str | Path | None,
+    threads: int,
+    smooth: bool,
+    any_phase: bool,
 ) -> Job:
     """Stage inputs; the job returns the result and the same prepared for the scene."""
 
@@ -34,7 +38,9 @@ def staging_job(
         progress(0.02, "Reading")
         arguments = inputs.arguments()
         within = _part(progress, STAGING_FROM, STAGING_TO)
-        result = stage(**arguments, model=model, progress=within, cancel=cancel)
+        result = stage(
+            **arguments, model=model, progress=within, cancel=cancel, any_phase=any_phase
+        )
         return _showable(result, smooth, progress)
 
     return job

@@ -55,6 +55,7 @@ class StagingLogic(ScriptedLoadableModuleLogic):
         explain: str = "predicted",
         progress: Callable[[float, str], None] | None = None,
         cancel: Any = None,
+        any_phase: bool = False,
     ) -> Any:
         """Stage a CT volume node; returns a LiverFibrosisStagingLib.StagingResult.
 
@@ -69,7 +70,12 @@ class StagingLogic(ScriptedLoadableModuleLogic):
 
         inputs = scene_inputs(volumeNode, liverSegmentation, liverSegmentId, spleenSegmentId)
         return stage(
-            **inputs.arguments(), model=model, explain=explain, progress=progress, cancel=cancel
+            **inputs.arguments(),
+            model=model,
+            explain=explain,
+            progress=progress,
+            cancel=cancel,
+            any_phase=any_phase,
         )
 
     def stageFolder(self, input: str | Path, output: str | Path, **options: Any) -> list[dict]:
@@ -89,16 +95,18 @@ class StagingLogic(ScriptedLoadableModuleLogic):
         modelPath: str | None = None,
         threads: int = 0,
         smooth: bool = False,
+        anyPhase: bool = False,
     ) -> Callable:
         """A job (`worker.Job`) that stages a CT: returns its result, and the same prepared for
         `showResult`. Without a segmentation it uses the one from an earlier staging of this CT.
+        anyPhase: stage a CT in another contrast phase too.
         """
         from .jobs import staging_job
         from .mrml import scene_inputs
         from .scene_nodes import find_part
 
         inputs = scene_inputs(volumeNode, segmentationNode or find_part(volumeNode, "organs"))
-        return staging_job(inputs, modelPath, threads, smooth)
+        return staging_job(inputs, modelPath, threads, smooth, anyPhase)
 
     def showResult(self, result: Any, volumeNode: Any, display: Any = None) -> Any:
         """Add a result to the scene, over its CT; returns the label map volume node.

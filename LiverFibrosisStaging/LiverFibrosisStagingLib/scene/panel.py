@@ -17,7 +17,7 @@ import vtk
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from ..errors import Cancelled, StagingError
+from ..errors import Cancelled, StagingError, WrongPhase
 from ..report.summary import table_text
 from . import jobs, panel_content, requirements
 from .pumped_worker import PumpedWorker
@@ -44,6 +44,7 @@ class Panel(VTKObservationMixin):
         self._parameters = self._connection = None  # parameter node, tag of its widgets
         self._log = RunLog(ui.logTextEdit)
         self._job_volume_id = None  # id of the CT that the running job is for
+        self._refused_id = None  # id of a CT that was refused for its contrast phase
         self._result = (None, None)  # id of a CT, and its result with the forward pass
         self._shown_summary = None
         self._shown_display = (None, None)  # id of a CT, and how its map is displayed
@@ -95,6 +96,7 @@ class Panel(VTKObservationMixin):
         """Stop the worker; disconnect the parameter node, which closes with the scene."""
         self._worker.stop()
         self._keep(None, None)
+        self._refused_id = None
         self._set_parameters(None)
 
     def on_scene_end_close(self, caller: Any, event: Any) -> None:
@@ -137,6 +139,8 @@ class Panel(VTKObservationMixin):
             self._worker.cancel()
         if scene.GetNodeByID(self._result[0] or "") is None:
             self._keep(None, None)
+        if scene.GetNodeByID(self._refused_id or "") is None:
+            self._refused_id = None
         self._shown_summary = None
         self._update()
 
@@ -181,7 +185,8 @@ class Panel(VTKObservationMixin):
         parameters, path = self._parameters, self.ui.modelPathLineEdit.currentPath
         inputs = (parameters.inputVolume, parameters.segmentation)
         threads = self.ui.threadsSpinBox.value
-        job = self.logic.stagingJob(*inputs, path or None, threads, parameters.smooth)
+        any_phase = self.ui.anyPhaseCheckBox.checked
+        job = self.logic.stagingJob(*inputs, path or None, threads, parameters.smooth, any_phase)
         self._run_for_ct("Staging", job)
 
     def on_explain(self, index: int) -> None:
@@ -296,6 +301,8 @@ class Panel(VTKObservationMixin):
 
     def _ended(self, name: str, done: Callable[[Any], None], outcome: Any) -> None:
         error = None if outcome.cancelled else outcome.error
+        if isinstance(error, WrongPhase):
+            self._refused_id = self._job_volume_id
         self._job_volume_id = None
         try:
             if outcome.error is None:
@@ -354,6 +361,8 @@ class Panel(VTKObservationMixin):
         volume, segmentation = self._volume(), self._parameters.segmentation
         summary, worker = self.logic.storedSummary(volume), self._worker
         panel_content.fill_inputs(self.ui, volume, segmentation, worker.busy, worker.cancellable)
+        refused = volume is not None and volume.GetID() == self._refused_id
+        panel_content.offer_any_phase(self.ui, refused)
         if summary is not None and summary != self._shown_summary:
             panel_content.fill_summary(self.ui, summary)
         panel_content.fill_state(

@@ -12,7 +12,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from ..errors import StagingError
+from ..errors import StagingError, WrongPhase
 from ..model import read_card
 from ..resources import default_model_path
 from ..result import FILES
@@ -47,7 +47,7 @@ def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancellable
     ui.missingLabel.visible = missing and not busy
     ui.foundLabel.text = _found_text(segmentation or find_part(volume, "organs"), volume)
     ui.progressWidget.visible = busy
-    inputs = (ui.inputVolumeSelector, ui.segmentationSelector)
+    inputs = (ui.inputVolumeSelector, ui.segmentationSelector, ui.anyPhaseCheckBox)
     for widget in (*inputs, ui.modelPathLineEdit, ui.threadsSpinBox):
         _allow(widget, _waiting() if busy else None)
     ui.stageButton.text = _("&Cancel") if busy else _("&Stage")
@@ -58,6 +58,13 @@ def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancellable
             ui.stageButton.toolTip = _("Stop without changing the scene.")
     else:
         _allow(ui.stageButton, sentence if missing else None)
+
+
+def offer_any_phase(ui: Any, refused: bool) -> None:
+    """Offer to stage a CT that was refused for its phase; for another one, the tick is removed."""
+    ui.anyPhaseCheckBox.visible = refused
+    if not refused:
+        ui.anyPhaseCheckBox.checked = False
 
 
 def fill_summary(ui: Any, summary: Mapping[str, Any]) -> None:
@@ -155,6 +162,9 @@ def question_before_saving(folder: Path) -> str | None:
 def error_text(error: BaseException) -> tuple[str, str]:
     """What the user reads about an error: a sentence, and its details."""
     details = "".join(traceback.format_exception(error))
+    if isinstance(error, WrongPhase):
+        text = _('{refusal} To stage it all the same, tick "Stage in spite of the phase".')
+        return text.format(refusal=error), details
     if isinstance(error, StagingError):
         return str(error), getattr(error, "details", details)
     return _("An unexpected error occurred: {error}").format(error=error), details
