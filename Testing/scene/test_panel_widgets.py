@@ -23,6 +23,11 @@ from LiverFibrosisStagingLib.scene.scene_display import shows_3d
 
 pytestmark = pytest.mark.usefixtures("single_network")
 ROOT = Path(__file__).resolve().parents[2]
+LABELS = (
+    *("foundLabel", "emptyLabel", "unsupportedLabel", "attentionLabel", "behindLabel"),
+    *("patternLabel", "measurementsLabel", "referenceLabel", "agreementLabel", "signsLabel"),
+    *("checksLabel", "warningsLabel"),
+)
 KINDS = ("QPushButton", "QCheckBox", "QComboBox", "QSpinBox", "ctkSliderWidget", "ctkPathLineEdit")
 
 
@@ -62,7 +67,14 @@ def waiting_job(owner, name, monkeypatch):
 
 def test_disabled_controls_show_the_reason(ready, tmp_path, monkeypatch):
     ui = ready.ui
-    nothing = {"explainedComboBox", "saveButton", "smoothCheckBox", "jumpButton", "opacitySlider"}
+    nothing = {
+        "explainedComboBox",
+        "saveButton",
+        "reportButton",
+        "smoothCheckBox",
+        "jumpButton",
+        "opacitySlider",
+    }
     assert nothing <= check_reasons(ready) and "stage the CT first" in ui.saveButton.toolTip
     until_under_way(ready)
     assert {"inputVolumeSelector", "threadsSpinBox"} <= check_reasons(ready)
@@ -79,8 +91,9 @@ def test_disabled_controls_show_the_reason(ready, tmp_path, monkeypatch):
     wait_until(lambda: not is_busy(ready))
 
     load_scene(save_scene(tmp_path / "scene"))
-    assert check_reasons(ready) == {"explainedComboBox", "saveButton", "smoothCheckBox"}
-    for widget in (ui.explainedComboBox, ui.saveButton):
+    again = {"explainedComboBox", "saveButton", "reportButton", "smoothCheckBox"}
+    assert check_reasons(ready) == again
+    for widget in (ui.explainedComboBox, ui.saveButton, ui.reportButton):
         assert "Stage the CT again" in widget.toolTip and "feature maps" in widget.toolTip
 
     slicer.mrmlScene.Clear(0)
@@ -103,7 +116,7 @@ def test_the_panels_width_does_not_depend_on_its_texts(ready, monkeypatch):
     go_on.set()
     wait_until(lambda: not is_busy(ready), 120)
     assert ui.resultWidget.visible and widths() == before
-    for name in ("warningsLabel", "measurementsLabel", "behindLabel", "foundLabel", "emptyLabel"):
+    for name in LABELS:
         getattr(ui, name).text = "A long text with an unbreakable_" + "word" * 40
         getattr(ui, name).visible = True
     ui.F0Value.text = "100 %"
@@ -115,8 +128,8 @@ def test_the_panels_width_does_not_depend_on_its_texts(ready, monkeypatch):
 def test_the_table_of_measurements_fits_into_a_narrow_panel(staged):
     staged.parent.resize(staged.parent.minimumSizeHint.width(), 900)
     slicer.app.processEvents()
-    label = staged.ui.measurementsLabel
-    assert label.heightForWidth(label.width) <= label.height
+    for label in (staged.ui.measurementsLabel, staged.ui.signsLabel, staged.ui.checksLabel):
+        assert label.heightForWidth(label.width) <= label.height
 
 
 # ---------------------------------------------------------------------------- saving

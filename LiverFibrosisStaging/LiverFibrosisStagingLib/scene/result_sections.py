@@ -79,12 +79,14 @@ def signs_html(summary: Mapping[str, Any]) -> str:
 
 
 def checks_html(summary: Mapping[str, Any]) -> str:
-    """Each check with its outcome and sentence."""
-    return "<br>".join(
-        f"{_MARKS[check['outcome']]}\N{NO-BREAK SPACE}<b>{escape(check['name'])}: "
-        f"{escape(_(OUTCOMES[check['outcome']]))}.</b> {escape(check['sentence'])}"
-        for check in summary["checks"]
-    )
+    """Each check with its outcome and sentence; those that did not pass are emphasised."""
+    lines = []
+    for check in summary["checks"]:
+        outcome = check["outcome"]
+        start = escape(f"{check['name']}: {_(OUTCOMES[outcome])}.")
+        start = start if outcome == PASS else f"<b>{start}</b>"
+        lines.append(f"{_MARKS[outcome]}\N{NO-BREAK SPACE}{start} {escape(check['sentence'])}")
+    return "<br>".join(lines)
 
 
 def warnings_html(summary: Mapping[str, Any]) -> str:
