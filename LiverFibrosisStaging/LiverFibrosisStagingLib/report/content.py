@@ -186,10 +186,7 @@ def report_content(
         steatosis=signs.steatosis.sentence,
         regions=regions,
         regions_high=1.05
-        * max(
-            1.0,
-            *(max(region.mean, *(region.usual or ())) for region in regions),
-        ),
+        * max(1.0, *(value for each in regions for value in (each.mean, *(each.usual or ())))),
         regions_note=note,
         pattern=" ".join(
             part
