@@ -83,10 +83,20 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
 def _staged(
     options: argparse.Namespace, progress: "_ProgressLine", cancel: threading.Event
 ) -> "StagingResult":
+    from .imaging.body import given_body
     from .staging import stage
 
     masks = (None if options.liver == AUTO else options.liver, options.spleen)
-    return stage(options.ct, *masks, options.model, options.explain, progress, cancel)
+    return stage(
+        options.ct,
+        *masks,
+        options.model,
+        options.explain,
+        progress,
+        cancel,
+        segments=options.segments,
+        body=given_body(options.height, options.weight),
+    )
 
 
 def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
@@ -223,6 +233,20 @@ def _parser() -> argparse.ArgumentParser:
         "serves as both masks; auto (the default): automatic segmentation",
     )
     one.add_argument("--spleen", metavar="MASK", help="spleen mask (FILE or FILE:LABEL)")
+    one.add_argument(
+        "--segments",
+        metavar="PATH",
+        help="segmentation of the liver's Couinaud segments or lobes, for the volume ratios: "
+        "folder of TotalSegmentator's task liver_segments, .seg.nrrd, or labels 1 to 8",
+    )
+    one.add_argument(
+        "--height",
+        metavar="CM",
+        type=float,
+        help="the patient's height, with --weight for volumes per body surface area (default: "
+        "from DICOM)",
+    )
+    one.add_argument("--weight", metavar="KG", type=float, help="the patient's weight")
     about_report = (
         "also write report.html, which opens in a browser without a network, and report.pdf if "
         "matplotlib is installed"
@@ -257,12 +281,13 @@ def _parser() -> argparse.ArgumentParser:
         "batch",
         parents=[shared],
         help="stage a cohort",
-        description="INPUT is a CSV file with the columns ct and, optionally, liver, spleen and "
-        "case, or a folder of image files and DICOM folders. In a folder, the masks of NAME.nii.gz "
-        "are NAME_liver and NAME_spleen, or NAME_seg (1 liver, 2 spleen); in a folder with one CT, "
-        "liver, spleen or seg*. Cases without a mask are segmented automatically. Cases already "
-        "staged from the same files with the same options are skipped. No output contains file "
-        "names; cases whose names may be those of persons get a pseudonym.",
+        description="INPUT is a CSV file with the columns ct and, optionally, liver, spleen, case, "
+        "segments, height_cm and weight_kg, or a folder of image files and DICOM folders. In a "
+        "folder, the masks of NAME.nii.gz are NAME_liver and NAME_spleen, or NAME_seg (1 liver, 2 "
+        "spleen); in a folder with one CT, liver, spleen or seg*. Cases without a mask are "
+        "segmented automatically. Cases already staged from the same files with the same options "
+        "are skipped. No output contains file names; cases whose names may be those of persons get "
+        "a pseudonym.",
     )
     batch.add_argument("input", metavar="INPUT", help="folder or CSV file")
     batch.add_argument("--pseudonyms", action="store_true", help="give every case a pseudonym")

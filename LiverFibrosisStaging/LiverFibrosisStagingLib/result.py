@@ -219,9 +219,7 @@ class StagingResult:
         from .report.documents import write_report
 
         card = self.forward_pass.model.card
-        content = report_content(
-            self.summary(), self.signs, self.placements, card.reference, card.training
-        )
+        content = report_content(self.summary(), self.signs, card.reference, card.training)
         write_report(
             folder,
             content,

@@ -13,12 +13,14 @@ from . import __version__
 from .ensemble import disagreement, spread
 from .errors import CancelToken
 from .explaining import Progress, Steps, explain_score, run_network
+from .imaging.body import Body, body_of
 from .imaging.checks import check_ct, check_organs
 from .imaging.grid import WorkingGrid, working_grid
 from .imaging.input_checks import contrast_phase, input_checks
 from .imaging.masks import organ_masks, read_organ, volume_ml
 from .imaging.reading import NAME_KEY, notes, read_ct
 from .imaging.segmentation import segment_checked, segmentation_warnings, shipped_network
+from .imaging.segments import LiverSegments, read_segments
 from .model import StagingModel
 from .privacy import Names
 from .resources import default_model_path
@@ -39,6 +41,8 @@ def stage(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     segmentation: dict[str, Any] | None = None,
+    segments: LiverSegments | str | Path | None = None,
+    body: Body | None = None,
 ) -> StagingResult:
     """Stage one CT and compute the location map that explains the stage.
 
@@ -50,6 +54,9 @@ def stage(
     fraction 0..1 and the step's name. cancel: checked between steps and patches, and while the
     network runs. segmentation: provenance (name, sha256, edited) of masks from an earlier automatic
     segmentation, for the result; masks that were not edited get the warnings of a segmentation.
+    segments: Couinaud segments or lobes of the liver, for the signs that need them, or the path of
+    their segmentation (`imaging.segments.read_segments`). body: height and weight, by default those
+    of the CT's DICOM header.
 
     Raises StagingError for refused input, which may name the file or node, and Cancelled. The
     result contains neither name.
@@ -70,6 +77,8 @@ def stage(
         mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask)
         for mask in (liver, spleen)
     )
+    if isinstance(segments, str | Path):
+        segments = read_segments(segments)
 
     steps.begin(0.25, "Checking")
     warnings = [*notes(ct), *check_ct(ct, name)]
@@ -93,7 +102,8 @@ def stage(
     phase = contrast_phase(ct)
     checks = input_checks(ct, liver, spleen, phase)
     steps.begin(0.32, "Measuring signs")
-    signs = measure_signs(ct, liver, spleen, phase)
+    body = body_of(ct) if body is None else body
+    signs = measure_signs(ct, liver, spleen, phase, segments, body)
 
     steps.begin(0.35, "Resampling to the network's grid")
     grid = working_grid(ct, liver, spleen, **card.preprocessing)

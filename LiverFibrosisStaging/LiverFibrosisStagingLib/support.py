@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from .imaging.input_checks import PHASE, REFUSE, WARN, Check
 from .signs.measure import MeasuredSigns
-from .signs.placing import Placement, place
-from .signs.published import published_signs
+from .signs.placing import Placement, place_signs
 
 
 def reasons(
@@ -28,10 +27,4 @@ def reasons(
 
 def placements(signs: MeasuredSigns) -> tuple[Placement, ...]:
     """The measured signs among the published groups, one for each sign and source."""
-    published = published_signs()
-    return tuple(
-        placement
-        for found in signs.measurements
-        if found.value is not None and found.key in published.signs
-        for placement in place(found.key, found.value, published)
-    )
+    return place_signs(signs)

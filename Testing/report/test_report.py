@@ -22,8 +22,6 @@ from LiverFibrosisStagingLib.report.page import report_page
 from LiverFibrosisStagingLib.report.pictures import pictures
 from LiverFibrosisStagingLib.report.slices import Slices
 from LiverFibrosisStagingLib.report.viewer import FIRST_HU, MAX_SLICES, STEP_HU, viewer_slices
-from LiverFibrosisStagingLib.signs.placing import percentile, quantile
-from LiverFibrosisStagingLib.signs.published import published_signs
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_BYTES = 15e6
@@ -60,7 +58,6 @@ def content_of(result, **changed):
     return report_content(
         {**result.summary(), **changed},
         result.signs,
-        result.placements,
         card.reference,
         card.training,
     )
@@ -173,26 +170,19 @@ def test_many_thin_slices_of_pure_noise_stay_below_the_limit():
 # ---------------------------------------------------------------------------- content
 
 
-@pytest.mark.parametrize("key", ["spleen_volume_ml", "liver_surface_nodularity"])
-def test_quantiles_invert_percentiles(key):
-    groups = [group for group in published_signs().groups if group.sign.key == key]
-    for group in groups:
-        for share in (5.0, 50.0, 95.0):
-            assert percentile(group, quantile(group, share)) == pytest.approx(share)
-    # By hand: the median of a log-normal distribution is m / sqrt(1 + (s / m)^2).
-    if key == "spleen_volume_ml":
-        assert quantile(groups[0], 50) == pytest.approx(215.1 / np.hypot(1, 88.5 / 215.1))
-
-
 def test_strips_and_regions_have_the_numbers_of_the_result(staged_sample):
     content = content_of(staged_sample)
     spleen = content.signs[0]
-    value = staged_sample.signs["spleen_volume_ml"].value
-    assert spleen.placement.value == value
-    assert [strip.label for strip in spleen.strips] == ["F0", "F1", "F2", "F3", "F4"]
-    for strip in spleen.strips:
-        assert list(strip.values) == sorted(strip.values)
-        assert spleen.low <= strip.values[0] < strip.values[-1] < spleen.high
+    assert spleen.value == staged_sample.signs["spleen_volume_ml"].value
+    assert [row.label for row in spleen.rows] == ["F0", "F1", "F2", "F3", "F4"]
+    # By hand, of a log-normal distribution with the published mean and SD of F0.
+    variance = np.log1p((88.5 / 215.1) ** 2)
+    middle = 215.1 / np.exp(variance / 2)
+    low, high = (middle * np.exp(z * np.sqrt(variance)) for z in (-1.6449, 1.6449))
+    assert spleen.rows[0].values[::2] == pytest.approx([low, middle, high], rel=1e-3)
+    for row in spleen.rows:
+        assert list(row.values) == sorted(row.values)
+        assert spleen.low <= row.values[0] < row.values[-1] < spleen.high
     measured = staged_sample.measurements
     assert [region.mean for region in content.regions] == [m["mean"] for m in measured.values()]
     usual = staged_sample.forward_pass.model.card.reference["stages"][staged_sample.stage]

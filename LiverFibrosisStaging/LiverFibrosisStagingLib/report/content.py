@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..signs.measure import MeasuredSigns, Measurement
-from ..signs.placing import Placement, quantile
-from ..signs.published import Source, published_signs
+from ..signs.placing import Strip, strips
+from ..signs.published import Sign, Source, published_signs
 from ..stages import GROUPS, STAGES
 from .summary import REGION_NAMES, group_label, segmented_by
 
@@ -29,6 +29,12 @@ SIGN_NAMES = {
     "spleen_mean_hu": "Spleen, mean",
     "spleen_sd_hu": "Spleen, SD",
     "liver_minus_spleen_hu": "Liver minus spleen",
+    "spleen_ml_per_m2": "Spleen by body surface",
+    "liver_ml_per_m2": "Liver by body surface",
+    "lsvr": "Segmental volume ratio (LSVR)",
+    "caudate_right_ratio": "Caudate to right lobe",
+    "nodularity_mm10": "Surface nodularity",
+    "nodularity_edge_mm": "Edge used for nodularity",
 }
 STRIPS_NOTE = (
     "Strips: pale, the central 90 % of a group, or the published interval; dark, its central 50 %; "
@@ -49,7 +55,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Strip:
+class Row:
     """One group of a sign.
 
     values: at STRIP_PERCENTILES, or the two limits of an interval; note: the share of the group
@@ -62,14 +68,19 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class PlacedSign:
-    """A sign among the groups of one source, on an axis from `low` to `high` in its unit.
+class SignStrip:
+    """A measured sign among the groups of one source, on an axis from `low` to `high` in its unit.
 
-    note: on the cohort, the technique and the distribution.
+    rows: none for a sign that is not comparable; sentence: the value in words; note: on the cohort,
+    the technique and the distribution.
     """
 
-    placement: Placement
-    strips: tuple[Strip, ...]
+    sign: Sign
+    source: Source
+    value: float
+    sentence: str
+    rows: tuple[Row, ...]
+    is_interval: bool
     low: float
     high: float
     note: str
@@ -108,7 +119,7 @@ class Report:
     groups: tuple[Bar, ...]
     agreement: str
     map_caption: str
-    signs: tuple[PlacedSign, ...]
+    signs: tuple[SignStrip, ...]
     sources: tuple[Source, ...]
     measured: tuple[tuple[str, str], ...]
     missing: tuple[tuple[str, str], ...]
@@ -126,14 +137,13 @@ class Report:
 def report_content(
     summary: Mapping[str, Any],
     signs: MeasuredSigns,
-    placements: Sequence[Placement],
     reference: Mapping[str, Any],
     training: Mapping[str, Any],
 ) -> Report:
     """The content for one result.
 
-    summary: as in staging.json; placements: of the signs; reference: the model's usual mean weights
-    by stage and region (`card.Reference`), may be empty; training: `training_record.Training`.
+    summary: as in staging.json; reference: the model's usual mean weights by stage and region
+    (`card.Reference`), may be empty; training: `training_record.Training`.
     """
     stage, explained = summary["stage"], summary["location_map"]["explained"]
     model = summary["model"]
@@ -143,7 +153,7 @@ def report_content(
     ranges = {} if ensemble is None else ensemble["range"]
     regions, note = _regions(summary, reference)
     pattern = summary["location_map"]["pattern"]
-    placed = tuple(map(_placed, placements))
+    placed = tuple(filter(None, map(_strip, strips(signs))))
     return Report(
         notice=summary["research_use"],
         headline=stage if supported else "Not supported",
@@ -174,7 +184,7 @@ def report_content(
         f"{group_label(explained) if explained in GROUPS else explained} (Grad-CAM), "
         "in steps of 10 % of this case's maximum.",
         signs=placed,
-        sources=tuple(dict.fromkeys(placement.source for placement in placements)),
+        sources=tuple(dict.fromkeys(strip.source for strip in placed)),
         measured=tuple(
             (_sign_name(found), _sign_text(found))
             for found in signs.measurements
@@ -225,25 +235,43 @@ def _sign_text(found: Measurement) -> str:
     return f"{found.value:.0f} {found.unit}" if found.unit else f"{found.value:.3g}"
 
 
-def _placed(placement: Placement) -> PlacedSign:
-    strips = [
-        Strip(
-            found.group.group,
-            tuple(quantile(found.group, percentile) for percentile in STRIP_PERCENTILES),
-            _share(found.percentile),
+def _strip(strip: Strip) -> SignStrip | None:
+    """None for a sign without a value; the reason is among the signs that are not measurable."""
+    sign, source, found = strip.sign, strip.source, strip.placement
+    if found is not None:
+        value, sentence = found.value, found.sentence
+    elif strip.measurement.value is not None:
+        value = strip.measurement.value
+        sentence = f"{sign.name} {sign.text(value)}."
+    else:
+        return None
+    shares = {} if found is None else {p.group: p.percentile for p in found.percentiles}
+    rows = [
+        Row(
+            group.group,
+            tuple(distribution.quantile(percentile / 100) for percentile in STRIP_PERCENTILES),
+            _share(shares[group]) if group in shares else "",
         )
-        for found in placement.percentiles
+        for group, distribution in strip.groups
     ]
-    if (interval := placement.interval) is not None:
+    interval = strip.interval
+    if interval is not None:
         note = f"central {100 * interval.share:g} %"
-        strips.append(Strip(interval.group, (interval.low, interval.high), note))
-    values = [placement.value, *(value for strip in strips for value in strip.values)]
+        rows.append(Row(interval.group, (interval.low, interval.high), note))
+    values = [value, *(end for row in rows for end in row.values)]
     low, high = min(0.0, *values), max(values)
-    sign, source = placement.sign, placement.source
-    note = [f"n = {source.n}; {source.cohort}; {source.technique}.", source.remark]
-    note += [] if interval is not None else [sign.remark]
-    return PlacedSign(
-        placement, tuple(strips), low, high + 0.05 * (high - low), " ".join(filter(None, note))
+    about = [f"n = {source.n}; {source.cohort}; {source.technique}.", source.remark]
+    about += [] if interval is not None else [sign.remark]
+    return SignStrip(
+        sign,
+        source,
+        value,
+        sentence,
+        tuple(rows),
+        interval is not None,
+        low,
+        high + 0.05 * (high - low),
+        " ".join(filter(None, about)),
     )
 
 
