@@ -322,7 +322,7 @@ def test_commands_write_reports_where_they_are_asked_for(
 ):
     stagings = []
 
-    def staged(*_):
+    def staged(*_, **__):
         stagings.append(1)
         return staged_sample
 
