@@ -191,8 +191,7 @@ def test_strips_and_regions_have_the_numbers_of_the_result(staged_sample):
 
 def test_the_reference_is_that_of_maps_of_the_predicted_stage(staged_sample):
     other = "F0" if staged_sample.stage != "F0" else "F4"
-    location = {**staged_sample.summary()["location_map"], "explained": other}
-    content = content_of(staged_sample, location_map=location)
+    content = content_of(staged_sample.explain(other))
     assert all(region.usual is None for region in content.regions)
     assert other in content.regions_note
 
@@ -240,7 +239,7 @@ def test_an_unsupported_stage_is_not_the_headline(staged_sample):
     reason = "Half of the weight lies elsewhere."
     result = replace(staged_sample, reasons=(reason,))
     page = report_page(content_of(result), (), viewer_of(result))
-    assert re.search(r'<h1 id="headline">([^<]*)</h1>', page)[1] == "Not supported"
+    assert re.search(r'<h1 id="headline">([^<]*)</h1>', page)[1] == "Stage not supported"
     assert 'class="result unsupported"' in page
     assert reason in Text(page).text
     supported = report_page(content_of(staged_sample), (), viewer_of(staged_sample))

@@ -105,7 +105,7 @@ class Report:
     """The content of a report, in the order in which it is shown.
 
     headline: the stage, or that it is not supported; statement: the stage and its probability in
-    words; map_caption: what the location map explains; measured, missing: (sign, value) and (sign,
+    words; agreement: of the signs with the stage; networks: of an ensemble's networks; map_caption: what the location map explains; measured, missing: (sign, value) and (sign,
     reason); checks: (name, key of OUTCOMES, sentence); model, basis: (label, text).
     """
 
@@ -114,10 +114,11 @@ class Report:
     statement: str
     supported: bool
     reasons: tuple[str, ...]
+    agreement: str
     trained_on: str
     stages: tuple[Bar, ...]
     groups: tuple[Bar, ...]
-    agreement: str
+    networks: str
     map_caption: str
     signs: tuple[SignStrip, ...]
     sources: tuple[Source, ...]
@@ -156,12 +157,13 @@ def report_content(
     placed = tuple(filter(None, map(_strip, strips(signs))))
     return Report(
         notice=summary["research_use"],
-        headline=stage if supported else "Not supported",
+        headline=stage if supported else "Stage not supported",
         statement=f"Predicted fibrosis stage {stage}, probability {probability}"
         if supported
         else f"The predicted stage {stage} (probability {probability}) is not supported because:",
         supported=supported,
         reasons=tuple(summary["reasons"]),
+        agreement=summary["agreement"]["sentence"],
         trained_on=f"Model {model['name']}, trained on: {model['trained_on']}",
         stages=tuple(
             Bar(name, summary["probabilities"][name], name == stage, _range(ranges.get(name)))
@@ -171,12 +173,12 @@ def report_content(
             Bar(
                 group_label(name),
                 summary["scores"][name],
-                summary["scores"][name] >= 0.5,
+                summary["scores"][name] > 0.5,
                 _range(ranges.get(name)),
             )
             for name in GROUPS
         ),
-        agreement=""
+        networks=""
         if ensemble is None
         else f"{ensemble['agreeing']} of {ensemble['members']} networks predict {stage}; "
         "the thin lines are the range of their probabilities.",
@@ -285,9 +287,9 @@ def _share(percentile: float) -> str:
 def _regions(
     summary: Mapping[str, Any], reference: Mapping[str, Any]
 ) -> tuple[tuple[Region, ...], str]:
-    """The regions, and a sentence on their reference; it is one of maps of the predicted stage."""
+    """The regions, and a sentence on their reference, where the map can be compared with it."""
     stage, explained = summary["stage"], summary["location_map"]["explained"]
-    usual = reference.get("stages", {}).get(stage) if explained == stage else None
+    usual = reference["stages"][stage] if summary["location_map"]["percentiles"] else None
     regions = tuple(
         Region(
             REGION_NAMES[key],
@@ -299,7 +301,7 @@ def _regions(
         for key, values in summary["measurements"].items()
     )
     if usual is None:
-        return regions, f"The model's metadata have no reference for maps of {explained}."
+        return regions, f"The model's metadata have no reference for this map of {explained}."
     percentiles = reference["percentiles"]
     return regions, (
         f"Bars: percentiles {percentiles[0]:g} to {percentiles[-1]:g} of "

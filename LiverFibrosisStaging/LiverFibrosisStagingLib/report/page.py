@@ -56,8 +56,8 @@ def report_page(report: Report, pictures: Sequence[Picture], viewer: ViewerSlice
             "reasons": _list(report.reasons, "reasons"),
             "stages": _bars("Probability of each stage", report.stages),
             "groups": _bars("Probability of each group", report.groups),
-            "agreement": f'<p class="quiet">{escape(report.agreement)}</p>'
-            if report.agreement
+            "networks": f'<p class="quiet">{escape(report.networks)}</p>'
+            if report.networks
             else "",
             "legend": _legend(has_spleen=any(r.name == "Spleen" for r in report.regions)),
             "pictures": "".join(map(_picture, pictures)),

@@ -228,6 +228,7 @@ def _head(page: _Page, report: Report) -> float:
     for reason in report.reasons:
         page.fill(x, left + 2, 2.5, 8, _OUTCOME["refuse"])
         left = _paragraph(page, reason, x + 8, left, _COLUMN - 8, 8.5) + 3
+    left = _paragraph(page, f"Signs: {report.agreement}", x, left + 3, _COLUMN, 8.5)
     left = _paragraph(page, report.trained_on, x, left + 3, _COLUMN, 7.5, _QUIET)
     right = _MARGIN + _COLUMN + _GAP
     for bars in (report.stages, report.groups):
@@ -235,8 +236,8 @@ def _head(page: _Page, report: Report) -> float:
             _bar(page, bar, right, y, report.supported)
             y += 13
         y += 5
-    if report.agreement:
-        y = _paragraph(page, report.agreement, right, y - 1, _COLUMN, 7, _QUIET)
+    if report.networks:
+        y = _paragraph(page, report.networks, right, y - 1, _COLUMN, 7, _QUIET)
     return max(left, y) + 12
 
 
