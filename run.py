@@ -37,6 +37,7 @@ LIBRARIES_OF_QT = [
     "libglib2.0-0",
     "fonts-dejavu-core",
 ]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 EXTRA = {
     "stage": None,
     "test": ROOT / "Testing" / "requirements.txt",
@@ -59,6 +60,7 @@ def main(arguments: list[str]) -> int:
         _install(task)
         if task == "test":
             _install_libraries_of_qt()
+            _install_browser()
     except subprocess.CalledProcessError as error:
         return _refuse(f"Setting up failed (exit code {error.returncode}); see the lines above.")
     # Takes precedence over a copy that is installed in .venv or named by the user's PYTHONPATH.
@@ -143,6 +145,13 @@ def _install_libraries_of_qt() -> None:
     if not _succeeds(PYTHON, "-c", "import PySide6.QtUiTools"):
         print("Qt cannot be loaded; without it, the tests of the panel are skipped.", flush=True)
         _install_with_apt(*LIBRARIES_OF_QT)
+
+
+def _install_browser() -> None:
+    """Install Chromium; the tests of the report use it, and are skipped without it."""
+    if os.name != "nt" and not any(map(shutil.which, BROWSERS)):
+        print("There is no Chromium; without it, the report is not tested in a browser.")
+        _install_with_apt("chromium")
 
 
 def _install_with_apt(*packages: str) -> None:

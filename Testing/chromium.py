@@ -49,10 +49,10 @@ class Page:
         # The shell moves the two descriptors to the numbers that the browser expects.
         self._process = subprocess.Popen(
             [
-                "/bin/sh",
+                "bash",  # a plain sh knows descriptors up to 9 only
                 "-c",
                 f'exec "$@" 3<&{to_browser} 4>&{from_browser}',
-                "sh",
+                "bash",
                 browser,
                 *OPTIONS,
                 f"--user-data-dir={self._profile.name}",

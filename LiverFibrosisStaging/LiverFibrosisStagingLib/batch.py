@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,17 @@ from .cases import Case, find_cases, read_list
 from .errors import Cancelled, CancelToken, StagingError
 from .files import check_writable, write_table
 from .fingerprint import fingerprint
+from .imaging.input_checks import PASS
 from .imaging.segmentation import shipped_network
 from .model import StagingModel
 from .privacy import Names
 from .report.documents import REPORT_FILES
-from .report.summary import REGION_NAMES
+from .report.summary import REGION_NAMES, SURFACE_MM
 from .resources import default_model_path
 from .result import FILES, SCHEMA, one_line
+from .signs.measure import UNITS
 from .stages import GROUPS, RESEARCH_USE, STAGES, explained_stages
-from .staging import software, stage
+from .staging import check_surface, software, stage
 
 TABLE = "results.csv"
 COLUMNS = (
@@ -26,11 +28,19 @@ COLUMNS = (
     "status",
     "reason",
     "stage",
+    "supported",
+    "reasons",
     *STAGES,
     *GROUPS,
     "agreeing",
     "explained",
     *(f"{region}_{what}" for region in REGION_NAMES for what in ("mean", "share")),
+    "surface_to_core",
+    "pattern",
+    *UNITS,
+    "agreement",
+    "phase",
+    "checks",
     "warnings",
     "model",
     "notice",
@@ -46,6 +56,7 @@ def stage_folder(
     cancel: CancelToken | None = None,
     pseudonyms: bool = False,
     notify: Callable[[str], None] | None = None,
+    surface_mm: float = SURFACE_MM,
     reports: bool = False,
     strict: bool = False,
     any_phase: bool = False,
@@ -53,22 +64,23 @@ def stage_folder(
     """Stage every case of a folder or a CSV list; returns the rows of `output`/results.csv.
 
     source: a folder (see `find_cases` for how masks are found) or a CSV file with the columns ct
-    and, optionally, liver, spleen and case; relative paths start at the file's folder. A case that
-    cannot be staged, for whatever reason, is a row with status "failed" and the reason. A case with
-    an existing result from the same files, model, options and software (`fingerprint.fingerprint`)
-    is not staged again. The table is written after each case.
+    and, optionally, liver, spleen, case, segments, height_cm and weight_kg; relative paths start at
+    the file's folder. A case that cannot be staged, for whatever reason, is a row with status
+    "failed" and the reason. A case with an existing result from the same files, model, options and
+    software (`fingerprint.fingerprint`) is not staged again. The table is written after each case.
 
     No output, including the rows, contains names of patients, or of the inputs' files and folders.
     pseudonyms: give every case a pseudonym, not only those whose names may be those of persons
     (`find_cases`). notify: called with messages for the screen, which can contain such names: the
-    case of each pseudonym, and why a case failed. reports: write a report for each case, as
-    `StagingResult.save` does; a finished case without one is staged again. strict, any_phase: as
-    for `stage`.
+    case of each pseudonym, and why a case failed. surface_mm, strict, any_phase: as for `stage`.
+    reports: write a report for each case, as `StagingResult.save` does; a finished case without one
+    is staged again.
 
     Raises StagingError if the source contains no case or the output cannot be written, and
     Cancelled; finished cases are kept.
     """
     explained_stages(explain, 0)
+    check_surface(surface_mm)
     source, output = Path(source), Path(output)
     if source.suffix.lower() == ".csv":
         cases = read_list(source, pseudonyms)
@@ -81,7 +93,12 @@ def stage_folder(
     for case in cases:
         if case.pseudonym:
             notify(f"{case.name} is {case.ct}.")
-    options = {"explain": explain, "strict": strict, "any_phase": any_phase}
+    options = {
+        "explain": explain,
+        "surface_mm": float(surface_mm),
+        "strict": strict,
+        "any_phase": any_phase,
+    }
     rows: list[dict[str, Any]] = []
     for number, case in enumerate(cases):
 
@@ -119,6 +136,8 @@ def _row(
         reason, written = _reason(error)
         notify(f"{case.name}: {reason}")
         files = {output / case.name: "the result folder", model.path: "the model"}
+        if case.segments is not None:
+            files[case.segments] = "the segments"
         names = Names(case.ct, case.liver, case.spleen, files)
         return {**row, "status": "failed", "reason": names.removed(written)}
 
@@ -149,6 +168,8 @@ def _staged(
         case.ct,
         case.liver,
         case.spleen,
+        case.segments,
+        body=None if case.body is None else asdict(case.body),
         schema=SCHEMA,
         software=software(),
         model=model.sha256,
@@ -164,6 +185,8 @@ def _staged(
             model,
             progress=progress,
             cancel=cancel,
+            segments=case.segments,
+            body=case.body,
             **options,
         )
         result = replace(result, provenance={**result.provenance, "fingerprint": inputs})
@@ -193,13 +216,29 @@ def _columns(summary: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "stage": summary["stage"],
+        "supported": summary["supported"],
+        "reasons": " ".join(summary["reasons"]),
         **{name: round(p, 6) for name, p in summary["probabilities"].items()},
         **{name: round(p, 6) for name, p in summary["scores"].items()},
         "agreeing": _agreeing(summary),
         "explained": summary["location_map"]["explained"],
         **measurements,
+        "surface_to_core": _rounded(summary["location_map"]["surface_to_core"]),
+        "pattern": summary["location_map"]["pattern"]["name"],
+        **{key: _rounded(value) for key, value in summary["signs"].items()},
+        "agreement": summary["agreement"]["sentence"],
+        "phase": summary["phase"],
+        "checks": " ".join(
+            f"{check['key']}: {check['outcome']}."
+            for check in summary["checks"]
+            if check["outcome"] != PASS
+        ),
         "warnings": " ".join(summary["warnings"]),
     }
+
+
+def _rounded(value: float | None) -> float | str:
+    return "" if value is None else round(value, 6)
 
 
 def _agreeing(summary: dict[str, Any]) -> float | str:

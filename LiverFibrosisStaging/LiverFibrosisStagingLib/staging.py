@@ -1,6 +1,7 @@
 """Staging of one CT, from the input to the result."""
 
 import hashlib
+import math
 import platform
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,17 +11,20 @@ import numpy as np
 import SimpleITK as sitk
 
 from . import __version__
-from .ensemble import disagreement, spread
-from .errors import CancelToken
-from .explaining import Progress, Steps, explain_score, run_network
+from .ensemble import spread
+from .errors import CancelToken, StagingError
+from .explaining import Progress, Steps, explain_score, predicted_measurements, run_network
+from .imaging.body import Body, body_of
 from .imaging.checks import check_ct, check_organs
 from .imaging.grid import WorkingGrid, working_grid
 from .imaging.input_checks import concerns, input_checks, refuse
 from .imaging.masks import organ_masks, read_organ, volume_ml
 from .imaging.reading import NAME_KEY, notes, read_ct
 from .imaging.segmentation import segment_checked, segmentation_warnings, shipped_network
+from .imaging.segments import LiverSegments, read_segments
 from .model import StagingModel
 from .privacy import Names
+from .report.summary import SURFACE_MM
 from .resources import default_model_path
 from .result import StagingResult
 from .signs.measure import measure_signs
@@ -41,6 +45,9 @@ def stage(
     segmentation: dict[str, Any] | None = None,
     strict: bool = False,
     any_phase: bool = False,
+    segments: LiverSegments | str | Path | None = None,
+    body: Body | None = None,
+    surface_mm: float = SURFACE_MM,
 ) -> StagingResult:
     """Stage one CT and compute the location map that explains the stage.
 
@@ -54,12 +61,17 @@ def stage(
     segmentation, for the result; masks that were not edited get the warnings of a segmentation.
     strict: refuse a CT with a warning in its checks (`imaging.input_checks`). any_phase: stage a CT
     that is clearly not in the portal-venous phase; its stage is not supported.
+    segments: Couinaud segments or lobes of the liver, for the signs that need them, or the path of
+    their segmentation (`imaging.segments.read_segments`). body: height and weight, by default those
+    of the CT's DICOM header.
+    surface_mm: thickness of the liver's surface, a region of the measurements, above 0.
 
     Raises WrongPhase for such a CT otherwise, StagingError for other refused input, which may
     name the file or node, and Cancelled. The result contains neither name.
     """
     steps = Steps(progress, cancel)
     explained_stages(explain, 0)  # an unknown name is refused before any work
+    check_surface(surface_mm)
 
     steps.begin(0.0, "Loading the model")
     if not isinstance(model, StagingModel):
@@ -74,6 +86,8 @@ def stage(
         mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask)
         for mask in (liver, spleen)
     )
+    if isinstance(segments, str | Path):
+        segments = read_segments(segments)
 
     steps.begin(0.25, "Checking")
     check_ct(ct, name)
@@ -98,7 +112,8 @@ def stage(
     refuse(checks, name, strict, any_phase)
     warnings += [*about_masks, *concerns(checks)]
     steps.begin(0.32, "Measuring signs")
-    signs = measure_signs(ct, liver, spleen, phase)
+    body = body_of(ct) if body is None else body
+    signs = measure_signs(ct, liver, spleen, phase, segments, body)
 
     steps.begin(0.35, "Resampling to the network's grid")
     grid = working_grid(ct, liver, spleen, **card.preprocessing)
@@ -109,9 +124,13 @@ def stage(
     probabilities.flags.writeable = False
     predicted = STAGES[forward_pass.predicted]
     members = forward_pass.member_probabilities
-    if members is not None:
-        warnings += disagreement(spread(members, predicted), predicted)
-    explanation = explain_score(forward_pass, ct, explain, steps)
+    explanation = explain_score(forward_pass, ct, explain, steps, surface_mm)
+    why_not = reasons(
+        predicted,
+        checks,
+        predicted_measurements(forward_pass, explanation, steps),
+        None if members is None else spread(members, predicted),
+    )
     provenance = _provenance(model, ct, grid)
     provenance["segmentation"] = segmentation
     provenance["seconds"] = steps.end()
@@ -122,7 +141,7 @@ def stage(
         signs=signs,
         checks=checks,
         phase=phase,
-        reasons=reasons(checks, explanation.measurements),
+        reasons=why_not,
         staging_warnings=tuple(map(Names(*given).removed, warnings)),
         ct=ct,
         liver=liver,
@@ -131,6 +150,12 @@ def stage(
         forward_pass=forward_pass,
         **vars(explanation),
     )
+
+
+def check_surface(surface_mm: float) -> None:
+    """Raises StagingError unless the thickness of the liver's surface is a length above 0."""
+    if not 0 < surface_mm < math.inf:
+        raise StagingError(f"The shell has {surface_mm:g} mm; a thickness above 0 mm is needed.")
 
 
 def _given(image: sitk.Image | str | Path | None) -> str | Path | None:

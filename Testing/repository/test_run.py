@@ -204,6 +204,17 @@ def test_a_python_without_venv(run, commands, system, tmp_path, monkeypatch, cap
     assert ["apt-get", "update", "-qq"] in commands
 
 
+@pytest.mark.skipif(os.name == "nt", reason="nothing is installed on Windows")
+def test_chromium_is_installed_where_there_is_no_browser(run, commands, system, capsys):
+    system(0, "apt-get", "google-chrome")
+    run._install_browser()
+    assert commands == []
+    system(0, "apt-get")
+    run._install_browser()
+    assert commands[-1][-1] == "chromium"
+    assert "not tested in a browser" in capsys.readouterr().out
+
+
 def test_without_qt_the_other_tests_run(run, commands, system, capsys):
     system(1000, "apt-get", "sudo")
     run._install_libraries_of_qt()

@@ -66,7 +66,7 @@ def test_every_row_has_a_source_with_citation_cohort_and_technique(tables):
             {"no cirrhosis": (0.27, 0.07), "cirrhosis": (0.55, 0.29)},
         ),
         (
-            "liver_surface_nodularity",
+            "nodularity_mm10",
             "scholars.duke.edu",
             {"F0-F1": (2.26, 0.44), "F2": (2.35, 0.37), "F3": (2.42, 0.38), "F4": (3.19, 0.89)},
         ),
@@ -89,7 +89,7 @@ def test_groups_sum_to_their_cohort():
         ("spleen_volume_ml", "pickhardt_2017"),
         ("lsvr", "pickhardt_2017"),
         ("lsvr", "furusato_hunt_2016"),
-        ("liver_surface_nodularity", "nodularity_hcv"),
+        ("nodularity_mm10", "nodularity_hcv"),
     ):
         groups = [g for g in published.groups if (g.sign.key, g.source.key) == (sign, source)]
         assert sum(group.n for group in groups) == published.sources[source].n
@@ -110,7 +110,7 @@ def test_intervals_cutoffs_and_skew():
     assert {c.phase for c in steatosis} == {PORTAL_VENOUS}
     assert published.signs["spleen_volume_ml"].shape == "log-normal"
     assert "skew" in published.signs["spleen_volume_ml"].remark
-    assert not published.signs["liver_surface_nodularity"].comparable
+    assert not published.signs["nodularity_mm10"].comparable
 
 
 def test_a_group_may_have_no_published_size(tables, tmp_path):

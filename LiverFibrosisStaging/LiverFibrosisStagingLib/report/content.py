@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..signs.measure import MeasuredSigns, Measurement
-from ..signs.placing import Placement, quantile
-from ..signs.published import Source, published_signs
+from ..signs.placing import Strip, strips
+from ..signs.published import Sign, Source, published_signs
 from ..stages import GROUPS, STAGES
 from .summary import REGION_NAMES, group_label, segmented_by
 
@@ -29,6 +29,12 @@ SIGN_NAMES = {
     "spleen_mean_hu": "Spleen, mean",
     "spleen_sd_hu": "Spleen, SD",
     "liver_minus_spleen_hu": "Liver minus spleen",
+    "spleen_ml_per_m2": "Spleen by body surface",
+    "liver_ml_per_m2": "Liver by body surface",
+    "lsvr": "Segmental volume ratio (LSVR)",
+    "caudate_right_ratio": "Caudate to right lobe",
+    "nodularity_mm10": "Surface nodularity",
+    "nodularity_edge_mm": "Edge used for nodularity",
 }
 STRIPS_NOTE = (
     "Strips: pale, the central 90 % of a group, or the published interval; dark, its central 50 %; "
@@ -49,7 +55,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Strip:
+class Row:
     """One group of a sign.
 
     values: at STRIP_PERCENTILES, or the two limits of an interval; note: the share of the group
@@ -62,14 +68,19 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class PlacedSign:
-    """A sign among the groups of one source, on an axis from `low` to `high` in its unit.
+class SignStrip:
+    """A measured sign among the groups of one source, on an axis from `low` to `high` in its unit.
 
-    note: on the cohort, the technique and the distribution.
+    rows: none for a sign that is not comparable; sentence: the value in words; note: on the cohort,
+    the technique and the distribution.
     """
 
-    placement: Placement
-    strips: tuple[Strip, ...]
+    sign: Sign
+    source: Source
+    value: float
+    sentence: str
+    rows: tuple[Row, ...]
+    is_interval: bool
     low: float
     high: float
     note: str
@@ -94,7 +105,7 @@ class Report:
     """The content of a report, in the order in which it is shown.
 
     headline: the stage, or that it is not supported; statement: the stage and its probability in
-    words; map_caption: what the location map explains; measured, missing: (sign, value) and (sign,
+    words; agreement: of the signs with the stage; networks: of an ensemble's networks; map_caption: what the location map explains; measured, missing: (sign, value) and (sign,
     reason); checks: (name, key of OUTCOMES, sentence); model, basis: (label, text).
     """
 
@@ -103,12 +114,13 @@ class Report:
     statement: str
     supported: bool
     reasons: tuple[str, ...]
+    agreement: str
     trained_on: str
     stages: tuple[Bar, ...]
     groups: tuple[Bar, ...]
-    agreement: str
+    networks: str
     map_caption: str
-    signs: tuple[PlacedSign, ...]
+    signs: tuple[SignStrip, ...]
     sources: tuple[Source, ...]
     measured: tuple[tuple[str, str], ...]
     missing: tuple[tuple[str, str], ...]
@@ -126,14 +138,13 @@ class Report:
 def report_content(
     summary: Mapping[str, Any],
     signs: MeasuredSigns,
-    placements: Sequence[Placement],
     reference: Mapping[str, Any],
     training: Mapping[str, Any],
 ) -> Report:
     """The content for one result.
 
-    summary: as in staging.json; placements: of the signs; reference: the model's usual mean weights
-    by stage and region (`card.Reference`), may be empty; training: `training_record.Training`.
+    summary: as in staging.json; reference: the model's usual mean weights by stage and region
+    (`card.Reference`), may be empty; training: `training_record.Training`.
     """
     stage, explained = summary["stage"], summary["location_map"]["explained"]
     model = summary["model"]
@@ -143,15 +154,16 @@ def report_content(
     ranges = {} if ensemble is None else ensemble["range"]
     regions, note = usual_regions(summary, reference)
     pattern = summary["location_map"]["pattern"]
-    placed = tuple(map(_placed, placements))
+    placed = tuple(filter(None, map(_strip, strips(signs))))
     return Report(
         notice=summary["research_use"],
-        headline=stage if supported else "Not supported",
+        headline=stage if supported else "Stage not supported",
         statement=f"Predicted fibrosis stage {stage}, probability {probability}"
         if supported
         else f"The predicted stage {stage} (probability {probability}) is not supported because:",
         supported=supported,
         reasons=tuple(summary["reasons"]),
+        agreement=summary["agreement"]["sentence"],
         trained_on=f"Model {model['name']}, trained on: {model['trained_on']}",
         stages=tuple(
             Bar(name, summary["probabilities"][name], name == stage, _range(ranges.get(name)))
@@ -161,12 +173,12 @@ def report_content(
             Bar(
                 group_label(name),
                 summary["scores"][name],
-                summary["scores"][name] >= 0.5,
+                summary["scores"][name] > 0.5,
                 _range(ranges.get(name)),
             )
             for name in GROUPS
         ),
-        agreement=""
+        networks=""
         if ensemble is None
         else f"{ensemble['agreeing']} of {ensemble['members']} networks predict {stage}; "
         "the thin lines are the range of their probabilities.",
@@ -174,7 +186,7 @@ def report_content(
         f"{group_label(explained) if explained in GROUPS else explained} (Grad-CAM), "
         "in steps of 10 % of this case's maximum.",
         signs=placed,
-        sources=tuple(dict.fromkeys(placement.source for placement in placements)),
+        sources=tuple(dict.fromkeys(strip.source for strip in placed)),
         measured=tuple(
             (sign_name(found), sign_text(found))
             for found in signs.measurements
@@ -186,10 +198,7 @@ def report_content(
         steatosis=signs.steatosis.sentence,
         regions=regions,
         regions_high=1.05
-        * max(
-            1.0,
-            *(max(region.mean, *(region.usual or ())) for region in regions),
-        ),
+        * max(1.0, *(value for each in regions for value in (each.mean, *(each.usual or ())))),
         regions_note=note,
         pattern=" ".join(
             part
@@ -230,25 +239,43 @@ def sign_text(found: Measurement) -> str:
     return f"{found.value:.0f} {found.unit}" if found.unit else f"{found.value:.3g}"
 
 
-def _placed(placement: Placement) -> PlacedSign:
-    strips = [
-        Strip(
-            found.group.group,
-            tuple(quantile(found.group, percentile) for percentile in STRIP_PERCENTILES),
-            _share(found.percentile),
+def _strip(strip: Strip) -> SignStrip | None:
+    """None for a sign without a value; the reason is among the signs that are not measurable."""
+    sign, source, found = strip.sign, strip.source, strip.placement
+    if found is not None:
+        value, sentence = found.value, found.sentence
+    elif strip.measurement.value is not None:
+        value = strip.measurement.value
+        sentence = f"{sign.name} {sign.text(value)}."
+    else:
+        return None
+    shares = {} if found is None else {p.group: p.percentile for p in found.percentiles}
+    rows = [
+        Row(
+            group.group,
+            tuple(distribution.quantile(percentile / 100) for percentile in STRIP_PERCENTILES),
+            _share(shares[group]) if group in shares else "",
         )
-        for found in placement.percentiles
+        for group, distribution in strip.groups
     ]
-    if (interval := placement.interval) is not None:
+    interval = strip.interval
+    if interval is not None:
         note = f"central {100 * interval.share:g} %"
-        strips.append(Strip(interval.group, (interval.low, interval.high), note))
-    values = [placement.value, *(value for strip in strips for value in strip.values)]
+        rows.append(Row(interval.group, (interval.low, interval.high), note))
+    values = [value, *(end for row in rows for end in row.values)]
     low, high = min(0.0, *values), max(values)
-    sign, source = placement.sign, placement.source
-    note = [f"n = {source.n}; {source.cohort}; {source.technique}.", source.remark]
-    note += [] if interval is not None else [sign.remark]
-    return PlacedSign(
-        placement, tuple(strips), low, high + 0.05 * (high - low), " ".join(filter(None, note))
+    about = [f"n = {source.n}; {source.cohort}; {source.technique}.", source.remark]
+    about += [] if interval is not None else [sign.remark]
+    return SignStrip(
+        sign,
+        source,
+        value,
+        sentence,
+        tuple(rows),
+        interval is not None,
+        low,
+        high + 0.05 * (high - low),
+        " ".join(filter(None, about)),
     )
 
 
@@ -262,9 +289,9 @@ def _share(percentile: float) -> str:
 def usual_regions(
     summary: Mapping[str, Any], reference: Mapping[str, Any]
 ) -> tuple[tuple[Region, ...], str]:
-    """The regions, and a sentence on their reference; it is one of maps of the predicted stage."""
+    """The regions, and a sentence on their reference, where the map can be compared with it."""
     stage, explained = summary["stage"], summary["location_map"]["explained"]
-    usual = reference.get("stages", {}).get(stage) if explained == stage else None
+    usual = reference["stages"][stage] if summary["location_map"]["percentiles"] else None
     regions = tuple(
         Region(
             REGION_NAMES[key],
@@ -276,7 +303,7 @@ def usual_regions(
         for key, values in summary["measurements"].items()
     )
     if usual is None:
-        return regions, f"The model's metadata have no reference for maps of {explained}."
+        return regions, f"The model's metadata have no reference for this map of {explained}."
     percentiles = reference["percentiles"]
     return regions, (
         f"Reference: percentiles {percentiles[0]:g} to {percentiles[-1]:g} of "

@@ -22,9 +22,9 @@ from .content import (
     STRIPS_NOTE,
     TITLE,
     Bar,
-    PlacedSign,
     Region,
     Report,
+    SignStrip,
     fraction,
     percent,
 )
@@ -56,8 +56,8 @@ def report_page(report: Report, pictures: Sequence[Picture], viewer: ViewerSlice
             "reasons": _list(report.reasons, "reasons"),
             "stages": _bars("Probability of each stage", report.stages),
             "groups": _bars("Probability of each group", report.groups),
-            "agreement": f'<p class="quiet">{escape(report.agreement)}</p>'
-            if report.agreement
+            "networks": f'<p class="quiet">{escape(report.networks)}</p>'
+            if report.networks
             else "",
             "legend": _legend(has_spleen=any(r.name == "Spleen" for r in report.regions)),
             "pictures": "".join(map(_picture, pictures)),
@@ -129,34 +129,35 @@ def _bars(caption: str, bars: Sequence[Bar]) -> str:
     return f"<table><caption>{escape(caption)}</caption>{''.join(rows)}</table>"
 
 
-def _sign(sign: PlacedSign) -> str:
-    found, low, high = sign.placement, sign.low, sign.high
+def _sign(strip: SignStrip) -> str:
+    low, high, text, source = strip.low, strip.high, strip.sign.text, strip.source
     rows = []
-    for strip in sign.strips:
-        ends = (strip.values[0], strip.values[-1])
+    for row in strip.rows:
         parts = [
             _rect("track", low, high, low, high, 0, 20),
-            _rect("band", *ends, low, high, 5, 10),
+            _rect("band", row.values[0], row.values[-1], low, high, 5, 10),
         ]
-        if len(strip.values) > 2:
-            parts.append(_rect("box", strip.values[1], strip.values[3], low, high, 5, 10))
-            parts.append(_line("median", strip.values[2], low, high, 5, 15))
-        parts.append(_line("patient", found.value, low, high, 0, 20))
+        if len(row.values) > 2:
+            parts.append(_rect("box", row.values[1], row.values[3], low, high, 5, 10))
+            parts.append(_line("median", row.values[2], low, high, 5, 15))
+        parts.append(_line("patient", strip.value, low, high, 0, 20))
         rows.append(
-            f'<tr><th scope="row">{escape(strip.label)}</th>'
+            f'<tr><th scope="row">{escape(row.label)}</th>'
             f'<td class="drawn">{_svg(20, parts)}</td>'
-            f'<td class="number">{escape(strip.note)}</td></tr>'
+            f'<td class="number">{escape(row.note)}</td></tr>'
         )
-    text, source = found.sign.text, found.source
-    heading = "Below this patient" if found.interval is None else "Interval"
-    return (
-        f"<h3>{escape(found.sentence)}</h3>"
+    table = (
         '<table class="strips"><thead><tr><th scope="col">Group</th><td></td>'
-        f'<th scope="col" class="number">{heading}</th></tr></thead><tbody>{"".join(rows)}'
+        f'<th scope="col" class="number">'
+        f"{'Interval' if strip.is_interval else 'Below this patient'}</th></tr></thead>"
+        f"<tbody>{''.join(rows)}"
         '<tr class="axis" aria-hidden="true"><td></td><td><div class="ends">'
         f"<span>{escape(text(low))}</span><span>{escape(text(high))}</span></div></td>"
         "<td></td></tr></tbody></table>"
-        f'<p class="quiet">{_link(source.link, source.name)}: {escape(sign.note)}</p>'
+    )
+    return (
+        f"<h3>{escape(strip.sentence)}</h3>{table if rows else ''}"
+        f'<p class="quiet">{_link(source.link, source.name)}: {escape(strip.note)}</p>'
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from .content import (
     STRIPS_NOTE,
     TITLE,
     Bar,
-    PlacedSign,
     Region,
     Report,
+    Row,
+    SignStrip,
     fraction,
     percent,
 )
@@ -226,6 +228,7 @@ def _head(page: _Page, report: Report) -> float:
     for reason in report.reasons:
         page.fill(x, left + 2, 2.5, 8, _OUTCOME["refuse"])
         left = _paragraph(page, reason, x + 8, left, _COLUMN - 8, 8.5) + 3
+    left = _paragraph(page, f"Signs: {report.agreement}", x, left + 3, _COLUMN, 8.5)
     left = _paragraph(page, report.trained_on, x, left + 3, _COLUMN, 7.5, _QUIET)
     right = _MARGIN + _COLUMN + _GAP
     for bars in (report.stages, report.groups):
@@ -233,8 +236,8 @@ def _head(page: _Page, report: Report) -> float:
             _bar(page, bar, right, y, report.supported)
             y += 13
         y += 5
-    if report.agreement:
-        y = _paragraph(page, report.agreement, right, y - 1, _COLUMN, 7, _QUIET)
+    if report.networks:
+        y = _paragraph(page, report.networks, right, y - 1, _COLUMN, 7, _QUIET)
     return max(left, y) + 12
 
 
@@ -281,24 +284,17 @@ def _signs(flow: _Flow, report: Report) -> None:
     flow.heading("Signs measured on this CT")
     if report.signs:
         flow.text(STRIPS_NOTE, 6.5, _QUIET)
-    for sign in report.signs:
-        flow.need(40 + 11 * len(sign.strips))
-        flow.text(sign.placement.sentence, 8, bold=True)
-        for strip in sign.strips:
-            flow.row(
-                strip.label,
-                strip.note,
-                lambda page, x, y, width, strip=strip, sign=sign: _strip(
-                    page, x, y, width, strip.values, sign.placement.value, sign
-                ),
-                62,
-                52,
-            )
-        text = sign.placement.sign.text
-        flow.page.text(text(sign.low), flow.x + 62, flow.y, 6, _QUIET)
-        flow.page.text(text(sign.high), flow.x + _COLUMN - 52, flow.y, 6, _QUIET, align="right")
-        flow.y += 9
-        flow.text(f"{sign.placement.source.name}: {sign.note}", 6.5, _QUIET)
+    for strip in report.signs:
+        flow.need(40 + 11 * len(strip.rows))
+        flow.text(strip.sentence, 8, bold=True)
+        for row in strip.rows:
+            flow.row(row.label, row.note, partial(_strip, strip, row), 62, 52)
+        if strip.rows:
+            low, high = strip.sign.text(strip.low), strip.sign.text(strip.high)
+            flow.page.text(low, flow.x + 62, flow.y, 6, _QUIET)
+            flow.page.text(high, flow.x + _COLUMN - 52, flow.y, 6, _QUIET, align="right")
+            flow.y += 9
+        flow.text(f"{strip.source.name}: {strip.note}", 6.5, _QUIET)
         flow.y += 2
     flow.text(report.steatosis)
     _pairs(flow, report.measured)
@@ -307,23 +303,16 @@ def _signs(flow: _Flow, report: Report) -> None:
         flow.text(f"{source.citation}. {source.link}", 6.5, _QUIET)
 
 
-def _strip(
-    page: _Page,
-    x: float,
-    y: float,
-    width: float,
-    values: Sequence[float],
-    patient: float,
-    axis: PlacedSign,
-) -> None:
-    """Ends and, if there are more than two values, quartiles and median."""
-    at = [x + width * fraction(value, axis.low, axis.high) for value in values]
+def _strip(strip: SignStrip, row: Row, page: _Page, x: float, y: float, width: float) -> None:
+    """A group or interval, and the patient's value."""
+    at = [x + width * fraction(value, strip.low, strip.high) for value in row.values]
     page.fill(x, y, width, 10, _TRACK)
     page.fill(at[0], y + 2.5, at[-1] - at[0], 5, _BAND)
     if len(at) > 2:
         page.fill(at[1], y + 2.5, at[3] - at[1], 5, _BOX)
         page.fill(at[2] - 0.4, y + 2.5, 0.8, 5, _TEXT)
-    page.fill(x + width * fraction(patient, axis.low, axis.high) - 0.9, y, 1.8, 10, _STRONG)
+    patient = x + width * fraction(strip.value, strip.low, strip.high)
+    page.fill(patient - 0.9, y, 1.8, 10, _STRONG)
 
 
 def _why(flow: _Flow, report: Report) -> None:
@@ -331,20 +320,14 @@ def _why(flow: _Flow, report: Report) -> None:
     flow.text(report.pattern)
     flow.text("Mean of the map by region (1 is the mean over the body); share", 6.5, _QUIET)
     for region in report.regions:
-        flow.row(
-            region.name,
-            f"{region.mean:.2f}   {percent(region.share)}",
-            lambda page, x, y, width, region=region: _region(
-                page, x, y, width, region, report.regions_high
-            ),
-            78,
-            62,
-        )
+        note = f"{region.mean:.2f}   {percent(region.share)}"
+        flow.row(region.name, note, partial(_region, region, report.regions_high), 78, 62)
     flow.y += 2
     flow.text(report.regions_note, 6.5, _QUIET)
 
 
-def _region(page: _Page, x: float, y: float, width: float, region: Region, high: float) -> None:
+def _region(region: Region, high: float, page: _Page, x: float, y: float, width: float) -> None:
+    """A region's usual range, and the patient's mean."""
     page.fill(x, y, width, 10, _TRACK)
     if region.usual is not None:
         low, top = (width * fraction(end, 0, high) for end in (region.usual[0], region.usual[-1]))

@@ -105,9 +105,10 @@ def _levels(slices: Slices, axis: int) -> tuple[float, ...]:
             bottom, top = min(bottom, low), max(top, high)
     lowest, highest = _z_range(ct, [(0, size - 1) for size in ct.GetSize()])
     bottom, top = max(bottom - _MARGIN_MM, lowest), min(top + _MARGIN_MM, highest)
-    spacing, start = ct.GetSpacing()[axis], ct.GetOrigin()[2]
+    spacing = ct.GetSpacing()[axis]
     if math.isclose(abs(ct.GetDirection()[6 + axis]), 1.0, abs_tol=1e-6):  # the CT's own planes
-        bottom, top = (start + spacing * round((z - start) / spacing) for z in (bottom, top))
+        bottom = lowest + spacing * math.floor((bottom - lowest) / spacing + 1e-3)
+        top = lowest + spacing * math.ceil((top - lowest) / spacing - 1e-3)
     step = spacing * max(1, math.ceil((top - bottom) / spacing / (MAX_SLICES - 1)))
     count = math.floor((top - bottom) / step + 1e-6) + 1
     return tuple(round(top - step * k, 3) for k in range(count))
