@@ -81,6 +81,7 @@ def fill_summary(ui: Any, summary: Mapping[str, Any]) -> None:
         getattr(ui, f"{name}Value").text = f"{100 * value:.0f} %"
     ui.patternLabel.text = sections.pattern_html(summary)
     ui.measurementsLabel.text, ui.referenceLabel.text = sections.regions_html(summary)
+    ui.agreementLabel.text = summary["agreement"]["sentence"]
     ui.signsLabel.text = sections.signs_html(summary)
     ui.checksCollapsibleButton.text = sections.checks_title(summary)
     _fill_text(ui.checksLabel, sections.checks_html(summary))

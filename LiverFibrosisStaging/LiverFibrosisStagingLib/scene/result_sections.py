@@ -13,7 +13,6 @@ from slicer.i18n import tr as _
 from ..imaging.input_checks import PASS, REFUSE, WARN
 from ..report.colors import BAND_COUNT, BANDS
 from ..report.content import OUTCOMES, Region, percent, usual_regions
-from .sign_rows import sign_rows
 
 _MARKS = {PASS: "\N{HEAVY CHECK MARK}", WARN: "\N{WARNING SIGN}", REFUSE: "\N{HEAVY BALLOT X}"}
 _OF_PATIENT = "#" + "".join(f"{round(255 * part):02x}" for part in BANDS[BAND_COUNT // 2].rgb)
@@ -65,14 +64,13 @@ def regions_html(summary: Mapping[str, Any]) -> tuple[str, str]:
 def signs_html(summary: Mapping[str, Any]) -> str:
     """The signs, each with its value and its place among the published groups."""
     rows = []
-    for row in sign_rows(summary):
+    for row in summary["sign_rows"]:
         notes = []
-        for sentence, source in row.notes:
-            link = "" if source is None else f" ({_link(source.link, source.name)})"
-            notes.append(f"{escape(sentence.rstrip('.'))}{link}.")
-        rows.append(
-            f'<tr><td>{escape(row.name)}</td><td align="right"><b>{escape(row.value)}</b></td></tr>'
-        )
+        for note in row["notes"]:
+            link = f" ({_link(note['link'], note['source'])})" if "link" in note else ""
+            notes.append(f"{escape(note['sentence'].rstrip('.'))}{link}.")
+        name, value = escape(row["name"]), escape(row["value"])
+        rows.append(f'<tr><td>{name}</td><td align="right"><b>{value}</b></td></tr>')
         if notes:
             rows.append(f'<tr><td colspan="2"><small>{"<br>".join(notes)}</small></td></tr>')
     return f'<table width="100%">{"".join(rows)}</table>'

@@ -64,11 +64,11 @@ class SceneResult:
     """A result, prepared for the scene, which shares its arrays.
 
     summary: as in staging.json, with `strongest_ijk`, the index of the location map's maximum in
-    the CT, or None where the map is empty, and `reference`, that of the model (`Card.reference`).
-    labels: uint8 [slice, row, column] on the CT's grid, the
-    bands. relative: float32, the location map in the box that contains it, or None without the
-    smooth map. organs: liver and spleen as a network segmented them, or None where they have
-    another origin or were edited since.
+    the CT, or None where the map is empty; `reference`, that of the model (`Card.reference`); and
+    `sign_rows` and `percentiles`, the signs for panel, table and chart (`sign_rows.sign_rows`).
+    labels: uint8 [slice, row, column] on the CT's grid, the bands. relative: float32, the location
+    map in the box that contains it, or None without the smooth map. organs: liver and spleen as a
+    network segmented them, or None where they have another origin or were edited since.
     """
 
     summary: dict[str, Any]
@@ -86,6 +86,8 @@ def scene_result(result: StagingResult, smooth: bool = False) -> SceneResult:
         strongest = [int(index) for index in np.unravel_index(values.argmax(), values.shape)[::-1]]
     summary["strongest_ijk"] = strongest
     summary["reference"] = result.forward_pass.model.card.reference
+    summary["sign_rows"] = sign_rows(result.signs)
+    summary["percentiles"] = group_percentiles(result.signs)
     labels = sitk.GetArrayFromImage(result.label_map)
     relative = _cropped(values, _around(labels)) if smooth else None
     segmentation = summary["segmentation"]
@@ -245,18 +247,18 @@ def _write_tables(summary: dict[str, Any], volume_node: Any) -> None:
 
 def _write_signs(summary: dict[str, Any], volume_node: Any) -> None:
     rows = [
-        (row.name, row.value, sentence, "" if source is None else source.citation)
-        for row in sign_rows(summary)
-        for sentence, source in row.notes or (("", None),)
+        (row["name"], row["value"], note.get("sentence", ""), note.get("citation", ""))
+        for row in summary["sign_rows"]
+        for note in row["notes"] or [{}]
     ]
     columns = dict(zip(("Sign", "Value", "Among published groups", "Source"), zip(*rows)))
     put_part(volume_node, "signs", lambda node: _set_columns(node, columns))
     parts = ("percentiles", "percentiles_series", "percentiles_plot")
-    percentiles = group_percentiles(summary)
-    if percentiles:
+    if summary["percentiles"]:
         names = ("Sign and group", "Smaller values in the group (%)")
+        columns = dict(zip(names, zip(*summary["percentiles"])))
         title = "Signs: share of each published group with smaller values"
-        _put_chart(volume_node, dict(zip(names, zip(*percentiles))), parts, title, 100.0)
+        _put_chart(volume_node, columns, parts, title, 100.0)
     else:  # nothing is measurable and comparable, but maybe it was in an earlier result
         for part in reversed(parts):
             remove_part(volume_node, part)

@@ -1,76 +1,63 @@
-"""A result's signs for the panel, the scene's table and its chart.
+"""A result's signs for the panel, the scene's table and its chart, as values for JSON."""
 
-They are made from the result's summary, so also from one that was saved with the scene.
-"""
-
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..report.content import sign_name, sign_text
-from ..signs.measure import Measurement
-from ..signs.placing import Placement, place
+from ..signs.measure import MeasuredSigns, Measurement
+from ..signs.placing import place_signs
 from ..signs.published import Source, published_signs
 
-NOT_MEASURABLE, NOT_ASSESSED = "not measurable", "not assessed"
 
+def sign_rows(signs: MeasuredSigns) -> list[dict[str, Any]]:
+    """All signs, in their order, and last the hint of steatosis.
 
-@dataclass(frozen=True)
-class SignRow:
-    """A sign: its name, its value with the unit, or that there is none, and sentences on it.
-
-    notes: among whose patients the value lies, with the source; or, with None, the reason why it is
-    not measurable.
+    Each has a name, a value with its unit, or that there is none, and notes: sentences on its place
+    among published groups, with the source's name, link and citation; or, without these, the
+    reason why it is not measurable or not comparable.
     """
-
-    name: str
-    value: str
-    notes: tuple[tuple[str, Source | None], ...]
-
-
-def sign_rows(summary: Mapping[str, Any]) -> list[SignRow]:
-    """All signs, in their order; the hint of steatosis is the last row."""
-    rows, shown = [], set()
-    for found in _measurements(summary):
-        placed = _placed(found)
-        shown.update(each.sentence for each in placed)
-        if found.value is None:
-            rows.append(SignRow(sign_name(found), NOT_MEASURABLE, ((found.reason, None),)))
-        else:
-            notes = tuple((_without_start(each.sentence), each.source) for each in placed)
-            rows.append(SignRow(sign_name(found), sign_text(found), notes))
-    steatosis = summary["signs_notes"].get("steatosis")
-    if steatosis is not None:
-        rows.append(SignRow("Steatosis", NOT_ASSESSED, ((_without_start(steatosis), None),)))
-    for sentence in summary["signs_placed"]:
-        if sentence not in shown:
-            value = sentence.partition(":")[0]
-            rows.append(SignRow("Steatosis", value, ((_without_start(sentence), None),)))
-    return rows
+    rows = []
+    for found in signs.measurements:
+        published = published_signs().signs.get(found.key)
+        notes = [] if found.value is not None else [_note(found.reason)]
+        if found.value is not None and published is not None and not published.comparable:
+            notes.append(_note(published.remark))
+        notes += [
+            _note(_without_start(each.sentence), each.source)
+            for each in place_signs(MeasuredSigns((found,), signs.steatosis))
+        ]
+        rows.append({"name": sign_name(found), "value": _value(found), "notes": notes})
+    start, _, rest = signs.steatosis.sentence.partition(": ")
+    value = start if signs.steatosis.assessed else "not assessed"
+    return [*rows, {"name": "Steatosis", "value": value, "notes": [_note(_capital(rest))]}]
 
 
-def group_percentiles(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
+def group_percentiles(signs: MeasuredSigns) -> list[tuple[str, float]]:
     """Of each published group, with its sign's name, the percentage with smaller values."""
     return [
-        (f"{sign_name(found)}, {each.group.group}", each.percentile)
-        for found in _measurements(summary)
-        for placement in _placed(found)
-        for each in placement.percentiles
+        (f"{placed.sign.name}, {each.group.group}", each.percentile)
+        for placed in place_signs(signs)
+        for each in placed.percentiles
     ]
 
 
-def _measurements(summary: Mapping[str, Any]) -> Iterator[Measurement]:
-    for key, value in summary["signs"].items():
-        yield Measurement(key, value, summary["signs_notes"].get(key, ""))
+def _value(found: Measurement) -> str:
+    return "not measurable" if found.value is None else sign_text(found)
 
 
-def _placed(found: Measurement) -> tuple[Placement, ...]:
-    if found.value is None or found.key not in published_signs().signs:
-        return ()
-    return place(found.key, found.value)
+def _note(sentence: str, source: Source | None = None) -> dict[str, str]:
+    if source is None:
+        return {"sentence": sentence}
+    about = {"source": source.name, "link": source.link, "citation": source.citation}
+    return {"sentence": sentence, **about}
 
 
 def _without_start(sentence: str) -> str:
-    """A sentence such as "Spleen 289 mL: within ..." without the sign and its value."""
-    rest = sentence.partition(": ")[2]
-    return rest[:1].upper() + rest[1:]
+    """A sentence such as "Spleen 289 mL: within ..." without the sign and its value; those of a
+    lower bound, "Spleen at least 289 mL: ...", are kept.
+    """
+    start, _, rest = sentence.partition(": ")
+    return sentence if " at least " in start else _capital(rest)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
