@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip(
@@ -93,17 +94,20 @@ def test_table_and_chart_of_the_signs(staged):
     z = (math.log(value / 215.1) + variance / 2) / math.sqrt(variance)
     expected = 50 * (1 + math.erf(z / math.sqrt(2)))
     found = dict(zip(labels, map(float, percentages)))
-    assert found["Spleen volume, F0"] == pytest.approx(expected, abs=0.01)
+    assert found["Spleen, F0"] == pytest.approx(expected, abs=0.01)
     series = find_part(volume, "percentiles_plot").GetNthPlotSeriesNode(0)
     assert series.GetTableNode() is find_part(volume, "percentiles")
 
-    staged.ui.showSignsTableButton.click()
+    manager = slicer.app.layoutManager()
+    layout = manager.layout
     staged.ui.showSignsPlotButton.click()
     (selection,) = of_class("vtkMRMLSelectionNode")
     plot = find_part(volume, "percentiles_plot")
     assert selection.GetActivePlotChartID() == plot.GetID()
     staged.ui.showSignsTableButton.click()
     assert selection.GetActiveTableID() == find_part(volume, "signs").GetID()
+    assert manager.layout != layout
+    manager.setLayout(layout)
 
 
 # ---------------------------------------------------------------------------- why and checks
@@ -211,3 +215,54 @@ def test_without_a_browser_the_page_is_named(staged, monkeypatch):
     (dialog,) = slicer_host.dialogs
     assert "report.html" in dialog.text
     slicer_host.dialogs.clear()
+
+
+# ---------------------------------------------------------------------------- segments and body
+
+
+def add_lobes(volume):
+    """Left and right lobe and caudate, as slabs of the sample's liver, as a segmentation."""
+    (organs,) = of_class("vtkMRMLSegmentationNode")
+    liver_id = organs.GetSegmentation().GetSegmentIdBySegmentName("Liver")
+    liver = slicer.util.arrayFromSegmentBinaryLabelmap(organs, liver_id, volume)
+    x = np.nonzero(liver.any(axis=(0, 1)))[0]
+    borders = np.quantile(x, [0.2, 0.5]).astype(int)
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Lobes")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    slabs = (slice(0, borders[0]), slice(*borders), slice(borders[1], None))
+    volumes = []
+    for name, slab in zip(("caudate lobe", "left lobe", "right lobe"), slabs):
+        part = np.zeros_like(liver)
+        part[:, :, slab] = liver[:, :, slab]
+        segment = node.GetSegmentation().AddEmptySegment(name, name)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(part, node, segment, volume)
+        volumes.append(part.sum())
+    return node, volumes
+
+
+def test_segments_of_the_ct_are_found_and_measured(ready):
+    node, (caudate, left, right) = add_lobes(volume_of(ready))
+    stage(ready)
+    signs = stored_summary(volume_of(ready))["signs"]
+    assert signs["lsvr"] == pytest.approx((caudate + left) / right, rel=1e-6)
+    node.GetSegmentation().GetNthSegment(2).SetName("Segment 3")
+    ready.ui.segmentsSelector.setCurrentNode(of_class("vtkMRMLSegmentationNode")[0])
+    stage(ready)
+    (dialog,) = slicer_host.dialogs
+    assert "has no parts of the liver" in dialog.text
+    slicer_host.dialogs.clear()
+
+
+def test_height_and_weight_are_for_one_ct(ready):
+    ui = ready.ui
+    ui.heightSpinBox.value = 180
+    ready.ui.stageButton.click()
+    (dialog,) = slicer_host.dialogs
+    assert "Only the height is given" in dialog.text
+    slicer_host.dialogs.clear()
+    ui.weightSpinBox.value = 80
+    stage(ready)
+    signs = stored_summary(volume_of(ready))["signs"]
+    assert signs["spleen_ml_per_m2"] == pytest.approx(signs["spleen_volume_ml"] / 2)
+    choose(ready, *slicer_host.import_module().loadSample())
+    assert ui.heightSpinBox.value == ui.weightSpinBox.value == 0

@@ -22,6 +22,7 @@ class StagingParameterNode:
 
     inputVolume: vtkMRMLScalarVolumeNode
     segmentation: vtkMRMLSegmentationNode
+    segments: vtkMRMLSegmentationNode
     opacity: Annotated[float, WithinRange(0, 100)] = 100.0
     threshold: Annotated[float, WithinRange(0, 90)] = 0.0
     smooth: bool = False
@@ -56,19 +57,23 @@ class StagingLogic(ScriptedLoadableModuleLogic):
         progress: Callable[[float, str], None] | None = None,
         cancel: Any = None,
         any_phase: bool = False,
+        segmentsNode: vtkMRMLSegmentationNode | None = None,
+        body: Any = None,
     ) -> Any:
         """Stage a CT volume node; returns a LiverFibrosisStagingLib.StagingResult.
 
         liverSegmentation: segmentation node with the liver and, optionally, the spleen, or a label
         map volume node (1 liver, 2 spleen); segments are identified by terminology and name unless
-        their ids are given. Without it, liver and spleen are segmented automatically. The other
-        arguments are those of LiverFibrosisStagingLib.stage. Parent transforms are respected. The
-        scene is not changed. Raises StagingError for input that cannot be staged, and Cancelled.
+        their ids are given. Without it, liver and spleen are segmented automatically. segmentsNode:
+        segmentation with Couinaud segments or lobes of the liver. The other arguments are those of
+        LiverFibrosisStagingLib.stage. Parent transforms are respected. The scene is not changed.
+        Raises StagingError for input that cannot be staged, and Cancelled.
         """
         from .. import stage
         from .mrml import scene_inputs
 
-        inputs = scene_inputs(volumeNode, liverSegmentation, liverSegmentId, spleenSegmentId)
+        organs = (liverSegmentation, liverSegmentId, spleenSegmentId)
+        inputs = scene_inputs(volumeNode, *organs, segmentsNode, body)
         return stage(
             **inputs.arguments(),
             model=model,
@@ -96,16 +101,23 @@ class StagingLogic(ScriptedLoadableModuleLogic):
         threads: int = 0,
         smooth: bool = False,
         anyPhase: bool = False,
+        segmentsNode: vtkMRMLSegmentationNode | None = None,
+        body: Any = None,
     ) -> Callable:
         """A job (`worker.Job`) that stages a CT: returns its result, and the same prepared for
         `showResult`. Without a segmentation it uses the one from an earlier staging of this CT.
-        anyPhase: stage a CT in another contrast phase too.
+        anyPhase: stage a CT in another contrast phase too. segmentsNode: segmentation with parts of
+        the liver, by default one of this CT that has them. body: height and weight, as for
+        LiverFibrosisStagingLib.stage.
         """
         from .jobs import staging_job
         from .mrml import scene_inputs
         from .scene_nodes import find_part
+        from .suggestions import suggested_parts
 
-        inputs = scene_inputs(volumeNode, segmentationNode or find_part(volumeNode, "organs"))
+        organs = segmentationNode or find_part(volumeNode, "organs")
+        parts = segmentsNode or suggested_parts(volumeNode, organs)
+        inputs = scene_inputs(volumeNode, organs, parts_node=parts, body=body)
         return staging_job(inputs, modelPath, threads, smooth, anyPhase)
 
     def showResult(self, result: Any, volumeNode: Any, display: Any = None) -> Any:

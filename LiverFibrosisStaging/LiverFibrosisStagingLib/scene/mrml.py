@@ -15,10 +15,12 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import StagingError
-from ..imaging.dicom_files import KEPT_TAGS
+from ..imaging.body import Body, body_metadata
+from ..imaging.dicom_files import KEPT_TAGS, PATIENT_SIZE, PATIENT_WEIGHT
 from ..imaging.masks import voxels_sha256
-from ..imaging.organs import ORGANS, couinaud_segment
+from ..imaging.organs import ORGANS, couinaud_segment, liver_part
 from ..imaging.reading import NAME_KEY
+from ..imaging.segments import LiverSegments
 
 # Of a segmentation node: JSON of the network that made it, and the hash of the network's masks.
 # The value stays as in scenes that were saved before.
@@ -101,6 +103,29 @@ class _Organ:
 
 
 @dataclass(frozen=True)
+class _Parts:
+    """Parts of the liver, larger ones first: the Couinaud segments that each consists of, and its
+    voxels; and the message if all are empty within the CT.
+    """
+
+    parts: tuple[tuple[frozenset[int], tuple[_Segment, ...]], ...]
+    empty: str
+
+    def segments(self, ct: sitk.Image) -> LiverSegments:
+        labels = np.zeros(ct.GetSize()[::-1], np.uint8)
+        for number, (_, segments) in enumerate(self.parts, start=1):
+            mask = np.zeros_like(labels)
+            for segment in segments:
+                segment.paint(mask)
+            labels[mask > 0] = number
+        if not labels.any():
+            raise StagingError(self.empty)
+        image = sitk.GetImageFromArray(labels)
+        image.CopyInformation(ct)
+        return LiverSegments(image, tuple(part for part, _ in self.parts))
+
+
+@dataclass(frozen=True)
 class SceneInputs:
     """The inputs of `stage` in the scene; made by `scene_inputs`.
 
@@ -111,6 +136,8 @@ class SceneInputs:
     _liver: _Organ | _Volume | None
     _spleen: _Organ | None
     _segmented: dict[str, str] | None = None
+    _parts: _Parts | None = None
+    _body: Body | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Arguments for `stage`; in any thread. Raises what `images` does."""
@@ -120,7 +147,14 @@ class SceneInputs:
             edited = voxels_sha256(liver, spleen) != self._segmented["masks_sha256"]
             segmentation = {key: self._segmented[key] for key in ("name", "sha256")}
             segmentation["edited"] = edited
-        return {"ct": ct, "liver": liver, "spleen": spleen, "segmentation": segmentation}
+        return {
+            "ct": ct,
+            "liver": liver,
+            "spleen": spleen,
+            "segmentation": segmentation,
+            "segments": self._parts and self._parts.segments(ct),
+            "body": self._body,
+        }
 
     def images(self) -> tuple[sitk.Image, sitk.Image | None, sitk.Image | None]:
         """CT and, where given, liver mask and spleen mask; in any thread.
@@ -140,6 +174,8 @@ def scene_inputs(
     segmentation_node: Any,
     liver_segment_id: str | None = None,
     spleen_segment_id: str | None = None,
+    parts_node: Any = None,
+    body: Body | None = None,
 ) -> SceneInputs:
     """Refer to a CT, its liver and, optionally, its spleen in the scene; nothing is copied yet.
 
@@ -147,15 +183,18 @@ def scene_inputs(
     is still in Slicer's database, its image has the tags `dicom_files.KEPT_TAGS` for the checks.
     segmentation_node: a segmentation whose liver and spleen are given by the ids or found by
     `find_segments`; or a label map volume (1 liver, 2 spleen, or the liver alone), without ids; or
-    None, then `stage` segments both. The scene is not changed. Raises StagingError for a node that
-    is no scalar volume, has no voxels, or is under a transform that is non-linear, shears or scales
-    it, and for a segmentation without a liver.
+    None, then `stage` segments both. parts_node: a segmentation of the liver's parts
+    (`find_liver_parts`), for the signs that need them; body: height and weight, by default those of
+    DICOM. The scene is not changed. Raises StagingError for a node that is no scalar volume, has no
+    voxels, or is under a transform that is non-linear, shears or scales it, and for a segmentation
+    without a liver, or without parts.
     """
     ct = _ct_volume(volume_node)
+    parts = None if parts_node is None else _liver_parts(parts_node, volume_node)
     if segmentation_node is None:
-        return SceneInputs(ct, None, None)
+        return SceneInputs(ct, None, None, None, parts, body)
     if segmentation_node.GetClassName() == "vtkMRMLLabelMapVolumeNode":
-        return SceneInputs(ct, _volume(segmentation_node), None)
+        return SceneInputs(ct, _volume(segmentation_node), None, None, parts, body)
     if segmentation_node.GetClassName() != "vtkMRMLSegmentationNode":
         raise StagingError(
             f"'{segmentation_node.GetName()}' is a {_kind(segmentation_node)}; a segmentation "
@@ -171,7 +210,7 @@ def scene_inputs(
     spleens = _chosen(segmentation_node, "spleen", spleen_segment_id)
     liver = _organ(segmentation_node, livers, volume_node)
     spleen = _organ(segmentation_node, spleens, volume_node) if spleens else None
-    return SceneInputs(ct, liver, spleen, segmented_by(segmentation_node))
+    return SceneInputs(ct, liver, spleen, segmented_by(segmentation_node), parts, body)
 
 
 def segmented_by(segmentation_node: Any) -> dict[str, str] | None:
@@ -216,6 +255,39 @@ def find_segments(segmentation_node: Any, organ: str) -> tuple[str, ...]:
             f"({several}); rename the others, or give the id of one."
         )
     return tuple(found)
+
+
+def find_liver_parts(segmentation_node: Any) -> dict[str, frozenset[int]]:
+    """Ids of the segments that are parts of the liver, and the Couinaud segments, 1 to 8, that each
+    consists of, by terminology or name (`organs.liver_part`); larger parts first.
+    """
+    segmentation = segmentation_node.GetSegmentation()
+    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+    found = {}
+    for segment_id in ids:
+        segment = segmentation.GetSegment(segment_id)
+        part = liver_part(_type_code(segment), segment.GetName())
+        if part is not None:
+            found[segment_id] = part
+    return dict(sorted(found.items(), key=lambda each: -len(each[1])))
+
+
+def _liver_parts(segmentation_node: Any, volume_node: Any) -> _Parts:
+    found = find_liver_parts(segmentation_node)
+    name = segmentation_node.GetName()
+    if not found:
+        raise StagingError(
+            f"'{name}' has no parts of the liver: none of its "
+            f"{segmentation_node.GetSegmentation().GetNumberOfSegments()} segments is one of "
+            "Couinaud's segments or a lobe by its terminology or its name."
+        )
+    return _Parts(
+        tuple(
+            (part, _organ(segmentation_node, (segment_id,), volume_node).segments)
+            for segment_id, part in found.items()
+        ),
+        f"The parts of the liver of '{name}' are empty within '{volume_node.GetName()}'.",
+    )
 
 
 def _ct_volume(volume_node: Any) -> _Volume:
@@ -293,8 +365,13 @@ def _dicom_tags(volume_node: Any) -> dict[str, str]:
     database = getattr(slicer, "dicomDatabase", None)
     if not instances or database is None:
         return {}
-    found = {tag: database.instanceValue(instances[0], tag.replace("|", ",")) for tag in KEPT_TAGS}
-    return {tag: value for tag, value in found.items() if value}
+
+    def value(tag: str) -> str:
+        return database.instanceValue(instances[0], tag.replace("|", ","))
+
+    found = {tag: value(tag) for tag in KEPT_TAGS}
+    body = body_metadata(value(PATIENT_SIZE), value(PATIENT_WEIGHT))
+    return {tag: text for tag, text in found.items() if text} | body
 
 
 def _chosen(segmentation_node: Any, organ: str, segment_id: str | None) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from ..errors import Cancelled, StagingError, WrongPhase
+from ..imaging.body import given_body
 from ..report.summary import table_text
 from . import jobs, panel_content, requirements
 from .pumped_worker import PumpedWorker
@@ -45,6 +46,7 @@ class Panel(VTKObservationMixin):
         self._log = RunLog(ui.logTextEdit)
         self._job_volume_id = None  # id of the CT that the running job is for
         self._refused_id = None  # id of a CT that was refused for its contrast phase
+        self._shown_id = None  # id of the CT for which the panel was updated last
         self._result = (None, None)  # id of a CT, and its result with the forward pass
         self._shown_summary = None
         self._shown_display = (None, None)  # id of a CT, and how its map is displayed
@@ -182,11 +184,17 @@ class Panel(VTKObservationMixin):
             self._show_error("Staging", error)
 
     def _stage(self) -> None:
-        parameters, path = self._parameters, self.ui.modelPathLineEdit.currentPath
-        inputs = (parameters.inputVolume, parameters.segmentation)
-        threads = self.ui.threadsSpinBox.value
-        any_phase = self.ui.anyPhaseCheckBox.checked
-        job = self.logic.stagingJob(*inputs, path or None, threads, parameters.smooth, any_phase)
+        ui, parameters = self.ui, self._parameters
+        job = self.logic.stagingJob(
+            parameters.inputVolume,
+            parameters.segmentation,
+            ui.modelPathLineEdit.currentPath or None,
+            ui.threadsSpinBox.value,
+            parameters.smooth,
+            ui.anyPhaseCheckBox.checked,
+            parameters.segments,
+            given_body(ui.heightSpinBox.value or None, ui.weightSpinBox.value or None),
+        )
         self._run_for_ct("Staging", job)
 
     def on_explain(self, index: int) -> None:
@@ -359,6 +367,9 @@ class Panel(VTKObservationMixin):
             return
         self._suggestions.follow(self._parameters)
         volume, segmentation = self._volume(), self._parameters.segmentation
+        if (volume and volume.GetID()) != self._shown_id:  # another patient, maybe
+            self._shown_id = volume and volume.GetID()
+            self.ui.heightSpinBox.value = self.ui.weightSpinBox.value = 0
         summary, worker = self.logic.storedSummary(volume), self._worker
         panel_content.fill_inputs(self.ui, volume, segmentation, worker.busy, worker.cancellable)
         refused = volume is not None and volume.GetID() == self._refused_id

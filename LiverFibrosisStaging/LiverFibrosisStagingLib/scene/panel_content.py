@@ -47,8 +47,10 @@ def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancellable
     ui.missingLabel.visible = missing and not busy
     ui.foundLabel.text = _found_text(segmentation or find_part(volume, "organs"), volume)
     ui.progressWidget.visible = busy
-    inputs = (ui.inputVolumeSelector, ui.segmentationSelector, ui.anyPhaseCheckBox)
-    for widget in (*inputs, ui.modelPathLineEdit, ui.threadsSpinBox):
+    inputs = (ui.inputVolumeSelector, ui.segmentationSelector, ui.segmentsSelector)
+    body = (ui.heightSpinBox, ui.weightSpinBox)
+    others = (ui.anyPhaseCheckBox, ui.modelPathLineEdit, ui.threadsSpinBox)
+    for widget in (*inputs, *body, *others):
         _allow(widget, _waiting() if busy else None)
     ui.stageButton.text = _("&Cancel") if busy else _("&Stage")
     if busy:
@@ -84,6 +86,7 @@ def fill_summary(ui: Any, summary: Mapping[str, Any]) -> None:
     ui.agreementLabel.text = summary["agreement"]["sentence"]
     ui.signsLabel.text = sections.signs_html(summary)
     ui.checksCollapsibleButton.text = sections.checks_title(summary)
+    ui.checksCollapsibleButton.collapsed = not sections.attention_text(summary)
     _fill_text(ui.checksLabel, sections.checks_html(summary))
     _fill_text(ui.warningsLabel, sections.warnings_html(summary))
     ui.behindLabel.text = _provenance_html(summary)

@@ -7,9 +7,11 @@ from ..signs.measure import MeasuredSigns, Measurement
 from ..signs.placing import place_signs
 from ..signs.published import Source, published_signs
 
+NOT_MEASURABLE, NOT_ASSESSED = "not measurable", "not assessed"
+
 
 def sign_rows(signs: MeasuredSigns) -> list[dict[str, Any]]:
-    """All signs, in their order, and last the hint of steatosis.
+    """All signs, in their order, and the hint of steatosis; those without a value come last.
 
     Each has a name, a value with its unit, or that there is none, and notes: sentences on its place
     among published groups, with the source's name, link and citation; or, without these, the
@@ -27,8 +29,9 @@ def sign_rows(signs: MeasuredSigns) -> list[dict[str, Any]]:
         ]
         rows.append({"name": sign_name(found), "value": _value(found), "notes": notes})
     start, _, rest = signs.steatosis.sentence.partition(": ")
-    value = start if signs.steatosis.assessed else "not assessed"
-    return [*rows, {"name": "Steatosis", "value": value, "notes": [_note(_capital(rest))]}]
+    value = start if signs.steatosis.assessed else NOT_ASSESSED
+    rows.append({"name": "Steatosis", "value": value, "notes": [_note(_capital(rest))]})
+    return sorted(rows, key=lambda row: row["value"] in (NOT_MEASURABLE, NOT_ASSESSED))
 
 
 def group_percentiles(signs: MeasuredSigns) -> list[tuple[str, float]]:
@@ -41,7 +44,7 @@ def group_percentiles(signs: MeasuredSigns) -> list[tuple[str, float]]:
 
 
 def _value(found: Measurement) -> str:
-    return "not measurable" if found.value is None else sign_text(found)
+    return NOT_MEASURABLE if found.value is None else sign_text(found)
 
 
 def _note(sentence: str, source: Source | None = None) -> dict[str, str]:

@@ -8,7 +8,7 @@ kept, also "Automatic".
 from typing import Any
 
 from ..errors import StagingError
-from .mrml import find_segments
+from .mrml import find_liver_parts, find_segments
 from .scene_nodes import is_result
 
 
@@ -45,6 +45,18 @@ def suggested_segmentation(volume_node: Any) -> Any:
         if not is_result(node) and belongs(node, volume_node) and _has_liver(node):
             return node
     return None
+
+
+def suggested_parts(volume_node: Any, segmentation_node: Any) -> Any:
+    """The segmentation with parts of the liver: the one that is used for the organs, or else the
+    first one that was drawn on this CT; None where there is none.
+    """
+    import slicer
+
+    others = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    drawn = [node for node in others if drawn_on(node) is volume_node]
+    candidates = drawn if segmentation_node is None else [segmentation_node, *drawn]
+    return next((node for node in candidates if find_liver_parts(node)), None)
 
 
 class Suggestions:
