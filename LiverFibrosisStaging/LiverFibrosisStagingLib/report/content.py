@@ -105,8 +105,10 @@ class Report:
     """The content of a report, in the order in which it is shown.
 
     headline: the stage, or that it is not supported; statement: the stage and its probability in
-    words; agreement: of the signs with the stage; networks: of an ensemble's networks; map_caption: what the location map explains; measured, missing: (sign, value) and (sign,
-    reason); checks: (name, key of OUTCOMES, sentence); model, basis: (label, text).
+    words; agreement: of the signs with the stage; networks: of an ensemble's networks; map_caption:
+    what the location map explains; measured, missing: (sign, value) and (sign, reason);
+    regions_high: end of the axis of their means; checks: (name, key of OUTCOMES, sentence); model,
+    basis: (label, text).
     """
 
     notice: str
