@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import Cancelled, StagingError
+from .report.summary import SURFACE_MM
 from .stages import EXPLAIN_CHOICES, RESEARCH_USE, STAGES
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
             f"{result.spread['agreeing']} of {result.spread['members']} networks predict "
             f"{result.stage}; its probability ranges from {low:.2f} to {high:.2f}"
         )
+    print(f"Signs: {result.agreement.sentence}")
+    print(f"Pattern of the location map: {result.pattern.name or 'none'}")
     for warning in result.warnings:
         print(f"Warning: {warning}")
     print(f"{RESEARCH_USE} Model: {result.provenance['model']['trained_on']}")
@@ -96,6 +99,7 @@ def _staged(
         cancel,
         segments=options.segments,
         body=given_body(options.height, options.weight),
+        surface_mm=options.shell,
     )
 
 
@@ -135,6 +139,7 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
             cancel,
             options.pseudonyms,
             notify,
+            options.shell,
         )
     failed = [row for row in rows if row["status"] != "done"]
     print(f"{len(rows) - len(failed)} of {len(rows)} cases staged; see {options.output}/{TABLE}")
@@ -217,6 +222,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=EXPLAIN_CHOICES,
         default="predicted",
         help="stage or group that the location map explains (default: the predicted stage)",
+    )
+    shared.add_argument(
+        "--shell",
+        metavar="MM",
+        type=float,
+        default=SURFACE_MM,
+        help="thickness of the liver's surface, whose weight is measured (default: %(default)g)",
     )
     shared.add_argument("-o", "--output", metavar="FOLDER", required=True, help="result folder")
     shared.add_argument("-q", "--quiet", action="store_true", help="no progress line")

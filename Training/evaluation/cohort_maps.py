@@ -17,6 +17,7 @@ from LiverFibrosisStagingLib.report.summary import REGION_NAMES
 from LiverFibrosisStagingLib.stages import STAGES
 
 PERCENTILES = (2.5, 25, 50, 75, 97.5)
+UNUSUAL = 0.05  # share of the reference cases that the joint bounds leave out, at most
 MIN_CASES = 5  # for the reference distribution of a stage
 
 # Yin et al. 2021: median and quartiles of the liver's weight by predicted stage, and how often
@@ -133,7 +134,9 @@ def reference(cases: Sequence[Staged], source: str) -> dict[str, Any]:
     """Reference distributions for the model's metadata: weights by region and predicted stage.
 
     source: one sentence on the cases. A stage is included if at least 5 cases have weights, with
-    the percentiles 2.5, 25, 50, 75 and 97.5 of each region that was measured in at least 5 cases.
+    the percentiles 2.5, 25, 50, 75 and 97.5 of each region that was measured in at least 5 cases,
+    and with `joint` bounds of these regions (`joint_bounds`). The library derives the thresholds of
+    the patterns from the medians (`analysis.thresholds`).
     """
     stages: dict[str, Any] = {}
     for index, name in enumerate(STAGES):
@@ -148,8 +151,30 @@ def reference(cases: Sequence[Staged], source: str) -> dict[str, Any]:
                 for region, values in found.items()
                 if len(values) >= MIN_CASES
             },
+            "joint": joint_bounds(
+                {region: values for region, values in found.items() if len(values) == len(group)}
+            ),
         }
     return {"source": source, "percentiles": list(PERCENTILES), "stages": stages}
+
+
+def joint_bounds(weights_by_region: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """Lowest and highest usual weight of each region, with 5 % of the cases outside, at most.
+
+    weights_by_region: of the same n cases. Every region is cut at the same rank from below and from
+    above, the highest at which at most 5 % of the cases are outside in any region. With fewer than
+    20 cases, or where the extremes of the regions are different cases, these are the extremes.
+    """
+    weights = np.array(list(weights_by_region.values()))
+    in_order = np.sort(weights, axis=1)
+    bounds = in_order[:, [0, -1]]
+    for cut in range(1, weights.shape[1] // 2):
+        closer = in_order[:, [cut, -1 - cut]]
+        outside = (weights < closer[:, :1]) | (weights > closer[:, 1:])
+        if outside.any(axis=0).mean() > UNUSUAL:
+            break
+        bounds = closer
+    return dict(zip(weights_by_region, bounds.tolist()))
 
 
 def _over(above: float, below: float) -> float:

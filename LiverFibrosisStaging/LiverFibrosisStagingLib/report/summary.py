@@ -6,6 +6,7 @@ from typing import Any
 from ..files import cell
 from ..stages import GROUPS, STAGES
 
+SURFACE_MM = 10.0  # thickness of the liver's surface: over one voxel of the shipped model's map
 COLUMNS = ("Quantity", "Value", "Unit")
 REGION_NAMES = {
     "liver": "Liver",
