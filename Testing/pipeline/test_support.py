@@ -72,9 +72,10 @@ def test_signs_in_the_range_of_the_stage_agree_with_it():
 
 
 def test_signs_outside_of_it_disagree():
-    found = agreement(placed(spleen_volume_ml=900.0, lsvr=0.26), "F0")
+    found = agreement(placed(spleen_volume_ml=900.0, lsvr=0.2), "F0")
     assert found.agrees is False
-    assert "Liver segmental volume ratio (0.26) is within the range of F0 to" in found.sentence
+    lsvr = "Liver segmental volume ratio (0.20) is within the range of F0 to "
+    assert found.sentence.startswith(lsvr)
     assert found.sentence.endswith(
         "Spleen (900 mL) is within the range of F3 to F4, not of the predicted stage F0: look "
         "again."
