@@ -43,9 +43,9 @@ def stage(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     segmentation: dict[str, Any] | None = None,
+    surface_mm: float = SURFACE_MM,
     segments: LiverSegments | str | Path | None = None,
     body: Body | None = None,
-    surface_mm: float = SURFACE_MM,
 ) -> StagingResult:
     """Stage one CT and compute the location map that explains the stage.
 
@@ -57,10 +57,10 @@ def stage(
     fraction 0..1 and the step's name. cancel: checked between steps and patches, and while the
     network runs. segmentation: provenance (name, sha256, edited) of masks from an earlier automatic
     segmentation, for the result; masks that were not edited get the warnings of a segmentation.
+    surface_mm: thickness of the liver's surface, a region of the measurements, above 0.
     segments: Couinaud segments or lobes of the liver, for the signs that need them, or the path of
     their segmentation (`imaging.segments.read_segments`). body: height and weight, by default those
     of the CT's DICOM header.
-    surface_mm: thickness of the liver's surface, a region of the measurements, above 0.
 
     Raises StagingError for refused input, which may name the file or node, and Cancelled. The
     result contains neither name.

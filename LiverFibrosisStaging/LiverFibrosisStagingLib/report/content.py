@@ -249,12 +249,13 @@ def _strip(strip: Strip) -> SignStrip | None:
         sentence = f"{sign.name} {sign.text(value)}."
     else:
         return None
-    shares = {} if found is None else {p.group: p.percentile for p in found.percentiles}
+    at_least = "\u2265 " if found is not None and found.at_least else ""
+    shares = {} if found is None else {p.group: _share(p.percentile) for p in found.percentiles}
     rows = [
         Row(
             group.group,
             tuple(distribution.quantile(percentile / 100) for percentile in STRIP_PERCENTILES),
-            _share(shares[group]) if group in shares else "",
+            f"{at_least}{shares[group]}",
         )
         for group, distribution in strip.groups
     ]
