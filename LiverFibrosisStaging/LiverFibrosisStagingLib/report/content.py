@@ -249,13 +249,16 @@ def _strip(strip: Strip) -> SignStrip | None:
         sentence = f"{sign.name} {sign.text(value)}."
     else:
         return None
-    at_least = "\u2265 " if found is not None and found.at_least else ""
-    shares = {} if found is None else {p.group: _share(p.percentile) for p in found.percentiles}
+    shares = (
+        {}
+        if found is None
+        else {p.group: _share(p.percentile, found.at_least) for p in found.percentiles}
+    )
     rows = [
         Row(
             group.group,
             tuple(distribution.quantile(percentile / 100) for percentile in STRIP_PERCENTILES),
-            f"{at_least}{shares[group]}",
+            shares[group],
         )
         for group, distribution in strip.groups
     ]
@@ -280,10 +283,12 @@ def _strip(strip: Strip) -> SignStrip | None:
     )
 
 
-def _share(percentile: float) -> str:
+def _share(percentile: float, at_least: bool) -> str:
     """Whole percent; the ends are open, because published are mean and SD only."""
     if percentile > 99:
         return "> 99 %"
+    if at_least:
+        return f"\u2265 {percentile:.0f} %"
     return "< 1 %" if percentile < 1 else f"{percentile:.0f} %"
 
 
