@@ -120,9 +120,10 @@ class Page:
         )
         self.send("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=by)
 
-    def screenshot(self) -> bytes:
-        """PNG of the whole page."""
+    def screenshot(self, height: int | None = None) -> bytes:
+        """PNG of the whole page, or of its upper part."""
         clip = {**self.send("Page.getLayoutMetrics")["cssContentSize"], "scale": 1}
+        clip["height"] = height or clip["height"]
         found = self.send("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         return base64.b64decode(found["data"])
 

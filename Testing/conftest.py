@@ -1,6 +1,8 @@
 """Shared fixtures: the shipped model, real and phantom CTs, an empty scene, the panel."""
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,28 @@ def sample(tmp_path_factory) -> dict[str, Path]:
         made[organ] = tmp_path_factory.mktemp("sample") / f"phantom_F4_{organ}.nii.gz"
         sitk.WriteImage(sitk.Cast(organs == label, sitk.sitkUInt8), made[organ])
     return {"ct": folder / "phantom_F4_ct.nii.gz", **made}
+
+
+# ---------------------------------------------------------------------------- the report
+
+
+@pytest.fixture(scope="session")
+def staged_sample(sample, single, tmp_path_factory):
+    """The sample, staged from files with a patient's name; its stage is supported."""
+    from LiverFibrosisStagingLib import stage
+
+    folder = tmp_path_factory.mktemp("Mustermann_Erika")
+    given = {}
+    for organ, path in sample.items():
+        given[organ] = folder / f"Mustermann_{organ}.nii.gz"
+        shutil.copy(path, given[organ])
+    return replace(stage(**given, model=single), reasons=())
+
+
+@pytest.fixture(scope="session")
+def report_file(staged_sample, tmp_path_factory):
+    """The path of its report.html; report.pdf is beside it."""
+    return staged_sample.save_report(tmp_path_factory.mktemp("report"))
 
 
 # ---------------------------------------------------------------------------- the panel

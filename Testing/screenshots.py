@@ -1,4 +1,5 @@
-"""Make the screenshots of the documentation: the panel in its states, with the slice views.
+"""Make the screenshots of the documentation: the panel in its states, with the slice views, and the
+report in Chromium.
 
     python Testing/screenshots.py [FOLDER]      (default: Resources/Screenshots)
 
@@ -8,6 +9,7 @@ libgl1-mesa-dri).
 """
 
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ sys.path[:0] = [
     str(ROOT / folder) for folder in ("Testing", "Testing/hosts", "LiverFibrosisStaging")
 ]
 
+import chromium  # noqa: E402
 import numpy as np  # noqa: E402
 import slicer  # noqa: E402
 import slicer_host  # noqa: E402
@@ -25,6 +28,8 @@ from PySide6.QtCore import QPoint, QRect, QSize  # noqa: E402
 from PySide6.QtGui import QColor, QImage, QPainter, QPixmap  # noqa: E402
 from PySide6.QtWidgets import QMessageBox  # noqa: E402
 from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
+
+from LiverFibrosisStagingLib import stage  # noqa: E402
 
 PANEL_WIDTH, LOW = 420, 580
 LARGE, SMALL = (644, 640), (320, 330)
@@ -182,9 +187,22 @@ def warm(volume: Any) -> None:
     slicer.util.arrayFromVolumeModified(volume)
 
 
+def draw_report(folder: Path) -> None:
+    """The upper part of the sample's report, as Chromium shows it."""
+    sample = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
+    result = stage(sample / "phantom_F4_ct.nii.gz", sample / "phantom_F4.seg.nrrd")
+    browser = chromium.Page(chromium.find())
+    with tempfile.TemporaryDirectory() as temporary:
+        browser.open(result.save_report(temporary), width=1120)
+        browser.wait("!viewer.hidden && canvas.width === canvas.clientWidth")
+        (folder / "report.png").write_bytes(browser.screenshot(height=1030))
+    browser.close()
+
+
 def main(folder: Path) -> None:
     """Make all pictures."""
     folder.mkdir(parents=True, exist_ok=True)
+    draw_report(folder)
     slicer_host.start()
     studio = Studio(folder)
     ui = studio.ui

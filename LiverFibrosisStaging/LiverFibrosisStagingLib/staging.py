@@ -45,9 +45,9 @@ def stage(
     segmentation: dict[str, Any] | None = None,
     strict: bool = False,
     any_phase: bool = False,
+    surface_mm: float = SURFACE_MM,
     segments: LiverSegments | str | Path | None = None,
     body: Body | None = None,
-    surface_mm: float = SURFACE_MM,
 ) -> StagingResult:
     """Stage one CT and compute the location map that explains the stage.
 
@@ -61,10 +61,10 @@ def stage(
     segmentation, for the result; masks that were not edited get the warnings of a segmentation.
     strict: refuse a CT with a warning in its checks (`imaging.input_checks`). any_phase: stage a CT
     that is clearly not in the portal-venous phase; its stage is not supported.
+    surface_mm: thickness of the liver's surface, a region of the measurements, above 0.
     segments: Couinaud segments or lobes of the liver, for the signs that need them, or the path of
     their segmentation (`imaging.segments.read_segments`). body: height and weight, by default those
     of the CT's DICOM header.
-    surface_mm: thickness of the liver's surface, a region of the measurements, above 0.
 
     Raises WrongPhase for such a CT otherwise, StagingError for other refused input, which may
     name the file or node, and Cancelled. The result contains neither name.

@@ -63,7 +63,7 @@ def agreement(placed: Sequence[Placement], stage: str) -> Agreement:
 
     Compared are signs that separate the stages (published AUC at least MIN_AUC) and for which a
     source has the predicted stage as a group of its own. A value within the range of every group
-    agrees with none. Lower bounds, of organs that were not scanned completely, are left out.
+    agrees with none.
     """
     accuracies = published_signs().accuracies
     telling = {each.signs[0] for each in accuracies if len(each.signs) == 1 and each.auc >= MIN_AUC}
@@ -72,14 +72,16 @@ def agreement(placed: Sequence[Placement], stage: str) -> Agreement:
     open_ones: dict[tuple[str, ...], list[str]] = {}
     for placement in placed:
         groups = [each for each in placement.percentiles if each.group.group in STAGES]
-        if (
-            placement.at_least
-            or placement.sign not in telling
-            or stage not in {each.group.group for each in groups}
-        ):
+        if placement.sign not in telling or stage not in {each.group.group for each in groups}:
             continue
         within = tuple(each.group.group for each in groups if LOW < each.percentile < HIGH)
         named = f"{placement.sign.name} ({placement.sign.text(placement.value)})"
+        if placement.at_least:  # of a lower bound, only what it exceeds is known
+            exceeded = {each.group.group for each in groups if each.percentile >= HIGH}
+            if stage not in exceeded:
+                continue
+            within = ()
+            named = f"{placement.sign.name} (at least {placement.sign.text(placement.value)})"
         kind = open_ones if len(within) == len(groups) else same if stage in within else other
         kind.setdefault(within, []).append(named)
     if not same and not other:

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from bad_inputs import BAD_CTS, BAD_MASKS, liver_array, write
 from conftest import ROOT
 
+import LiverFibrosisStagingLib.staging as staging
 from LiverFibrosisStagingLib.__main__ import main
 
 LIBRARY = ROOT / "LiverFibrosisStaging"
@@ -75,6 +76,17 @@ def test_segments_height_and_weight_reach_the_result(sample, single_path, tmp_pa
     assert "parts.nii" not in text
 
 
+def test_an_unsupported_stage_is_printed_as_such(sample, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(staging, "reasons", lambda *_: ("Most weight lies elsewhere.",))
+    arguments = ["stage", sample["ct"], "--liver", sample["liver"], "-o", tmp_path, "--shell", 5]
+    assert main([*map(str, arguments)]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("Not supported: F") and "Most weight lies elsewhere." in first
+    summary = json.loads((tmp_path / "staging.json").read_text())
+    assert summary["supported"] is False
+    assert summary["location_map"]["surface_mm"] == 5
+
+
 def test_library_runs_from_any_folder(sample, tmp_path):
     done = run("model-info", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["stages"] == ["F0", "F1", "F2", "F3", "F4"]
@@ -121,6 +133,8 @@ def refused(ct, mask, words, tmp_path, capfd):
         (["--segments", "nowhere.nii"], r"nowhere\.nii"),
         (["--height", "1.8", "--weight", "80"], "The height is 1.8 cm; 100 to 230 cm"),
         (["--weight", "80"], "Only the weight is given; the height is needed too"),
+        (["--shell", "0"], "The shell has 0 mm; a thickness above 0 mm is needed"),
+        (["--shell", "nan"], "a thickness above 0 mm"),
     ],
 )
 def test_other_bad_arguments(arguments, words, sample, tmp_path, capsys):
@@ -158,8 +172,6 @@ def test_wrong_usage(arguments, capsys):
 
 
 def test_unexpected_errors_are_one_sentence_too(monkeypatch, sample, tmp_path, capsys):
-    import LiverFibrosisStagingLib.staging as staging
-
     def broken(*_):
         raise RuntimeError("first line\nsecond line")
 

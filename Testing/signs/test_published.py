@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import ROOT
 
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging.dicom_series import PORTAL_VENOUS
@@ -111,6 +112,30 @@ def test_intervals_cutoffs_and_skew():
     assert published.signs["spleen_volume_ml"].shape == "log-normal"
     assert "skew" in published.signs["spleen_volume_ml"].remark
     assert not published.signs["nodularity_mm10"].comparable
+
+
+def test_the_docs_list_every_row_with_its_source():
+    rows = (ROOT / "docs" / "signs.md").read_text(encoding="utf-8").splitlines()
+
+    def listed(source, *cells):
+        found = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+        link = f"[{source.name}]({source.link})"
+        assert any(link in row and all(map(row.__contains__, cells)) for row in found), cells
+
+    published = published_signs()
+    for group in published.groups:
+        listed(group.source, group.group, f"{group.mean:g} ± {group.sd:g}", f"{group.n}")
+    for interval in published.intervals:
+        listed(interval.source, interval.group, f"{interval.low:g} to {interval.high:g}")
+    for cutoff in published.cutoffs:
+        shares = (f"{100 * share:.1f} %" for share in (cutoff.sensitivity, cutoff.specificity))
+        listed(cutoff.source, cutoff.finding, f"{cutoff.side} {cutoff.value:g}", *shares)
+    for accuracy in published.accuracies:
+        signs = " and ".join(sign.name for sign in accuracy.signs)
+        listed(accuracy.source, signs, accuracy.finding, f"{accuracy.auc:g}", accuracy.set)
+    for source in published.sources.values():
+        about = " ".join(filter(None, (f"{source.citation}.", source.remark)))
+        listed(source, f"{source.n}", source.cohort, source.technique, about)
 
 
 def test_a_group_may_have_no_published_size(tables, tmp_path):

@@ -1,9 +1,9 @@
 """Location maps of a cohort: weights by region, and the two patterns of the paper.
 
 Yin et al. 2021, "Location map analysis" and Fig. 5. Weights are relative to the body's mean (1 is
-the mean), measured by the library on each case's map of the predicted stage. A case with an empty
-map (no region contributed to the predicted stage) has no weights; it is excluded and counted. Two
-scans of a patient count as two cases.
+the mean), measured by the library on each case's map of the stage predicted by the model that
+staged it. A case with an empty map (no region contributed to the predicted stage) has no weights;
+it is excluded and counted. Two scans of a patient count as two cases.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import binomtest, mannwhitneyu
 
 from evaluation.staged import Staged
+from LiverFibrosisStagingLib import analysis
 from LiverFibrosisStagingLib.report.summary import REGION_NAMES
 from LiverFibrosisStagingLib.stages import STAGES
 
@@ -31,8 +32,7 @@ def surface_over_core(case: Staged) -> float:
 
     NaN if neither has any weight or there is no core.
     """
-    core = case.measurements["liver_core"]
-    return _over(weight(case, "liver_surface"), core["mean"]) if core["volume_ml"] else np.nan
+    return _or_nan(analysis.surface_to_core(case.measurements))
 
 
 def organs_over_rest(case: Staged) -> float:
@@ -41,10 +41,7 @@ def organs_over_rest(case: Staged) -> float:
     Present above 1: both weights are higher than that of the rest. NaN without spleen mask or
     weight.
     """
-    if "spleen" not in case.measurements:
-        return np.nan
-    organs = min(weight(case, "liver_core"), weight(case, "spleen"))
-    return _over(organs, weight(case, "rest"))
+    return _or_nan(analysis.organs_over_rest(case.measurements))
 
 
 PATTERNS: dict[str, Callable[[Staged], float]] = {
@@ -177,10 +174,8 @@ def joint_bounds(weights_by_region: dict[str, np.ndarray]) -> dict[str, list[flo
     return dict(zip(weights_by_region, bounds.tolist()))
 
 
-def _over(above: float, below: float) -> float:
-    if below == 0:
-        return np.inf if above > 0 else np.nan
-    return above / below
+def _or_nan(ratio: float | None) -> float:
+    return np.nan if ratio is None else ratio
 
 
 def _describe(values: np.ndarray) -> dict[str, float | int | None]:

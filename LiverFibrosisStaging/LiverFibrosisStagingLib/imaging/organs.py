@@ -94,8 +94,7 @@ def couinaud_segment(type_code: tuple[str, str] | None, name: str) -> int | None
 
 # Larger parts of the liver -> their Couinaud segments. The falciform ligament divides the right
 # and left lobe, Cantlie's line the hemilivers: segment IV belongs to the right lobe and to the left
-# hemiliver (Brisbane terminology:
-# Strasberg et al. 2000, HPB 2:333-339).
+# hemiliver (Strasberg 2005, J Hepatobiliary Pancreat Surg 12:351-355).
 _SECTIONS = {
     "caudate lobe": {1},
     "left lobe": {2, 3},

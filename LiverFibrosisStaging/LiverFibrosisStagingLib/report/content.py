@@ -105,8 +105,10 @@ class Report:
     """The content of a report, in the order in which it is shown.
 
     headline: the stage, or that it is not supported; statement: the stage and its probability in
-    words; agreement: of the signs with the stage; networks: of an ensemble's networks; map_caption: what the location map explains; measured, missing: (sign, value) and (sign,
-    reason); checks: (name, key of OUTCOMES, sentence); model, basis: (label, text).
+    words; agreement: of the signs with the stage; networks: of an ensemble's networks; map_caption:
+    what the location map explains; measured, missing: (sign, value) and (sign, reason);
+    regions_high: end of the axis of their means; checks: (name, key of OUTCOMES, sentence); model,
+    basis: (label, text).
     """
 
     notice: str
@@ -249,12 +251,16 @@ def _strip(strip: Strip) -> SignStrip | None:
         sentence = f"{sign.name} {sign.text(value)}."
     else:
         return None
-    shares = {} if found is None else {p.group: p.percentile for p in found.percentiles}
+    shares = (
+        {}
+        if found is None
+        else {p.group: _share(p.percentile, found.at_least) for p in found.percentiles}
+    )
     rows = [
         Row(
             group.group,
             tuple(distribution.quantile(percentile / 100) for percentile in STRIP_PERCENTILES),
-            _share(shares[group]) if group in shares else "",
+            shares[group],
         )
         for group, distribution in strip.groups
     ]
@@ -279,10 +285,12 @@ def _strip(strip: Strip) -> SignStrip | None:
     )
 
 
-def _share(percentile: float) -> str:
+def _share(percentile: float, at_least: bool) -> str:
     """Whole percent; the ends are open, because published are mean and SD only."""
     if percentile > 99:
         return "> 99 %"
+    if at_least:
+        return f"\u2265 {percentile:.0f} %"
     return "< 1 %" if percentile < 1 else f"{percentile:.0f} %"
 
 

@@ -37,14 +37,9 @@ from .viewer import ViewerSlices
 def report_page(report: Report, pictures: Sequence[Picture], viewer: ViewerSlices) -> str:
     """The page; StagingError if a part of the shipped template is missing."""
     style, script = report_template("report.css"), report_template("report.js")
-    text = {
-        name: escape(value)
-        for name, value in vars(report).items()
-        if isinstance(value, str) and value
-    }
+    text = {name: escape(value) for name, value in vars(report).items() if isinstance(value, str)}
     return Template(report_template("report.html")).substitute(
         {
-            **dict.fromkeys(("agreement", "pattern", "steatosis"), ""),
             **text,
             "title": TITLE,
             "state": "supported" if report.supported else "unsupported",

@@ -222,7 +222,7 @@ def _head(page: _Page, report: Report) -> float:
     page.text(TITLE, x, y, 9, bold=True)
     page.text(report.notice, _WIDTH - _MARGIN, y, 7.5, _STRONG, bold=True, align="right")
     y += 26
-    size, color = (36.0, _STRONG) if report.supported else (24.0, _QUIET)
+    size, color = (36.0, _STRONG) if report.supported else (20.0, _QUIET)
     page.text(report.headline, x, y, size, color, bold=True)
     left = _paragraph(page, report.statement, x, y + size + 14, _COLUMN, 10) + 3
     for reason in report.reasons:
