@@ -1,9 +1,8 @@
-"""Input that cannot be staged is refused with one sentence; doubtful input gives a warning."""
+"""Input that cannot be staged is refused with one sentence."""
 
 import re
 import tracemalloc
 
-import numpy as np
 import pytest
 import SimpleITK as sitk
 from bad_inputs import BAD_CTS, BAD_MASKS, hu_array, image, liver_array, write, write_slices
@@ -65,20 +64,20 @@ def test_itk_warnings_are_on_again_after_a_refusal(tmp_path):
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
-def test_a_valid_ct_and_mask_pass_without_warning():
+def test_a_valid_ct_and_mask_pass():
     ct = image(hu_array())
-    assert check_ct(ct, "ct") == ()
-    assert check_organs(ct, image(liver_array()), None, "ct") == ()
+    check_ct(ct, "ct")
+    check_organs(ct, image(liver_array()), None, "ct")
 
 
 def test_padding_outside_a_round_field_of_view_is_accepted():
     hu = hu_array()
     hu[:, :4] = -2048
-    assert check_ct(image(hu), "ct") == ()
+    check_ct(image(hu), "ct")
 
 
 def test_a_ct_of_ten_slices_is_enough():
-    assert check_ct(image(hu_array(10)), "ct") == ()
+    check_ct(image(hu_array(10)), "ct")
     with pytest.raises(StagingError, match="9 slices over 45 mm"):
         check_ct(image(hu_array(9)), "ct")
     thin = image(hu_array(20))
@@ -101,60 +100,6 @@ def test_a_modality_that_is_not_ct_is_refused():
         check_ct(ct, "ct")
 
 
-@pytest.mark.parametrize(
-    ("description", "warned"),
-    [
-        ("Abd arterial 2.0", True),
-        ("Liver native", True),
-        ("Abd delayed 5 min", True),
-        ("Abd portal venous 2.0", False),
-        ("Abdomen venös", False),
-        ("Lateral abdomen", False),
-        ("", False),
-    ],
-)
-def test_another_phase_in_the_description_gives_a_warning(description, warned):
-    ct = image(hu_array())
-    ct.SetMetaData("0008|103e", description)
-    assert any("portal-venous" in text for text in check_ct(ct, "ct")) is warned
-
-
-def test_thick_slices_give_a_warning():
-    ct = image(hu_array())
-    ct.SetMetaData("0018|0050", "7.5")
-    assert "7.5 mm thick" in " ".join(check_ct(ct, "ct"))
-    ct = image(hu_array())
-    ct.SetSpacing((5.0, 5.0, 8.0))
-    assert "8 mm thick" in " ".join(check_ct(ct, "ct"))
-
-
-@pytest.mark.parametrize(("mean", "words"), [(50, "low enhancement"), (200, "higher than usual")])
-def test_unusual_enhancement_gives_a_warning(mean, words):
-    hu = hu_array()
-    hu[liver_array() != 0] = mean
-    warnings = check_organs(image(hu), image(liver_array()), None, "ct")
-    assert len(warnings) == 1 and words in warnings[0] and f"{mean} HU" in warnings[0]
-
-
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize(("slices", "end"), [(slice(0, 14), "lower"), (slice(10, 24), "upper")])
-def test_a_liver_cut_off_by_the_scan_gives_a_warning(slices, end, flip):
-    mask = np.zeros_like(liver_array())
-    mask[slices, 16:40, 12:36] = 1
-    ct, liver = image(hu_array()), image(mask)
-    if flip:  # the array turned over, the patient as before
-        ct, liver = ct[:, :, ::-1], liver[:, :, ::-1]
-    warnings = check_organs(ct, liver, None, "ct")
-    assert len(warnings) == 1 and f"scan's {end} end" in warnings[0]
-
-
-def test_an_unusual_liver_volume_gives_a_warning():
-    mask = np.zeros_like(liver_array())
-    mask[4:-4, 16:24, 12:30] = 1
-    (warning,) = check_organs(image(hu_array()), image(mask), None, "ct")
-    assert "288 mL" in warning and "500 to 4000 mL" in warning
-
-
 def test_one_label_given_for_both_organs_is_refused():
     liver = image(liver_array())
     with pytest.raises(StagingError, match="100% of the spleen mask is also in the liver mask"):
@@ -167,25 +112,6 @@ def test_an_empty_spleen_and_a_mask_of_another_size_are_refused():
         check_organs(ct, liver, liver * 0, "ct")
     with pytest.raises(StagingError, match="a mask on the CT's grid is needed"):
         check_organs(ct, liver[:, :, 1:], None, "ct")
-
-
-def test_real_scans_get_the_expected_warnings(shared_data):
-    def judged(folder, liver_label=None):
-        ct = read_ct(shared_data / folder / "ct.nii.gz")
-        if liver_label is None:
-            liver = read_mask(shared_data / folder / "liver.nii.gz")
-        else:
-            liver = (
-                read_mask(shared_data / folder / "seg_semiauto_liver1_spleen2.nii.gz")
-                == liver_label
-            )
-        return " ".join(check_ct(ct, folder) + check_organs(ct, liver, None, folder))
-
-    assert judged("hcc002_cirrA_pv", 1) == ""
-    assert judged("hcc048_cirrA_pv", 1) == ""
-    assert "lower end" in judged("hcc011_cirrA_pv", 1)
-    without_contrast = judged("ts_example_ct_nc_masks")
-    assert "low enhancement" in without_contrast and "upper end" in without_contrast
 
 
 def test_real_scans_not_in_hu_are_refused(shared_data):
@@ -208,11 +134,6 @@ def test_checks_of_a_full_ct_copy_a_small_part_of_it(shared_data):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < sitk.GetArrayViewFromImage(ct).nbytes / 2
-
-
-def test_a_portal_venous_series_gives_no_warning(tmp_path):
-    tags = {"0008|103e": "Abdomen portal venous"}
-    assert check_ct(read_ct(write_slices(tmp_path / "pv", image(hu_array()), tags)), "pv") == ()
 
 
 def test_a_wrong_file_beside_a_series_does_no_harm(tmp_path):

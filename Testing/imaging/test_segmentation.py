@@ -62,7 +62,9 @@ def test_a_liver_cut_off_or_of_unusual_size_gives_a_warning(ct, found, network, 
     places = np.flatnonzero(sitk.GetArrayFromImage(found.liver).any(axis=(1, 2)))
     said = " ".join(segment(ct[:, :, int(places.mean()) :], network).warnings)
     assert "reaches the scan's lower end" in said and "adult livers" not in said
-    monkeypatch.setattr("LiverFibrosisStagingLib.imaging.checks.USUAL_LIVER_ML", (2000.0, 4000.0))
+    monkeypatch.setattr(
+        "LiverFibrosisStagingLib.imaging.input_checks.USUAL_LIVER_ML", (2000.0, 4000.0)
+    )
     said = " ".join(segment(ct, network).warnings)
     assert "adult livers have 2000 to 4000 mL" in said
 

@@ -31,6 +31,7 @@ _USUAL_LEFT_MM, _SPREAD_MM = 12.0, 40.0  # the vena cava lies to the right
 _DIRECTIONS = 16
 _MIN_DROP_HU = 20.0
 _MIN_DROP = 0.3  # of the disk's HU, so that muscle beside an enhanced aorta is lower
+_MIN_DROP_SD = 2.5  # times the standard deviation in the disk, so that noise makes no drop
 _RIM_HU = 60.0  # a brighter rim is the cortical bone of a vertebra
 _CLEAR = 0.5  # share of the directions with a drop
 _SCATTER_HU = 60.0  # standard deviation in the disk that outweighs a drop to all sides
@@ -124,7 +125,8 @@ def _disks(
     inside = [shifted(y, x) for y in grid for x in grid if np.hypot(y, x) <= 0.75 * radius]
     mean = sum(inside) / len(inside)
     variance = sum(each**2 for each in inside) / len(inside) - mean**2
-    needed = np.maximum(_MIN_DROP_HU, _MIN_DROP * mean)
+    scatter = np.sqrt(np.maximum(variance, 0.0))
+    needed = np.maximum(_MIN_DROP * mean, np.maximum(_MIN_DROP_SD * scatter, _MIN_DROP_HU))
     drops = np.zeros_like(mean)
     for angle in 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS:
         ray = [
@@ -134,8 +136,7 @@ def _disks(
         lower = np.minimum(ray[2], ray[3]) < mean - needed
         drops += (lower & (np.maximum.reduce(ray) < mean + _RIM_HU)) / _DIRECTIONS
     brightness = np.clip((mean - _DARK_HU) / (_BRIGHT_HU - _DARK_HU), -1.0, 1.0)
-    scatter = np.sqrt(np.maximum(variance, 0.0)) / _SCATTER_HU
-    score = drops - _CLEAR - scatter + _BRIGHTNESS * brightness + _PER_MM * radius
+    score = drops - _CLEAR - scatter / _SCATTER_HU + _BRIGHTNESS * brightness + _PER_MM * radius
     return score, drops, mean
 
 
