@@ -27,6 +27,7 @@ from vtkmodules.vtkCommonTransforms import vtkThinPlateSplineTransform
 from vtkmodules.vtkFiltersSources import vtkSphereSource
 
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage
+from LiverFibrosisStagingLib.imaging.body import Body, body_of
 from LiverFibrosisStagingLib.scene.mrml import find_segments, scene_inputs
 
 pytestmark = pytest.mark.usefixtures("scene")
@@ -222,10 +223,12 @@ def test_dicom_tags_of_slicers_database_reach_the_checks(abdomen, logic, monkeyp
     segmentation = add_segmentation(volume, liver=abdomen[1])
     volume.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
     tags = {("1.2.3", "0008,0060"): "MR", ("1.2.3", "0008,103e"): "T1 axial"}
+    tags |= {("1.2.3", "0010,1020"): "1.8", ("1.2.3", "0010,1030"): "80"}
     database = types.SimpleNamespace(instanceValue=lambda uid, tag: tags.get((uid, tag), ""))
     monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
     image, _, _ = scene_inputs(volume, None).images()
     assert image.GetMetaData("0008|103e") == "T1 axial"
+    assert body_of(image) == Body(180, 80)
     with pytest.raises(StagingError, match="MR"):
         logic.stageVolume(volume, segmentation)
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import types
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import widgets_host
 from panel_steps import choose, in_scene, is_busy, load_scene, of_class, save_scene, stage
 from slicer_host import wait_until
 
+from LiverFibrosisStagingLib.scene import jobs
 from LiverFibrosisStagingLib.scene.scene_nodes import find_part, stored_summary
 
 pytestmark = pytest.mark.usefixtures("single_network")
@@ -266,3 +268,43 @@ def test_height_and_weight_are_for_one_ct(ready):
     assert signs["spleen_ml_per_m2"] == pytest.approx(signs["spleen_volume_ml"] / 2)
     choose(ready, *slicer_host.import_module().loadSample())
     assert ui.heightSpinBox.value == ui.weightSpinBox.value == 0
+
+
+# ---------------------------------------------------------------------------- DICOM
+
+
+def test_a_ct_from_dicom_is_written_as_dicom(ready, tmp_path, monkeypatch):
+    ui, volume = ready.ui, volume_of(ready)
+    volume.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
+    files = {"1.2.3": "/ct/1.dcm", "1.2.4": "/ct/2.dcm"}
+    database = types.SimpleNamespace(
+        instanceValue=lambda uid, tag: "", fileForInstance=lambda uid: files.get(uid, "")
+    )
+    monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
+    made = []
+
+    def dicom_job(result, source_files, folder):
+        made.append((source_files, folder))
+        return lambda progress, cancel: folder
+
+    monkeypatch.setattr(jobs, "dicom_job", dicom_job)
+    stage(ready)
+    assert ui.dicomButton.enabled
+    widgets_host.file_dialog_answers.append(str(tmp_path))
+    ui.dicomButton.click()
+    wait_until(lambda: not is_busy(ready))
+    folder = tmp_path / "LiverFibrosisPhantom" / "dicom"
+    assert made == [(["/ct/1.dcm", "/ct/2.dcm"], folder)]
+
+    folder.mkdir(parents=True)
+    (folder / "location_map.dcm").touch()
+    slicer_host.dialog_answers.append("Cancel")
+    widgets_host.file_dialog_answers.append(str(tmp_path))
+    ui.dicomButton.click()
+    assert not is_busy(ready) and len(made) == 1
+    assert "Replace it?" in slicer_host.dialogs.pop().text
+    files.clear()
+    ready.enter()
+    choose(ready, None, None)
+    choose(ready, volume, None)
+    assert "DICOM database" in ui.dicomButton.toolTip

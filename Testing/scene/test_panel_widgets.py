@@ -80,7 +80,8 @@ def test_disabled_controls_show_the_reason(ready, tmp_path, monkeypatch):
     assert {"inputVolumeSelector", "threadsSpinBox"} <= check_reasons(ready)
     assert "cancel" in ui.inputVolumeSelector.toolTip
     wait_until(lambda: not is_busy(ready), 120)
-    assert check_reasons(ready) == set()
+    assert check_reasons(ready) == {"dicomButton"}
+    assert "not loaded from Slicer's DICOM database" in ui.dicomButton.toolTip
 
     go_on = waiting_job(jobs, "saving_job", monkeypatch)
     widgets_host.file_dialog_answers.append(str(tmp_path))
@@ -91,7 +92,7 @@ def test_disabled_controls_show_the_reason(ready, tmp_path, monkeypatch):
     wait_until(lambda: not is_busy(ready))
 
     load_scene(save_scene(tmp_path / "scene"))
-    again = {"explainedComboBox", "saveButton", "reportButton", "smoothCheckBox"}
+    again = {"explainedComboBox", "saveButton", "reportButton", "smoothCheckBox", "dicomButton"}
     assert check_reasons(ready) == again
     for widget in (ui.explainedComboBox, ui.saveButton, ui.reportButton):
         assert "Stage the CT again" in widget.toolTip and "feature maps" in widget.toolTip

@@ -3,11 +3,13 @@
 They are made on the main thread and called in the worker's; they use neither scene nor panel.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CancelToken
 from ..explaining import Progress
+from ..files import write_folder
 from ..model import StagingModel
 from ..resources import default_model_path
 from ..result import StagingResult
@@ -78,6 +80,25 @@ def report_job(result: StagingResult, folder: str | Path) -> Job:
     def job(progress: Progress, cancel: CancelToken) -> Path:
         progress(0.0, "Writing the report")
         return result.save_report(folder)
+
+    return job
+
+
+def dicom_job(result: StagingResult, source_files: Sequence[str], folder: str | Path) -> Job:
+    """Write a result as DICOM; the job returns the folder.
+
+    source_files: the files that the CT was read from.
+    """
+
+    def job(progress: Progress, cancel: CancelToken) -> Path:
+        from ..dicom_output.writing import FILES, write_dicom
+
+        def write(partial: Path) -> None:
+            images = (result.organs, result.location_map)
+            write_dicom(partial, source_files, *images, result.summary())
+
+        progress(0.0, "Writing DICOM")
+        return write_folder(folder, FILES, write)
 
     return job
 

@@ -358,12 +358,33 @@ def _without_noise(values: np.ndarray) -> np.ndarray:
     return values + 0.0  # no negative zeros
 
 
-def _dicom_tags(volume_node: Any) -> dict[str, str]:
+def dicom_files(volume_node: Any) -> list[str]:
+    """The files that a volume was loaded from, in any order; empty unless it was loaded from
+    Slicer's DICOM database, which still knows all of them.
+    """
+    database, instances = _dicom(volume_node)
+    files = [database.fileForInstance(instance) for instance in instances]
+    return files if all(files) else []
+
+
+def is_from_dicom(volume_node: Any) -> bool:
+    """Whether Slicer's DICOM database knows where a volume was loaded from: its first slice."""
+    database, instances = _dicom(volume_node)
+    return bool(instances and database.fileForInstance(instances[0]))
+
+
+def _dicom(volume_node: Any) -> tuple[Any, list[str]]:
+    """Slicer's DICOM database and the UIDs of a volume's slices; none if it is not from DICOM."""
     import slicer
 
-    instances = (volume_node.GetAttribute("DICOM.instanceUIDs") or "").split()
     database = getattr(slicer, "dicomDatabase", None)
-    if not instances or database is None:
+    instances = (volume_node.GetAttribute("DICOM.instanceUIDs") or "").split()
+    return database, [] if database is None else instances
+
+
+def _dicom_tags(volume_node: Any) -> dict[str, str]:
+    database, instances = _dicom(volume_node)
+    if not instances:
         return {}
 
     def value(tag: str) -> str:

@@ -21,6 +21,7 @@ from ..errors import Cancelled, StagingError, WrongPhase
 from ..imaging.body import given_body
 from ..report.summary import table_text
 from . import jobs, panel_content, requirements
+from .mrml import dicom_files
 from .pumped_worker import PumpedWorker
 from .run_log import RunLog
 from .scene_display import shows_3d
@@ -83,6 +84,7 @@ class Panel(VTKObservationMixin):
         ui.smoothCheckBox.connect("clicked(bool)", self.on_smooth)
         ui.jumpButton.connect("clicked(bool)", self.on_jump)
         ui.reportButton.connect("clicked(bool)", self.on_report)
+        ui.dicomButton.connect("clicked(bool)", self.on_dicom)
         ui.saveButton.connect("clicked(bool)", self.on_save)
         ui.copyTableButton.connect("clicked(bool)", self.on_copy_table)
         ui.showTableButton.connect("clicked(bool)", self.on_show_table)
@@ -225,15 +227,30 @@ class Panel(VTKObservationMixin):
 
     def on_save(self) -> None:
         """Save the result's files into a subfolder named after the CT."""
+        folder = self._chosen_folder()
+        if folder is not None:
+            job = jobs.saving_job(self._result[1], folder)
+            self._run("Saving", job, self._saved, None, cancellable=False)
+
+    def on_dicom(self) -> None:
+        """Write the result as DICOM into the subfolder dicom of a folder named after the CT."""
+        folder = self._chosen_folder(panel_content.DICOM_FOLDER)
+        if folder is not None:
+            job = jobs.dicom_job(self._result[1], dicom_files(self._volume()), folder)
+            self._run("Writing DICOM", job, self._saved, None, cancellable=False)
+
+    def _chosen_folder(self, part: str = "") -> Path | None:
+        """Where to write a result, or a part of it: a subfolder, named after the CT, of the folder
+        that the user chooses; None if he chooses none, or does not want to replace what is there.
+        """
         window, title = slicer.util.mainWindow(), _("Folder for the result's subfolder")
         chosen = qt.QFileDialog.getExistingDirectory(window, title)
         if not chosen:
-            return
-        folder = panel_content.result_folder(chosen, self._volume())
+            return None
+        folder = panel_content.result_folder(chosen, self._volume()) / part
         question = panel_content.question_before_saving(folder)
-        if question is None or slicer.util.confirmOkCancelDisplay(question, _("Save result")):
-            job = jobs.saving_job(self._result[1], folder)
-            self._run("Saving", job, self._saved, None, cancellable=False)
+        replace = question is None or slicer.util.confirmOkCancelDisplay(question, _("Save result"))
+        return folder if replace else None
 
     def on_copy_table(self) -> None:
         """Copy the table to the clipboard."""

@@ -18,12 +18,13 @@ from ..resources import default_model_path
 from ..result import FILES
 from ..stages import GROUPS, STAGES
 from . import result_sections
-from .mrml import find_segments
+from .mrml import find_segments, is_from_dicom
 from .scene_display import Display
 from .scene_nodes import find_part
 from .suggestions import drawn_on
 from .worker import Progress
 
+DICOM_FOLDER = "dicom"  # in the folder of a result
 # What the location map can explain, in the order of the panel's list.
 EXPLAINED = (*STAGES, *GROUPS)
 
@@ -129,6 +130,10 @@ def fill_state(ui: Any, volume: Any, has_summary: bool, at_hand: bool, busy: boo
         (ui.smoothCheckBox, at_hand or find_part(volume, "smooth") is not None),
     ):
         _allow(widget, first or (None if possible else again) or waiting)
+    foreign = _("The CT was not loaded from Slicer's DICOM database.")
+    from_dicom = volume is not None and is_from_dicom(volume)
+    lacking = first or (None if at_hand else again)
+    _allow(ui.dicomButton, lacking or (None if from_dicom else foreign) or waiting)
     compared = find_part(volume, "percentiles_plot") is not None
     _allow(ui.showSignsPlotButton, None if compared else _("No sign has published groups here."))
 
@@ -158,7 +163,7 @@ def result_folder(chosen: str, volume: Any) -> Path:
 
 def question_before_saving(folder: Path) -> str | None:
     """The question before files in a folder are replaced, or None where none would be."""
-    if not any((folder / name).exists() for name in FILES):
+    if not any((folder / name).exists() for name in FILES) and not any(folder.glob("*.dcm")):
         return None
     return _("{folder} already contains a result. Replace it?").format(folder=folder)
 
