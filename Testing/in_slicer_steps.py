@@ -106,13 +106,18 @@ def stage(walk: Walk) -> None:
     median = STAGES[int(np.argmax(np.cumsum(bars) >= sum(bars) / 2))]
     check(ui.stageLabel.text == median, "the stage is not the median of the probabilities")
     check("Liver" in ui.measurementsLabel.text, "no measurements")
+    check(" mL" in ui.signsLabel.text, "no signs")
+    check(ui.checksLabel.text and ui.checksCollapsibleButton.text, "no checks")
+    supported = walk.logic.storedSummary(walk.volume())["supported"]
+    check(ui.stageLabel.isHidden() != supported, "an unsupported stage in large letters")
+    check(ui.unsupportedLabel.isHidden() == supported, "the reasons are not shown")
     check("esearch use" in ui.researchUseLabel.text, "the research-use notice is missing")
     walk.check_views()
     voxels = slicer.util.arrayFromVolume(walk.part("bands"))
     check(voxels.max() == 10, f"the map's highest band is {voxels.max()}")
     walk.settle()
     check(views.width == width, f"the views were {width} pixels wide and are {views.width}")
-    for name in ("explainedComboBox", "saveButton", "smoothCheckBox"):
+    for name in ("explainedComboBox", "saveButton", "reportButton", "smoothCheckBox"):
         check(getattr(ui, name).enabled, f"{name} is disabled")
 
 
@@ -120,7 +125,7 @@ def stage(walk: Walk) -> None:
 def nodes_of_a_result(walk: Walk) -> None:
     """Ordinary nodes, named after the CT and filed with it; its table and chart are active."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-    for part in ("bands", "results", "probabilities", "plot"):
+    for part in ("bands", "results", "probabilities", "plot", "signs", "percentiles_plot"):
         node = walk.part(part)
         check(node is not None, f"no {part}")
         check(node.GetName().startswith(walk.volume().GetName()), f"{node.GetName()} by name")
@@ -153,6 +158,40 @@ def table_and_chart(walk: Walk) -> None:
     check(walk.part("plot").GetID() in shown, f"plot views show {shown}")
     walk.picture("chart-shown")
     manager.setLayout(layout)
+
+
+@step("staged")
+def signs_table_and_chart(walk: Walk) -> None:
+    """The buttons show the signs in a table view, and their percentiles in a plot view."""
+    manager = slicer.app.layoutManager()
+    layout = manager.layout
+    walk.click("showSignsTableButton", "the signs")
+    walk.settle()
+    tables = slicer.util.getNodesByClass("vtkMRMLTableViewNode")
+    shown = [view.GetTableNodeID() for view in tables]
+    check(walk.part("signs").GetID() in shown, f"table views show {shown}")
+    walk.picture("signs-table-shown")
+    walk.click("showSignsPlotButton", "the percentiles")
+    walk.settle()
+    charts = slicer.util.getNodesByClass("vtkMRMLPlotViewNode")
+    shown = [view.GetPlotChartNodeID() for view in charts]
+    check(walk.part("percentiles_plot").GetID() in shown, f"plot views show {shown}")
+    walk.picture("signs-chart-shown")
+    manager.setLayout(layout)
+
+
+@step("staged")
+def report(walk: Walk) -> None:
+    """The report is written and opened in the browser, without a dialog."""
+    walk.click("reportButton", "the report")
+    check(not walk.dialogs.errors, f"an error: {walk.dialogs.errors}")
+    check(len(walk.dialogs.opened) == 1, f"opened: {walk.dialogs.opened}")
+    page = Path(walk.dialogs.opened[0])
+    check(page.name == "report.html" and page.is_file(), f"{page} was not written")
+    text = page.read_text(encoding="utf-8")
+    check("esearch use" in text, "the report has no research-use notice")
+    check(walk.volume().GetName() not in text, "the report names the CT")
+    walk.notes.append(f"{page.stat().st_size / 1e6:.1f} MB")
 
 
 @step("staged")
@@ -416,6 +455,27 @@ def refusals(walk: Walk) -> None:
     walk.choose(slicer.util.addVolumeFromArray(voxels, name="walk-box"), None)
     walk.click("stageButton", "refusing what is no CT")
     walk.check_refused()
+
+
+@step("loaded")
+def wrong_phase(walk: Walk) -> None:
+    """A CT without contrast is refused; with the tick, its stage is grey and has its reasons."""
+    ui = walk.ui
+    voxels = slicer.util.arrayFromVolume(walk.volume())
+    voxels[voxels > 70] -= 70
+    slicer.util.arrayFromVolumeModified(walk.volume())
+    check(ui.anyPhaseCheckBox.isHidden(), "the tick is there before a refusal")
+    walk.click("stageButton", "refusing a CT without contrast")
+    walk.check_refused("portal-venous")
+    check(not ui.anyPhaseCheckBox.isHidden(), "the tick is not offered")
+    walk.picture("phase-refused")
+    walk.click("anyPhaseCheckBox", "the tick")
+    walk.click("stageButton", "staging in spite of the phase")
+    check(walk.has_result(), f"no result: {walk.dialogs.errors}")
+    check(ui.stageLabel.isHidden(), "the stage is shown in large letters")
+    check(not ui.unsupportedLabel.isHidden(), "no reasons")
+    check("portal-venous" in ui.unsupportedLabel.text, "the phase is not among the reasons")
+    check(not ui.probabilitiesWidget.enabled, "the probabilities are not grey")
 
 
 @step("empty")

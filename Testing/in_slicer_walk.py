@@ -66,6 +66,7 @@ class Dialogs:
         self.questions: list[str] = []
         self.decline = False  # how questions are answered
         self.folder = ""  # what is chosen where a folder is asked for
+        self.opened: list[str] = []  # files that were to be opened in the browser
         util = slicer.util
         util.errorDisplay = self._error
         util.infoDisplay = util.warningDisplay = lambda text, *_, **__: None
@@ -81,13 +82,17 @@ class Dialogs:
         """Clear the recorded texts; questions are answered with yes again."""
         self.errors.clear()
         self.questions.clear()
+        self.opened.clear()
         self.decline = False
 
     def choose_folders(self) -> None:
-        """Have `qt.QFileDialog` in the module's files answer with `folder`."""
+        """Have `qt.QFileDialog` in the module's files answer with `folder`, and record what they
+        open in the browser.
+        """
 
         class Qt:
             QFileDialog = types.SimpleNamespace(getExistingDirectory=lambda *_: self.folder)
+            QDesktopServices = types.SimpleNamespace(openUrl=self._open)
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(qt, name)
@@ -102,6 +107,10 @@ class Dialogs:
     def _question(self, text: str, *_: Any, **__: Any) -> bool:
         self.questions.append(text)
         return not self.decline
+
+    def _open(self, url: Any) -> bool:
+        self.opened.append(url.toLocalFile())
+        return True
 
     def _message_box(self, text: str, parent: Any = None, **properties: Any) -> Any:
         box, buttons = qt.QMessageBox, properties.get("standardButtons")

@@ -98,7 +98,8 @@ def test_every_step_passes(whole):
     assert names >= {
         *("sample data", "stage", "cancel", "explain", "smooth map", "outline and opacity"),
         *("jump", "save result", "reload the scene", "close while running", "refusals"),
-        *("second ct", "console lines", "self test"),
+        *("second ct", "signs table and chart", "report", "wrong phase"),
+        *("console lines", "self test"),
     }
     report = (folder / "walk.txt").read_text(encoding="utf-8")
     assert f"{len(lines)} passed, 0 failed" in report

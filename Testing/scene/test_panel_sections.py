@@ -249,7 +249,7 @@ def test_segments_of_the_ct_are_found_and_measured(ready):
     assert signs["lsvr"] == pytest.approx((caudate + left) / right, rel=1e-6)
     node.GetSegmentation().GetNthSegment(2).SetName("Segment 3")
     ready.ui.segmentsSelector.setCurrentNode(of_class("vtkMRMLSegmentationNode")[0])
-    stage(ready)
+    ready.ui.stageButton.click()
     (dialog,) = slicer_host.dialogs
     assert "has no parts of the liver" in dialog.text
     slicer_host.dialogs.clear()
