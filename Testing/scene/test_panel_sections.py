@@ -90,13 +90,14 @@ def test_table_and_chart_of_the_signs(staged):
     first = names.index("Spleen volume")
     assert values[first] == f"{value:.0f} mL" and "Pickhardt" in sources[first]
 
-    labels, percentages = columns(find_part(volume, "percentiles"))
+    labels, signs, groups, percentages = columns(find_part(volume, "percentiles"))
+    assert labels[:6] == ["Spleen F0", "F1", "F2", "F3", "F4", "Liver F0"]
     # By hand: mean 215.1 and SD 88.5 mL in F0, log-normal.
     variance = math.log(1 + (88.5 / 215.1) ** 2)
     z = (math.log(value / 215.1) + variance / 2) / math.sqrt(variance)
     expected = 50 * (1 + math.erf(z / math.sqrt(2)))
-    found = dict(zip(labels, map(float, percentages)))
-    assert found["Spleen, F0"] == pytest.approx(expected, abs=0.01)
+    found = dict(zip(zip(signs, groups), map(float, percentages)))
+    assert found["Spleen", "F0"] == pytest.approx(expected, abs=0.01)
     series = find_part(volume, "percentiles_plot").GetNthPlotSeriesNode(0)
     assert series.GetTableNode() is find_part(volume, "percentiles")
 

@@ -255,7 +255,7 @@ def _write_signs(summary: dict[str, Any], volume_node: Any) -> None:
     put_part(volume_node, "signs", lambda node: _set_columns(node, columns))
     parts = ("percentiles", "percentiles_series", "percentiles_plot")
     if summary["percentiles"]:
-        names = ("Sign and group", "Smaller values in the group (%)")
+        names = ("Published group", "Sign", "Group", "Smaller values in the group (%)")
         columns = dict(zip(names, zip(*summary["percentiles"])))
         title = "Signs: share of each published group with smaller values"
         _put_chart(volume_node, columns, parts, title, 100.0)
@@ -273,9 +273,10 @@ def _put_chart(
 ) -> None:
     """Put a bar chart from 0 to `highest` into the scene.
 
-    columns: labels and values, by their names; parts: keys in PARTS of table, series and chart.
+    columns: by their names; the first are the labels, the last the values; parts: keys in PARTS of
+    table, series and chart.
     """
-    labels, values = columns
+    labels, *_, values = columns
     table = put_part(volume_node, parts[0], lambda node: _set_columns(node, columns))
 
     def fill_series(node: Any) -> None:

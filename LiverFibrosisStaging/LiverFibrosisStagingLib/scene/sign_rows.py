@@ -34,13 +34,21 @@ def sign_rows(signs: MeasuredSigns) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["value"] in (NOT_MEASURABLE, NOT_ASSESSED))
 
 
-def group_percentiles(signs: MeasuredSigns) -> list[tuple[str, float]]:
-    """Of each published group, with its sign's name, the percentage with smaller values."""
-    return [
-        (f"{placed.sign.name}, {each.group.group}", each.percentile)
-        for placed in place_signs(signs)
-        for each in placed.percentiles
-    ]
+def group_percentiles(signs: MeasuredSigns) -> list[tuple[str, str, str, float]]:
+    """Of each published group: label, sign, group, and the percentage with smaller values.
+
+    The labels stand side by side below a chart's bars, so only the first group of a sign has the
+    sign's name in its label, or its initials, such as LSVR.
+    """
+    rows = []
+    for placed in place_signs(signs):
+        words = placed.sign.name.split()
+        short = words[0] if len(words) == 1 else "".join(word[0].upper() for word in words)
+        for each in placed.percentiles:
+            group, first = each.group.group, each is placed.percentiles[0]
+            label = f"{short} {group}" if first else group
+            rows.append((label, placed.sign.name, group, each.percentile))
+    return rows
 
 
 def _value(found: Measurement) -> str:
