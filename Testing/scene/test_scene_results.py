@@ -1,5 +1,7 @@
 """A result in the scene: its nodes, their geometry and how they are shown."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -185,6 +187,23 @@ def test_results_are_nodes_named_after_the_ct_and_updated_by_a_second_run(abdome
     assert in_scene() == before
     assert stored_summary(volume)["location_map"]["explained"] == again.explained
     assert find_part(volume, "plot").GetNumberOfPlotSeriesNodes() == 1
+
+
+def test_a_result_without_comparable_signs_has_no_chart_of_them(abdomen, result):
+    volume = add_volume(abdomen[0])
+    show_result(result, volume)
+    before = in_scene()
+    none = tuple(
+        replace(found, value=None, at_least=None, reason="No mask.")
+        for found in result.signs.measurements
+    )
+    show_result(replace(result, signs=replace(result.signs, measurements=none)), volume)
+    assert find_part(volume, "percentiles_plot") is find_part(volume, "percentiles") is None
+    table = find_part(volume, "signs").GetTable()
+    shown = [table.GetValueByName(n, "Value").ToString() for n in range(table.GetNumberOfRows())]
+    assert shown.count("not measurable") == len(none)
+    show_result(result, volume)
+    assert in_scene() == before
 
 
 def test_smooth_map_has_the_numbers_and_the_colors_of_the_bands(abdomen, result, views):
