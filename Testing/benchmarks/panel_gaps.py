@@ -73,6 +73,7 @@ def actions(ui: Any) -> list[tuple[str, Callable[[], None]]]:
         ("smooth", ui.smoothCheckBox.click),
         ("bands", ui.smoothCheckBox.click),
         ("outline", ui.outlineCheckBox.click),
+        ("report", ui.reportButton.click),
     ]
 
 

@@ -100,14 +100,8 @@ def fill_state(ui: Any, volume: Any, has_summary: bool, at_hand: bool, busy: boo
     has_summary: the scene contains a result. at_hand: the result itself is in memory, which
     explaining and saving need.
     """
-    ui.resultWidget.visible = ui.overlayWidget.enabled = has_summary
-    for section in (
-        ui.whyCollapsibleButton,
-        ui.signsCollapsibleButton,
-        ui.checksCollapsibleButton,
-        ui.reportCollapsibleButton,
-    ):
-        section.visible = has_summary
+    ui.resultWidget.visible = ui.sectionsWidget.visible = has_summary
+    ui.overlayWidget.enabled = has_summary
     ui.emptyLabel.visible = not has_summary
     if volume is None:
         ui.emptyLabel.text = _("No result yet; choose a CT.")

@@ -14,7 +14,6 @@ from ..imaging.input_checks import PASS, REFUSE, WARN
 from ..report.colors import BAND_COUNT, BANDS
 from ..report.content import OUTCOMES, Region, percent, usual_regions
 
-_MARKS = {PASS: "\N{HEAVY CHECK MARK}", WARN: "\N{WARNING SIGN}", REFUSE: "\N{HEAVY BALLOT X}"}
 _OF_PATIENT = "#" + "".join(f"{round(255 * part):02x}" for part in BANDS[BAND_COUNT // 2].rgb)
 _BAR_WIDTH = 120  # pixels, of the longest bar
 _OF_REFERENCE = "#8a8a8a"  # visible on light and dark backgrounds
@@ -82,8 +81,9 @@ def checks_html(summary: Mapping[str, Any]) -> str:
     for check in summary["checks"]:
         outcome = check["outcome"]
         start = escape(f"{check['name']}: {_(OUTCOMES[outcome])}.")
-        start = start if outcome == PASS else f"<b>{start}</b>"
-        lines.append(f"{_MARKS[outcome]}\N{NO-BREAK SPACE}{start} {escape(check['sentence'])}")
+        if outcome != PASS:
+            start = f"\N{WARNING SIGN}\N{NO-BREAK SPACE}<b>{start}</b>"
+        lines.append(f"{start} {escape(check['sentence'])}")
     return "<br>".join(lines)
 
 
