@@ -241,7 +241,7 @@ class Panel(VTKObservationMixin):
 
     def _chosen_folder(self, part: str = "") -> Path | None:
         """Where to write a result, or a part of it: a subfolder, named after the CT, of the folder
-        that the user chooses; None if he chooses none, or does not want to replace what is there.
+        that the user chooses; None after Cancel, also if an older result is to be kept.
         """
         window, title = slicer.util.mainWindow(), _("Folder for the result's subfolder")
         chosen = qt.QFileDialog.getExistingDirectory(window, title)
