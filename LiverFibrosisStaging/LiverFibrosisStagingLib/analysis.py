@@ -124,7 +124,8 @@ def thresholds(reference: Reference) -> Thresholds:
 
     Midway (geometric mean) between the ratios in cases predicted as F0 and as F4, each of the
     regions' median weights; but at least 1, where the region named by the pattern begins to have
-    more weight than the other. It is 1 without at least 20 cases of both stages.
+    more weight than the other. It is 1 without at least 20 cases of both stages, and for a model
+    whose cases do not show the paper's pattern: surface in F0, core and spleen in F4.
     """
     stages = reference.get("stages", {})
     if any(stages.get(stage, {}).get("cases", 0) < MIN_CASES for stage in ("F0", "F4")):
@@ -141,17 +142,19 @@ def thresholds(reference: Reference) -> Thresholds:
             return Thresholds()
         ratios["surface_to_core"].append(surface_to_core(medians))
         ratios["organs_over_rest"].append(organs_over_rest(medians))
-    return Thresholds(**{name: _between(*pair) for name, pair in ratios.items()})
+    return Thresholds(
+        surface_to_core=_between(*reversed(ratios["surface_to_core"])),
+        organs_over_rest=_between(*ratios["organs_over_rest"]),
+    )
 
 
 def pattern(measurements: Measurements, limits: Thresholds) -> Pattern:
     """The pattern of a map with these measurements.
 
-    SURFACE: the liver's surface has more weight than its core, by the threshold, and more than the
-    rest of the body. CORE_AND_SPLEEN: core and spleen both have more weight than the rest, by the
-    threshold. MIXED: both, or neither although a part of liver or spleen has more weight than the
-    rest. ELSEWHERE: no part of them has more weight than the rest. Weights are means, i.e. per
-    volume.
+    SURFACE: the liver's surface has more weight than its core, by the threshold, and more than
+    spleen and rest of the body. CORE_AND_SPLEEN: core and spleen both have more weight than the
+    rest, by the threshold. MIXED: both, or neither although a part of liver or spleen has more
+    weight than the rest. ELSEWHERE: no part of them has. Weights are means, i.e. per volume.
     """
     means = {region: values["mean"] for region, values in measurements.items()}
     if not any(means.values()):
@@ -159,7 +162,9 @@ def pattern(measurements: Measurements, limits: Thresholds) -> Pattern:
     rest = means["rest"]
     surface, organs = surface_to_core(measurements), organs_over_rest(measurements)
     on_surface = (
-        surface is not None and surface > limits.surface_to_core and means["liver_surface"] > rest
+        surface is not None
+        and surface > limits.surface_to_core
+        and means["liver_surface"] > max(rest, means.get("spleen", 0.0))
     )
     on_organs = organs is not None and organs > limits.organs_over_rest
     parts = [means[region] for region in means if region not in ("liver", "rest")]
@@ -216,11 +221,10 @@ def _nearest(points: np.ndarray, surface: np.ndarray) -> np.ndarray:
     return surface[[locator.FindClosestPoint(point) for point in points]]
 
 
-def _between(first: float | None, second: float | None) -> float:
-    if not first or not second:  # not measured, or 0
+def _between(lower: float | None, higher: float | None) -> float:
+    if lower is None or higher is None or not lower < higher < math.inf:
         return 1.0
-    middle = math.sqrt(first * second)
-    return max(1.0, middle) if math.isfinite(middle) else 1.0
+    return max(1.0, math.sqrt(lower * higher))
 
 
 def _over(above: float, below: float) -> float | None:

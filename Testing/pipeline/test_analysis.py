@@ -144,6 +144,7 @@ def test_patterns_follow_the_written_rule():
     assert named(1.0, 2.0, 1.5, 0.8) == "core and spleen"
     assert named(2.0, 1.5, 1.5, 0.8) == "mixed", "both patterns"
     assert named(1.0, 2.0, 0.5, 0.8) == "mixed", "the core without the spleen"
+    assert named(1.1, 0.5, 2.5, 0.8) == "mixed", "more at the surface, but less than the spleen"
     assert named(0.5, 0.4, 0.5, 1.2) == "elsewhere", "more at the surface, but less than the rest"
     assert named(1.0, 1.0, 1.0, 1.0) == "elsewhere"
     assert named(0.0, 0.0, 0.0, 0.0) == ""
@@ -180,6 +181,7 @@ def test_thresholds_lie_between_f0_and_f4():
 def test_thresholds_are_one_at_least_and_without_a_reference():
     flat = {"liver_surface": 0.3, "liver_core": 1.0, "spleen": 0.1, "rest": 1.0}
     assert thresholds(reference(flat, flat)) == Thresholds(1.0, 1.0)
+    assert thresholds(reference(F4, F0)) == Thresholds(1.0, 1.0), "not the paper's patterns"
     assert thresholds(reference(F0, F4, cases=19)) == thresholds({}) == Thresholds(1.0, 1.0)
     bare = {region: F0[region] for region in ("liver_surface", "liver_core", "rest")}
     assert thresholds(reference(bare, bare)).organs_over_rest == 1.0
