@@ -104,7 +104,17 @@ class _Parser(argparse.ArgumentParser):
 def _stage_options() -> argparse.ArgumentParser:
     """The options of the stage command, to distinguish a CT from an option's value."""
     parser = _Parser(add_help=False)
-    for names in (("--liver",), ("--spleen",), ("--model",), ("--explain",), ("-o", "--output")):
+    for names in (
+        ("--liver",),
+        ("--spleen",),
+        ("--segments",),
+        ("--height",),
+        ("--weight",),
+        ("--model",),
+        ("--explain",),
+        ("--shell",),
+        ("-o", "--output"),
+    ):
         parser.add_argument(*names)
     for names in (("-q", "--quiet"), ("-h", "--help"), ("--report",)):
         parser.add_argument(*names, action="store_true")

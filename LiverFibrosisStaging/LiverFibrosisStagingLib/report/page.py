@@ -63,9 +63,7 @@ def report_page(report: Report, pictures: Sequence[Picture], viewer: ViewerSlice
             "missing": _facts(report.missing, "Not measurable"),
             "regions": _regions(report.regions, report.regions_high),
             "checks": _checks(report.checks),
-            "warnings": f"<h3>Warnings</h3>{_list(report.warnings, 'warnings')}"
-            if report.warnings
-            else "<p>No warnings.</p>",
+            "warnings": _warnings(report),
             "model": _facts(report.model),
             "basis": _facts(report.basis),
         }
@@ -202,6 +200,12 @@ def _checks(checks: Sequence[tuple[str, str, str]]) -> str:
         for name, outcome, sentence in checks
     )
     return f'<ul class="checks">{items}</ul>'
+
+
+def _warnings(report: Report) -> str:
+    if report.warnings:
+        return f"<h3>Warnings</h3>{_list(report.warnings, 'warnings')}"
+    return "" if report.checks else "<p>No warnings.</p>"
 
 
 def _list(sentences: Sequence[str], name: str) -> str:

@@ -285,7 +285,7 @@ def _signs(flow: _Flow, report: Report) -> None:
     if report.signs:
         flow.text(STRIPS_NOTE, 6.5, _QUIET)
     for strip in report.signs:
-        flow.need(40 + 11 * len(strip.rows))
+        flow.need(60 + 11 * len(strip.rows))
         flow.text(strip.sentence, 8, bold=True)
         for row in strip.rows:
             flow.row(row.label, row.note, partial(_strip, strip, row), 62, 52)
@@ -343,7 +343,7 @@ def _checks(flow: _Flow, report: Report) -> None:
         flow.text(sentence, 7.5)
     for warning in report.warnings:
         flow.text(f"Warning: {warning}", 7.5, _OUTCOME["warn"])
-    if not report.warnings:
+    if not report.checks and not report.warnings:
         flow.text("No warnings.")
 
 

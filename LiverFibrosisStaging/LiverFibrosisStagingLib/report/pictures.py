@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from .slices import Slices
 _WIDTH = 420  # pixels: 170 dpi for three beside each other on A4
 
 
-class Picture(NamedTuple):
+@dataclass(frozen=True)
+class Picture:
     """A slice with the map and the contours, uint8 RGB [row, column, 3], and its position."""
 
     rgb: np.ndarray

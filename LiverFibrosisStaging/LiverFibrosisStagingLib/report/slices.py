@@ -7,7 +7,6 @@ up. Physical points are in LPS millimetres.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -133,7 +132,8 @@ class Slices:
         return picture
 
 
-class Plane(NamedTuple):
+@dataclass(frozen=True)
+class Plane:
     """Sampling points along the patient's axes: first point, count and step (x, y, z), LPS mm."""
 
     first: np.ndarray

@@ -238,34 +238,23 @@ def _ratios(
     of_liver: _Organ, liver: sitk.Image | None, segments: LiverSegments | None
 ) -> list[Measurement]:
     """The ratios of RATIOS."""
-    reason = of_liver.volume_reason
-    if segments is not None and liver is not None and not reason:
-        reason = _other_liver(liver, segments)
+    if segments is None:
+        end = "for instance from TotalSegmentator's task liver_segments."
+        return [
+            Measurement(key, None, f"Segments are needed: {_NEEDED[key]}, {end}") for key in RATIOS
+        ]
+    reason = of_liver.volume_reason or _other_liver(liver, segments)
+    if reason:
+        return [Measurement(key, None, reason) for key in RATIOS]
     found = []
-    for key, (above, below) in RATIOS.items():
-        volumes = [None if segments is None else segments.volume_ml(p) for p in (above, below)]
-        if segments is None:
-            found.append(
-                Measurement(
-                    key,
-                    None,
-                    f"Segments are needed: {_NEEDED[key]}, for instance from TotalSegmentator's "
-                    "task liver_segments.",
-                )
-            )
-        elif reason:
-            found.append(Measurement(key, None, reason))
-        elif not all(volumes):
-            found.append(
-                Measurement(
-                    key,
-                    None,
-                    f"The segments given do not make up both parts of the ratio; {_NEEDED[key]} "
-                    "are needed.",
-                )
-            )
+    for key, parts in RATIOS.items():
+        above, below = map(segments.volume_ml, parts)
+        if above and below:
+            found.append(Measurement(key, above / below))
         else:
-            found.append(Measurement(key, volumes[0] / volumes[1]))
+            what = f"{_NEEDED[key]} are needed."
+            reason = f"The segments given do not make up both parts of the ratio; {what}"
+            found.append(Measurement(key, None, reason))
     return found
 
 
