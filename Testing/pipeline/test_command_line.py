@@ -145,6 +145,37 @@ def test_other_bad_arguments(arguments, words, sample, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_ct_without_contrast_is_refused_unless_any_phase_is_allowed(sample, tmp_path, capsys):
+    ct = sitk.ReadImage(str(sample["ct"]))
+    hu = sitk.GetArrayFromImage(ct)
+    plain = sitk.GetImageFromArray(np.where((hu > 40) & (hu < 260), 40 + hu // 20, hu))
+    plain.CopyInformation(ct)
+    sitk.WriteImage(plain, str(tmp_path / "plain.nii.gz"))
+    masks = ["--liver", str(sample["liver"]), "--spleen", str(sample["spleen"])]
+    command = ["stage", str(tmp_path / "plain.nii.gz"), *masks, "-o", str(tmp_path / "out")]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert "plain.nii.gz: the HU are those of an unenhanced CT" in error
+    assert len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
+    assert main([*command, "--strict", "--any-phase"]) == 0
+    result = json.loads((tmp_path / "out" / "staging.json").read_text(encoding="utf-8"))
+    assert result["phase"] == "unenhanced" and not result["supported"]
+    (phase,) = (check for check in result["checks"] if check["outcome"] != "pass")
+    assert phase["outcome"] == "refuse" and phase["sentence"] in result["warnings"]
+    assert phase["values"]["aorta_hu"] < 75
+
+
+def test_a_strict_run_refuses_a_warning(sample, tmp_path, capsys):
+    paths = [tmp_path / sample[kind].name for kind in ("ct", "liver")]
+    for kind, path in zip(("ct", "liver"), paths):
+        image = sitk.ReadImage(str(sample[kind]))
+        sitk.WriteImage(image[:, :, : image.GetSize()[2] // 2], str(path))
+    command = ["stage", str(paths[0]), "--liver", str(paths[1]), "-o", str(tmp_path / "out")]
+    assert main([*command, "--strict"]) == 1
+    assert "the liver reaches the scan's upper end" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_unwritable_output_is_refused_before_anything_is_read(place, tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")

@@ -234,11 +234,12 @@ def test_save_over_a_file_in_use_keeps_the_earlier_result(result, tmp_path, monk
 
 def test_result_does_not_name_its_inputs(sample, model, tmp_path, monkeypatch):
     """Names of files and of nodes in the scene, quoted in warnings."""
-    monkeypatch.setattr(staging, "check_ct", lambda ct, name: (f"{name} is odd.", "DOE, JANE."))
     ct = shutil.copy(sample["ct"], tmp_path / "DOE^JANE.nii.gz")
     node = read_ct(ct)
     node.SetMetaData(staging.NAME_KEY, "Doe Jane")
-    for given in (ct, node):
+    for given, name in ((ct, ct), (node, "Doe Jane")):
+        said = (f"{name} is odd.", "DOE, JANE.")
+        monkeypatch.setattr(staging, "notes", lambda _, said=said: said)
         warnings = stage(given, sample["liver"], model=model).warnings
         assert warnings[:2] == ("The CT is odd.", "The CT.")
 

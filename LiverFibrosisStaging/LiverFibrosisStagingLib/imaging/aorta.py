@@ -28,6 +28,7 @@ _MIDLINE_MM = 45.0  # the scan need not be centred on the patient
 _BEHIND_MM = (-76.0, 4.0)
 _LEFT_MM = (-24.0, 48.0)
 _USUAL_LEFT_MM, _SPREAD_MM = 12.0, 40.0  # the vena cava lies to the right
+_MAX_BLOOD_HU, _NEVER = 600.0, 10.0  # denser disks are bone; no sum of scores outweighs this
 _DIRECTIONS = 16
 _MIN_DROP_HU = 20.0
 _MIN_DROP = 0.3  # of the disk's HU, so that muscle beside an enhanced aorta is lower
@@ -64,6 +65,7 @@ def find_aorta(scan: CoarseScan, spine: np.ndarray) -> Aorta | None:
     found = [_disks(windows, margin, radius) for radius in RADII_MM]
     scores, drops, means = (np.stack(kind) for kind in zip(*found))
     scores -= ((columns * STEP_MM[2] - _USUAL_LEFT_MM) / _SPREAD_MM) ** 2
+    scores -= np.where(means > _MAX_BLOOD_HU, _NEVER, 0.0)
     best = scores.max(axis=0)
     path = _best_path(best, np.diff(spine, axis=0))
 

@@ -37,7 +37,7 @@ TEMPORAL_POSITION = "0020|0100"
 KERNEL = "0018|1210"
 TIMES = ("0008|0022", "0008|0032")  # acquisition date and time
 
-# Used by `checks.check_ct`. The description is free text: it is kept in memory only.
+# Used by `checks` and `input_checks`. The description is free text: it is kept in memory only.
 KEPT_TAGS = (MODALITY, DESCRIPTION, THICKNESS)
 _PIXEL_SPACING = "0028|0030"
 _READ_TAGS = {

@@ -93,8 +93,8 @@ def phase_by_hu(scan: CoarseScan) -> Phase:
 def judged(values: Mapping[str, float]) -> tuple[str, bool]:
     """Name of the phase, and whether a wrong one is clear.
 
-    values: HU by name, as in `Phase`. Without contrast is clear if the liver is low and two of
-    aorta, spleen and the liver's vessels are, and the third is missing or not above by contrast.
+    values: HU by name, as in `Phase`. Without contrast is clear if the liver is low, two of aorta,
+    spleen and the liver's vessels are, and neither aorta nor spleen is enhanced.
     Arterial is clear if the aorta is far above a liver and spleen, and the liver's vessels are not
     enhanced as it is. Late is never clear, because a weak portal-venous phase has similar HU.
     """
