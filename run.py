@@ -104,7 +104,7 @@ def _stage_options() -> argparse.ArgumentParser:
     parser = _Parser(add_help=False)
     for names in (("--liver",), ("--spleen",), ("--model",), ("--explain",), ("-o", "--output")):
         parser.add_argument(*names)
-    for names in (("-q", "--quiet"), ("-h", "--help")):
+    for names in (("-q", "--quiet"), ("--dicom",), ("-h", "--help")):
         parser.add_argument(*names, action="store_true")
     return parser
 

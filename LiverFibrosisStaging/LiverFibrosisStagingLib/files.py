@@ -21,12 +21,18 @@ PARTIAL = ".partial-"
 _FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"
 
 
-def write_folder(folder: str | Path, names: Sequence[str], write: Callable[[Path], None]) -> Path:
+def write_folder(
+    folder: str | Path,
+    names: Sequence[str],
+    write: Callable[[Path], None],
+    outdated: Sequence[str] = (),
+) -> Path:
     """Write all files `names` into `folder`, or none; returns the folder, created if missing.
 
-    write: writes them into the temporary folder that it is given. names: the last file marks a
-    complete result, so it is the first to be removed when older files are replaced, and the last to
-    be added. If one of the older files cannot be replaced, all of them are kept.
+    write: writes them into the temporary folder that it is given. names: may have one subfolder,
+    "dicom/map.dcm"; the last file marks a complete result, so it is the first to be removed when
+    older files are replaced, and the last to be added. outdated: further files of an older result,
+    which are removed. If one of the older files cannot be replaced, all of them are kept.
 
     Raises StagingError, which states what the folder contains, and any error of `write`.
     """
@@ -39,7 +45,7 @@ def write_folder(folder: str | Path, names: Sequence[str], write: Callable[[Path
             _remove(left)
         partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
         write(partial)
-        _exchange(folder, partial, names)
+        _exchange(folder, partial, names, outdated)
         made = []
     except OSError as error:
         raise _unwritable(folder, error) from None
@@ -100,11 +106,13 @@ def cell(value: Any) -> Any:
     return value
 
 
-def _exchange(folder: Path, partial: Path, names: Sequence[str]) -> None:
+def _exchange(
+    folder: Path, partial: Path, names: Sequence[str], outdated: Sequence[str]
+) -> None:
     """Move the older files aside, then the new ones in; on failure, undo all moves."""
     aside = partial / "older"
     aside.mkdir()
-    older = [name for name in reversed(names) if (folder / name).exists()]
+    older = [name for name in (*reversed(names), *outdated) if (folder / name).exists()]
     moves = [(folder / name, aside / name) for name in older]
     moves += [(partial / name, folder / name) for name in names]
     done: list[tuple[Path, Path]] = []
@@ -112,6 +120,7 @@ def _exchange(folder: Path, partial: Path, names: Sequence[str]) -> None:
         for source, target in moves:
             if source.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "a folder has this name")
+            target.parent.mkdir(exist_ok=True)
             source.replace(target)
             done.append((source, target))
     except OSError as error:
@@ -125,6 +134,10 @@ def _exchange(folder: Path, partial: Path, names: Sequence[str]) -> None:
             f"Cannot write {source.name} to the folder {folder}: {_reason(error)}; is it open in "
             f"another program? In the folder, {state}."
         ) from None
+    finally:
+        for name in (*names, *outdated):
+            if Path(name).parent != Path():
+                _remove_empty([(folder / name).parent])
 
 
 def _reason(error: OSError) -> str:

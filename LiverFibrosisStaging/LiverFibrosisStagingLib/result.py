@@ -1,6 +1,7 @@
 """The result of staging one CT, and its files."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import SimpleITK as sitk
 
 from .analysis import Pattern
 from .ensemble import spread
+from .dicom_output.writing import FILES as DICOM_FILES
+from .dicom_output.writing import write_dicom
 from .errors import CancelToken, StagingError
 from .explaining import ForwardPass, Progress, Steps, explain_score
 from .files import write_folder
 from .imaging.input_checks import Check
 from .imaging.itk_files import itk_path
 from .imaging.organs import LIVER_LABEL, SPLEEN_LABEL, write_labels
+from .imaging.reading import source_files
 from .signs.measure import MeasuredSigns
 from .signs.placing import Placement
 from .stages import GROUPS, RESEARCH_USE, STAGES
@@ -31,6 +35,7 @@ FILES = (
     "overview.png",
     "staging.json",
 )
+DICOM_FOLDER = "dicom"  # only on request
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +85,11 @@ class StagingResult:
     def placements(self) -> tuple[Placement, ...]:
         """The signs among the published groups, one for each sign and source."""
         return placements(self.signs)
+
+    @property
+    def source_files(self) -> tuple[Path, ...]:
+        """The DICOM files of the CT's slices; none if the CT was not read from DICOM files."""
+        return source_files(self.ct)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -181,12 +191,17 @@ class StagingResult:
         hint = [steatosis.sentence] if steatosis.assessed else []
         return [each.sentence for each in self.placements] + hint
 
-    def save(self, folder: str | Path) -> Path:
+    def save(
+        self, folder: str | Path, dicom: Sequence[str | Path] | None = None
+    ) -> Path:
         """Write the result's files into `folder`, created if missing; returns the folder.
 
         staging.json, location_map.nrrd, location_map_label.nrrd, organs.seg.nrrd (the liver and
         spleen used) and overview.png: all of them or, after a failure, none, with an earlier result
-        kept (`files.write_folder`). Raises StagingError if the folder cannot be written.
+        kept (`files.write_folder`). dicom: the files of the CT's DICOM slices, such as
+        `source_files`, to write the result as DICOM too, into the subfolder dicom
+        (`dicom_output.writing`). Raises StagingError if the folder cannot be written, and as
+        `write_dicom` does.
         """
         from .report.drawing import write_png
 
@@ -197,8 +212,15 @@ class StagingResult:
             write_png(self.overview(), partial / FILES[3])
             text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
             (partial / FILES[4]).write_text(text + "\n", encoding="utf-8")
+            if dicom is not None:
+                target = partial / DICOM_FOLDER
+                target.mkdir()
+                write_dicom(target, dicom, self.organs, self.location_map, self.summary())
 
-        return write_folder(folder, FILES, write)
+        in_dicom = tuple(f"{DICOM_FOLDER}/{name}" for name in DICOM_FILES)
+        if dicom is None:
+            return write_folder(folder, FILES, write, outdated=in_dicom)
+        return write_folder(folder, (*in_dicom, *FILES), write)
 
 
 def one_line(result: StagingResult) -> str:

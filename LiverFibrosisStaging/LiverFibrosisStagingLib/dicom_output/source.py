@@ -1,0 +1,180 @@
+"""The DICOM slices that a CT was read from: checked, sorted, and matched with the CT's grid."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import StagingError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+# Of type 1 in CT images; the objects that refer to them repeat them.
+_NEEDED = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "StudyInstanceUID",
+    "FrameOfReferenceUID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "Rows",
+    "Columns",
+)
+# Of type 2: present, but maybe empty. Anonymisation often removes them.
+_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+_SEXES = ("M", "F", "O")
+# Of a voxel, at the corners of the volume: positions in DICOM, and in a scene, are rounded.
+_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Source:
+    """The slices of one CT series, sorted along their normal (row x column), without pixels.
+
+    steps: columns are the steps in mm (LPS) from slice to slice, row to row and column to column;
+    between slices, the mean step. origin: position of the first voxel of the first slice.
+    """
+
+    slices: "tuple[Dataset, ...]"
+    steps: np.ndarray
+    origin: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Slices, rows and columns."""
+        first = self.slices[0]
+        return len(self.slices), int(first.Rows), int(first.Columns)
+
+    def placing(self, grid: sitk.Image) -> Callable[[sitk.Image], np.ndarray]:
+        """A function from an image on `grid` to its voxels [slice, row, column] of this source.
+
+        The grid may have other axis orders and directions, since no voxel is interpolated. Raises
+        StagingError if its voxels are not those of the source.
+        """
+        spacing, direction = np.array(grid.GetSpacing()), np.array(grid.GetDirection())
+        steps = (direction.reshape(3, 3) * spacing)[:, ::-1]  # slice, row, column
+        to_source = np.linalg.inv(self.steps)
+        turn = to_source @ steps
+        start = to_source @ (np.array(grid.GetOrigin()) - self.origin)
+        axes, last = np.abs(turn).argmax(axis=1), np.array(grid.GetSize()[::-1]) - 1
+        fits = sorted(axes) == [0, 1, 2] and tuple(last[axes] + 1) == self.shape
+        if fits:
+            signs = np.sign(turn[range(3), axes])
+            corners = np.array(list(np.ndindex(2, 2, 2))) * last
+            found = corners @ turn.T + start
+            wanted = np.where(signs > 0, corners[:, axes], last[axes] - corners[:, axes])
+            fits = bool((np.abs(found - wanted) <= _TOLERANCE).all())
+        if not fits:
+            raise StagingError(
+                "The result is on another grid than the DICOM slices of the CT; for DICOM output, "
+                "a CT that was not resampled, cropped or transformed is needed."
+            )
+        flips = tuple(slice(None, None, int(sign)) for sign in signs)
+        return lambda image: np.ascontiguousarray(
+            sitk.GetArrayViewFromImage(image).transpose(axes)[flips]
+        )
+
+
+def read_source(files: Sequence[str | Path]) -> Source:
+    """The slices in `files`, in any order.
+
+    Raises StagingError if they are not the CT images of one series, one file per slice at a
+    position of its own, or lack what objects referring to them need.
+    """
+    if not files:
+        raise StagingError("The CT was not read from DICOM; for DICOM output, a DICOM CT is needed.")
+    slices = [_slice(Path(file)) for file in files]
+    first = slices[0]
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns"):
+        if len({getattr(each, name) for each in slices}) > 1:
+            raise StagingError(f"The DICOM slices of the CT differ in {name}; one series is needed.")
+    orientation = np.array(first.ImageOrientationPatient, float)
+    along_row, along_column = orientation[:3], orientation[3:]  # to the next column, the next row
+    normal = np.cross(along_row, along_column)
+    placed = sorted(
+        ((np.array(each.ImagePositionPatient, float), each) for each in slices),
+        key=lambda pair: pair[0] @ normal,
+    )
+    positions = np.array([position for position, _ in placed])
+    between = normal * float(first.get("SliceThickness") or 1.0)
+    if len(placed) > 1:
+        if (np.diff(positions @ normal) < 1e-2).any():
+            raise StagingError(
+                "Several DICOM slices of the CT have the same position; the slices of one "
+                "acquisition are needed."
+            )
+        between = (positions[-1] - positions[0]) / (len(placed) - 1)
+    row_spacing, column_spacing = map(float, first.PixelSpacing)
+    steps = np.stack([between, along_column * row_spacing, along_row * column_spacing], axis=1)
+    return Source(tuple(each for _, each in placed), steps, positions[0])
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """No message of pydicom or highdicom, since theirs quote values such as the patient's name."""
+    import logging
+    import warnings
+
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
+
+
+def _slice(path: Path) -> "Dataset":
+    """One slice without pixels, in UTF-8, without patient and study fields of a wrong form."""
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+    from pydicom.valuerep import DA, TM
+
+    try:
+        found = dcmread(path, stop_before_pixels=True)
+    except (OSError, InvalidDicomError):
+        raise StagingError(f"{path.name}: the DICOM file cannot be read again.") from None
+    missing = [name for name in _NEEDED if not found.get(name)]
+    if missing:
+        raise StagingError(
+            f"{path.name}: {', '.join(missing)} missing; DICOM output refers to the slices by them."
+        )
+    if found.SOPClassUID != CT_IMAGE:
+        raise StagingError(
+            f"{path.name}: not a CT image of one slice; DICOM output needs one file per slice."
+        )
+    found.decode()
+    found.SpecificCharacterSet = "ISO_IR 192"
+    for name in _EMPTY:
+        if name not in found:
+            setattr(found, name, "")
+    for name, form in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
+        try:
+            form(getattr(found, name))
+        except ValueError:
+            setattr(found, name, "")
+    if found.PatientSex not in _SEXES:
+        found.PatientSex = ""
+    return found
