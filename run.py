@@ -37,6 +37,8 @@ LIBRARIES_OF_QT = [
     "libglib2.0-0",
     "fonts-dejavu-core",
 ]
+# Validators of DICOM files.
+DICOM_TOOLS = {"dciodvfy": "dicom3tools", "dsrdump": "dcmtk"}
 EXTRA = {
     "stage": None,
     "test": ROOT / "Testing" / "requirements.txt",
@@ -59,6 +61,7 @@ def main(arguments: list[str]) -> int:
         _install(task)
         if task == "test":
             _install_libraries_of_qt()
+            _install_dicom_tools()
     except subprocess.CalledProcessError as error:
         return _refuse(f"Setting up failed (exit code {error.returncode}); see the lines above.")
     # Takes precedence over a copy that is installed in .venv or named by the user's PYTHONPATH.
@@ -143,6 +146,14 @@ def _install_libraries_of_qt() -> None:
     if not _succeeds(PYTHON, "-c", "import PySide6.QtUiTools"):
         print("Qt cannot be loaded; without it, the tests of the panel are skipped.", flush=True)
         _install_with_apt(*LIBRARIES_OF_QT)
+
+
+def _install_dicom_tools() -> None:
+    """Install the validators of DICOM files; without them, the tests that run them are skipped."""
+    missing = [package for tool, package in DICOM_TOOLS.items() if not shutil.which(tool)]
+    if missing:
+        print("Without DICOM validators, the tests that run them are skipped.", flush=True)
+        _install_with_apt(*missing)
 
 
 def _install_with_apt(*packages: str) -> None:

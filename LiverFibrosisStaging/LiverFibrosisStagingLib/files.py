@@ -106,9 +106,7 @@ def cell(value: Any) -> Any:
     return value
 
 
-def _exchange(
-    folder: Path, partial: Path, names: Sequence[str], outdated: Sequence[str]
-) -> None:
+def _exchange(folder: Path, partial: Path, names: Sequence[str], outdated: Sequence[str]) -> None:
     """Move the older files aside, then the new ones in; on failure, undo all moves."""
     aside = partial / "older"
     aside.mkdir()

@@ -10,9 +10,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from .analysis import Pattern
-from .ensemble import spread
 from .dicom_output.writing import FILES as DICOM_FILES
 from .dicom_output.writing import write_dicom
+from .ensemble import spread
 from .errors import CancelToken, StagingError
 from .explaining import ForwardPass, Progress, Steps, explain_score
 from .files import write_folder
@@ -191,9 +191,7 @@ class StagingResult:
         hint = [steatosis.sentence] if steatosis.assessed else []
         return [each.sentence for each in self.placements] + hint
 
-    def save(
-        self, folder: str | Path, dicom: Sequence[str | Path] | None = None
-    ) -> Path:
+    def save(self, folder: str | Path, dicom: Sequence[str | Path] | None = None) -> Path:
         """Write the result's files into `folder`, created if missing; returns the folder.
 
         staging.json, location_map.nrrd, location_map_label.nrrd, organs.seg.nrrd (the liver and

@@ -1,8 +1,8 @@
 """Codes of the DICOM objects as (value, scheme, meaning).
 
-Codes are those of SNOMED CT (SCT), DICOM (DCM, PS3.16), LOINC (LN) and UCUM; what has no code there has one of
-the private scheme 99LFS, whose meanings say what it is. Values have up to 16 characters, meanings
-up to 64 (PS3.5, VR SH and LO).
+Codes are those of SNOMED CT (SCT), DICOM (DCM, PS3.16), LOINC (LN) and UCUM; what has no code there
+has one of the private scheme 99LFS, whose meanings say what it is. Values have up to 16 characters,
+meanings up to 64 (PS3.5, VR SH and LO).
 """
 
 from ..imaging.organs import LIVER, Organ
@@ -14,7 +14,8 @@ Concept = tuple[str, str, str]
 PRIVATE = "99LFS"
 PRIVATE_NAME = "Codes of the software LiverFibrosisStaging"
 
-ANATOMY: Concept = ("123037004", "SCT", "Anatomical Structure")
+ANATOMY: Concept = ("91723000", "SCT", "Anatomical Structure")
+ABDOMEN: Concept = ("818981001", "SCT", "Abdomen")
 BODY: Concept = ("38266002", "SCT", "Entire body")
 FIBROSIS: Concept = ("62484002", "SCT", "Hepatic fibrosis")
 YES: Concept = ("373066001", "SCT", "Yes")
@@ -32,7 +33,6 @@ DEVIATION: Concept = ("386136009", "SCT", "Standard Deviation")
 UNITS: dict[str, Concept] = {
     "": ("1", "UCUM", "no units"),
     "%": ("%", "UCUM", "Percent"),
-    "mm": ("mm", "UCUM", "millimeter"),
     "mL": ("mL", "UCUM", "milliliter"),
     "HU": ("[hnsf'U]", "UCUM", "Hounsfield unit"),
 }

@@ -16,6 +16,7 @@ from .source import Source
 if TYPE_CHECKING:
     from highdicom.pm import ParametricMap
     from highdicom.seg import Segmentation
+    from pydicom import Dataset
 
 PRODUCT = "LiverFibrosisStaging"
 SEGMENTATION_SERIES, MAP_SERIES, REPORT_SERIES = 9001, 9002, 9003  # series numbers
@@ -73,25 +74,30 @@ def parametric_map(
 ) -> "ParametricMap":
     """The location map as a parametric map of 32-bit floats.
 
-    location_map: float32, [slice, row, column] of the source. summary: as in staging.json.
+    location_map: float32, [slice, row, column] of the source; slices below and above the map, where
+    it is 0, are left out. summary: as in staging.json.
     """
     from highdicom.pm import ParametricMap, RealWorldValueMapping
     from pydicom.sr.coding import Code
 
     explained = summary["location_map"]["explained"]
-    highest = float(location_map.max())
+    # The pixels cannot be compressed: 1 MB for a slice of 512 x 512.
+    covered = np.flatnonzero(location_map.any(axis=(1, 2)))
+    part = slice(covered[0], covered[-1] + 1) if covered.size else slice(None)
+    voxels = np.ascontiguousarray(location_map[part], np.float32)
+    highest = float(voxels.max())
     mapping = RealWorldValueMapping(
         lut_label="ATTENTION",
         lut_explanation=f"Grad-CAM for {explained}, relative to its mean over the body",
         unit=Code(*codes.UNITS[""]),
-        value_range=(float(location_map.min()), highest),
+        value_range=(float(voxels.min()), highest),
         slope=1.0,
         intercept=0.0,
         quantity_definition=Code(*codes.ATTENTION),
     )
     made = ParametricMap(
-        source_images=source.slices,
-        pixel_array=np.ascontiguousarray(location_map, np.float32),
+        source_images=source.slices[part],
+        pixel_array=voxels,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
         window_center=highest / 2,
@@ -101,7 +107,32 @@ def parametric_map(
         **series(MAP_SERIES, f"Location map for {explained}", summary["model"]["sha256"]),
     )
     made.BodyPartExamined = _BODY_PART
+    # Slicer's reader of parametric maps, dcmqi, needs the frame's anatomy, and takes the frames for
+    # sorted along the normal; highdicom sorts them the other way round.
+    made.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [_abdomen()]
+    frames = sorted(
+        made.PerFrameFunctionalGroupsSequence,
+        key=lambda frame: (
+            np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+            @ source.steps[:, 0]
+        ),
+    )
+    for number, frame in enumerate(frames, start=1):
+        frame.FrameContentSequence[0].DimensionIndexValues = [number]
+    made.PerFrameFunctionalGroupsSequence = frames
+    made.FloatPixelData = voxels.tobytes()
     return made
+
+
+def _abdomen() -> "Dataset":
+    from highdicom.sr import CodedConcept
+    from pydicom import Dataset
+    from pydicom.sr.coding import Code
+
+    anatomy = Dataset()
+    anatomy.FrameLaterality = "U"
+    anatomy.AnatomicRegionSequence = [CodedConcept.from_code(Code(*codes.ABDOMEN))]
+    return anatomy
 
 
 def _segment(number: int, organ: Organ, network: Mapping[str, Any] | None) -> Any:

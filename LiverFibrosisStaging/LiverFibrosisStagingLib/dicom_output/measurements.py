@@ -49,7 +49,7 @@ def report(
         procedure_reported=Code(*codes.CT),
         imaging_measurements=[
             _stage(summary),
-            *_organs(segments, summary),
+            *_organs(source, segments, summary),
             *_parts(summary),
             *_other_signs(summary),
         ],
@@ -62,9 +62,7 @@ def report(
         evidence=[*source.slices, segments, mapped],
         content=content,
         is_complete=True,
-        coding_schemes=[
-            CodingSchemeIdentificationItem(codes.PRIVATE, name=codes.PRIVATE_NAME)
-        ],
+        coding_schemes=[CodingSchemeIdentificationItem(codes.PRIVATE, name=codes.PRIVATE_NAME)],
         **shared,
     )
 
@@ -104,7 +102,9 @@ def _stage(summary: Mapping[str, Any]) -> "MeasurementsAndQualitativeEvaluations
     )
 
 
-def _organs(segments: "Segmentation", summary: Mapping[str, Any]) -> "Iterator[OfSegment]":
+def _organs(
+    source: Source, segments: "Segmentation", summary: Mapping[str, Any]
+) -> "Iterator[OfSegment]":
     """Signs and location map of each segment."""
     from highdicom import sr
     from pydicom.sr.coding import Code
@@ -119,8 +119,12 @@ def _organs(segments: "Segmentation", summary: Mapping[str, Any]) -> "Iterator[O
         (kind,) = segment.SegmentedPropertyTypeCodeSequence
         yield sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
             tracking_identifier=sr.TrackingIdentifier(segment.TrackingUID, organ),
-            referenced_segment=sr.ReferencedSegment.from_segmentation(
-                segments, segment.SegmentNumber
+            # Not from_segmentation, which fails if there is only one segment.
+            referenced_segment=sr.ReferencedSegment(
+                segments.SOPClassUID,
+                segments.SOPInstanceUID,
+                segment.SegmentNumber,
+                source_series=sr.SourceSeriesForSegmentation(source.slices[0].SeriesInstanceUID),
             ),
             finding_category=Code(*codes.ANATOMY),
             finding_type=kind,

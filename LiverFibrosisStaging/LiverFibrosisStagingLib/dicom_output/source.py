@@ -100,12 +100,16 @@ def read_source(files: Sequence[str | Path]) -> Source:
     position of its own, or lack what objects referring to them need.
     """
     if not files:
-        raise StagingError("The CT was not read from DICOM; for DICOM output, a DICOM CT is needed.")
+        raise StagingError(
+            "The CT was not read from DICOM; for DICOM output, a DICOM CT is needed."
+        )
     slices = [_slice(Path(file)) for file in files]
     first = slices[0]
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns"):
         if len({getattr(each, name) for each in slices}) > 1:
-            raise StagingError(f"The DICOM slices of the CT differ in {name}; one series is needed.")
+            raise StagingError(
+                f"The DICOM slices of the CT differ in {name}; one series is needed."
+            )
     orientation = np.array(first.ImageOrientationPatient, float)
     along_row, along_column = orientation[:3], orientation[3:]  # to the next column, the next row
     normal = np.cross(along_row, along_column)
@@ -147,7 +151,7 @@ def silent() -> Iterator[None]:
 
 
 def _slice(path: Path) -> "Dataset":
-    """One slice without pixels, in UTF-8, without patient and study fields of a wrong form."""
+    """One slice in UTF-8, without pixels, and without dates, sex and codes of a wrong form."""
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
     from pydicom.valuerep import DA, TM
@@ -177,4 +181,13 @@ def _slice(path: Path) -> "Dataset":
             setattr(found, name, "")
     if found.PatientSex not in _SEXES:
         found.PatientSex = ""
+    for element in [each for each in found if each.VR == "SQ"]:
+        if any(_is_incomplete_code(item) for item in element.value):
+            del found[element.tag]
     return found
+
+
+def _is_incomplete_code(item: "Dataset") -> bool:
+    """Whether an item is a code without scheme or meaning (PS3.3, section 8.8)."""
+    coded = "CodeValue" in item or "LongCodeValue" in item
+    return coded and not (item.get("CodingSchemeDesignator") and item.get("CodeMeaning"))

@@ -144,7 +144,8 @@ def find_series(path: Path) -> tuple[list[Series], list[Path]]:
 def read_dicom(path: Path) -> tuple[sitk.Image, list[str]]:
     """The best CT series of a folder, or the one of a file, in HU, and notes for the user.
 
-    The image has KEPT_TAGS and FILES_KEY as metadata. Raises StagingError as `find_series` and `read_series` do.
+    The image has KEPT_TAGS and FILES_KEY as metadata. Raises StagingError as `find_series` and
+    `read_series` do.
     """
     found, damaged = find_series(path)
     image, notes = read_series(found[0], path.name, damaged)

@@ -74,7 +74,8 @@ def read_ct(path: Path) -> sitk.Image:
     path: a DICOM folder (searched recursively; the best series is chosen, see
     `dicom_series.find_series`), one DICOM file (its series in the same folder), NIfTI, NRRD or
     MetaImage. The image's metadata are `dicom_files.KEPT_TAGS`, if present in the file, the notes
-    for the user (see `notes`) and the DICOM files (see `source_files`); nothing else of the patient.
+    for the user (see `notes`) and the paths of DICOM files (see `source_files`); nothing else that
+    identifies the patient.
 
     Raises StagingError if the path cannot be read as one intact volume.
     """
@@ -139,7 +140,7 @@ def source_files(image: sitk.Image) -> tuple[Path, ...]:
 
 
 def is_for_dicom(path: Path) -> bool:
-    """Whether a path would be read as DICOM: folders, .dcm files, DICOMDIR, files with its prefix."""
+    """Whether `read_ct` reads a path as DICOM: a folder, .dcm, DICOMDIR or its file prefix."""
     named = path.suffix.lower() == ".dcm" or path.name.upper() == "DICOMDIR"
     return path.is_dir() or named or is_dicom(path)
 
