@@ -1,10 +1,17 @@
-"""A result for DICOM output without staging, and the check that frames lie where they claim to."""
+"""For tests of DICOM output: a series, a result without staging, and a check of frames' places."""
+
+import shutil
+import subprocess
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
+from bad_inputs import hu_array, image, write_slices
 
 from LiverFibrosisStagingLib.signs.measure import UNITS
 
+FRAME = "1.2.3.9"
+TAGS = {"0020|0052": FRAME, "0008|0020": "20200102", "0008|0050": "A-1"}
 NUMBERS = {"mean": 1.5, "share": 0.25, "volume_ml": 100.0}
 SUMMARY = {
     "research_use": "Research use only.",
@@ -22,6 +29,32 @@ SUMMARY = {
     "model": {"name": "M", "sha256": "a" * 64, "trained_on": "P", "intended_use": "R"},
     "segmentation": {"name": "V-Net", "sha256": "b" * 64, "edited": False},
 }
+
+
+def turned(volume, degrees, flips):
+    """The voxels in another direction: axes flipped, then turned about x and z."""
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(np.radians(degrees), 0.0, np.radians(degrees / 2))
+    made = sitk.Flip(volume, flips)
+    axes = np.array(turn.GetMatrix()).reshape(3, 3) @ np.array(made.GetDirection()).reshape(3, 3)
+    made.SetDirection(axes.ravel().tolist())
+    return made
+
+
+def series(folder, degrees=0.0, flips=(False, False, False), tags=None, **options):
+    volume = image(hu_array(12))
+    volume.SetSpacing((4.0, 5.0, 3.0))
+    return write_slices(folder, turned(volume, degrees, flips), {**TAGS, **(tags or {})}, **options)
+
+
+def edited(folder, change):
+    import pydicom
+
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        change(dataset)
+        dataset.save_as(path)
+    return folder
 
 
 def organs_and_map(ct):
@@ -79,3 +112,17 @@ def check_frames(dataset, pixels, image_of, files):
             assert values[row, column] == np.float32(expected)
         seen.add((instance, number))
     assert len(seen) == len(dataset.PerFrameFunctionalGroupsSequence)
+
+
+def run(tool, package, *arguments):
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} (Debian package {package}) is not installed")
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=False)
+
+
+def errors_of(path):
+    """The errors that dciodvfy finds in a segmentation, a parametric map or a report."""
+    found = run("dciodvfy", "dicom3tools", "-new", str(path))
+    said = (found.stdout + found.stderr).splitlines()
+    assert {"Segmentation", "ParametricMap", "ComprehensiveSR"} & set(said), said
+    return [line for line in said if line.startswith(("Error", "Abort"))]

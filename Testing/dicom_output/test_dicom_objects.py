@@ -1,14 +1,11 @@
 """DICOM objects on the slices of series in any orientation, read by pydicom and SimpleITK."""
 
 import itertools
-import logging
-import warnings
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from bad_inputs import hu_array, image, write_slices
-from dicom_frames import SUMMARY, check_frames, organs_and_map
+from dicom_frames import FRAME, SUMMARY, check_frames, edited, organs_and_map, series, turned
 
 from LiverFibrosisStagingLib import StagingError
 from LiverFibrosisStagingLib.dicom_output import codes
@@ -19,25 +16,6 @@ from LiverFibrosisStagingLib.signs.measure import UNITS
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
-
-FRAME = "1.2.3.9"
-TAGS = {"0020|0052": FRAME, "0008|0020": "20200102", "0008|0050": "A-1"}
-
-
-def turned(volume, degrees, flips):
-    """The voxels in another direction: axes flipped, then turned about x and z."""
-    turn = sitk.Euler3DTransform()
-    turn.SetRotation(np.radians(degrees), 0.0, np.radians(degrees / 2))
-    made = sitk.Flip(volume, flips)
-    axes = np.array(turn.GetMatrix()).reshape(3, 3) @ np.array(made.GetDirection()).reshape(3, 3)
-    made.SetDirection(axes.ravel().tolist())
-    return made
-
-
-def series(folder, degrees=0.0, flips=(False, False, False), tags=None, **options):
-    volume = image(hu_array(12))
-    volume.SetSpacing((4.0, 5.0, 3.0))
-    return write_slices(folder, turned(volume, degrees, flips), {**TAGS, **(tags or {})}, **options)
 
 
 def written(folder, files, organs, location_map, summary=SUMMARY):
@@ -113,14 +91,6 @@ def test_a_grid_that_is_not_the_sources_is_refused(change, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def edited(folder, change):
-    for path in folder.iterdir():
-        dataset = pydicom.dcmread(path)
-        change(dataset)
-        dataset.save_as(path)
-    return folder
-
-
 @pytest.mark.parametrize("name", ["StudyInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"])
 def test_slices_without_identifiers_are_refused(name, tmp_path):
     folder = series(tmp_path / "ct")
@@ -130,6 +100,13 @@ def test_slices_without_identifiers_are_refused(name, tmp_path):
         written(tmp_path / "out", source_files(ct), *organs_and_map(ct))
 
 
+def renamed(file, copy):
+    dataset = pydicom.dcmread(file)
+    dataset.SOPInstanceUID += ".9"
+    dataset.save_as(copy)
+    return copy
+
+
 def test_files_that_are_no_single_series_are_refused(tmp_path):
     ct = read_ct(series(tmp_path / "ct"))
     made, files = organs_and_map(ct), source_files(ct)
@@ -137,7 +114,8 @@ def test_files_that_are_no_single_series_are_refused(tmp_path):
     for chosen, words in (
         ((), "not read from DICOM"),
         ((*files, *second), "differ in SeriesInstanceUID"),
-        ((*files, files[3]), "have the same position"),
+        ((*files, files[3]), "have the same SOPInstanceUID"),
+        ((*files, renamed(files[3], tmp_path / "copy.dcm")), "have the same position"),
         (files[:-1], "on another grid"),
         ((*files[:-1], tmp_path / "gone.dcm"), "gone.dcm: the DICOM file cannot be read"),
     ):
@@ -152,58 +130,6 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "find_spec", lambda name: None)
     with pytest.raises(StagingError, match="pip install pydicom highdicom"):
         written(tmp_path / "out", source_files(ct), *organs_and_map(ct))
-
-
-@pytest.mark.parametrize("case", ["odd", "missing", "latin"])
-def test_patient_fields_are_copied_and_never_printed(case, tmp_path, capfd, caplog):
-    folder = series(tmp_path / "ct")
-    ct = read_ct(folder)
-
-    def change(dataset):
-        if case == "odd":  # no form of DICOM's
-            dataset.PatientName = "Roe Jane 1950"
-            dataset.PatientSex = "X"
-            dataset.PatientBirthDate = "unknown"
-            dataset.StudyTime = "noon"
-            dataset.PatientID = "R" * 80
-            dataset.PatientAge = "77"
-        elif case == "missing":
-            for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate"):
-                if name in dataset:
-                    delattr(dataset, name)
-        else:
-            dataset.SpecificCharacterSet = "ISO_IR 100"
-            dataset.PatientName = "Müller^Jürgen"
-            dataset.StudyDescription = "Bauchhöhle"
-            dataset.PatientComments = "für Prüfung"
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's, about what is written here
-        edited(folder, change)
-    capfd.readouterr()
-    caplog.clear()
-    with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
-        warnings.simplefilter("error")
-        found = written_only(tmp_path / "out", source_files(ct), *organs_and_map(ct))
-    assert capfd.readouterr() == ("", "") and not caplog.records
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for dataset in map(pydicom.dcmread, found):
-            if case == "odd":
-                assert dataset.PatientName == "Roe Jane 1950" and dataset.PatientID == "R" * 80
-                assert not dataset.PatientSex and not dataset.PatientBirthDate
-            elif case == "missing":
-                assert not dataset.PatientName and not dataset.PatientID
-            else:
-                assert dataset.PatientName == "Müller^Jürgen"
-                assert dataset.StudyDescription == "Bauchhöhle"
-                assert dataset.AccessionNumber == "A-1" and dataset.StudyDate == "20200102"
-
-
-def written_only(folder, *arguments):
-    folder.mkdir()
-    write_dicom(folder, *arguments, SUMMARY)
-    return [folder / name for name in FILES]
 
 
 @pytest.mark.parametrize(

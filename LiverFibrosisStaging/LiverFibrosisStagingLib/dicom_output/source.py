@@ -1,5 +1,6 @@
 """The DICOM slices that a CT was read from: checked, sorted, and matched with the CT's grid."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ _EMPTY = (
 _SEXES = ("M", "F", "O")
 # Of a voxel, at the corners of the volume: positions in DICOM, and in a scene, are rounded.
 _TOLERANCE = 0.1
+_SAME_POSITION_MM = 0.01
 
 
 @dataclass(frozen=True)
@@ -110,25 +112,33 @@ def read_source(files: Sequence[str | Path]) -> Source:
             raise StagingError(
                 f"The DICOM slices of the CT differ in {name}; one series is needed."
             )
-    orientation = np.array(first.ImageOrientationPatient, float)
-    along_row, along_column = orientation[:3], orientation[3:]  # to the next column, the next row
-    normal = np.cross(along_row, along_column)
-    placed = sorted(
-        ((np.array(each.ImagePositionPatient, float), each) for each in slices),
-        key=lambda pair: pair[0] @ normal,
-    )
-    positions = np.array([position for position, _ in placed])
-    between = normal * float(first.get("SliceThickness") or 1.0)
-    if len(placed) > 1:
-        if (np.diff(positions @ normal) < 1e-2).any():
-            raise StagingError(
-                "Several DICOM slices of the CT have the same position; the slices of one "
-                "acquisition are needed."
-            )
-        between = (positions[-1] - positions[0]) / (len(placed) - 1)
+    if len({each.SOPInstanceUID for each in slices}) < len(slices):
+        raise StagingError(
+            "Several DICOM slices of the CT have the same SOPInstanceUID; DICOM output refers to "
+            "the slices by it."
+        )
+    normal = _axes(first)[2]
+    slices.sort(key=lambda each: _position(each) @ normal)
+    first = slices[0]
+    along_row, along_column, normal = _axes(first)  # to the next column, the next row, slice
+    offsets = np.array([_position(each) @ normal for each in slices])
+    if (np.diff(offsets) < _SAME_POSITION_MM).any():
+        raise StagingError(
+            "Several DICOM slices of the CT have the same position; the slices of one acquisition "
+            "are needed."
+        )
+    thickness = float(first.get("SliceThickness") or 0.0)
+    spacing = thickness or 1.0
+    if len(slices) > 1:
+        spacing = float(offsets[-1] - offsets[0]) / (len(slices) - 1)
+    # Objects take these from the slices, in which they may be missing, negative or rounded.
+    for each in slices:
+        each.SpacingBetweenSlices = _decimal(spacing)
+        each.SliceThickness = _decimal(thickness if thickness > 0 else spacing)
+        each.ImageOrientationPatient = [_decimal(v) for v in (*along_row, *along_column)]
     row_spacing, column_spacing = map(float, first.PixelSpacing)
-    steps = np.stack([between, along_column * row_spacing, along_row * column_spacing], axis=1)
-    return Source(tuple(each for _, each in placed), steps, positions[0])
+    steps = [normal * spacing, along_column * row_spacing, along_row * column_spacing]
+    return Source(tuple(slices), np.stack(steps, axis=1), _position(first))
 
 
 @contextmanager
@@ -148,6 +158,26 @@ def silent() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels):
                 logger.setLevel(level)
+
+
+def _position(one: "Dataset") -> np.ndarray:
+    return np.array(one.ImagePositionPatient, float)
+
+
+def _axes(one: "Dataset") -> np.ndarray:
+    """Unit vectors along a row, along a column and normal to both, each a row of the array."""
+    row, column = np.array(one.ImageOrientationPatient, float).reshape(2, 3)
+    row = row / np.linalg.norm(row)
+    column = column - row * (row @ column)
+    column /= np.linalg.norm(column)
+    return np.array([row, column, np.cross(row, column)])
+
+
+def _decimal(value: float) -> str:
+    """A decimal string, of at most 16 characters (PS3.5, VR DS)."""
+    from pydicom.valuerep import format_number_as_ds
+
+    return format_number_as_ds(float(value))
 
 
 def _slice(path: Path) -> "Dataset":
@@ -171,23 +201,33 @@ def _slice(path: Path) -> "Dataset":
         )
     found.decode()
     found.SpecificCharacterSet = "ISO_IR 192"
+    forms = {"DA": DA, "TM": TM, "AS": _age}
+    for element in list(found):
+        try:
+            if element.VR in forms:
+                forms[element.VR](element.value)
+            elif element.VR == "SQ" and any(map(_is_incomplete, element.value)):
+                del found[element.tag]
+        except ValueError:
+            del found[element.tag]
     for name in _EMPTY:
         if name not in found:
             setattr(found, name, "")
-    for name, form in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
-        try:
-            form(getattr(found, name))
-        except ValueError:
-            setattr(found, name, "")
     if found.PatientSex not in _SEXES:
         found.PatientSex = ""
-    for element in [each for each in found if each.VR == "SQ"]:
-        if any(_is_incomplete_code(item) for item in element.value):
-            del found[element.tag]
     return found
 
 
-def _is_incomplete_code(item: "Dataset") -> bool:
-    """Whether an item is a code without scheme or meaning (PS3.3, section 8.8)."""
-    coded = "CodeValue" in item or "LongCodeValue" in item
-    return coded and not (item.get("CodingSchemeDesignator") and item.get("CodeMeaning"))
+def _age(text: str) -> None:
+    if text and not re.fullmatch(r"\d{3}[DWMY]", text):
+        raise ValueError(text)
+
+
+def _is_incomplete(item: "Dataset") -> bool:
+    """Whether an item is empty, or a code or a reference without a part (PS3.3, 8.8, 10.8)."""
+    needed = ()
+    if "CodeValue" in item or "LongCodeValue" in item:
+        needed = ("CodingSchemeDesignator", "CodeMeaning")
+    elif "ReferencedSOPClassUID" in item or "ReferencedSOPInstanceUID" in item:
+        needed = ("ReferencedSOPClassUID", "ReferencedSOPInstanceUID")
+    return len(item) == 0 or not all(item.get(name) for name in needed)
