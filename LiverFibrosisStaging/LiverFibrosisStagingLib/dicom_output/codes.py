@@ -21,6 +21,8 @@ FIBROSIS: Concept = ("62484002", "SCT", "Hepatic fibrosis")
 YES: Concept = ("373066001", "SCT", "Yes")
 NO: Concept = ("373067005", "SCT", "No")
 CT: Concept = ("25045-6", "LN", "CT unspecified body region")
+SOURCE_IMAGE: Concept = ("121322", "DCM", "Source image for image processing operation")
+CALCULATED: Concept = ("112187", "DCM", "Unspecified method of calculation")
 COMMENT: Concept = ("121106", "DCM", "Comment")
 LEARNED: Concept = ("123110", "DCM", "Artificial Intelligence")
 

@@ -117,22 +117,42 @@ def parametric_map(
             @ source.steps[:, 0]
         ),
     )
-    for number, frame in enumerate(frames, start=1):
+    for number, (frame, one) in enumerate(zip(frames, source.slices[part]), start=1):
         frame.FrameContentSequence[0].DimensionIndexValues = [number]
+        frame.DerivationImageSequence = [_derivation(one)]  # empty in highdicom 0.27
     made.PerFrameFunctionalGroupsSequence = frames
     made.FloatPixelData = voxels.tobytes()
     return made
 
 
 def _abdomen() -> "Dataset":
-    from highdicom.sr import CodedConcept
     from pydicom import Dataset
-    from pydicom.sr.coding import Code
 
     anatomy = Dataset()
     anatomy.FrameLaterality = "U"
-    anatomy.AnatomicRegionSequence = [CodedConcept.from_code(Code(*codes.ABDOMEN))]
+    anatomy.AnatomicRegionSequence = [_coded(codes.ABDOMEN)]
     return anatomy
+
+
+def _derivation(one: "Dataset") -> "Dataset":
+    """That a frame was computed from a slice, pixel by pixel on the same grid."""
+    from pydicom import Dataset
+
+    image = Dataset()
+    image.ReferencedSOPClassUID = one.SOPClassUID
+    image.ReferencedSOPInstanceUID = one.SOPInstanceUID
+    image.SpatialLocationsPreserved = "YES"
+    image.PurposeOfReferenceCodeSequence = [_coded(codes.SOURCE_IMAGE)]
+    derivation = Dataset()
+    derivation.DerivationCodeSequence = [_coded(codes.CALCULATED)]
+    derivation.SourceImageSequence = [image]
+    return derivation
+
+
+def _coded(concept: codes.Concept) -> "Dataset":
+    from highdicom.sr import CodedConcept
+
+    return CodedConcept(*concept)
 
 
 def _segment(number: int, organ: Organ, network: Mapping[str, Any] | None) -> Any:

@@ -90,8 +90,6 @@ def _stage(summary: Mapping[str, Any]) -> "MeasurementsAndQualitativeEvaluations
                 f"Trained on: {model['trained_on']}",
                 f"Intended use: {model['intended_use']}",
             ],
-            family=Code(*codes.LEARNED),
-            manufacturer=PRODUCT,
         ),
         measurements=[
             _number(codes.probability_code(name), found[name], "") for name in (*STAGES, *GROUPS)

@@ -15,6 +15,7 @@ from ..errors import StagingError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+CHARACTER_SET = "ISO_IR 192"  # UTF-8
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 # Of type 1 in CT images; the objects that refer to them repeat them.
 _NEEDED = (
@@ -200,7 +201,7 @@ def _slice(path: Path) -> "Dataset":
             f"{path.name}: not a CT image of one slice; DICOM output needs one file per slice."
         )
     found.decode()
-    found.SpecificCharacterSet = "ISO_IR 192"
+    found.SpecificCharacterSet = CHARACTER_SET
     forms = {"DA": DA, "TM": TM, "AS": _age}
     for element in list(found):
         try:

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from ..errors import StagingError
 from .images import parametric_map, segmentation
 from .measurements import report
-from .source import read_source, silent
+from .source import CHARACTER_SET, read_source, silent
 
 SEGMENTATION, LOCATION_MAP, MEASUREMENTS = FILES = (
     "segmentation.dcm",
@@ -53,4 +53,5 @@ def write_dicom(
         mapped = parametric_map(source, voxels(location_map), summary)
         measured = report(source, segments, mapped, summary)
         for name, found in zip(FILES, (segments, mapped, measured)):
+            found.SpecificCharacterSet = CHARACTER_SET
             found.save_as(folder / name)
