@@ -22,6 +22,7 @@ SUMMARY = {
     "reasons": ["A check failed."],
     "location_map": {"explained": "cirrhosis", "pattern": {"name": "", "sentence": ""}},
     "measurements": dict.fromkeys(("liver", "liver_surface", "liver_core", "rest"), NUMBERS),
+    "agreement": {"sentence": "No sign was measured."},
     "signs": dict.fromkeys(UNITS),
     "signs_notes": {"spleen_volume_ml": "There is no mask of the spleen."},
     "signs_placed": [],

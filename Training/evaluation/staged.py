@@ -23,7 +23,7 @@ from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, median_stage
 from LiverFibrosisStagingLib.staging import stage
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, eq=False)

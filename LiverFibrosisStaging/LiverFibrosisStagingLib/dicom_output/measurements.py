@@ -23,8 +23,8 @@ def report(
     """The report of a result: stage, signs and location map by region, as measurement groups.
 
     Numbers of an organ refer to its segment. Comments hold the notice on research use, the
-    location map's pattern, the reasons why the stage is not supported or a sign not measured, and
-    the warnings. segments, mapped: the other objects. summary: as in staging.json.
+    reasons why the stage is not supported or a sign not measured, the sentences on the location
+    map's pattern and on the signs, and the warnings. segments, mapped: the other objects. summary: as in staging.json.
     """
     from highdicom import sr
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
@@ -203,8 +203,9 @@ def _tracking(identifier: str) -> Any:
 def _comments(summary: Mapping[str, Any]) -> Iterator[str]:
     yield summary["research_use"]
     yield from (f"Not supported: {reason}" for reason in summary["reasons"])
-    if summary["location_map"]["pattern"]["sentence"]:
-        yield summary["location_map"]["pattern"]["sentence"]
+    for about in (summary["location_map"]["pattern"], summary["agreement"]):
+        if about["sentence"]:
+            yield about["sentence"]
     yield from summary["signs_placed"]
     yield from summary["signs_notes"].values()
     yield from (f"Warning: {warning}" for warning in summary["warnings"])

@@ -96,6 +96,26 @@ class Source:
         )
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """No message of pydicom or highdicom, since theirs quote values such as the patient's name."""
+    import logging
+    import warnings
+
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
+
+
+@silent()
 def read_source(files: Sequence[str | Path]) -> Source:
     """The slices in `files`, in any order.
 
@@ -140,25 +160,6 @@ def read_source(files: Sequence[str | Path]) -> Source:
     row_spacing, column_spacing = map(float, first.PixelSpacing)
     steps = [normal * spacing, along_column * row_spacing, along_row * column_spacing]
     return Source(tuple(slices), np.stack(steps, axis=1), _position(first))
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """No message of pydicom or highdicom, since theirs quote values such as the patient's name."""
-    import logging
-    import warnings
-
-    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels):
-                logger.setLevel(level)
 
 
 def _position(one: "Dataset") -> np.ndarray:
