@@ -24,7 +24,8 @@ def report(
 
     Numbers of an organ refer to its segment. Comments hold the notice on research use, the
     reasons why the stage is not supported or a sign not measured, the sentences on the location
-    map's pattern and on the signs, and the warnings. segments, mapped: the other objects. summary: as in staging.json.
+    map's pattern and on the signs, and the warnings. segments, mapped: the other objects.
+    summary: as in staging.json.
     """
     from highdicom import sr
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
