@@ -208,5 +208,5 @@ def _comments(summary: Mapping[str, Any]) -> Iterator[str]:
         if about["sentence"]:
             yield about["sentence"]
     yield from summary["signs_placed"]
-    yield from summary["signs_notes"].values()
+    yield from dict.fromkeys(summary["signs_notes"].values())  # a reason may hold for several
     yield from (f"Warning: {warning}" for warning in summary["warnings"])
