@@ -28,6 +28,11 @@ def empty_thickness(dataset):
     dataset.SliceThickness = None
 
 
+def no_number(dataset):
+    tag = dataset["SliceThickness"].tag
+    dataset._dict[tag] = pydicom.dataelem.RawDataElement(tag, "DS", 4, b"thin", 0, False, True)
+
+
 def negative_spacing(dataset):
     dataset.SpacingBetweenSlices = -3
 
@@ -72,6 +77,7 @@ def unknown_alphabet(dataset):
     [
         no_thickness,
         empty_thickness,
+        no_number,
         negative_spacing,
         lossy,
         rounded_orientation,

@@ -1,11 +1,12 @@
 """The DICOM slices that a CT was read from: checked, sorted, and matched with the CT's grid."""
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -149,13 +150,15 @@ def read_source(files: Sequence[str | Path]) -> Source:
             "are needed."
         )
     thickness = float(first.get("SliceThickness") or 0.0)
+    if not 0 < thickness < math.inf:
+        thickness = 0.0
     spacing = thickness or 1.0
     if len(slices) > 1:
         spacing = float(offsets[-1] - offsets[0]) / (len(slices) - 1)
     # Objects take these from the slices, in which they may be missing, negative or rounded.
     for each in slices:
         each.SpacingBetweenSlices = _decimal(spacing)
-        each.SliceThickness = _decimal(thickness if thickness > 0 else spacing)
+        each.SliceThickness = _decimal(thickness or spacing)
         each.ImageOrientationPatient = [_decimal(v) for v in (*along_row, *along_column)]
     row_spacing, column_spacing = map(float, first.PixelSpacing)
     steps = [normal * spacing, along_column * row_spacing, along_row * column_spacing]
@@ -183,7 +186,7 @@ def _decimal(value: float) -> str:
 
 
 def _slice(path: Path) -> "Dataset":
-    """One slice in UTF-8, without pixels, and without dates, sex and codes of a wrong form."""
+    """One slice in UTF-8, without pixels, and without values and references of a wrong form."""
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
     from pydicom.valuerep import DA, TM
@@ -192,6 +195,16 @@ def _slice(path: Path) -> "Dataset":
         found = dcmread(path, stop_before_pixels=True)
     except (OSError, InvalidDicomError):
         raise StagingError(f"{path.name}: the DICOM file cannot be read again.") from None
+    forms = {"DA": DA, "TM": TM, "AS": _age, "DS": _numbers}
+    for tag in list(found.keys()):
+        try:
+            element = found[tag]
+            if element.VR in forms:
+                forms[element.VR](element.value)
+            elif element.VR == "SQ" and any(map(_is_incomplete, element.value)):
+                del found[tag]
+        except ValueError:
+            del found[tag]
     missing = [name for name in _NEEDED if not found.get(name)]
     if missing:
         raise StagingError(
@@ -203,21 +216,17 @@ def _slice(path: Path) -> "Dataset":
         )
     found.decode()
     found.SpecificCharacterSet = CHARACTER_SET
-    forms = {"DA": DA, "TM": TM, "AS": _age}
-    for element in list(found):
-        try:
-            if element.VR in forms:
-                forms[element.VR](element.value)
-            elif element.VR == "SQ" and any(map(_is_incomplete, element.value)):
-                del found[element.tag]
-        except ValueError:
-            del found[element.tag]
     for name in _EMPTY:
         if name not in found:
             setattr(found, name, "")
     if found.PatientSex not in _SEXES:
         found.PatientSex = ""
     return found
+
+
+def _numbers(value: Any) -> None:
+    for each in np.atleast_1d(value or 0.0):
+        float(each)
 
 
 def _age(text: str) -> None:
