@@ -105,8 +105,9 @@ class _Parser(argparse.ArgumentParser):
 def _stage_options() -> argparse.ArgumentParser:
     """The options of the stage command, to distinguish a CT from an option's value."""
     parser = _Parser(add_help=False)
-    for names in (("--liver",), ("--spleen",), ("--model",), ("--explain",), ("-o", "--output")):
-        parser.add_argument(*names)
+    for name in ("--liver", "--spleen", "--model", "--explain", "--shell"):
+        parser.add_argument(name)
+    parser.add_argument("-o", "--output")
     for names in (("-q", "--quiet"), ("--dicom",), ("-h", "--help")):
         parser.add_argument(*names, action="store_true")
     return parser
