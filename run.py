@@ -38,6 +38,8 @@ LIBRARIES_OF_QT = [
     "fonts-dejavu-core",
 ]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+# Validators of DICOM files.
+DICOM_TOOLS = {"dciodvfy": "dicom3tools", "dsrdump": "dcmtk"}
 EXTRA = {
     "stage": None,
     "test": ROOT / "Testing" / "requirements.txt",
@@ -61,6 +63,7 @@ def main(arguments: list[str]) -> int:
         if task == "test":
             _install_libraries_of_qt()
             _install_browser()
+            _install_dicom_tools()
     except subprocess.CalledProcessError as error:
         return _refuse(f"Setting up failed (exit code {error.returncode}); see the lines above.")
     # Takes precedence over a copy that is installed in .venv or named by the user's PYTHONPATH.
@@ -116,7 +119,14 @@ def _stage_options() -> argparse.ArgumentParser:
         ("-o", "--output"),
     ):
         parser.add_argument(*names)
-    for names in (("-q", "--quiet"), ("-h", "--help"), ("--report",)):
+    for names in (
+        ("-q", "--quiet"),
+        ("-h", "--help"),
+        ("--report",),
+        ("--dicom",),
+        ("--strict",),
+        ("--any-phase",),
+    ):
         parser.add_argument(*names, action="store_true")
     return parser
 
@@ -162,6 +172,14 @@ def _install_browser() -> None:
     if os.name != "nt" and not any(map(shutil.which, BROWSERS)):
         print("There is no Chromium; without it, the report is not tested in a browser.")
         _install_with_apt("chromium")
+
+
+def _install_dicom_tools() -> None:
+    """Install the validators of DICOM files; without them, the tests that run them are skipped."""
+    missing = [package for tool, package in DICOM_TOOLS.items() if not shutil.which(tool)]
+    if missing:
+        print("Without DICOM validators, the tests that run them are skipped.", flush=True)
+        _install_with_apt(*missing)
 
 
 def _install_with_apt(*packages: str) -> None:

@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING
 
@@ -62,9 +63,12 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
     from .result import one_line
 
     check_writable(options.output)
+    if options.dicom:
+        _check_dicom(options.ct)
     with _ProgressLine(options.quiet) as progress:
         result = _staged(options, progress, cancel)
-        folder = result.save(options.output, options.report)
+        files = result.source_files if options.dicom else None
+        folder = result.save(options.output, options.report, files)
     print(one_line(result))
     for name, probability in zip(STAGES, result.probabilities):
         print(f"  {name}  {probability:6.1%}  {'#' * round(40 * probability)}")
@@ -103,6 +107,22 @@ def _staged(
         body=given_body(options.height, options.weight),
         surface_mm=options.shell,
     )
+
+
+def _check_dicom(ct: str) -> None:
+    """Check, before work starts, that the result can be written as DICOM. Raises StagingError."""
+    from .dicom_output.source import read_source
+    from .dicom_output.writing import check_packages
+    from .imaging.dicom_series import find_series
+    from .imaging.reading import is_for_dicom
+
+    check_packages()
+    path = Path(ct).absolute()
+    if path.exists():  # otherwise refused when it is read
+        if not is_for_dicom(path):
+            raise StagingError(f"{ct}: not DICOM; --dicom needs a DICOM folder or file.")
+        series = find_series(path)[0][0]
+        read_source([series.slices[0].path])
 
 
 def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
@@ -277,6 +297,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     stage = commands.add_parser("stage", parents=[one, shared], help="stage one CT")
     stage.add_argument("--report", action="store_true", help=about_report)
+    stage.add_argument(
+        "--dicom",
+        action="store_true",
+        help="also write DICOM (segmentation, parametric map, structured report) to "
+        "FOLDER/dicom; the CT must be DICOM; needs pydicom and highdicom",
+    )
     stage.set_defaults(run=_stage)
 
     check = commands.add_parser(

@@ -25,10 +25,10 @@ def write_folder(folder: str | Path, names: Sequence[str], write: Callable[[Path
     """Write files into `folder`, all or none; returns the folder, created if missing.
 
     write: writes them into the temporary folder that it is given. names: all files that it may
-    write; an older one that it does not write is removed, so that no files of two results are
-    mixed. The last file marks a complete result, so it is the first to be removed when older files
-    are replaced, and the last to be added. If one of the older files cannot be replaced, all of
-    them are kept.
+    write, also in one subfolder, "dicom/map.dcm"; an older one that it does not write is removed,
+    so that no files of two results are mixed. The last file marks a complete result, so it is the
+    first to be removed when older files are replaced, and the last to be added. If one of the older
+    files cannot be replaced, all of them are kept.
 
     Raises StagingError, which states what the folder contains, and any error of `write`.
     """
@@ -114,6 +114,7 @@ def _exchange(folder: Path, partial: Path, names: Sequence[str]) -> None:
         for source, target in moves:
             if source.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "a folder has this name")
+            target.parent.mkdir(exist_ok=True)
             source.replace(target)
             done.append((source, target))
     except OSError as error:
@@ -127,6 +128,10 @@ def _exchange(folder: Path, partial: Path, names: Sequence[str]) -> None:
             f"Cannot write {source.name} to the folder {folder}: {_reason(error)}; is it open in "
             f"another program? In the folder, {state}."
         ) from None
+    finally:
+        for name in names:
+            if Path(name).parent != Path():
+                _remove_empty([(folder / name).parent])
 
 
 def _reason(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from .analysis import Pattern, surface_to_core
+from .dicom_output.writing import FILES as DICOM_FILES
+from .dicom_output.writing import write_dicom
 from .ensemble import spread
 from .errors import CancelToken, StagingError
 from .explaining import ForwardPass, Progress, Steps, explain_score
@@ -17,6 +20,7 @@ from .files import write_folder
 from .imaging.input_checks import Check
 from .imaging.itk_files import itk_path
 from .imaging.organs import LIVER_LABEL, SPLEEN_LABEL, write_labels
+from .imaging.reading import source_files
 from .signs.measure import MeasuredSigns
 from .signs.placing import Placement
 from .stages import GROUPS, RESEARCH_USE, STAGES
@@ -32,6 +36,7 @@ FILES = (
     "overview.png",
     "staging.json",
 )
+DICOM_FOLDER = "dicom"  # only on request
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +90,11 @@ class StagingResult:
     def placements(self) -> tuple[Placement, ...]:
         """The signs among the published groups, one for each sign and source."""
         return placements(self.signs)
+
+    @property
+    def source_files(self) -> tuple[Path, ...]:
+        """The DICOM files of the CT's slices; none if the CT was not read from DICOM files."""
+        return source_files(self.ct)
 
     @property
     def agreement(self) -> Agreement:
@@ -202,13 +212,21 @@ class StagingResult:
         hint = [steatosis.sentence] if steatosis.assessed else []
         return [each.sentence for each in self.placements] + hint
 
-    def save(self, folder: str | Path, report: bool = False) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        report: bool = False,
+        dicom: Sequence[str | Path] | None = None,
+    ) -> Path:
         """Write the result's files into `folder`, created if missing; returns the folder.
 
         staging.json, location_map.nrrd, location_map_label.nrrd, organs.seg.nrrd (the liver and
         spleen used), overview.png and, if asked for, the report (`save_report`): all of them or,
-        after a failure, none, with an earlier result kept (`files.write_folder`). An earlier report
-        that is not written again is removed. Raises StagingError if the folder cannot be written.
+        after a failure, none, with an earlier result kept (`files.write_folder`). dicom: the files
+        of the CT's DICOM slices, such as `source_files`, to write the result as DICOM too, into the
+        subfolder dicom (`dicom_output.writing`). An earlier report, or DICOM, that is not written
+        again is removed. Raises StagingError if the folder cannot be written, and as `write_dicom`
+        does.
         """
         from .report.documents import REPORT_FILES
         from .report.drawing import write_png
@@ -222,8 +240,13 @@ class StagingResult:
                 self._write_report(partial)
             text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
             (partial / FILES[4]).write_text(text + "\n", encoding="utf-8")
+            if dicom is not None:
+                target = partial / DICOM_FOLDER
+                target.mkdir()
+                write_dicom(target, dicom, self.organs, self.location_map, self.summary())
 
-        return write_folder(folder, (*REPORT_FILES, *FILES), write)
+        in_dicom = tuple(f"{DICOM_FOLDER}/{name}" for name in DICOM_FILES)
+        return write_folder(folder, (*in_dicom, *REPORT_FILES, *FILES), write)
 
     def save_report(self, folder: str | Path) -> Path:
         """Write the report into `folder`, created if missing; returns the path of report.html.

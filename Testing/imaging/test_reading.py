@@ -14,7 +14,14 @@ from LiverFibrosisStagingLib.imaging.body import Body, body_of
 from LiverFibrosisStagingLib.imaging.dicom_files import dicom_folders
 from LiverFibrosisStagingLib.imaging.dicom_series import find_series, named_phase
 from LiverFibrosisStagingLib.imaging.masks import read_organ
-from LiverFibrosisStagingLib.imaging.reading import NOTES_KEY, notes, read_ct, read_mask
+from LiverFibrosisStagingLib.imaging.reading import (
+    FILES_KEY,
+    NOTES_KEY,
+    notes,
+    read_ct,
+    read_mask,
+    source_files,
+)
 
 FORMATS = ("ct.nii", "ct.nii.gz", "ct.nrrd", "ct.nhdr", "ct.mha", "ct.mhd")
 
@@ -189,6 +196,7 @@ def test_a_series_has_its_geometry_whatever_the_file_names(degrees, flips, tmp_p
     for number, path in enumerate(sorted(series.iterdir())):
         path.rename(series / f"{(number * 7) % 24:02d}")  # shuffled, no suffix
     found = read_ct(series)
+    assert sorted(source_files(found)) == sorted(series.iterdir())
     assert np.linalg.det(np.array(found.GetDirection()).reshape(3, 3)) == pytest.approx(1.0)
     assert_same(found, ct, tolerance=1e-3)
     assert notes(found) == ()
@@ -215,7 +223,8 @@ def test_tags_for_the_checks_are_kept_and_no_name(tmp_path):
     assert found["0008|0060"] == "CT"
     assert found["0008|103e"] == "Abdomen portal venous"
     assert found["0018|0050"] == "5"
-    assert set(found) == {"0008|0060", "0008|103e", "0018|0050"}
+    assert set(found) == {"0008|0060", "0008|103e", "0018|0050", FILES_KEY}
+    del found[FILES_KEY]
     text = " ".join(found.values())
     for secret in (PATIENT, "PATIENT-1", "1950", "Hospital", "1.2.3"):
         assert secret not in text

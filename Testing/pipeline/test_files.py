@@ -54,6 +54,42 @@ def test_older_files_are_replaced(tmp_path):
         assert contents(tmp_path) == whole(text)
 
 
+NESTED = ("extra/a", "extra/b", "summary")
+
+
+def nested(folder):
+    (folder / "extra").mkdir()
+    for name in NESTED:
+        (folder / name).write_text("new")
+
+
+def test_files_in_a_subfolder_come_and_go_with_the_others(tmp_path):
+    for _ in range(2):
+        write_folder(tmp_path, NESTED, nested)
+        assert all((tmp_path / name).read_text() == "new" for name in NESTED)
+    (tmp_path / "extra" / "mine").write_text("kept")
+    write_folder(tmp_path, (*NESTED[:2], *NAMES), writer("old"))
+    assert [path.name for path in (tmp_path / "extra").iterdir()] == ["mine"]
+    (tmp_path / "extra" / "mine").unlink()
+    write_folder(tmp_path, NESTED, nested)
+    write_folder(tmp_path, (*NESTED[:2], *NAMES), writer("old"))
+    assert contents(tmp_path) == whole("old")
+
+
+def test_a_failure_leaves_no_subfolder_and_keeps_older_files(tmp_path, monkeypatch):
+    write_folder(tmp_path, NAMES, writer("old"))
+    with monkeypatch.context() as patch:
+        in_use(patch, tmp_path / "summary")
+        with pytest.raises(StagingError, match="unchanged"):
+            write_folder(tmp_path, NESTED, nested)
+    assert contents(tmp_path) == whole("old")
+    write_folder(tmp_path, NESTED, nested)
+    in_use(monkeypatch, tmp_path / "extra" / "b")
+    with pytest.raises(StagingError, match="unchanged"):
+        write_folder(tmp_path, (*NESTED[:2], *NAMES), writer("older"))
+    assert all((tmp_path / name).read_text() == "new" for name in NESTED)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_file_in_use_leaves_the_older_ones(name, tmp_path, monkeypatch):
     write_folder(tmp_path, NAMES, writer("old"))

@@ -223,6 +223,17 @@ def test_without_qt_the_other_tests_run(run, commands, system, capsys):
     assert "tests of the panel are skipped" in printed and "libegl1" in printed
 
 
+def test_dicom_validators_are_installed_where_they_are_missing(run, commands, system, capsys):
+    system(0, "apt-get")
+    run._install_dicom_tools()
+    assert commands[-1] == ["apt-get", "install", "-y", "-qq", "dicom3tools", "dcmtk"]
+    assert "are skipped" in capsys.readouterr().out
+    del commands[:]
+    system(0, "apt-get", *run.DICOM_TOOLS)
+    run._install_dicom_tools()
+    assert commands == []
+
+
 def test_it_needs_the_standard_library_only_and_runs_in_any_folder():
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(ROOT / "run.py"), "--help"],

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "imaging": {"errors", "resources", "training_record", "gradcam_onnx"},
     "report": {"errors", "files", "stages", "resources", "imaging", "signs"},
     "signs": {"errors", "resources", "imaging"},
+    "dicom_output": {"errors", "stages", "imaging", "signs"},
 }
 # The same for the packages of Training/; its commands, the scripts at the top, may import all.
 TRAINING_MAY_IMPORT: dict[str, set[str]] = {
@@ -36,6 +37,8 @@ ONLY_IN = {
     "onnxruntime": {"gradcam_onnx", "staging"},
     "vtkmodules": {"scene", "report", "analysis"},
     "onnx": {"gradcam_onnx.make_explainable"},
+    "pydicom": {"dicom_output"},
+    "highdicom": {"dicom_output"},
     "torch": set(),
     "monai": set(),
     "matplotlib": {"report.pdf"},

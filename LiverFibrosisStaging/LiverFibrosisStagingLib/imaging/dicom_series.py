@@ -4,6 +4,7 @@ The files are read with SimpleITK (GDCM) only. Positions and lengths are in mm, 
 axes (LPS); tags are written as in SimpleITK, "gggg|eeee".
 """
 
+import json
 import math
 import re
 from collections import defaultdict
@@ -53,6 +54,7 @@ _OTHER_PHASES = {
     LATE: re.compile(r"delay|equilib|excret|\b(late|spät|spaet)\b", re.I),
 }
 
+FILES_KEY = "LiverFibrosisStaging.files"  # in memory only: the files of an image, as JSON
 MIN_SLICES = 10  # shorter stacks (localizer, bolus tracking, test) are ranked last
 _LIVER_HEIGHT_MM = 300.0  # longer than any liver; additional length does not count
 _LENGTH_STEP_MM = 25.0  # smaller differences in length are ignored
@@ -145,8 +147,8 @@ def find_series(path: Path) -> tuple[list[Series], list[Path]]:
 def read_dicom(path: Path) -> tuple[sitk.Image, list[str]]:
     """The best CT series of a folder, or the one of a file, in HU, and notes for the user.
 
-    The image has KEPT_TAGS as metadata, and height and weight as numbers (`body.body_of`). Raises
-    StagingError as `find_series` and `read_series` do.
+    The image has KEPT_TAGS and FILES_KEY as metadata, and height and weight as numbers
+    (`body.body_of`). Raises StagingError as `find_series` and `read_series` do.
     """
     found, damaged = find_series(path)
     image, notes = read_series(found[0], path.name, damaged)
@@ -214,6 +216,7 @@ def read_series(
     size, weight = (first.tags.get(tag, "") for tag in (PATIENT_SIZE, PATIENT_WEIGHT))
     for key, text in body_metadata(size, weight).items():
         image.SetMetaData(key, text)
+    image.SetMetaData(FILES_KEY, json.dumps([str(each.path) for each in slices]))
     return image, notes
 
 

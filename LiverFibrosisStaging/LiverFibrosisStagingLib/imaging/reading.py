@@ -5,6 +5,7 @@ negative spacing into a flip, and NaN voxels into 0. `nifti_header`, `text_heade
 therefore check the files.
 """
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
@@ -15,7 +16,7 @@ import SimpleITK as sitk
 
 from ..errors import StagingError
 from .dicom_files import is_dicom
-from .dicom_series import read_dicom
+from .dicom_series import FILES_KEY, read_dicom
 from .itk_files import itk_path, quiet
 from .nifti_header import AXES_TOLERANCE, NOT_ORTHOGONAL, check_nifti
 from .nifti_header import SUFFIXES as NIFTI
@@ -72,13 +73,13 @@ def read_ct(path: Path) -> sitk.Image:
 
     path: a DICOM folder (searched recursively; the best series is chosen, see
     `dicom_series.find_series`), one DICOM file (its series in the same folder), NIfTI, NRRD or
-    MetaImage. The image's metadata are `dicom_files.KEPT_TAGS` and
-    the numbers of `body.body_of`, if present in the file, and the notes for the user (see `notes`);
-    nothing that identifies the patient.
+    MetaImage. The image's metadata are `dicom_files.KEPT_TAGS` and the numbers of `body.body_of`,
+    if present in the file, the notes for the user (see `notes`) and the paths of DICOM files (see
+    `source_files`); nothing else that identifies the patient.
 
     Raises StagingError if the path cannot be read as one intact volume.
     """
-    if _is_for_dicom(path):
+    if is_for_dicom(path):
         image, found = read_dicom(path)
         if found:
             image.SetMetaData(NOTES_KEY, "\n".join(found))
@@ -101,7 +102,7 @@ def read_mask(path: Path) -> sitk.Image:
     A Slicer segmentation (.seg.nrrd) of one layer keeps its "Segment..." metadata. Raises
     StagingError if the file cannot be read as one intact volume of labels.
     """
-    if _is_for_dicom(path):
+    if is_for_dicom(path):
         raise StagingError(
             f"{path.name}: a DICOM mask is not supported; a {_FORMATS} file is needed."
         )
@@ -131,7 +132,15 @@ def notes(image: sitk.Image) -> tuple[str, ...]:
     return tuple(image.GetMetaData(NOTES_KEY).split("\n"))
 
 
-def _is_for_dicom(path: Path) -> bool:
+def source_files(image: sitk.Image) -> tuple[Path, ...]:
+    """The DICOM files of an image's slices, in their order; none if it is not from DICOM files."""
+    if not image.HasMetaDataKey(FILES_KEY):
+        return ()
+    return tuple(map(Path, json.loads(image.GetMetaData(FILES_KEY))))
+
+
+def is_for_dicom(path: Path) -> bool:
+    """Whether `read_ct` reads a path as DICOM: a folder, .dcm, DICOMDIR or its file prefix."""
     named = path.suffix.lower() == ".dcm" or path.name.upper() == "DICOMDIR"
     return path.is_dir() or named or is_dicom(path)
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..dicom_output.writing import FILES as DICOM_FILES
+from ..dicom_output.writing import write_dicom
 from ..errors import CancelToken
 from ..explaining import Progress
 from ..files import write_folder
@@ -91,14 +93,12 @@ def dicom_job(result: StagingResult, source_files: Sequence[str], folder: str | 
     """
 
     def job(progress: Progress, cancel: CancelToken) -> Path:
-        from ..dicom_output.writing import FILES, write_dicom
-
         def write(partial: Path) -> None:
             images = (result.organs, result.location_map)
             write_dicom(partial, source_files, *images, result.summary())
 
         progress(0.0, "Writing DICOM")
-        return write_folder(folder, FILES, write)
+        return write_folder(folder, DICOM_FILES, write)
 
     return job
 

@@ -20,6 +20,7 @@ from slicer.util import VTKObservationMixin
 from ..errors import Cancelled, StagingError, WrongPhase
 from ..imaging.body import given_body
 from ..report.summary import table_text
+from ..result import DICOM_FOLDER
 from . import jobs, panel_content, requirements
 from .mrml import dicom_files
 from .pumped_worker import PumpedWorker
@@ -234,7 +235,7 @@ class Panel(VTKObservationMixin):
 
     def on_dicom(self) -> None:
         """Write the result as DICOM into the subfolder dicom of a folder named after the CT."""
-        folder = self._chosen_folder(panel_content.DICOM_FOLDER)
+        folder = self._chosen_folder(DICOM_FOLDER)
         if folder is not None:
             job = jobs.dicom_job(self._result[1], dicom_files(self._volume()), folder)
             self._run("Writing DICOM", job, self._saved, None, cancellable=False)

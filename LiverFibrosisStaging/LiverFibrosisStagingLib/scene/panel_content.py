@@ -12,10 +12,11 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from ..dicom_output.writing import FILES as DICOM_FILES
 from ..errors import StagingError, WrongPhase
 from ..model import read_card
 from ..resources import default_model_path
-from ..result import FILES
+from ..result import DICOM_FOLDER, FILES
 from ..stages import GROUPS, STAGES
 from . import result_sections
 from .mrml import find_segments, is_from_dicom
@@ -24,7 +25,6 @@ from .scene_nodes import find_part
 from .suggestions import drawn_on
 from .worker import Progress
 
-DICOM_FOLDER = "dicom"  # in the folder of a result
 # What the location map can explain, in the order of the panel's list.
 EXPLAINED = (*STAGES, *GROUPS)
 
@@ -157,7 +157,8 @@ def result_folder(chosen: str, volume: Any) -> Path:
 
 def question_before_saving(folder: Path) -> str | None:
     """The question before files in a folder are replaced, or None where none would be."""
-    if not any((folder / name).exists() for name in FILES) and not any(folder.glob("*.dcm")):
+    written = (*FILES, *DICOM_FILES, *(f"{DICOM_FOLDER}/{name}" for name in DICOM_FILES))
+    if not any((folder / name).exists() for name in written):
         return None
     return _("{folder} already contains a result. Replace it?").format(folder=folder)
 

@@ -1,0 +1,1 @@
+"""A result as DICOM: segmentation, parametric map and structured report (pydicom, highdicom)."""

@@ -1,0 +1,57 @@
+"""Writing of a result's DICOM files."""
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+
+from ..errors import StagingError
+from .images import parametric_map, segmentation
+from .measurements import report
+from .source import CHARACTER_SET, read_source, silent
+
+SEGMENTATION, LOCATION_MAP, MEASUREMENTS = FILES = (
+    "segmentation.dcm",
+    "location_map.dcm",
+    "measurements.dcm",
+)
+
+
+def check_packages() -> None:
+    """Check, before work starts, that pydicom and highdicom are installed. Raises StagingError."""
+    missing = [name for name in ("pydicom", "highdicom") if find_spec(name) is None]
+    if missing:
+        raise StagingError(
+            f"DICOM output needs the Python package {' and '.join(missing)}; install it with "
+            "pip install pydicom highdicom."
+        )
+
+
+def write_dicom(
+    folder: Path,
+    source_files: Sequence[str | Path],
+    organs: sitk.Image,
+    location_map: sitk.Image,
+    summary: Mapping[str, Any],
+) -> None:
+    """Write FILES into a folder: segmentation, location map and measurements.
+
+    source_files: the DICOM files that the CT was read from, in any order. organs, location_map: on
+    the CT's grid; summary: of the same result, as in staging.json. Patient and study are copied
+    from the source; nothing of it is in a message.
+
+    Raises StagingError without the packages, for unsuitable source files (`source.read_source`),
+    and if the images' grid is not that of the source's slices.
+    """
+    check_packages()
+    with silent():
+        source = read_source(source_files)
+        voxels = source.placing(organs)
+        segments = segmentation(source, voxels(organs), summary)
+        mapped = parametric_map(source, voxels(location_map), summary)
+        measured = report(source, segments, mapped, summary)
+        for name, found in zip(FILES, (segments, mapped, measured)):
+            found.SpecificCharacterSet = CHARACTER_SET
+            found.save_as(folder / name)
