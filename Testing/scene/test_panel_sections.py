@@ -12,13 +12,15 @@ pytest.importorskip(
     "PySide6.QtUiTools", reason="PySide6 cannot be imported on this machine", exc_type=ImportError
 )
 
+import SimpleITK as sitk
 import slicer
 import slicer_host
 import widgets_host
+from bad_inputs import write_slices
 from panel_steps import choose, in_scene, is_busy, load_scene, of_class, save_scene, stage
 from slicer_host import wait_until
 
-from LiverFibrosisStagingLib.scene import jobs
+from LiverFibrosisStagingLib.dicom_output.writing import FILES as DICOM_FILES
 from LiverFibrosisStagingLib.scene.scene_nodes import find_part, stored_summary
 
 pytestmark = pytest.mark.usefixtures("single_network")
@@ -275,38 +277,39 @@ def test_height_and_weight_are_for_one_ct(ready):
 # ---------------------------------------------------------------------------- DICOM
 
 
-def test_a_ct_from_dicom_is_written_as_dicom(ready, tmp_path, monkeypatch):
+def test_a_ct_from_dicom_is_written_as_dicom(ready, sample, tmp_path, monkeypatch):
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("highdicom")
     ui, volume = ready.ui, volume_of(ready)
-    volume.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
-    files = {"1.2.3": "/ct/1.dcm", "1.2.4": "/ct/2.dcm"}
+    tags = {"0020|0052": "1.2.3.9", "0010|0010": "Roe^Jane"}
+    slices = write_slices(tmp_path / "ct", sitk.ReadImage(sample["ct"]), tags)
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in slices.iterdir()]
+    files = {str(each.SOPInstanceUID): each.filename for each in headers}
     database = types.SimpleNamespace(
         instanceValue=lambda uid, tag: "", fileForInstance=lambda uid: files.get(uid, "")
     )
     monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
-    made = []
-
-    def dicom_job(result, source_files, folder):
-        made.append((source_files, folder))
-        return lambda progress, cancel: folder
-
-    monkeypatch.setattr(jobs, "dicom_job", dicom_job)
+    volume.SetAttribute("DICOM.instanceUIDs", " ".join(files))
     stage(ready)
-    assert ui.dicomButton.enabled
     widgets_host.file_dialog_answers.append(str(tmp_path))
     ui.dicomButton.click()
-    wait_until(lambda: not is_busy(ready))
-    folder = tmp_path / "LiverFibrosisPhantom" / "dicom"
-    assert made == [(["/ct/1.dcm", "/ct/2.dcm"], folder)]
+    wait_until(lambda: not is_busy(ready), 60)
+    written = tmp_path / "LiverFibrosisPhantom" / "dicom"
+    segmentation = pydicom.dcmread(written / "segmentation.dcm")
+    liver = sitk.GetArrayFromImage(sitk.ReadImage(sample["liver"]))
+    number = [
+        frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        for frame in segmentation.PerFrameFunctionalGroupsSequence
+    ]
+    of_liver = segmentation.pixel_array[np.array(number) == 1]
+    assert of_liver.sum() == (liver > 0).sum()
+    assert {path.name for path in written.iterdir()} == set(DICOM_FILES)
 
-    folder.mkdir(parents=True)
-    (folder / "location_map.dcm").touch()
     slicer_host.dialog_answers.append("Cancel")
     widgets_host.file_dialog_answers.append(str(tmp_path))
-    ui.dicomButton.click()
-    assert not is_busy(ready) and len(made) == 1
-    assert "Replace it?" in slicer_host.dialogs.pop().text
+    ui.saveButton.click()  # would remove them
+    assert not is_busy(ready) and "Replace it?" in slicer_host.dialogs.pop().text
     files.clear()
-    ready.enter()
     choose(ready, None, None)
     choose(ready, volume, None)
     assert "DICOM database" in ui.dicomButton.toolTip
