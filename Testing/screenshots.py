@@ -137,7 +137,7 @@ class Studio:
         picture.fill(panel.pixelColor(2, 2))
         painter = QPainter(picture)
         painter.drawImage(0, 0, panel)
-        left, top = panel.width(), (height - LARGE[1] - SMALL[1] - 12) // 2
+        left, top = panel.width(), 12
         places = (QPoint(left, top), QPoint(left, top + LARGE[1] + 8))
         places += (QPoint(left + SMALL[0] + 4, top + LARGE[1] + 8),)
         for view, place in zip(self.views, places):
