@@ -129,9 +129,9 @@ def test_the_panels_width_does_not_depend_on_its_texts(ready, monkeypatch):
 def test_the_table_of_measurements_fits_into_a_narrow_panel(staged):
     staged.parent.resize(staged.parent.minimumSizeHint.width(), 4000)
     staged.ui.checksCollapsibleButton.collapsed = False
-    slicer.app.processEvents()
-    for label in (staged.ui.measurementsLabel, staged.ui.signsLabel, staged.ui.checksLabel):
-        assert label.heightForWidth(label.width) <= label.height
+    labels = (staged.ui.measurementsLabel, staged.ui.signsLabel, staged.ui.checksLabel)
+    # Nested layouts are updated one after the other.
+    wait_until(lambda: all(label.heightForWidth(label.width) <= label.height for label in labels))
 
 
 # ---------------------------------------------------------------------------- saving
