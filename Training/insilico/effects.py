@@ -13,13 +13,11 @@ The latent values of a patient's signs have a correlation of `CORRELATION`: a li
 for its stage is so in several signs.
 """
 
-import argparse
 from collections.abc import Collection, Sequence
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
 
 from LiverFibrosisStagingLib.signs.published import published_signs
 from LiverFibrosisStagingLib.stages import GROUPS, STAGES

@@ -29,7 +29,7 @@ from .fields import (
 )
 
 CANVAS_MM = (2.5, 1.5, 1.5)  # painted at this spacing, or at the output's where that is finer
-LATTICE = 3  # the smooth part of the warp is computed at every third voxel
+LATTICE = 4  # the smooth part of the warp is computed at every fourth voxel
 SMOOTH_SURFACE = 1.4  # nodularity that the measurement finds on a smooth surface, 0.1 mm
 TREES = 6  # vessel trees per body
 FLUID_HU = 8.0
@@ -241,21 +241,21 @@ def _inflated(
     centre: np.ndarray,
     scale: float,
     reach_mm: float,
+    free: torch.Tensor,
 ) -> torch.Tensor:
     """Positions before an organ is scaled about `centre`; its neighbours give way.
 
-    distance: of the organ; side: 1 for its part on the left of the fissure, -1 on the right, 0 for
+    distance: of the organ; free: how far each position is free to move, 0..1; side: 1 for its part on the left of the fissure, -1 on the right, 0 for
     all of it.
     """
     if abs(scale - 1) < 1e-4:
         return at
     middle = torch.as_tensor(centre, dtype=torch.float32, device=at.device)
     before = middle + (at - middle) / scale
-    found = sample(torch.stack([distance, body.free]), at, body.spacing)
     outside = sample(distance[None], before, body.spacing)[0]
     if side:
         outside = torch.maximum(outside, side * (body.fissure - before[..., 2]))
-    weight = (1 - step(scale * outside, 1.0, reach_mm)) * found[1]
+    weight = (1 - step(scale * outside, 1.0, reach_mm)) * free
     return at + (before - at) * weight[..., None]
 
 
@@ -265,15 +265,16 @@ def _with_signs(canvas: _Canvas, body: Body, posed: torch.Tensor, signs: Signs) 
     voxel_ml = float(np.prod(canvas.lattice_spacing)) / 1000
     width = float(np.mean(canvas.lattice_spacing))
     maps = torch.stack([body.liver, body.spleen])
+    (free,) = sample(body.free[None], posed, body.spacing)
 
     def moved(spleen: float, lobes: float) -> torch.Tensor:
-        found = _inflated(posed, body, body.spleen, 0, centres["spleen"], spleen, 45.0)
+        found = _inflated(posed, body, body.spleen, 0, centres["spleen"], spleen, 45.0, free)
         left, right = np.exp(0.8 * lobes / 3), np.exp(-0.2 * lobes / 3)
-        found = _inflated(found, body, body.liver, 1, centres["left"], float(left), 35.0)
-        return _inflated(found, body, body.liver, -1, centres["right"], float(right), 35.0)
+        found = _inflated(found, body, body.liver, 1, centres["left"], float(left), 35.0, free)
+        return _inflated(found, body, body.liver, -1, centres["right"], float(right), 35.0, free)
 
     spleen, lobes = 1.0, 0.0
-    for _ in range(6):
+    for _ in range(5):
         found = moved(spleen, lobes)
         inside = (0.5 - sample(maps, found, body.spacing) / width).clamp(0, 1)
         left = (found[..., 2] > body.fissure).float()
