@@ -53,8 +53,8 @@ class Body:
 
     hu: healed: the means of the organs' rims are their medians. liver, spleen: signed distance in
     mm to the surface, negative inside. healing: by how much the smooth surface lies farther inside.
-    normal: [3, slice, row, column], gradient of the liver's distance. rigid: 0 at skin and spine, 1
-    where tissue is free to move. depth: distance to the skin.
+    normal: [3, slice, row, column], gradient of the liver's distance. free: 0 at skin, spine and
+    the ends of the scan, 1 where tissue is free to move. depth: distance to the skin.
     """
 
     name: str
@@ -149,7 +149,8 @@ def body(
     patient = np.pad(hu > 0, ((1, 1), (0, 0), (0, 0)), "edge")
     depth = _coarse_distance(patient, spacing)[1:-1]
     to_spine = _coarse_distance(~_spine(values, hu > 0, spacing), spacing)
-    free = _step(depth, 4, 22) * _step(to_spine, 2, 20)
+    to_end = spacing[0] * np.minimum(np.arange(len(hu)), np.arange(len(hu))[::-1])
+    free = _step(depth, 4, 22) * _step(to_spine, 2, 20) * _step(to_end, 0, 15)[:, None, None]
     tensors = [
         torch.as_tensor(np.ascontiguousarray(array, np.float32), device=device)
         for array in (values, *distance, healing, normal, free, depth)

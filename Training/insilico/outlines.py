@@ -1,8 +1,8 @@
 """Corrections of an automatic outline of liver and spleen, listed in a recipe of bodies.
 
-Each correction is {"organ": "liver" or "spleen", "slices": [first, last], "inside": polygon or null,
-"hu": [low, high] or null}. Without "hu" the organ is removed within the polygon; with it, the organ
-grows there over connected voxels with these HU after smoothing. A polygon is a list of [row,
+Each correction is {"organ": "liver" or "spleen", "slices": [first, last], "inside": polygon or
+null, "hu": [low, high] or null}. Without "hu" the organ is removed within the polygon; with it, the
+organ grows there over connected voxels with these HU after smoothing. A polygon is a list of [row,
 column] of the CT, null the whole slice; slices count from the lowest.
 """
 
