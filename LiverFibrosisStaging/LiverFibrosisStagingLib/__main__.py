@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import Cancelled, StagingError
+from .report.summary import SURFACE_MM
 from .stages import EXPLAIN_CHOICES, RESEARCH_USE, STAGES
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
             f"{result.spread['agreeing']} of {result.spread['members']} networks predict "
             f"{result.stage}; its probability ranges from {low:.2f} to {high:.2f}"
         )
+    print(f"Signs: {result.agreement.sentence}")
+    print(f"Pattern of the location map: {result.pattern.name or 'none'}")
     for warning in result.warnings:
         print(f"Warning: {warning}")
     print(f"{RESEARCH_USE} Model: {result.provenance['model']['trained_on']}")
@@ -83,10 +86,21 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
 def _staged(
     options: argparse.Namespace, progress: "_ProgressLine", cancel: threading.Event
 ) -> "StagingResult":
+    from .imaging.body import given_body
     from .staging import stage
 
     masks = (None if options.liver == AUTO else options.liver, options.spleen)
-    return stage(options.ct, *masks, options.model, options.explain, progress, cancel)
+    return stage(
+        options.ct,
+        *masks,
+        options.model,
+        options.explain,
+        progress,
+        cancel,
+        segments=options.segments,
+        body=given_body(options.height, options.weight),
+        surface_mm=options.shell,
+    )
 
 
 def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
@@ -125,6 +139,7 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
             cancel,
             options.pseudonyms,
             notify,
+            options.shell,
         )
     failed = [row for row in rows if row["status"] != "done"]
     print(f"{len(rows) - len(failed)} of {len(rows)} cases staged; see {options.output}/{TABLE}")
@@ -208,6 +223,13 @@ def _parser() -> argparse.ArgumentParser:
         default="predicted",
         help="stage or group that the location map explains (default: the predicted stage)",
     )
+    shared.add_argument(
+        "--shell",
+        metavar="MM",
+        type=float,
+        default=SURFACE_MM,
+        help="thickness of the liver's surface, whose weight is measured (default: %(default)g)",
+    )
     shared.add_argument("-o", "--output", metavar="FOLDER", required=True, help="result folder")
     shared.add_argument("-q", "--quiet", action="store_true", help="no progress line")
 
@@ -222,6 +244,20 @@ def _parser() -> argparse.ArgumentParser:
         "serves as both masks; auto (the default): automatic segmentation",
     )
     one.add_argument("--spleen", metavar="MASK", help="spleen mask (FILE or FILE:LABEL)")
+    one.add_argument(
+        "--segments",
+        metavar="PATH",
+        help="segmentation of the liver's Couinaud segments or lobes, for the volume ratios: "
+        "folder of TotalSegmentator's task liver_segments, .seg.nrrd, or labels 1 to 8",
+    )
+    one.add_argument(
+        "--height",
+        metavar="CM",
+        type=float,
+        help="the patient's height, with --weight for volumes per body surface area (default: "
+        "from DICOM)",
+    )
+    one.add_argument("--weight", metavar="KG", type=float, help="the patient's weight")
     stage = commands.add_parser("stage", parents=[one, shared], help="stage one CT")
     stage.set_defaults(run=_stage)
 
@@ -251,12 +287,13 @@ def _parser() -> argparse.ArgumentParser:
         "batch",
         parents=[shared],
         help="stage a cohort",
-        description="INPUT is a CSV file with the columns ct and, optionally, liver, spleen and "
-        "case, or a folder of image files and DICOM folders. In a folder, the masks of NAME.nii.gz "
-        "are NAME_liver and NAME_spleen, or NAME_seg (1 liver, 2 spleen); in a folder with one CT, "
-        "liver, spleen or seg*. Cases without a mask are segmented automatically. Cases already "
-        "staged from the same files with the same options are skipped. No output contains file "
-        "names; cases whose names may be those of persons get a pseudonym.",
+        description="INPUT is a CSV file with the columns ct and, optionally, liver, spleen, case, "
+        "segments, height_cm and weight_kg, or a folder of image files and DICOM folders. In a "
+        "folder, the masks of NAME.nii.gz are NAME_liver and NAME_spleen, or NAME_seg (1 liver, 2 "
+        "spleen); in a folder with one CT, liver, spleen or seg*. Cases without a mask are "
+        "segmented automatically. Cases already staged from the same files with the same options "
+        "are skipped. No output contains file names; cases whose names may be those of persons get "
+        "a pseudonym.",
     )
     batch.add_argument("input", metavar="INPUT", help="folder or CSV file")
     batch.add_argument("--pseudonyms", action="store_true", help="give every case a pseudonym")
