@@ -39,6 +39,7 @@ EDGE_MM = 0.6  # of an organ's partial-volume edge, in the distance's logistic f
 REACH_MM = 12.0  # how far a displaced surface moves its neighbourhood
 HEALTHY_LSVR = 0.26  # the published mean of F0: a healed body has it by definition
 FAR_MM = 50.0  # distances to an organ are exact up to here
+SPINE_MM = 32.0  # radius of a vertebra with its arch
 AROUND = 12  # voxels of air on either side of the patient, for poses and the table
 RIM_MM = 5.0  # sigma of the means that level the organs' rims
 
@@ -85,6 +86,12 @@ class Body:
             np.interp(-HEALTHY_LSVR / (1 + HEALTHY_LSVR), -share, range(len(share)))
             * self.spacing[2]
         )
+
+    @cached_property
+    def spine(self) -> float:
+        """The column, in mm, of the spine's middle."""
+        rigid = (self.free < 0.01) & (self.depth > 30)
+        return float(torch.nonzero(rigid)[:, 2].float().median()) * self.spacing[2]
 
     @cached_property
     def liver_points(self) -> np.ndarray:
@@ -241,15 +248,20 @@ def _levelled(
 
 
 def _spine(hu: np.ndarray, patient: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """Bone near the middle of the body, in its back half."""
-    smooth = ndimage.gaussian_filter(hu, _voxels(3.0, spacing))
+    """Bone near the middle of the body, in its back half, and a cylinder about its centre."""
+    smooth = ndimage.gaussian_filter(hu, _voxels(2.0, spacing))
     rows, columns = (np.flatnonzero(patient.any(axis=axis)) for axis in ((0, 2), (0, 1)))
     middle, width = (columns[0] + columns[-1]) / 2, columns[-1] - columns[0]
-    bone = smooth > 160
+    bone = smooth > 180
     bone[:, : int((rows[0] + rows[-1]) / 2)] = False
     bone[:, :, : int(middle - 0.12 * width)] = False
     bone[:, :, int(middle + 0.12 * width) :] = False
-    return bone
+    if not bone.any():
+        return bone
+    centre = [float(np.median(found)) for found in np.nonzero(bone)[1:]]
+    y, x = np.ogrid[: hu.shape[1], : hu.shape[2]]
+    apart = np.hypot((y - centre[0]) * spacing[1], (x - centre[1]) * spacing[2])
+    return bone | (apart < SPINE_MM)
 
 
 def _voxels(mm: float, spacing: tuple[float, float, float]) -> list[float]:

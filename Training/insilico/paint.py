@@ -221,6 +221,7 @@ def _draw_scan(rng: np.random.Generator) -> _Scan:
     high = 50 + soft + (before[7:9] - 50) * enhanced
     knots = np.array([*(before[:7] + shift), *high, high[-1] + 100 * bone, 1500 * bone])
     oral = rng.random() < 0.4
+    grain_mm = float(rng.uniform(0.3, 0.8))  # coarser noise, as of a smooth kernel, is weaker
     return _Scan(
         liver_hu=float(np.clip(rng.normal(104, 15), 65, 145)),
         spleen_hu=float(np.clip(rng.normal(124, 15), 85, 165)),
@@ -228,9 +229,9 @@ def _draw_scan(rng: np.random.Generator) -> _Scan:
         lesion_hu=float(rng.choice([-1, 1], p=[0.8, 0.2]) * rng.uniform(8, 35)),
         oral_hu=float(rng.uniform(100, 400)) if oral else 0.0,
         noise=float(np.exp(rng.normal(0, 0.15))),
-        added_noise=float(rng.uniform(0, 14)),
+        added_noise=float(rng.uniform(0, 14)) * min(0.45 / grain_mm, 1.0),
         mottle=float(rng.uniform(0, 1.5)),
-        noise_mm=float(rng.uniform(0.4, 1.2)),
+        noise_mm=grain_mm,
         blur_mm=(float(rng.uniform(0, 1.8)), *[float(rng.uniform(0, 0.7))] * 2),
         knots=np.stack([before, knots]),
         table=float(rng.uniform(2, 12)) if rng.random() < 0.7 else -1.0,
@@ -257,7 +258,13 @@ def _posed(canvas: _Canvas, rng: np.random.Generator) -> torch.Tensor:
         canvas.lattice_shape, canvas.lattice_spacing, 40.0, canvas.generator(0), 3
     )
     size = torch.tensor([2.5, 3.0, 3.0], device=canvas.device)
-    return moved + canvas.middle + elastic.movedim(0, -1) * size
+    found = moved + canvas.middle + elastic.movedim(0, -1) * size
+    # Stretched along the body where it would begin or end outside of the scan.
+    length = 2 * float(canvas.middle[0])
+    low = min(float(found[0, ..., 0].median()), 0.0)
+    high = max(float(found[-1, ..., 0].median()), length)
+    found[..., 0] = (found[..., 0] - low) * (length / (high - low))
+    return found
 
 
 def _back(canvas: _Canvas, body: Body, posed: torch.Tensor) -> float:
@@ -298,8 +305,10 @@ def _with_signs(canvas: _Canvas, body: Body, posed: torch.Tensor, signs: Signs) 
     centres = _centres(body)
     (free,) = sample(body.free[None], posed, body.spacing)
 
+    on_left = free * step(posed[..., 2] - body.spine, 0, 35)  # the spleen stays left of the spine
+
     def moved(spleen: float, lobes: float) -> torch.Tensor:
-        found = _inflated(posed, body, body.spleen, 0, centres["spleen"], spleen, 45.0, free)
+        found = _inflated(posed, body, body.spleen, 0, centres["spleen"], spleen, 45.0, on_left)
         left, right = np.exp(0.8 * lobes / 3), np.exp(-0.2 * lobes / 3)
         found = _inflated(found, body, body.liver, 1, centres["left"], float(left), 35.0, free)
         return _inflated(found, body, body.liver, -1, centres["right"], float(right), 35.0, free)
