@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 import SimpleITK as sitk
+import torch
 from insilico import cohort, paint, prepare
 from insilico.bodies import LEVELS_HU, body, coded, load_bodies
 from scipy import ndimage

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("scipy")
+import torch
 from insilico import effects, fields, vessels
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
