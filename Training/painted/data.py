@@ -5,33 +5,18 @@ times, each time with another shift, contrast, noise and error of the masks.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from insilico.paint import Case
 from painted.network import LIVER_HU, SPACING_MM, Input
 
 AIR_HU = -1024.0
 MARGIN = (4, 16, 16)  # voxels (slice, row, column) stored beyond the patch, for shifts
-
-
-@dataclass(frozen=True)
-class Case:
-    """One painted case on the working grid (4 x 2 x 2 mm).
-
-    hu: [slices, rows, columns], not smoothed. liver, spleen: masks of that shape. body: index of
-    the body. stage: 0..4. signs: the drawn signs by name; NaN if a sign does not apply.
-    """
-
-    hu: torch.Tensor
-    liver: torch.Tensor
-    spleen: torch.Tensor
-    body: int
-    stage: int
-    signs: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -68,19 +53,20 @@ class Pool:
     def __len__(self) -> int:
         return min(self.added, len(self.bodies))
 
-    def add(self, case: Case) -> None:
-        """Store a case: smoothed, shifted to the liver's median, centred on the field."""
+    def add(self, case: Case, body: int) -> None:
+        """Store a case of a body: smoothed, shifted to the liver's median, centred on the field."""
         place = self.added % len(self.bodies)
         hu = smoothed(case.hu.to(self.device, torch.float32), self.given.smoothing_mm)
         liver, spleen = (mask.to(self.device) > 0 for mask in (case.liver, case.spleen))
         hu = hu + (LIVER_HU - hu[liver].median())
         start = self._start(liver | spleen)
-        self.hu[place] = cut(hu, start, self.shape, AIR_HU).half()
+        outside = AIR_HU if self.given.fill_mm is None else self.given.fill_hu
+        self.hu[place] = cut(hu, start, self.shape, outside).half()
         labels = liver.to(torch.uint8) + 2 * (spleen & ~liver).to(torch.uint8)
         self.organs[place] = cut(labels, start, self.shape, 0)
-        values = [scaled_sign(name, case.signs[name]) for name in self.names]
+        values = [scaled_sign(name, case.truth[name]) for name in self.names]
         self.signs[place] = torch.tensor(values, device=self.device)
-        self.stages[place], self.bodies[place] = case.stage, case.body
+        self.stages[place], self.bodies[place] = int(case.truth["stage"]), body
         self.added += 1
 
     def spread(self) -> tuple[torch.Tensor, torch.Tensor]:

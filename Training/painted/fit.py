@@ -6,7 +6,7 @@ out, so that the cases of a fold's bodies are unseen by its network.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn import functional
 
 from common.files import unfinished
-from painted.data import Batch, Case, Pool
+from painted.cases import Source
+from painted.data import Batch, Pool
 from painted.network import OrganNetwork, near
 from LiverFibrosisStagingLib.stages import GROUPS
 
@@ -32,7 +33,7 @@ class Schedule:
     steps, batch, learning_rate: of AdamW with one warm-up and a cosine decay. seconds: time after
     which the decay ends even if fewer steps were made; 0 for no limit. sign_weight: of the signs'
     squared error in the loss. far_weight: of the mean activation farther than 8 to 16 mm from the
-    organs. fresh: new cases per step. check_every: steps between looks at unseen bodies, which are
+    organs. fresh: new cases per step, or at most as many if other processes paint. check_every: steps between looks at unseen bodies, which are
     only logged, and checkpoints. recalibration: batches for the batch normalisations' statistics.
     """
 
@@ -87,8 +88,8 @@ def total_loss(network: OrganNetwork, batch: Batch, schedule: Schedule, half: bo
 class Training:
     """The folds' networks in training; resumes from RUN/checkpoint.pt if it exists.
 
-    pool: filled with the first cases. held: bodies that each fold leaves out. cases: further cases,
-    painted while training. make: an untrained network.
+    pool: filled with the first cases. held: bodies that each fold leaves out. source: of further
+    cases. make: an untrained network.
     """
 
     def __init__(
@@ -96,11 +97,11 @@ class Training:
         run: Path,
         pool: Pool,
         held: Sequence[Sequence[int]],
-        cases: Iterator[Case],
+        source: Source,
         make: Callable[[], OrganNetwork],
         schedule: Schedule,
     ) -> None:
-        self.run, self.pool, self.cases, self.schedule = run, pool, cases, schedule
+        self.run, self.pool, self.source, self.schedule = run, pool, source, schedule
         self.held = [list(bodies) for bodies in held]
         self.spread: Spread = pool.spread()
         self.step, self.elapsed = 0, 0.0
@@ -126,8 +127,8 @@ class Training:
         half = self.pool.device.type == "cuda"
         recent: list[torch.Tensor] = []
         while (part := self._part(time.monotonic() - began)) < 1:
-            for _ in range(schedule.fresh):
-                self.pool.add(next(self.cases))
+            for case, body in self.source.take(schedule.fresh):
+                self.pool.add(case, body)
             rate = schedule.learning_rate * _rate(part)
             for fold, (network, optimizer) in enumerate(zip(self.networks, self.optimizers)):
                 batch = self._batch(fold, schedule.batch)
@@ -207,6 +208,7 @@ class Training:
             "held": self.held,
             "step": self.step,
             "elapsed": self.elapsed,
+            "painted": self.source.next_seed,
         }
         with unfinished(self.checkpoint) as file:
             torch.save(state, file)
@@ -221,6 +223,7 @@ class Training:
             optimizer.load_state_dict(moments)
         self.spread = tuple(state["spread"])
         self.step, self.elapsed = state["step"], state["elapsed"]
+        self.source.next_seed = max(self.source.next_seed, state["painted"])
 
     def _part(self, elapsed: float) -> float:
         """How much of the schedule is done, 0..1."""
