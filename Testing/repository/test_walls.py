@@ -24,6 +24,7 @@ TRAINING_MAY_IMPORT: dict[str, set[str]] = {
     "common": set(),
     "cohort": {"common"},
     "lfs": {"common", "cohort"},
+    "insilico": {"common"},
     "vnet": {"common"},
     "evaluation": {"common", "cohort"},
 }

@@ -1,0 +1,203 @@
+"""Bodies: CTs of real patients with liver and spleen, as the painter needs them.
+
+A body file (.npz, written by insilico/prepare.py) contains
+
+hu        uint8 [slice, row, column], codes of `LEVELS_HU`; 0 outside of the patient
+labels    uint8, 1 liver, 2 spleen
+spacing   mm, in the same order
+medians   HU of the parenchyma of liver and spleen
+noise     autocovariance of the liver's noise in HU^2, lags 0 .. n along each axis in voxels
+
+Positions are in mm from the centre of the first voxel of the body, with `AROUND` voxels of air about
+what is stored; [z, y, x]: towards the head, the back and
+the patient's left.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+# Fine steps for soft tissue, coarse ones for lung and bone.
+LEVELS_HU = np.concatenate(
+    [
+        [-1000.0],
+        np.arange(-1000, -200, 40),
+        np.arange(-200, -150, 10),
+        np.arange(-150, 250, 2.5),
+        np.arange(250, 450, 10),
+        np.arange(450, 1450, 20),
+    ]
+).astype(np.float32)
+HEALING_MM = 4.0  # sigma that smooths the liver's surface
+HEALED_BY_MM = 2.5  # by how much at most
+EDGE_MM = 0.6  # of an organ's partial-volume edge, in the distance's logistic function
+REACH_MM = 12.0  # how far a displaced surface moves its neighbourhood
+HEALTHY_LSVR = 0.26  # the published mean of F0: a healed body has it by definition
+AROUND = 12  # voxels of air on either side of the patient, for poses and the table
+RIM_MM = 5.0  # sigma of the means that level the organs' rims
+
+
+def coded(hu: np.ndarray) -> np.ndarray:
+    """The codes, 1 or more, of HU."""
+    middle = (LEVELS_HU[1:-1] + LEVELS_HU[2:]) / 2
+    return (np.searchsorted(middle, hu) + 1).astype(np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """A body on a device. Tensors are float32 [slice, row, column].
+
+    hu: healed: the means of the organs' rims are their medians. liver, spleen: signed distance in
+    mm to the surface, negative inside. healing: by how much the smooth surface lies farther inside.
+    normal: [3, slice, row, column], gradient of the liver's distance. rigid: 0 at skin and spine, 1
+    where tissue is free to move. depth: distance to the skin.
+    """
+
+    name: str
+    spacing: tuple[float, float, float]
+    hu: torch.Tensor
+    liver: torch.Tensor
+    spleen: torch.Tensor
+    healing: torch.Tensor
+    normal: torch.Tensor
+    free: torch.Tensor
+    depth: torch.Tensor
+    medians: tuple[float, float]
+    noise: np.ndarray
+
+    @property
+    def size_mm(self) -> np.ndarray:
+        """Distance of the last voxel's centre from the first's, [z, y, x]."""
+        return (np.array(self.hu.shape) - 1) * np.array(self.spacing)
+
+    @cached_property
+    def fissure(self) -> float:
+        """The column, in mm, with segments I to III on its left, by the volume ratio of F0."""
+        columns = (self.liver < 0).sum((0, 1)).cpu().numpy()
+        share = np.cumsum(columns[::-1])[::-1] / columns.sum()
+        return float(
+            np.interp(-HEALTHY_LSVR / (1 + HEALTHY_LSVR), -share, range(len(share)))
+            * self.spacing[2]
+        )
+
+    @cached_property
+    def liver_points(self) -> np.ndarray:
+        """Positions of voxels more than 3 mm inside the liver, float32 [n, 3]."""
+        inside = torch.nonzero(self.liver < -3).cpu().numpy()
+        return (inside * np.array(self.spacing)).astype(np.float32)
+
+    @cached_property
+    def wall_mm(self) -> float:
+        """Thickness of the abdominal wall where the liver is nearest to the skin."""
+        return float(np.quantile(self.depth[self.liver < -1].cpu().numpy(), 0.01))
+
+    @cached_property
+    def bowel_points(self) -> np.ndarray:
+        """Positions in soft tissue in front, away from liver, spleen and skin, float32 [n, 3]."""
+        apart = torch.minimum(self.liver, self.spleen) > 15
+        soft = (self.hu > -10) & (self.hu < 60) & (self.depth > 35) & (self.free > 0.95) & apart
+        soft[:, self.hu.shape[1] // 2 :] = False
+        return (torch.nonzero(soft).cpu().numpy() * np.array(self.spacing)).astype(np.float32)
+
+    @cached_property
+    def spleen_points(self) -> np.ndarray:
+        """Positions of the spleen's voxels, float32 [n, 3]."""
+        inside = torch.nonzero(self.spleen < 0).cpu().numpy()
+        return (inside * np.array(self.spacing)).astype(np.float32)
+
+
+def load_bodies(folder: Path, device: str | torch.device = "cpu") -> list[Body]:
+    """All bodies of a folder, by name."""
+    return [load_body(path, device) for path in sorted(Path(folder).glob("*.npz"))]
+
+
+def load_body(path: Path, device: str | torch.device = "cpu") -> Body:
+    """Read a body file and compute the maps that the painter samples."""
+    with np.load(path) as stored:
+        content = {key: stored[key] for key in stored.files}
+    return body(Path(path).stem, device=device, **content)
+
+
+def body(
+    name: str,
+    *,
+    hu: np.ndarray,
+    labels: np.ndarray,
+    spacing: np.ndarray,
+    medians: np.ndarray,
+    noise: np.ndarray,
+    device: str | torch.device = "cpu",
+) -> Body:
+    """The body with this content of a file; see the head of this module."""
+    spacing = tuple(float(s) for s in spacing)
+    around = ((0, 0), (AROUND, AROUND), (AROUND, AROUND))
+    hu, labels = np.pad(hu, around), np.pad(labels, around)
+    values = LEVELS_HU[hu]
+    distance = [signed_distance(labels == label, spacing) for label in (1, 2)]
+    for organ, median in zip(distance, medians):
+        values = _levelled(values, organ, float(median), spacing)
+    liver = distance[0]
+    smooth = ndimage.gaussian_filter(np.clip(liver, -8, 8), _voxels(HEALING_MM, spacing))
+    near = np.exp(-((liver / REACH_MM) ** 2) * 2)
+    healing = np.clip(smooth - liver, -HEALED_BY_MM, HEALED_BY_MM) * near
+    normal = np.stack(np.gradient(ndimage.gaussian_filter(liver, _voxels(2.0, spacing)), *spacing))
+    normal /= np.maximum(np.linalg.norm(normal, axis=0), 0.3)
+    depth = ndimage.distance_transform_edt(
+        np.pad(hu > 0, ((1, 1), (0, 0), (0, 0)), "edge"), sampling=spacing
+    )[1:-1]
+    to_spine = ndimage.distance_transform_edt(~_spine(values, hu > 0, spacing), sampling=spacing)
+    free = _step(depth, 4, 22) * _step(to_spine, 2, 20)
+    tensors = [
+        torch.as_tensor(np.ascontiguousarray(array, np.float32), device=device)
+        for array in (values, *distance, healing, normal, free, depth)
+    ]
+    return Body(name, spacing, *tensors, tuple(map(float, medians)), noise)
+
+
+def signed_distance(inside: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+    """Distance in mm to the surface of a mask, negative inside; smooth at the scale of a voxel."""
+    outer = ndimage.distance_transform_edt(~inside, sampling=spacing)
+    inner = ndimage.distance_transform_edt(inside, sampling=spacing)
+    step = min(spacing)
+    found = outer - inner + np.where(inside, step / 2, -step / 2)
+    return ndimage.gaussian_filter(found, 0.7).astype(np.float32)
+
+
+def _levelled(
+    hu: np.ndarray, distance: np.ndarray, median: float, spacing: tuple[float, float, float]
+) -> np.ndarray:
+    """HU of which the local mean is the median in the organ, up to its partial-volume edge."""
+    (box,) = ndimage.find_objects((distance < 6).astype(np.uint8))
+    inside = (distance[box] < -1.5).astype(np.float32)
+    sigma = _voxels(RIM_MM, spacing)
+    weight = ndimage.gaussian_filter(inside, sigma)
+    mean = ndimage.gaussian_filter((hu[box] - median) * inside, sigma) / np.maximum(weight, 1e-3)
+    levelled = hu.copy()
+    levelled[box] -= mean / (1 + np.exp(np.clip(distance[box] / EDGE_MM, -30, 30)))
+    return levelled
+
+
+def _spine(hu: np.ndarray, patient: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+    """Bone near the middle of the body, in its back half."""
+    smooth = ndimage.gaussian_filter(hu, _voxels(3.0, spacing))
+    rows, columns = (np.flatnonzero(patient.any(axis=axis)) for axis in ((0, 2), (0, 1)))
+    middle, width = (columns[0] + columns[-1]) / 2, columns[-1] - columns[0]
+    bone = smooth > 160
+    bone[:, : int((rows[0] + rows[-1]) / 2)] = False
+    bone[:, :, : int(middle - 0.12 * width)] = False
+    bone[:, :, int(middle + 0.12 * width) :] = False
+    return bone
+
+
+def _voxels(mm: float, spacing: tuple[float, float, float]) -> list[float]:
+    return [mm / step for step in spacing]
+
+
+def _step(value: np.ndarray, low: float, high: float) -> np.ndarray:
+    """0 below `low`, 1 above `high`, smooth between."""
+    share = np.clip((value - low) / (high - low), 0, 1)
+    return share * share * (3 - 2 * share)
