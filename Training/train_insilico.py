@@ -1,6 +1,6 @@
 """Train a staging network on fibrosis painted into real bodies, one network per fold of bodies.
 
-    python Training/insilico_bodies.py ... -o BODIES
+    python Training/insilico_bodies.py RECIPE.json -o BODIES
     python Training/train_insilico.py --bodies BODIES -o RUN [--steps 1500] [--workers 8]
 
 Every body appears in all stages. Each fold leaves bodies out and is measured on cases painted into
@@ -20,7 +20,6 @@ import torch
 
 from common.options import add_options, with_options
 from common.resume import check_plan, digest
-from lfs.data_free import PATCH_OVERLAP
 from LiverFibrosisStagingLib import __version__
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
@@ -30,3 +29,126 @@ from painted.export import export
 from painted.fit import Schedule, Training
 from painted.network import INPUTS, LIVER_HU, SPACING_MM, Input, OrganNetwork
 
+# The drawn signs that are regressed.
+SIGNS = (
+    *("severity", "measured_spleen_ml", "measured_liver_ml", "measured_lsvr"),
+    *("nodularity", "texture_hu", "portal_mm", "ascites_mm"),
+)
+
+
+def train(
+    bodies: Path,
+    run: Path,
+    *,
+    kind: str = "organs",
+    folds: int = 5,
+    schedule: Schedule = Schedule(),
+    first: int = 400,
+    pool: int = 1500,
+    workers: int = 0,
+    given: Input | None = None,
+    name: str = "LFS",
+) -> Training:
+    """Train and export; returns the finished training.
+
+    bodies: folder of body files. kind: the input, a key of `INPUTS`; given: another input. folds:
+    groups of bodies that are left out in turn. first: cases before the first step; pool: cases that
+    are kept. workers: processes that paint, 0 to paint on the device that trains.
+
+    Raises StagingError if `run` contains another run or there are fewer than two bodies.
+    """
+    files = sorted(bodies.glob("*.npz"))
+    if len(files) < 2:
+        raise StagingError(f"{bodies}: {len(files)} body files; at least 2 are needed.")
+    given = given or INPUTS[kind]
+    folds = min(folds, len(files))
+    held = [[*range(fold, len(files), folds)] for fold in range(folds)]
+    plan = {
+        "bodies": {file.stem: digest(file) for file in files},
+        "held": [[files[body].stem for body in part] for part in held],
+        "input": dataclasses.asdict(given),
+        "signs": list(SIGNS),
+        "schedule": dataclasses.asdict(dataclasses.replace(schedule, steps=0, seconds=0)),
+        "software": __version__,
+    }
+    check_plan(run / "plan.json", plan, [run / "checkpoint.pt"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source = Source(bodies, device, workers)
+    cases = Pool(pool, given, SIGNS, device)
+    training = Training(
+        run, cases, held, source, lambda: OrganNetwork(given, len(SIGNS)), schedule, first
+    )
+    training.fit()
+    source.close()
+    described = metadata(name, len(files), given)
+    digests = {file.stem: digest(file) for file in files}
+    for fold, network in enumerate(training.networks):
+        learned = {d for body, d in digests.items() if body not in plan["held"][fold]}
+        about = described | {"name": f"{name}, fold {fold}"}
+        export(network, run / f"fold_{fold}.onnx", about, learned)
+    export(training.networks, run / "LFS.onnx", described, set(digests.values()))
+    return training
+
+
+def metadata(name: str, bodies: int, given: Input) -> dict[str, Any]:
+    """The metadata of an exported model, without evaluation and calibration."""
+    found: dict[str, Any] = {
+        "contract": 2,
+        "name": name,
+        "stages": list(STAGES),
+        "window_hu": list(given.window_hu),
+        "spacing_mm": list(SPACING_MM),
+        "patch_size": list(given.patch_size),
+        "patch_overlap": 0.5,
+        "smoothing_mm": given.smoothing_mm,
+        "channels": list(given.channels),
+        "field": given.field,
+        "liver_hu": LIVER_HU,
+        "calibration": {"temperature": 1.0},
+        "reference": {},
+        "training": {
+            "data": f"Signs of published size, painted into {bodies} real bodies "
+            "(Training/train_insilico.py); no patient with a known stage.",
+            "date": datetime.date.today().isoformat(),
+            "code_version": __version__,
+        },
+        "intended_use": RESEARCH_USE,
+    }
+    if given.fill_mm is not None:
+        found["fill"] = {"beyond_mm": given.fill_mm, "hu": given.fill_hu}
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=f"{__doc__.splitlines()[0]} {RESEARCH_USE}")
+    parser.add_argument("--bodies", type=Path, required=True, help="folder of body files (.npz)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN")
+    parser.add_argument("--input", choices=INPUTS, default="organs", help="default: organs")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=400, help="cases before the first step")
+    parser.add_argument("--pool", type=int, default=1500, help="cases that are kept in memory")
+    parser.add_argument("--workers", type=int, default=0, help="processes that paint on the CPU")
+    parser.add_argument("--name", default="LFS")
+    add_options(parser, Schedule())
+    options = parser.parse_args(arguments)
+    try:
+        train(
+            options.bodies,
+            options.output,
+            kind=options.input,
+            folds=options.folds,
+            schedule=with_options(Schedule(), options),
+            first=options.first,
+            pool=options.pool,
+            workers=options.workers,
+            name=options.name,
+        )
+    except (StagingError, OSError) as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -28,9 +28,7 @@ class Source:
         self, folder: Path, device: torch.device | str, workers: int = 0, first_seed: int = 0
     ) -> None:
         self.folder, self.workers, self.next_seed = folder, workers, first_seed
-        bodies = load_bodies(folder, "cpu" if workers else device)
-        self.names = [body.name for body in bodies]
-        self._painter = Painter(bodies)
+        self._painter = None if workers else Painter(load_bodies(folder, device))
         self._queue: multiprocessing.Queue | None = None
         self._processes: list[multiprocessing.Process] = []
 

@@ -224,5 +224,5 @@ def disturbed(masks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def scaled_sign(name: str, value: float) -> float:
-    """A sign on the scale that is regressed: volumes as their logarithm."""
-    return math.log(value) if name.endswith("_ml") and value > 0 else float(value)
+    """A sign on the scale that is regressed: volumes and their ratio as logarithms."""
+    return math.log(value) if name.endswith(("_ml", "_lsvr")) and value > 0 else float(value)

@@ -88,8 +88,8 @@ def total_loss(network: OrganNetwork, batch: Batch, schedule: Schedule, half: bo
 class Training:
     """The folds' networks in training; resumes from RUN/checkpoint.pt if it exists.
 
-    pool: filled with the first cases. held: bodies that each fold leaves out. source: of further
-    cases. make: an untrained network.
+    pool: empty. held: bodies that each fold leaves out. source: of the
+    cases, `first` of them before the first step. make: an untrained network.
     """
 
     def __init__(
@@ -100,10 +100,10 @@ class Training:
         source: Source,
         make: Callable[[], OrganNetwork],
         schedule: Schedule,
+        first: int,
     ) -> None:
         self.run, self.pool, self.source, self.schedule = run, pool, source, schedule
         self.held = [list(bodies) for bodies in held]
-        self.spread: Spread = pool.spread()
         self.step, self.elapsed = 0, 0.0
         self.networks = []
         for fold in range(len(self.held)):
@@ -115,9 +115,13 @@ class Training:
         ]
         self.checkpoint, self.log = run / "checkpoint.pt", run / "log.csv"
         run.mkdir(parents=True, exist_ok=True)
-        if self.checkpoint.exists():
+        resumed = self.checkpoint.exists()
+        if resumed:
             self._restore()
-        else:
+        for case, body in source.take(first, wait=True):
+            pool.add(case, body)
+        if not resumed:
+            self.spread: Spread = pool.spread()
             names = ("step", "seconds", "painted", "loss", *GROUPS, "kappa", "middle", "signs")
             self.log.write_text(",".join(names) + "\n", encoding="utf-8")
 
