@@ -88,17 +88,7 @@ class Pool:
     ) -> Batch:
         """The cases at `places`; augmented with a generator, without one as they are."""
         index = torch.as_tensor(places, device=self.device)
-        size, shifts = self.given.patch_size, np.array(MARGIN) // 2
-        offsets = np.tile(shifts, (len(places), 1))
-        if generator is not None:
-            random = torch.rand(len(places), 3, generator=generator, device=self.device)
-            offsets = (random.cpu().numpy() * (np.array(MARGIN) + 1)).astype(int)
-        parts = [
-            tuple(slice(o, o + n) for o, n in zip(offset, size)) for offset in offsets.tolist()
-        ]
-        hu = torch.stack([self.hu[i][part] for i, part in zip(places, parts)]).float()[:, None]
-        organs = torch.stack([self.organs[i][part] for i, part in zip(places, parts)])
-        masks = torch.stack([organs == 1, organs == 2], dim=1).float()
+        hu, masks = self.volumes(places, generator)
         given = masks
         if generator is not None:
             given = disturbed(masks, generator)
@@ -110,6 +100,22 @@ class Pool:
             self.stages[index],
             (self.signs[index] - mean) / deviation,
         )
+
+    def volumes(
+        self, places: np.ndarray, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """HU [N, 1, ...] and masks [N, 2, ...] of the field; shifted at random with a generator."""
+        offsets = np.tile(np.array(MARGIN) // 2, (len(places), 1))
+        if generator is not None:
+            random = torch.rand(len(places), 3, generator=generator, device=self.device)
+            offsets = (random.cpu().numpy() * (np.array(MARGIN) + 1)).astype(int)
+        parts = [
+            tuple(slice(o, o + n) for o, n in zip(offset, self.given.patch_size))
+            for offset in offsets.tolist()
+        ]
+        hu = torch.stack([self.hu[i][part] for i, part in zip(places, parts)]).float()[:, None]
+        organs = torch.stack([self.organs[i][part] for i, part in zip(places, parts)])
+        return hu, torch.stack([organs == 1, organs == 2], dim=1).float()
 
     def _start(self, organs: torch.Tensor) -> list[int]:
         found = torch.nonzero(organs)

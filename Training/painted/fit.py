@@ -88,8 +88,8 @@ def total_loss(network: OrganNetwork, batch: Batch, schedule: Schedule, half: bo
 class Training:
     """The folds' networks in training; resumes from RUN/checkpoint.pt if it exists.
 
-    pool: empty. held: bodies that each fold leaves out. source: of the
-    cases, `first` of them before the first step. make: an untrained network.
+    pool: empty. held: bodies that each fold leaves out. source: of the cases, `first` of them before
+    the first step. make: an untrained network.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Training:
             layer.momentum = momentum
         network.eval()
 
-    def unseen(self, at_most: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def unseen(self, at_most: int = 120) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Probabilities, stages, signs found and signs drawn of the folds' unseen cases."""
         parts = []
         for network, bodies in zip(self.networks, self.held):
@@ -235,7 +235,7 @@ class Training:
         return max(self.step / self.schedule.steps, elapsed / limit if limit else 0.0)
 
     def _batch(self, fold: int, size: int) -> Batch:
-        """Augmented training cases of a fold, with equally frequent stages."""
+        """Augmented training cases of a fold; the painter draws stages with equal frequency."""
         rng = np.random.default_rng([self.schedule.seed, self.step, fold, size])
         others = sorted({*self.pool.bodies[: len(self.pool)].tolist()} - {*self.held[fold]})
         places = rng.choice(self.pool.of_bodies(others), size)
