@@ -8,9 +8,8 @@ spacing   mm, in the same order
 medians   HU of the parenchyma of liver and spleen
 noise     autocovariance of the liver's noise in HU^2, lags 0 .. n along each axis in voxels
 
-Positions are in mm from the centre of the first voxel of the body, with `AROUND` voxels of air about
-what is stored; [z, y, x]: towards the head, the back and
-the patient's left.
+Positions are in mm from the centre of the first voxel of the body, with `AROUND` voxels of air
+about what is stored; [z, y, x]: towards the head, the back and the patient's left.
 """
 
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ HEALED_BY_MM = 2.5  # by how much at most
 EDGE_MM = 0.6  # of an organ's partial-volume edge, in the distance's logistic function
 REACH_MM = 12.0  # how far a displaced surface moves its neighbourhood
 HEALTHY_LSVR = 0.26  # the published mean of F0: a healed body has it by definition
+FAR_MM = 50.0  # distances to an organ are exact up to here
 AROUND = 12  # voxels of air on either side of the patient, for poses and the table
 RIM_MM = 5.0  # sigma of the means that level the organs' rims
 
@@ -53,8 +53,8 @@ class Body:
 
     hu: healed: the means of the organs' rims are their medians. liver, spleen: signed distance in
     mm to the surface, negative inside. healing: by how much the smooth surface lies farther inside.
-    normal: [3, slice, row, column], gradient of the liver's distance. rigid: 0 at skin and spine, 1
-    where tissue is free to move. depth: distance to the skin.
+    normal: [3, slice, row, column], gradient of the liver's distance. free: 0 at skin, spine and
+    the ends of the scan, 1 where tissue is free to move. depth: distance to the skin.
     """
 
     name: str
@@ -146,11 +146,11 @@ def body(
     healing = np.clip(smooth - liver, -HEALED_BY_MM, HEALED_BY_MM) * near
     normal = np.stack(np.gradient(ndimage.gaussian_filter(liver, _voxels(2.0, spacing)), *spacing))
     normal /= np.maximum(np.linalg.norm(normal, axis=0), 0.3)
-    depth = ndimage.distance_transform_edt(
-        np.pad(hu > 0, ((1, 1), (0, 0), (0, 0)), "edge"), sampling=spacing
-    )[1:-1]
-    to_spine = ndimage.distance_transform_edt(~_spine(values, hu > 0, spacing), sampling=spacing)
-    free = _step(depth, 4, 22) * _step(to_spine, 2, 20)
+    patient = np.pad(hu > 0, ((1, 1), (0, 0), (0, 0)), "edge")
+    depth = _coarse_distance(patient, spacing)[1:-1]
+    to_spine = _coarse_distance(~_spine(values, hu > 0, spacing), spacing)
+    to_end = spacing[0] * np.minimum(np.arange(len(hu)), np.arange(len(hu))[::-1])
+    free = _step(depth, 4, 22) * _step(to_spine, 2, 20) * _step(to_end, 0, 15)[:, None, None]
     tensors = [
         torch.as_tensor(np.ascontiguousarray(array, np.float32), device=device)
         for array in (values, *distance, healing, normal, free, depth)
@@ -159,12 +159,36 @@ def body(
 
 
 def signed_distance(inside: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """Distance in mm to the surface of a mask, negative inside; smooth at the scale of a voxel."""
-    outer = ndimage.distance_transform_edt(~inside, sampling=spacing)
-    inner = ndimage.distance_transform_edt(inside, sampling=spacing)
-    step = min(spacing)
-    found = outer - inner + np.where(inside, step / 2, -step / 2)
-    return ndimage.gaussian_filter(found, 0.7).astype(np.float32)
+    """Distance in mm to the surface of a mask, negative inside; smooth at the scale of a voxel.
+
+    Farther than `FAR_MM` from the mask's box it is that of the box or less.
+    """
+    (box,) = ndimage.find_objects(inside.astype(np.uint8))
+    margins = [int(FAR_MM / step) for step in spacing]
+    wide = tuple(
+        slice(max(part.start - margin, 0), part.stop + margin) for part, margin in zip(box, margins)
+    )
+    outer = ndimage.distance_transform_edt(~inside[wide], sampling=spacing)
+    inner = np.zeros_like(outer)
+    own = tuple(
+        slice(max(part.start - around.start - 1, 0), part.stop - around.start + 1)
+        for part, around in zip(box, wide)
+    )
+    inner[own] = ndimage.distance_transform_edt(inside[wide][own], sampling=spacing)
+    half = min(spacing) / 2
+    found = outer - inner + np.where(inside[wide], half, -half)
+    near = ndimage.gaussian_filter(found, 0.7).astype(np.float32)
+    ends = [(part.start, n - min(part.stop, n)) for part, n in zip(wide, inside.shape)]
+    return np.pad(near, ends, "edge")
+
+
+def _coarse_distance(where: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+    """Distance in mm to the nearest voxel outside, computed at every second row and column."""
+    coarse = where[:, ::2, ::2]
+    step = (spacing[0], 2 * spacing[1], 2 * spacing[2])
+    found = ndimage.distance_transform_edt(coarse, sampling=step).astype(np.float32)
+    found = found.repeat(2, axis=1).repeat(2, axis=2)[:, : where.shape[1], : where.shape[2]]
+    return ndimage.uniform_filter(found, (1, 3, 3))
 
 
 def _levelled(

@@ -13,13 +13,11 @@ The latent values of a patient's signs have a correlation of `CORRELATION`: a li
 for its stage is so in several signs.
 """
 
-import argparse
 from collections.abc import Collection, Sequence
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
 
 from LiverFibrosisStagingLib.signs.published import published_signs
 from LiverFibrosisStagingLib.stages import GROUPS, STAGES
@@ -29,12 +27,12 @@ CORRELATION = 0.25
 # Truncation: what a body can hold, and what can be drawn at a voxel of 1.5 mm.
 LIMITS = {
     "spleen": (70.0, 1500.0),
-    "lobes": (0.1, 1.2),
+    "lobes": (0.1, 0.9),
     "surface": (1.4, 6.0),
-    "texture": (0.2, 7.0),
+    "texture": (0.2, 6.0),
 }
 PUBLISHED = {"spleen": "spleen_volume_ml", "lobes": "lsvr", "surface": "liver_surface_nodularity"}
-TEXTURE_HU = tuple((1.0 + 0.7 * stage, 0.5 + 0.2 * stage) for stage in range(5))
+TEXTURE_HU = tuple((1.0 + 0.7 * stage, 0.7 + 0.35 * stage) for stage in range(5))
 # Share of patients with the sign, by stage.
 SHARES = {
     "portal": (0.0, 0.0, 0.0, 0.25, 0.5),

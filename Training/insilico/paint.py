@@ -29,12 +29,14 @@ from .fields import (
 )
 
 CANVAS_MM = (2.5, 1.5, 1.5)  # painted at this spacing, or at the output's where that is finer
-LATTICE = 3  # the smooth part of the warp is computed at every third voxel
+LATTICE = 4  # the smooth part of the warp is computed at every fourth voxel
 SMOOTH_SURFACE = 1.4  # nodularity that the measurement finds on a smooth surface, 0.1 mm
+UMBILICAL_MM = ((8, 25, -3), (0, 0, 0), (-25, -12, 4), (-60, -16, 6))  # from the liver's front
 TREES = 6  # vessel trees per body
 FLUID_HU = 8.0
 TEXTURE_MM = (1.5, 4.0)  # sigmas of the Gaussians between which the texture lies
 NODULES_MM = (2.5, 6.0)
+MOTTLE_MM = (2.0, 8.0)
 NODULES_FROM_HU = 2.75  # nodules appear in livers whose texture is coarser than this,
 NODULES = 0.7  # with this SD per HU beyond
 AIR_HU = -1000.0
@@ -57,7 +59,7 @@ class Case:
 
 
 class _Maps(NamedTuple):
-    """The body's maps, sampled on the canvas: HU, distances to surfaces, `vessels.splat`'s values."""
+    """The body's maps, sampled on the canvas; veins and spots are values of `vessels.splat`."""
 
     hu: torch.Tensor
     liver: torch.Tensor
@@ -77,6 +79,7 @@ class _Scan(NamedTuple):
     oral_hu: float
     noise: float  # factor of the organs' own noise
     added_noise: float  # HU, in the whole image
+    mottle: float  # SD in HU of perfusion that differs from place to place
     noise_mm: float  # its correlation
     blur_mm: tuple[float, float, float]
     knots: np.ndarray  # HU of the surroundings
@@ -202,9 +205,10 @@ def _draw_scan(rng: np.random.Generator) -> _Scan:
         lesion_hu=float(rng.choice([-1, 1], p=[0.8, 0.2]) * rng.uniform(8, 35)),
         oral_hu=float(rng.uniform(100, 400)) if oral else 0.0,
         noise=float(np.exp(rng.normal(0, 0.15))),
-        added_noise=float(rng.uniform(0, 8)),
+        added_noise=float(rng.uniform(0, 14)),
+        mottle=float(rng.uniform(0, 1.5)),
         noise_mm=float(rng.uniform(0.4, 1.2)),
-        blur_mm=(float(rng.uniform(0, 2.2)), *[float(rng.uniform(0, 0.9))] * 2),
+        blur_mm=(float(rng.uniform(0, 1.8)), *[float(rng.uniform(0, 0.7))] * 2),
         knots=np.stack([before, knots]),
         table=float(rng.uniform(2, 12)) if rng.random() < 0.7 else -1.0,
         radius=float(rng.uniform(0.46, 0.6)) if rng.random() < 0.3 else 1.0,
@@ -241,21 +245,21 @@ def _inflated(
     centre: np.ndarray,
     scale: float,
     reach_mm: float,
+    free: torch.Tensor,
 ) -> torch.Tensor:
     """Positions before an organ is scaled about `centre`; its neighbours give way.
 
     distance: of the organ; side: 1 for its part on the left of the fissure, -1 on the right, 0 for
-    all of it.
+    all of it; free: how far each position is free to move, 0..1.
     """
     if abs(scale - 1) < 1e-4:
         return at
     middle = torch.as_tensor(centre, dtype=torch.float32, device=at.device)
     before = middle + (at - middle) / scale
-    found = sample(torch.stack([distance, body.free]), at, body.spacing)
     outside = sample(distance[None], before, body.spacing)[0]
     if side:
         outside = torch.maximum(outside, side * (body.fissure - before[..., 2]))
-    weight = (1 - step(scale * outside, 1.0, reach_mm)) * found[1]
+    weight = (1 - step(scale * outside, 1.0, reach_mm)) * free
     return at + (before - at) * weight[..., None]
 
 
@@ -265,15 +269,16 @@ def _with_signs(canvas: _Canvas, body: Body, posed: torch.Tensor, signs: Signs) 
     voxel_ml = float(np.prod(canvas.lattice_spacing)) / 1000
     width = float(np.mean(canvas.lattice_spacing))
     maps = torch.stack([body.liver, body.spleen])
+    (free,) = sample(body.free[None], posed, body.spacing)
 
     def moved(spleen: float, lobes: float) -> torch.Tensor:
-        found = _inflated(posed, body, body.spleen, 0, centres["spleen"], spleen, 45.0)
+        found = _inflated(posed, body, body.spleen, 0, centres["spleen"], spleen, 45.0, free)
         left, right = np.exp(0.8 * lobes / 3), np.exp(-0.2 * lobes / 3)
-        found = _inflated(found, body, body.liver, 1, centres["left"], float(left), 35.0)
-        return _inflated(found, body, body.liver, -1, centres["right"], float(right), 35.0)
+        found = _inflated(found, body, body.liver, 1, centres["left"], float(left), 35.0, free)
+        return _inflated(found, body, body.liver, -1, centres["right"], float(right), 35.0, free)
 
     spleen, lobes = 1.0, 0.0
-    for _ in range(6):
+    for _ in range(5):
         found = moved(spleen, lobes)
         inside = (0.5 - sample(maps, found, body.spacing) / width).clamp(0, 1)
         left = (found[..., 2] > body.fissure).float()
@@ -339,7 +344,7 @@ def _trees(body: Body, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _hilum(body: Body) -> np.ndarray:
-    middle = body.liver_points.mean(axis=0) + (-12.0, 12.0, 22.0)
+    middle = body.liver_points.mean(axis=0) + np.array([-12.0, 12.0, 22.0])
     distance = np.linalg.norm(body.liver_points - middle, axis=1)
     return body.liver_points[np.argmin(distance)].astype(float)
 
@@ -362,7 +367,7 @@ def _tubes(
         liver = body.liver_points
         start = liver[np.abs(liver[:, 2] - body.fissure) < 5]
         front = start[start[:, 1] <= np.quantile(start[:, 1], 0.1)].mean(axis=0)
-        line = [front + (8, 25, -3), front, front + (-25, -12, 4), front + (-60, -16, 6)]
+        line = [front + np.array(way) for way in UMBILICAL_MM]
         found.append(vessels.tube(line, signs.vein_mm))
     spleen = body.spleen_points
     medial = spleen[spleen[:, 2] <= np.quantile(spleen[:, 2], 0.1)]
@@ -443,6 +448,9 @@ def _organs(
     core = step(-maps.liver[box], 0.5, 3.0)
     shape = core.shape
     texture = signs.texture_hu * band_noise(shape, canvas.spacing, TEXTURE_MM, canvas.generator(5))
+    texture = texture + scan.mottle * band_noise(
+        shape, canvas.spacing, MOTTLE_MM, canvas.generator(8)
+    )
     nodules = NODULES * max(0.0, signs.texture_hu - NODULES_FROM_HU)
     if nodules:
         cells = _cells(band_noise(shape, canvas.spacing, NODULES_MM, canvas.generator(6)))

@@ -1,6 +1,7 @@
 """Vessel trees and single veins as tubes in a body, which do not depend on the stage."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -37,7 +38,6 @@ def tree(
             nodes.append(known[start] + way * share + bend * np.sin(np.pi * share))
             parents.append(start if share == 1 / count else len(nodes) - 2)
     below = np.zeros(len(nodes))
-    below[-1] = 0
     has_child = np.zeros(len(nodes), bool)
     has_child[[p for p in parents if p >= 0]] = True
     below[~has_child] = 1
@@ -56,7 +56,7 @@ def tree(
 def tube(points: Sequence[np.ndarray], radius_mm: float) -> tuple[np.ndarray, np.ndarray]:
     """Points and radii of a tube along a polyline."""
     found = []
-    for a, b in zip(points[:-1], points[1:]):
+    for a, b in pairwise(points):
         shares = np.arange(0, 1, STEP_MM / max(float(np.linalg.norm(b - a)), STEP_MM))
         found.append(a + (b - a) * shares[:, None])
     found = np.concatenate([*found, np.asarray(points[-1])[None]])
