@@ -18,11 +18,9 @@ import torch
 
 from common.files import write_text
 from common.tables import write_csv
-from insilico.bodies import load_bodies
-from insilico.paint import Painter
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
-from painted.cases import HELD_SEED
+from painted.cases import HELD_SEED, painter
 from painted.check import Found, examine, summary
 from painted.network import Input, OrganNetwork
 
@@ -43,13 +41,13 @@ def check(bodies: Path, run: Path, folder: Path, per_body: int, pairs: int) -> d
         network = OrganNetwork(given, len(state["signs"]))
         network.load_state_dict(weights)
         networks.append(network.to(device).eval())
-    painter = Painter(load_bodies(bodies, device))
-    common = networks, state["held"], painter, state["signs"], state["spread"]
+    own = painter(bodies, device)
+    common = networks, state["held"], own, state["signs"], state["spread"]
     found = examine(*common, per_body)
     metrics = {"research_use": RESEARCH_USE, "step": state["step"]}
     metrics |= summary(found, state["held"], state["signs"])
     folder.mkdir(parents=True, exist_ok=True)
-    _write_cases(found, [body.name for body in painter.bodies], folder / "cases.csv")
+    _write_cases(found, [body.name for body in own.bodies], folder / "cases.csv")
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     if pairs:
         low, high = (

@@ -23,12 +23,13 @@ from common.resume import check_plan, digest
 from LiverFibrosisStagingLib import __version__
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
-from painted.cases import Source
+from painted.cases import Source, body_files
 from painted.data import Pool
 from painted.export import export
-from painted.fit import Schedule, Training
+from painted.fit import Schedule, Training, cases_taken
 from painted.network import INPUTS, LIVER_HU, SPACING_MM, Input, OrganNetwork
 
+SCHEDULE = Schedule()
 # The drawn signs that are regressed.
 SIGNS = (
     *("severity", "measured_spleen_ml", "measured_liver_ml", "measured_lsvr"),
@@ -42,7 +43,7 @@ def train(
     *,
     kind: str = "organs",
     folds: int = 5,
-    schedule: Schedule = Schedule(),
+    schedule: Schedule = SCHEDULE,
     first: int = 400,
     pool: int = 1500,
     workers: int = 0,
@@ -53,11 +54,11 @@ def train(
 
     bodies: folder of body files. kind: the input, a key of `INPUTS`; given: another input. folds:
     groups of bodies that are left out in turn. first: cases before the first step; pool: cases that
-    are kept. workers: processes that paint, 0 to paint on the device that trains.
+    are kept. workers: processes that paint on the CPU as well.
 
     Raises StagingError if `run` contains another run or there are fewer than two bodies.
     """
-    files = sorted(bodies.glob("*.npz"))
+    files = body_files(bodies)
     if len(files) < 2:
         raise StagingError(f"{bodies}: {len(files)} body files; at least 2 are needed.")
     given = given or INPUTS[kind]
@@ -73,7 +74,7 @@ def train(
     }
     check_plan(run / "plan.json", plan, [run / "checkpoint.pt"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    source = Source(bodies, device, workers)
+    source = Source(bodies, device, workers, cases_taken(run))
     cases = Pool(pool, given, SIGNS, device)
     training = Training(
         run, cases, held, source, lambda: OrganNetwork(given, len(SIGNS)), schedule, first
@@ -128,9 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--first", type=int, default=400, help="cases before the first step")
     parser.add_argument("--pool", type=int, default=1500, help="cases that are kept in memory")
-    parser.add_argument("--workers", type=int, default=0, help="processes that paint on the CPU")
+    parser.add_argument("--workers", type=int, default=0, help="processes that paint as well")
     parser.add_argument("--name", default="LFS")
-    add_options(parser, Schedule())
+    add_options(parser, SCHEDULE)
     options = parser.parse_args(arguments)
     try:
         train(
@@ -138,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.output,
             kind=options.input,
             folds=options.folds,
-            schedule=with_options(Schedule(), options),
+            schedule=with_options(SCHEDULE, options),
             first=options.first,
             pool=options.pool,
             workers=options.workers,

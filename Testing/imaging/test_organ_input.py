@@ -98,5 +98,7 @@ def test_without_a_spleen_its_channel_is_empty(scan):
 def test_organs_wider_than_the_field_are_reported(scan):
     grid = working_grid(*scan, **INPUT | {"patch_size": (32, 24, 40)})
     (warning,) = grid.warnings  # 122 mm in a field of 80 mm, without the outermost voxels
-    words = "Liver and spleen are wider than the network's field of view: (19|20|21) mm are cut off."
+    words = (
+        "Liver and spleen are wider than the network's field of view: (19|20|21) mm are cut off."
+    )
     assert re.fullmatch(words, warning)

@@ -105,6 +105,7 @@ def describe(path: str | Path, metadata: dict) -> None:
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model, completely or not at all."""
     with unfinished(path) as file:
         file.write_bytes(model.SerializeToString())
 
@@ -124,6 +125,7 @@ class Graph:
         weights: list[np.ndarray] = (),
         **attributes: object,
     ) -> None:
+        """Append a node with one input and constants."""
         names = [f"{target}_{kind}" for kind, _ in zip(("weight", "bias"), weights)]
         for name, values in zip(names, weights):
             whole = np.asarray(values).dtype.kind == "i"
@@ -144,6 +146,7 @@ class Graph:
         return added
 
     def join(self, op: str, sources: list[str], target: str, **attributes: object) -> None:
+        """Append a node with several inputs, or with constants that are added separately."""
         self.nodes.append(helper.make_node(op, sources, [target], name=target, **attributes))
 
     def slice(self, source: str, target: str, first: int, last: int) -> None:
@@ -154,6 +157,7 @@ class Graph:
         self.join("Slice", [source, *names], target)
 
     def add_reshape(self, source: str, target: str, shape: tuple[int, ...]) -> None:
+        """Append a Reshape; 0 keeps an axis, -1 is what is left."""
         name = f"{target}_shape"
         self.weights.append(numpy_helper.from_array(np.array(shape, np.int64), name))
         self.join("Reshape", [source, name], target)
@@ -242,6 +246,7 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def tensor_info(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+    """Declaration of a float tensor [N, *shape]."""
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
 
 

@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from insilico.effects import Signs, log_likelihoods
 from insilico.paint import Painter
+from LiverFibrosisStagingLib.stages import GROUPS
 from painted.cases import HELD_SEED
 from painted.data import Pool, disturbed, network_input, smoothed, widened
 from painted.fit import Spread, correlations, measures
 from painted.network import LIVER_HU, SCALE, SPACING_MM, Input, OrganNetwork
-from LiverFibrosisStagingLib.stages import GROUPS
 
 STAGES = np.arange(5)
 FAT_HU = -100.0

@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn import functional
 
 from common.files import unfinished
+from LiverFibrosisStagingLib.stages import GROUPS
 from painted.cases import Source
 from painted.data import Batch, Pool
 from painted.network import OrganNetwork, near
-from LiverFibrosisStagingLib.stages import GROUPS
 
 Spread = tuple[torch.Tensor, torch.Tensor]
 
@@ -30,11 +30,12 @@ Spread = tuple[torch.Tensor, torch.Tensor]
 class Schedule:
     """Hyperparameters.
 
-    steps, batch, learning_rate: of AdamW with one warm-up and a cosine decay. seconds: time after
-    which the decay ends even if fewer steps were made; 0 for no limit. sign_weight: of the signs'
-    squared error in the loss. far_weight: of the mean activation farther than 8 to 16 mm from the
-    organs. fresh: new cases per step, or at most as many if other processes paint. check_every: steps between looks at unseen bodies, which are
-    only logged, and checkpoints. recalibration: batches for the batch normalisations' statistics.
+    steps, batch, learning_rate, weight_decay: of AdamW with a warm-up and a cosine decay. seconds:
+    time after which the decay ends even if fewer steps were made; 0 for no limit. sign_weight: of
+    the signs' error in the loss. far_weight: of the mean activation farther than 8 to 16 mm from
+    the organs, without masks as channels. fresh: new cases per step, or at most as many if other
+    processes paint. check_every: steps between looks at unseen bodies, which are only logged, and
+    checkpoints. recalibration: batches for the batch normalisations' statistics.
     """
 
     steps: int = 1500
@@ -74,9 +75,10 @@ def sign_loss(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 def total_loss(network: OrganNetwork, batch: Batch, schedule: Schedule, half: bool) -> torch.Tensor:
     """Loss of one batch. half: bfloat16 for the convolutions."""
-    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=half):
-        features = network.features(batch.x)
-        logits, signs = network.outputs(features, batch.x)
+    x = batch.x.contiguous(memory_format=torch.channels_last_3d)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        features = network.features(x)
+        logits, signs = network.outputs(features, x)
     loss = ordered_loss(logits, batch.stages)
     loss = loss + schedule.sign_weight * sign_loss(signs, batch.signs)
     if schedule.far_weight and not network.given.masked:
@@ -88,8 +90,8 @@ def total_loss(network: OrganNetwork, batch: Batch, schedule: Schedule, half: bo
 class Training:
     """The folds' networks in training; resumes from RUN/checkpoint.pt if it exists.
 
-    pool: empty. held: bodies that each fold leaves out. source: of the cases, `first` of them before
-    the first step. make: an untrained network.
+    pool: empty. held: bodies that each fold leaves out. source: of the cases, `first` of them
+    before the first step. make: an untrained network.
     """
 
     def __init__(
@@ -212,7 +214,7 @@ class Training:
             "held": self.held,
             "step": self.step,
             "elapsed": self.elapsed,
-            "painted": self.source.next_seed,
+            "taken": self.source.taken,
         }
         with unfinished(self.checkpoint) as file:
             torch.save(state, file)
@@ -227,7 +229,6 @@ class Training:
             optimizer.load_state_dict(moments)
         self.spread = tuple(state["spread"])
         self.step, self.elapsed = state["step"], state["elapsed"]
-        self.source.next_seed = max(self.source.next_seed, state["painted"])
 
     def _part(self, elapsed: float) -> float:
         """How much of the schedule is done, 0..1."""
@@ -241,6 +242,14 @@ class Training:
         places = rng.choice(self.pool.of_bodies(others), size)
         generator = torch.Generator(self.pool.device).manual_seed(int(rng.integers(2**31)))
         return self.pool.batch(places, self.spread, generator)
+
+
+def cases_taken(run: Path) -> int:
+    """How many cases an interrupted run has taken; 0 for a new one."""
+    checkpoint = run / "checkpoint.pt"
+    if not checkpoint.exists():
+        return 0
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["taken"])
 
 
 def _rate(part: float, warm_up: float = 0.05) -> float:
