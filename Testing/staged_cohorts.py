@@ -3,7 +3,7 @@
 import numpy as np
 
 from evaluation.staged import Staged
-from LiverFibrosisStagingLib.stages import softmax
+from LiverFibrosisStagingLib.stages import median_stage, softmax
 
 PAPER_COUNTS = (134, 8, 10, 18, 82)
 
@@ -18,7 +18,7 @@ def staged_cohort(
         severity = stage / 2 + rng.normal(0, 1 / skill)
         logits = -2 * (np.arange(5) / 2 - severity) ** 2 + (1, -1, -1, -0.5, 0.5)
         logits += rng.normal(0, 0.3, 5)
-        predicted = int(logits.argmax())
+        predicted = int(median_stage(softmax(logits)))
         weights = {
             "liver_surface": rng.gamma(12, (1.9 - 0.2 * predicted) / 12),
             "liver_core": rng.gamma(12, (0.6 + 0.3 * predicted) / 12),

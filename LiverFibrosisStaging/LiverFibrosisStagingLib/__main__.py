@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import Cancelled, StagingError
+from .report.summary import SURFACE_MM
 from .stages import EXPLAIN_CHOICES, RESEARCH_USE, STAGES
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
             f"{result.spread['agreeing']} of {result.spread['members']} networks predict "
             f"{result.stage}; its probability ranges from {low:.2f} to {high:.2f}"
         )
+    print(f"Signs: {result.agreement.sentence}")
+    print(f"Pattern of the location map: {result.pattern.name or 'none'}")
     for warning in result.warnings:
         print(f"Warning: {warning}")
     print(f"{RESEARCH_USE} Model: {result.provenance['model']['trained_on']}")
@@ -86,7 +89,15 @@ def _staged(
     from .staging import stage
 
     masks = (None if options.liver == AUTO else options.liver, options.spleen)
-    return stage(options.ct, *masks, options.model, options.explain, progress, cancel)
+    return stage(
+        options.ct,
+        *masks,
+        options.model,
+        options.explain,
+        progress,
+        cancel,
+        surface_mm=options.shell,
+    )
 
 
 def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
@@ -125,6 +136,7 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
             cancel,
             options.pseudonyms,
             notify,
+            options.shell,
         )
     failed = [row for row in rows if row["status"] != "done"]
     print(f"{len(rows) - len(failed)} of {len(rows)} cases staged; see {options.output}/{TABLE}")
@@ -207,6 +219,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=EXPLAIN_CHOICES,
         default="predicted",
         help="stage or group that the location map explains (default: the predicted stage)",
+    )
+    shared.add_argument(
+        "--shell",
+        metavar="MM",
+        type=float,
+        default=SURFACE_MM,
+        help="thickness of the liver's surface, whose weight is measured (default: %(default)g)",
     )
     shared.add_argument("-o", "--output", metavar="FOLDER", required=True, help="result folder")
     shared.add_argument("-q", "--quiet", action="store_true", help="no progress line")

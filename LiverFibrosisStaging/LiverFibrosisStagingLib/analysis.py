@@ -1,44 +1,54 @@
-"""Measurements of the location map: its weight by region.
+"""Measurements of the location map: its weight by region, and its pattern.
 
-Yin et al. 2021, "Location map analysis", measure the mean weight in the liver parenchyma. The
-weights of surface, core and spleen quantify their two patterns (healthy: the liver's surface;
-cirrhosis: parenchyma and spleen).
+Yin et al. 2021, "Location map analysis", measure the mean weight in the liver parenchyma and
+describe two patterns: the liver's surface in healthy livers; parenchyma and spleen in cirrhosis.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
 
-from .imaging.grid import WorkingGrid
+from .card import Reference
+from .imaging.grid import WorkingGrid, bounding_box
 from .location_map import LocationMap
+from .report.summary import REGION_NAMES, SURFACE_MM
 
-SURFACE_MM = 10.0  # thickness of the surface region: over one voxel of the shipped model's map
+SURFACE, CORE_AND_SPLEEN, MIXED, ELSEWHERE = "surface", "core and spleen", "mixed", "elsewhere"
+MIN_CASES = 20  # of a stage, for a meaningful reference
+
+Measurements = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A location map's pattern: "surface", "core and spleen", "mixed" or "elsewhere"; "" if the
-    map is empty. sentence: the numbers that it follows from.
+    """A location map's pattern: SURFACE, CORE_AND_SPLEEN, MIXED or ELSEWHERE; "" if it is empty.
+
+    sentence: the numbers that it follows from.
     """
 
     name: str
     sentence: str
 
 
-def measure(location: LocationMap, grid: WorkingGrid) -> dict[str, dict[str, float]]:
+def measure(
+    location: LocationMap, grid: WorkingGrid, surface_mm: float = SURFACE_MM
+) -> dict[str, dict[str, float]]:
     """Mean relative weight, share of the total weight and volume (mL) of each region.
 
-    Regions: liver, liver_surface (the liver within 10 mm of its boundary), liver_core (the rest of
-    the liver), spleen (left out without a mask), rest (the body without liver and spleen), all
-    measured on the working grid, the network's input.
+    Regions: liver, liver_surface (the liver within `surface_mm` of its boundary), liver_core (the
+    rest of the liver), spleen (left out without a mask), rest (the body without liver and spleen),
+    all measured on the working grid, the network's input. The shares of liver, spleen and rest add
+    up to 1. The mean is also the region's focus, the share of the weight over the share of the
+    body's volume, since the map is relative to its mean over the body.
     """
     weight = sitk.GetArrayViewFromImage(location.relative)
     body = _inside(grid.body)
     liver = _inside(grid.liver) & body
     spleen = _inside(grid.spleen) & body & ~liver if grid.spleen is not None else None
-    core = (surface_distance(grid.liver) > SURFACE_MM) & liver
+    core = deeper_than(grid.liver, surface_mm) & liver
     rest = body & ~liver if spleen is None else body & ~liver & ~spleen
     regions = {"liver": liver, "liver_surface": liver & ~core, "liver_core": core}
     if spleen is not None:
@@ -56,20 +66,175 @@ def measure(location: LocationMap, grid: WorkingGrid) -> dict[str, dict[str, flo
     }
 
 
-def pattern(measurements: Mapping[str, Mapping[str, float]]) -> Pattern:
-    """The pattern of a map with these measurements."""
-    outside = measurements["rest"]["share"]
-    if outside > 0.5:
-        return Pattern("elsewhere", f"{outside:.0%} of the weight lies outside liver and spleen.")
-    return Pattern("mixed", "")
+def deeper_than(mask: sitk.Image, depth_mm: float) -> np.ndarray:
+    """Voxels whose centres lie deeper than `depth_mm` in a mask, bool, [slice, row, column].
+
+    The boundary is a smooth surface between the voxels inside and outside: the zero of their
+    distances to the nearest voxel of the other kind, smoothed with a Gaussian of one voxel (its
+    shrinkage of curved surfaces, which is of second order in sigma, is cancelled by smoothing
+    twice). Depth is the distance in mm to the nearest of the points where it crosses the lines
+    between voxels. Without the smoothing, the corners of voxels move the surface of a ball by about
+    a quarter of a voxel. The working grid ends where the liver ends, so its edge is a surface.
+    """
+    deeper = np.zeros(mask.GetSize()[::-1], bool)
+    box = bounding_box(sitk.GetArrayViewFromImage(mask))
+    if box is None:
+        return deeper
+    sigma = float(np.prod(mask.GetSpacing())) ** (1 / 3)
+    margin = [1 + math.ceil(3 * sigma / spacing) for spacing in mask.GetSpacing()]
+    cropped = sitk.ConstantPad(mask[box[::-1]] != 0, margin, margin, 0)
+    inside = _inside(cropped)
+    step = np.array(cropped.GetSpacing()[::-1])
+    depth = _smooth_depth(cropped, sigma)
+    # Far from the limit the smoothed distances are good enough.
+    near = inside & (np.abs(depth - depth_mm) < 1.5 * np.linalg.norm(step)) & (depth > 0)
+    found = inside & (depth > depth_mm)
+    centres = np.argwhere(near) * step
+    if len(centres):
+        nearest = _nearest(centres, _zeros(depth, step))
+        found[near] = np.linalg.norm(centres - nearest, axis=1) > depth_mm
+    deeper[box] = found[tuple(slice(voxels, -voxels) for voxels in margin[::-1])]
+    return deeper
 
 
-def surface_distance(mask: sitk.Image) -> np.ndarray:
-    """Distance in mm to the mask's boundary, positive inside, [slice, row, column]."""
-    distance = sitk.SignedMaurerDistanceMap(
-        mask, insideIsPositive=True, squaredDistance=False, useImageSpacing=True
+def surface_to_core(measurements: Measurements) -> float | None:
+    """Mean weight of the liver's surface over that of its core; None without core or weight."""
+    surface, core = measurements["liver_surface"], measurements["liver_core"]
+    return _over(surface["mean"], core["mean"]) if core["volume_ml"] else None
+
+
+def organs_over_rest(measurements: Measurements) -> float | None:
+    """The lower mean weight of liver core and spleen over that of the rest; None without them."""
+    if "spleen" not in measurements or not measurements["liver_core"]["volume_ml"]:
+        return None
+    organs = min(measurements[region]["mean"] for region in ("liver_core", "spleen"))
+    return _over(organs, measurements["rest"]["mean"])
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The ratios from which a map shows a pattern: `surface_to_core` and `organs_over_rest`."""
+
+    surface_to_core: float = 1.0
+    organs_over_rest: float = 1.0
+
+
+def thresholds(reference: Reference) -> Thresholds:
+    """The thresholds of a model, from its reference cases.
+
+    Midway (geometric mean) between the ratios in cases predicted as F0 and as F4, each of the
+    regions' median weights; but at least 1, where the region named by the pattern begins to have
+    more weight than the other. It is 1 without at least 20 cases of both stages, and for a model
+    whose cases do not show the paper's pattern: surface in F0, core and spleen in F4.
+    """
+    stages = reference.get("stages", {})
+    if any(stages.get(stage, {}).get("cases", 0) < MIN_CASES for stage in ("F0", "F4")):
+        return Thresholds()
+    ratios: dict[str, list[float | None]] = {"surface_to_core": [], "organs_over_rest": []}
+    for stage in ("F0", "F4"):
+        at = reference["percentiles"]
+        medians = {
+            region: {"mean": float(np.interp(50, at, stages[stage][region])), "volume_ml": 1.0}
+            for region in REGION_NAMES
+            if region in stages[stage]
+        }
+        if not {"liver_surface", "liver_core", "rest"} <= set(medians):
+            return Thresholds()
+        ratios["surface_to_core"].append(surface_to_core(medians))
+        ratios["organs_over_rest"].append(organs_over_rest(medians))
+    return Thresholds(
+        surface_to_core=_between(*reversed(ratios["surface_to_core"])),
+        organs_over_rest=_between(*ratios["organs_over_rest"]),
     )
-    return sitk.GetArrayFromImage(distance)
+
+
+def pattern(measurements: Measurements, limits: Thresholds) -> Pattern:
+    """The pattern of a map with these measurements.
+
+    SURFACE: the liver's surface has more weight than its core, by the threshold, and more than
+    spleen and rest of the body. CORE_AND_SPLEEN: core and spleen both have more weight than the
+    rest, by the threshold. MIXED: both, or neither although a part of liver or spleen has more
+    weight than the rest. ELSEWHERE: no part of them has. Weights are means, i.e. per volume.
+    """
+    means = {region: values["mean"] for region, values in measurements.items()}
+    if not any(means.values()):
+        return Pattern("", "")
+    rest = means["rest"]
+    surface, organs = surface_to_core(measurements), organs_over_rest(measurements)
+    on_surface = (
+        surface is not None
+        and surface > limits.surface_to_core
+        and means["liver_surface"] > max(rest, means.get("spleen", 0.0))
+    )
+    on_organs = organs is not None and organs > limits.organs_over_rest
+    parts = [means[region] for region in means if region not in ("liver", "rest")]
+    if on_surface != on_organs:
+        name = SURFACE if on_surface else CORE_AND_SPLEEN
+    else:
+        name = MIXED if max(parts) > rest else ELSEWHERE
+    sentence = (
+        f"Surface over core {_number(surface)} (pattern above {limits.surface_to_core:.2f}), lower "
+        f"of core and spleen over the rest {_number(organs)} (pattern above "
+        f"{limits.organs_over_rest:.2f}), highest part over the rest "
+        f"{_number(_over(max(parts), rest))}."
+    )
+    return Pattern(name, sentence)
+
+
+def _smooth_depth(mask: sitk.Image, sigma: float) -> np.ndarray:
+    """Smoothed distances in mm, positive inside, to the nearest voxel on the other side."""
+
+    def distance_to(other: sitk.Image) -> sitk.Image:
+        return sitk.SignedMaurerDistanceMap(
+            other, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+        )
+
+    inside, outside = sitk.Cast(mask, sitk.sitkFloat32), sitk.Cast(mask == 0, sitk.sitkFloat32)
+    depth = distance_to(mask == 0) * inside - distance_to(mask) * outside
+    once = sitk.SmoothingRecursiveGaussian(depth, sigma)
+    return sitk.GetArrayFromImage(2 * once - sitk.SmoothingRecursiveGaussian(once, sigma))
+
+
+def _zeros(depth: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """Points in mm, float64 [n, 3], where `depth` is 0 on the lines between neighbouring voxels."""
+    points = []
+    for axis in range(3):
+        first, second = np.moveaxis(depth, axis, 0)[:-1], np.moveaxis(depth, axis, 0)[1:]
+        at = np.nonzero((first > 0) != (second > 0))
+        place = np.stack(at, axis=1).astype(float)
+        place[:, 0] += first[at] / (first[at] - second[at])
+        points.append(np.insert(place[:, 1:], axis, place[:, 0], axis=1) * step)
+    return np.concatenate(points)
+
+
+def _nearest(points: np.ndarray, surface: np.ndarray) -> np.ndarray:
+    """The nearest of the surface's points to each point, float64 [n, 3]."""
+    from vtkmodules.util.numpy_support import numpy_to_vtk
+    from vtkmodules.vtkCommonCore import vtkPoints
+    from vtkmodules.vtkCommonDataModel import vtkPolyData, vtkStaticPointLocator
+
+    places, data, locator = vtkPoints(), vtkPolyData(), vtkStaticPointLocator()
+    places.SetData(numpy_to_vtk(np.ascontiguousarray(surface)))
+    data.SetPoints(places)
+    locator.SetDataSet(data)
+    locator.BuildLocator()
+    return surface[[locator.FindClosestPoint(point) for point in points]]
+
+
+def _between(lower: float | None, higher: float | None) -> float:
+    if lower is None or higher is None or not lower < higher < math.inf:
+        return 1.0
+    return max(1.0, math.sqrt(lower * higher))
+
+
+def _over(above: float, below: float) -> float | None:
+    if below == 0:
+        return math.inf if above > 0 else None
+    return above / below
+
+
+def _number(ratio: float | None) -> str:
+    return "not measurable" if ratio is None else f"{ratio:.2f}"
 
 
 def _inside(mask: sitk.Image) -> np.ndarray:

@@ -10,14 +10,16 @@ from .cases import Case, find_cases, read_list
 from .errors import Cancelled, CancelToken, StagingError
 from .files import check_writable, write_table
 from .fingerprint import fingerprint
+from .imaging.input_checks import PASS
 from .imaging.segmentation import shipped_network
 from .model import StagingModel
 from .privacy import Names
-from .report.summary import REGION_NAMES
+from .report.summary import REGION_NAMES, SURFACE_MM
 from .resources import default_model_path
 from .result import FILES, SCHEMA, one_line
+from .signs.measure import UNITS
 from .stages import GROUPS, RESEARCH_USE, STAGES, explained_stages
-from .staging import software, stage
+from .staging import check_surface, software, stage
 
 TABLE = "results.csv"
 COLUMNS = (
@@ -25,11 +27,19 @@ COLUMNS = (
     "status",
     "reason",
     "stage",
+    "supported",
+    "reasons",
     *STAGES,
     *GROUPS,
     "agreeing",
     "explained",
     *(f"{region}_{what}" for region in REGION_NAMES for what in ("mean", "share")),
+    "surface_to_core",
+    "pattern",
+    *UNITS,
+    "agreement",
+    "phase",
+    "checks",
     "warnings",
     "model",
     "notice",
@@ -45,6 +55,7 @@ def stage_folder(
     cancel: CancelToken | None = None,
     pseudonyms: bool = False,
     notify: Callable[[str], None] | None = None,
+    surface_mm: float = SURFACE_MM,
 ) -> list[dict[str, Any]]:
     """Stage every case of a folder or a CSV list; returns the rows of `output`/results.csv.
 
@@ -57,12 +68,13 @@ def stage_folder(
     No output, including the rows, contains names of patients, or of the inputs' files and folders.
     pseudonyms: give every case a pseudonym, not only those whose names may be those of persons
     (`find_cases`). notify: called with messages for the screen, which can contain such names: the
-    case of each pseudonym, and why a case failed.
+    case of each pseudonym, and why a case failed. surface_mm: as for `stage`.
 
     Raises StagingError if the source contains no case or the output cannot be written, and
     Cancelled; finished cases are kept.
     """
     explained_stages(explain, 0)
+    check_surface(surface_mm)
     source, output = Path(source), Path(output)
     if source.suffix.lower() == ".csv":
         cases = read_list(source, pseudonyms)
@@ -75,6 +87,7 @@ def stage_folder(
     for case in cases:
         if case.pseudonym:
             notify(f"{case.name} is {case.ct}.")
+    options = {"explain": explain, "surface_mm": float(surface_mm)}
     rows: list[dict[str, Any]] = []
     for number, case in enumerate(cases):
 
@@ -82,7 +95,7 @@ def stage_folder(
             if progress is not None:
                 progress((number + fraction) / len(cases), f"{name}: {step}")
 
-        rows.append(_row(case, output, model, explain, within, cancel, notify))
+        rows.append(_row(case, output, model, options, within, cancel, notify))
         try:
             write_table(output / TABLE, COLUMNS, rows)
         except StagingError as refusal:  # may be open in a spreadsheet; retried after the next case
@@ -96,14 +109,14 @@ def _row(
     case: Case,
     output: Path,
     model: StagingModel,
-    explain: str,
+    options: dict[str, Any],
     progress: Callable[[float, str], None],
     cancel: CancelToken | None,
     notify: Callable[[str], None],
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"case": case.name, "notice": RESEARCH_USE, "model": model.card.name}
     try:
-        return {**row, "status": "done", **_staged(case, output, model, explain, progress, cancel)}
+        return {**row, "status": "done", **_staged(case, output, model, options, progress, cancel)}
     except Cancelled:
         raise
     except Exception as error:  # the other cases are still staged
@@ -129,7 +142,7 @@ def _staged(
     case: Case,
     output: Path,
     model: StagingModel,
-    explain: str,
+    options: dict[str, Any],
     progress: Callable[[float, str], None],
     cancel: CancelToken | None,
 ) -> dict[str, Any]:
@@ -143,11 +156,13 @@ def _staged(
         software=software(),
         model=model.sha256,
         segmentation=None if case.liver else shipped_network(model.threads).sha256,
-        explain=explain,
+        **options,
     )
     columns = _finished(folder, inputs)
     if columns is None:
-        result = stage(case.ct, case.liver, case.spleen, model, explain, progress, cancel)
+        result = stage(
+            case.ct, case.liver, case.spleen, model, progress=progress, cancel=cancel, **options
+        )
         result = replace(result, provenance={**result.provenance, "fingerprint": inputs})
         result.save(folder)
         progress(1.0, one_line(result))
@@ -174,13 +189,29 @@ def _columns(summary: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "stage": summary["stage"],
+        "supported": summary["supported"],
+        "reasons": " ".join(summary["reasons"]),
         **{name: round(p, 6) for name, p in summary["probabilities"].items()},
         **{name: round(p, 6) for name, p in summary["scores"].items()},
         "agreeing": _agreeing(summary),
         "explained": summary["location_map"]["explained"],
         **measurements,
+        "surface_to_core": _rounded(summary["location_map"]["surface_to_core"]),
+        "pattern": summary["location_map"]["pattern"]["name"],
+        **{key: _rounded(value) for key, value in summary["signs"].items()},
+        "agreement": summary["agreement"]["sentence"],
+        "phase": summary["phase"],
+        "checks": " ".join(
+            f"{check['key']}: {check['outcome']}."
+            for check in summary["checks"]
+            if check["outcome"] != PASS
+        ),
         "warnings": " ".join(summary["warnings"]),
     }
+
+
+def _rounded(value: float | None) -> float | str:
+    return "" if value is None else round(value, 6)
 
 
 def _agreeing(summary: dict[str, Any]) -> float | str:

@@ -48,7 +48,8 @@ class Fill(TypedDict):
 
 class Reference(TypedDict, total=False):
     """Mean weights in reference cases. stages: by predicted stage, the number of `cases` and, by
-    region, the weights at the `percentiles`.
+    region, the weights at the `percentiles`; `joint`, if present, gives each region's lowest and
+    highest usual weight, with at most 5 % of the cases outside of them in any region.
     """
 
     source: str
@@ -144,7 +145,11 @@ def _reference(value: Any) -> Reference:
         )
     weights = items(number(0, 1e6), len(percentiles), ascending=True)
     regions = {region: weights for region in REGION_NAMES}
-    usual = fields({"cases": whole(0, 10**9), **regions}, optional=tuple(regions))
+    bounds = items(number(0, 1e6), 2, ascending=True)
+    joint = fields({region: bounds for region in REGION_NAMES})
+    usual = fields(
+        {"cases": whole(0, 10**9), "joint": joint, **regions}, optional=("joint", *regions)
+    )
     return fields({"stages": fields({stage: usual for stage in STAGES})})(found)
 
 

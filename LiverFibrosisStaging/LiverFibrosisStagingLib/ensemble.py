@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .stages import STAGES, group_scores
+from .stages import STAGES, group_scores, median_stage
 
 MIN_AGREEMENT = 0.8  # if fewer members predict the stage, a warning is given
 
@@ -26,7 +26,7 @@ def spread(members: np.ndarray, stage: str) -> dict[str, Any]:
     by_name |= {name: np.array([one[name] for one in scores]) for name in scores[0]}
     return {
         "members": len(members),
-        "agreeing": int((members.argmax(axis=1) == STAGES.index(stage)).sum()),
+        "agreeing": int((median_stage(members) == STAGES.index(stage)).sum()),
         "range": {name: [float(v.min()), float(v.max())] for name, v in by_name.items()},
     }
 

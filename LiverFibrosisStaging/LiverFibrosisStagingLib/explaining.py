@@ -11,13 +11,21 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
-from .analysis import Pattern, measure, pattern
+from .analysis import (
+    Measurements,
+    Pattern,
+    Thresholds,
+    measure,
+    pattern,
+    thresholds,
+)
 from .errors import Cancelled, CancelToken
 from .imaging.grid import WorkingGrid, patch_array
-from .location_map import merge_patches, on_ct
+from .location_map import LocationMap, merge_patches, on_ct
 from .model import MEMBERS, Forward, StagingModel
-from .quality import unusual
-from .stages import STAGES, explained_stages, softmax
+from .quality import percentiles, unusual
+from .report.summary import SURFACE_MM
+from .stages import STAGES, explained_stages, median_stage, softmax
 
 Progress = Callable[[float, str], None]
 
@@ -72,6 +80,16 @@ class ForwardPass:
         return np.mean([forward.logits[0] for forward in self.forwards], axis=0, dtype=np.float64)
 
     @property
+    def probabilities(self) -> np.ndarray:
+        """The case's calibrated probabilities, float64 [5]."""
+        return softmax(self.logits, self.model.card.temperature)
+
+    @property
+    def predicted(self) -> int:
+        """Index of the predicted stage (`stages.median_stage`)."""
+        return int(median_stage(self.probabilities))
+
+    @property
     def member_probabilities(self) -> np.ndarray | None:
         """Probabilities float64 [members, 5] of an ensemble's members; None for one network."""
         if MEMBERS not in self.forwards[0].tensors:
@@ -89,7 +107,9 @@ class Explanation:
     label_map: sitk.Image
     body_mean: float
     measurements: dict[str, dict[str, float]]
+    surface_mm: float
     pattern: Pattern
+    percentiles: dict[str, float]
     map_warnings: tuple[str, ...]
 
 
@@ -104,37 +124,75 @@ def run_network(model: StagingModel, grid: WorkingGrid, steps: Steps) -> Forward
 
 
 def explain_score(
-    forward_pass: ForwardPass, ct: sitk.Image, explain: str, steps: Steps
+    forward_pass: ForwardPass,
+    ct: sitk.Image,
+    explain: str,
+    steps: Steps,
+    surface_mm: float = SURFACE_MM,
 ) -> Explanation:
     """The location map of one score, merged from the patches and resampled to the CT's grid.
 
-    explain: as for `staging.stage`. Raises StagingError for an unknown name, and Cancelled.
+    explain, surface_mm: as for `staging.stage`. Raises StagingError for an unknown name, and
+    Cancelled.
     """
-    predicted = int(forward_pass.logits.argmax())
+    predicted = forward_pass.predicted
     members = explained_stages(explain, predicted)
     explained = STAGES[predicted] if explain == "predicted" else explain
-    maps = []
-    for number, forward in enumerate(forward_pass.forwards):
-        steps.begin(0.65 + 0.1 * number / len(forward_pass.forwards), "Explaining")
-        maps.append(forward_pass.model.location_map(forward, members)[0])
-    steps.begin(0.75, "Merging the location map")
-    location = merge_patches(maps, forward_pass.grid, forward_pass.model.card.patch_size)
-    measurements = measure(location, forward_pass.grid)
+    location, measurements = _measured_map(forward_pass, members, steps, surface_mm, 0.65)
     steps.begin(0.8, "Resampling the map to the CT's grid")
     relative, labels = on_ct(location, forward_pass.grid, ct)
+    reference = forward_pass.model.card.reference
+    # The reference contains maps of the predicted stage, with a surface of SURFACE_MM.
+    usual_surface = surface_mm == SURFACE_MM
+    found: dict[str, float] = {}
     map_warnings: list[str] = []
     if location.body_mean == 0:
         map_warnings = [
             f"The location map is empty: no region contributed positively to {explained}."
         ]
     elif members == (predicted,):
-        map_warnings = unusual(measurements, forward_pass.model.card.reference, STAGES[predicted])
+        comparable = {
+            region: values
+            for region, values in measurements.items()
+            if usual_surface or region not in ("liver_surface", "liver_core")
+        }
+        found = percentiles(comparable, reference, explained)
+        map_warnings = unusual(comparable, reference, explained)
     return Explanation(
         explained=explained,
         location_map=relative,
         label_map=labels,
         body_mean=location.body_mean,
         measurements=measurements,
-        pattern=pattern(measurements),
+        surface_mm=surface_mm,
+        pattern=pattern(measurements, thresholds(reference) if usual_surface else Thresholds()),
+        percentiles=found,
         map_warnings=tuple(map_warnings),
     )
+
+
+def predicted_measurements(
+    forward_pass: ForwardPass, explanation: Explanation, steps: Steps
+) -> Measurements:
+    """Measurements of the predicted stage's map, which may not be the one that was explained."""
+    if explanation.explained == STAGES[forward_pass.predicted]:
+        return explanation.measurements
+    members = (forward_pass.predicted,)
+    return _measured_map(forward_pass, members, steps, explanation.surface_mm, 0.85)[1]
+
+
+def _measured_map(
+    forward_pass: ForwardPass,
+    members: tuple[int, ...],
+    steps: Steps,
+    surface_mm: float,
+    since: float,
+) -> tuple[LocationMap, dict[str, dict[str, float]]]:
+    """The map of a score and its measurements; its steps begin at the fraction `since`."""
+    maps = []
+    for number, forward in enumerate(forward_pass.forwards):
+        steps.begin(since + 0.1 * number / len(forward_pass.forwards), "Explaining")
+        maps.append(forward_pass.model.location_map(forward, members)[0])
+    steps.begin(since + 0.1, "Merging the location map")
+    location = merge_patches(maps, forward_pass.grid, forward_pass.model.card.patch_size)
+    return location, measure(location, forward_pass.grid, surface_mm)

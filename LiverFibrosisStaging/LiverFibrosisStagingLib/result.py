@@ -1,6 +1,7 @@
 """The result of staging one CT, and its files."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from .analysis import Pattern
+from .analysis import Pattern, surface_to_core
 from .ensemble import spread
 from .errors import CancelToken, StagingError
 from .explaining import ForwardPass, Progress, Steps, explain_score
@@ -19,7 +20,7 @@ from .imaging.organs import LIVER_LABEL, SPLEEN_LABEL, write_labels
 from .signs.measure import MeasuredSigns
 from .signs.placing import Placement
 from .stages import GROUPS, RESEARCH_USE, STAGES
-from .support import placements
+from .support import Agreement, agreement, placements
 
 SCHEMA = 3
 BANDS_TEXT = "10 % steps of this case's own maximum"
@@ -37,17 +38,19 @@ FILES = (
 class StagingResult:
     """The result for one CT. It contains no name of the patient.
 
-    probabilities: float64[5], F0 to F4. stage: the most probable of them. scores: probability of
-    significant (F2-F4) and advanced (F3-F4) fibrosis and cirrhosis (F4). signs: measured on CT and
-    masks. checks: of the input. phase: contrast phase, "" if unknown. reasons: why the stage is not
-    supported; none if it is. explained: the stage or
-    group whose score the location map explains. location_map: float32 image on the CT's grid,
-    attention relative to its mean over the body. body_mean: that mean, so that location_map times
-    body_mean is the raw Grad-CAM. label_map: uint8 image on the CT's grid, ten bands, 0 outside the
-    body or where the map is 0. measurements: mean, share and volume_ml by region. pattern: of the
-    location map. ct, liver, spleen: on the CT's grid. staging_warnings, map_warnings: about the
-    input, and about this map. provenance: model, input, software and seconds, as in staging.json;
-    `batch` adds a fingerprint. forward_pass: the network's outputs, for `explain`.
+    probabilities: float64[5], F0 to F4. stage: their median (`stages.median_stage`). scores:
+    probability of significant (F2-F4) and advanced (F3-F4) fibrosis and cirrhosis (F4). signs:
+    measured on CT and masks. checks: of the input. phase: contrast phase, "" if unknown. reasons:
+    why the stage is not supported; none if it is. explained: the stage or group whose score the
+    location map explains. location_map: float32 image on the CT's grid, attention relative to its
+    mean over the body. body_mean: that mean, so that location_map times body_mean is the raw
+    Grad-CAM. label_map: uint8 image on the CT's grid, ten bands, 0 outside the body or where the
+    map is 0. measurements: mean, share and volume_ml by region (`analysis.measure`). surface_mm:
+    thickness of the liver's surface in them. pattern: of the location map. percentiles: by region,
+    of the predicted stage's map (`quality.percentiles`), otherwise empty. ct, liver, spleen: on the
+    CT's grid. staging_warnings, map_warnings: about the input, and about this map. provenance:
+    model, input, software and seconds, as in staging.json; `batch` adds a fingerprint.
+    forward_pass: the network's outputs, for `explain`.
     """
 
     probabilities: np.ndarray
@@ -62,7 +65,9 @@ class StagingResult:
     label_map: sitk.Image
     body_mean: float
     measurements: dict[str, dict[str, float]]
+    surface_mm: float
     pattern: Pattern
+    percentiles: dict[str, float]
     staging_warnings: tuple[str, ...]
     map_warnings: tuple[str, ...]
     ct: sitk.Image
@@ -80,6 +85,11 @@ class StagingResult:
     def placements(self) -> tuple[Placement, ...]:
         """The signs among the published groups, one for each sign and source."""
         return placements(self.signs)
+
+    @property
+    def agreement(self) -> Agreement:
+        """Whether the signs agree with the predicted stage (`support.agreement`)."""
+        return agreement(self.placements, self.stage)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -118,7 +128,7 @@ class StagingResult:
         Parameters and exceptions as for `staging.stage`.
         """
         steps = Steps(progress, cancel)
-        explanation = explain_score(self.forward_pass, self.ct, explain, steps)
+        explanation = explain_score(self.forward_pass, self.ct, explain, steps, self.surface_mm)
         seconds = {**self.provenance["seconds"], **steps.end()}
         provenance = {**self.provenance, "seconds": seconds}
         return replace(self, provenance=provenance, **vars(explanation))
@@ -136,6 +146,9 @@ class StagingResult:
             stage=self.stage,
             explained=self.explained,
             scores=self.scores,
+            reasons=self.reasons,
+            pattern=self.pattern.name,
+            agreement=self.agreement.sentence,
             measurements=self.measurements,
             warnings=self.warnings,
             model_name=self.provenance["model"]["name"],
@@ -159,17 +172,25 @@ class StagingResult:
                 "body_mean": self.body_mean,
                 "maximum": float(sitk.GetArrayViewFromImage(self.location_map).max()),
                 "bands": BANDS_TEXT,
+                "surface_mm": self.surface_mm,
+                "surface_to_core": self._surface_to_core(),
                 "pattern": asdict(self.pattern),
+                "percentiles": self.percentiles,
             },
             "measurements": self.measurements,
             "signs": {found.key: found.value for found in self.signs.measurements},
             "signs_notes": self._signs_notes(),
             "signs_placed": self._signs_placed(),
+            "agreement": asdict(self.agreement),
             "phase": self.phase,
             "checks": [asdict(check) for check in self.checks],
             "warnings": list(self.warnings),
             **self.provenance,
         }
+
+    def _surface_to_core(self) -> float | None:
+        ratio = surface_to_core(self.measurements)
+        return ratio if ratio is not None and math.isfinite(ratio) else None
 
     def _signs_notes(self) -> dict[str, str]:
         notes = {each.key: each.reason for each in self.signs.measurements if each.reason}
@@ -205,7 +226,8 @@ def one_line(result: StagingResult) -> str:
     """The result in one sentence, for consoles and logs."""
     scores = ", ".join(f"{name} {result.scores[name]:.2f}" for name in GROUPS)
     chosen = result.probabilities[STAGES.index(result.stage)]
-    return f"{result.stage} (probability {chosen:.2f}; {scores})"
+    line = f"{result.stage} (probability {chosen:.2f}; {scores})"
+    return line if result.supported else f"Not supported: {line}. {' '.join(result.reasons)}"
 
 
 def _write_image(image: sitk.Image, path: Path) -> None:

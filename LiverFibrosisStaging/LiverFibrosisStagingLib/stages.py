@@ -23,6 +23,17 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
+def median_stage(probabilities: np.ndarray) -> np.ndarray:
+    """The predicted stage, int [...], of `probabilities` [..., 5]: the median of the distribution.
+
+    It is the first stage with a cumulative probability of at least one half. The stages are
+    ordinal, and the median minimises the expected number of stages by which a prediction is off; it
+    belongs to a group exactly if the group's score (`group_scores`) is above one half.
+    """
+    later = [probabilities[..., first:].sum(axis=-1) > 0.5 for first in range(1, len(STAGES))]
+    return np.sum(later, axis=0)
+
+
 def group_scores(probabilities: np.ndarray) -> dict[str, float]:
     """Probability of significant (F2-F4), advanced (F3-F4) fibrosis and cirrhosis (F4)."""
     return {name: float(probabilities[first:].sum()) for name, first in GROUPS.items()}

@@ -1,6 +1,7 @@
 """Staging of one CT, from the input to the result."""
 
 import hashlib
+import math
 import platform
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,9 +11,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from . import __version__
-from .ensemble import disagreement, spread
-from .errors import CancelToken
-from .explaining import Progress, Steps, explain_score, run_network
+from .ensemble import spread
+from .errors import CancelToken, StagingError
+from .explaining import Progress, Steps, explain_score, predicted_measurements, run_network
 from .imaging.checks import check_ct, check_organs
 from .imaging.grid import WorkingGrid, working_grid
 from .imaging.input_checks import contrast_phase, input_checks
@@ -21,10 +22,11 @@ from .imaging.reading import NAME_KEY, notes, read_ct
 from .imaging.segmentation import segment_checked, segmentation_warnings, shipped_network
 from .model import StagingModel
 from .privacy import Names
+from .report.summary import SURFACE_MM
 from .resources import default_model_path
 from .result import StagingResult
 from .signs.measure import measure_signs
-from .stages import STAGES, explained_stages, group_scores, softmax
+from .stages import STAGES, explained_stages, group_scores
 from .support import reasons
 
 SEGMENTING = "Segmenting liver and spleen"
@@ -39,6 +41,7 @@ def stage(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     segmentation: dict[str, Any] | None = None,
+    surface_mm: float = SURFACE_MM,
 ) -> StagingResult:
     """Stage one CT and compute the location map that explains the stage.
 
@@ -50,12 +53,14 @@ def stage(
     fraction 0..1 and the step's name. cancel: checked between steps and patches, and while the
     network runs. segmentation: provenance (name, sha256, edited) of masks from an earlier automatic
     segmentation, for the result; masks that were not edited get the warnings of a segmentation.
+    surface_mm: thickness of the liver's surface, a region of the measurements, above 0.
 
     Raises StagingError for refused input, which may name the file or node, and Cancelled. The
     result contains neither name.
     """
     steps = Steps(progress, cancel)
     explained_stages(explain, 0)  # an unknown name is refused before any work
+    check_surface(surface_mm)
 
     steps.begin(0.0, "Loading the model")
     if not isinstance(model, StagingModel):
@@ -100,13 +105,17 @@ def stage(
     warnings += grid.warnings
 
     forward_pass = run_network(model, grid, steps)
-    probabilities = softmax(forward_pass.logits, card.temperature)
+    probabilities = forward_pass.probabilities
     probabilities.flags.writeable = False
-    predicted = STAGES[int(probabilities.argmax())]
+    predicted = STAGES[forward_pass.predicted]
     members = forward_pass.member_probabilities
-    if members is not None:
-        warnings += disagreement(spread(members, predicted), predicted)
-    explanation = explain_score(forward_pass, ct, explain, steps)
+    explanation = explain_score(forward_pass, ct, explain, steps, surface_mm)
+    why_not = reasons(
+        predicted,
+        checks,
+        predicted_measurements(forward_pass, explanation, steps),
+        None if members is None else spread(members, predicted),
+    )
     provenance = _provenance(model, ct, grid)
     provenance["segmentation"] = segmentation
     provenance["seconds"] = steps.end()
@@ -117,7 +126,7 @@ def stage(
         signs=signs,
         checks=checks,
         phase=phase,
-        reasons=reasons(checks, explanation.measurements),
+        reasons=why_not,
         staging_warnings=tuple(map(Names(*given).removed, warnings)),
         ct=ct,
         liver=liver,
@@ -126,6 +135,12 @@ def stage(
         forward_pass=forward_pass,
         **vars(explanation),
     )
+
+
+def check_surface(surface_mm: float) -> None:
+    """Raises StagingError unless the thickness of the liver's surface is a length above 0."""
+    if not 0 < surface_mm < math.inf:
+        raise StagingError(f"The shell has {surface_mm:g} mm; a thickness above 0 mm is needed.")
 
 
 def _given(image: sitk.Image | str | Path | None) -> str | Path | None:

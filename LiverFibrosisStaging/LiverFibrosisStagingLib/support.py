@@ -1,19 +1,31 @@
 """Whether a predicted stage is supported, and what the measured signs say beside it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from .analysis import Measurements
+from .ensemble import disagreement
 from .imaging.input_checks import PHASE, REFUSE, WARN, Check
 from .signs.measure import MeasuredSigns
-from .signs.placing import Placement, place
+from .signs.placing import HIGH, LOW, Placement, place
 from .signs.published import published_signs
+from .stages import STAGES
+
+MAX_OUTSIDE = 0.5  # share of the weight outside liver and spleen
+MIN_AUC = 0.7  # of a sign, to say anything about the stage; the liver's volume has 0.51
 
 
 def reasons(
-    checks: Sequence[Check], measurements: Mapping[str, Mapping[str, float]]
+    stage: str,
+    checks: Sequence[Check],
+    measurements: Measurements,
+    spread: dict[str, Any] | None,
 ) -> tuple[str, ...]:
     """Why a predicted stage is not supported, one sentence each; none if it is.
 
-    checks: of the input; measurements: of the predicted stage's location map.
+    checks: of the input, of which a wrong phase and an overruled refusal count; measurements: of
+    the predicted stage's location map; spread: of an ensemble (`ensemble.spread`), or None.
     """
     found = [
         check.sentence
@@ -21,8 +33,13 @@ def reasons(
         if check.outcome == REFUSE or (check.key == PHASE and check.outcome == WARN)
     ]
     outside = measurements["rest"]["share"]
-    if outside > 0.5:
-        found.append(f"{outside:.0%} of the location map's weight lies outside liver and spleen.")
+    if not any(values["share"] for values in measurements.values()):
+        found.append(f"The location map is empty: no region contributed positively to {stage}.")
+    elif outside > MAX_OUTSIDE:
+        organs = "liver and spleen" if "spleen" in measurements else "the liver"
+        found.append(f"{100 * outside:.0f} % of the location map's weight lies outside {organs}.")
+    if spread is not None:
+        found += disagreement(spread, stage)
     return tuple(found)
 
 
@@ -35,3 +52,64 @@ def placements(signs: MeasuredSigns) -> tuple[Placement, ...]:
         if found.value is not None and found.key in published.signs
         for placement in place(found.key, found.value, published)
     )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Whether signs and predicted stage agree, in one sentence; `agrees` is None if none is
+    comparable. It is no probability: nobody has published how signs and stage are combined.
+    """
+
+    agrees: bool | None
+    sentence: str
+
+
+def agreement(placed: Sequence[Placement], stage: str) -> Agreement:
+    """Compare a predicted stage with the groups in whose range (central 90 %) the signs are.
+
+    Compared are signs that separate the stages (published AUC at least MIN_AUC) and for which a
+    source has the predicted stage as a group of its own. A value within the range of every group
+    agrees with none.
+    """
+    accuracies = published_signs().accuracies
+    telling = {each.signs[0] for each in accuracies if len(each.signs) == 1 and each.auc >= MIN_AUC}
+    same: dict[tuple[str, ...], list[str]] = {}
+    other: dict[tuple[str, ...], list[str]] = {}
+    open_ones: dict[tuple[str, ...], list[str]] = {}
+    for placement in placed:
+        groups = [each for each in placement.percentiles if each.group.group in STAGES]
+        if placement.sign not in telling or stage not in {each.group.group for each in groups}:
+            continue
+        within = tuple(each.group.group for each in groups if LOW < each.percentile < HIGH)
+        named = f"{placement.sign.name} ({placement.sign.text(placement.value)})"
+        kind = open_ones if len(within) == len(groups) else same if stage in within else other
+        kind.setdefault(within, []).append(named)
+    if not same and not other:
+        parts = [f"{_are(found)} within the range of {_range(w)}" for w, found in open_ones.items()]
+        if parts:
+            return Agreement(None, f"{'; '.join(parts)}, which leaves every stage open.")
+        return Agreement(None, "No measured sign can be compared with the predicted stage.")
+    parts = [f"{_are(found)} within the range of {_range(w)}" for w, found in same.items()]
+    if not other:
+        return Agreement(True, f"{'; '.join(parts)}, as the predicted stage {stage}.")
+    parts += [
+        f"{_are(signs)} within the range of {_range(within)}, not of the predicted stage {stage}"
+        if within
+        else f"{_are(signs)} not within the range of the predicted stage {stage}"
+        for within, signs in other.items()
+    ]
+    return Agreement(False, f"{'; '.join(parts)}: look again.")
+
+
+def _are(signs: Sequence[str]) -> str:
+    if len(signs) == 1:
+        return f"{signs[0]} is"
+    return f"{', '.join(signs[:-1])} and {signs[-1]} are"
+
+
+def _range(stages: Sequence[str]) -> str:
+    """Stages in order as "F3 to F4", "F0", or "F0, F2" if they are no neighbours."""
+    indices = [STAGES.index(stage) for stage in stages]
+    if len(stages) > 1 and indices == list(range(indices[0], indices[-1] + 1)):
+        return f"{stages[0]} to {stages[-1]}"
+    return ", ".join(stages)

@@ -9,9 +9,9 @@ import pytest
 
 from LiverFibrosisStagingLib import stage
 from LiverFibrosisStagingLib.ensemble import disagreement, spread
-from LiverFibrosisStagingLib.quality import unusual
+from LiverFibrosisStagingLib.quality import percentiles, unusual
 from LiverFibrosisStagingLib.report.summary import table_rows
-from LiverFibrosisStagingLib.stages import GROUPS, STAGES, softmax
+from LiverFibrosisStagingLib.stages import GROUPS, STAGES, median_stage, softmax
 
 SCHEMA = Path(__file__).parents[2] / "Resources" / "staging.schema.json"
 
@@ -41,7 +41,7 @@ def test_the_shipped_model_is_an_ensemble_and_reports_its_spread(result, model):
 
 def test_the_table_shows_how_many_networks_agree(result):
     rows = {name: value for name, value, _ in table_rows(result.summary())}
-    agreeing = (result.member_probabilities.argmax(axis=1) == STAGES.index(result.stage)).sum()
+    agreeing = (median_stage(result.member_probabilities) == STAGES.index(result.stage)).sum()
     assert rows[f"Networks predicting {result.stage}"] == f"{agreeing} of 5"
 
 
@@ -69,10 +69,25 @@ def weights(**means):
     }
 
 
-def test_a_region_outside_the_usual_range_is_named_with_its_numbers():
-    (sentence,) = unusual(weights(liver=3.0, spleen=4.5, rest=9.0), REFERENCE, "F4")
-    assert "spleen 4.50 (0.50 to 4.00)" in sentence and "80 reference cases" in sentence
-    assert "liver" not in sentence and "rest" not in sentence  # usual; no reference
+def test_a_region_outside_the_usual_range_is_named_with_its_percentile():
+    (sentence,) = unusual(weights(liver=3.5, spleen=4.5, rest=9.0), REFERENCE, "F4")
+    assert sentence == (
+        "Unusual location map for F4, each region by itself against the central 95 % of 80 "
+        "reference cases: spleen 4.50 (above percentile 97.5), liver 3.50 (percentile 62)."
+    )
+    (sentence,) = unusual(weights(liver=0.5), REFERENCE, "F4")
+    assert "liver 0.50 (below percentile 2.5)" in sentence
+    found = percentiles(weights(liver=3.5, spleen=9.0, rest=9.0), REFERENCE, "F4")
+    assert found == {"liver": pytest.approx(62.5), "spleen": 97.5}
+
+
+def test_joint_bounds_replace_those_of_each_region():
+    stages = {"F4": {**REFERENCE["stages"]["F4"], "joint": {"liver": [0.5, 6], "spleen": [0.1, 5]}}}
+    reference = {**REFERENCE, "stages": stages}
+    assert unusual(weights(liver=5.5, spleen=4.5), reference, "F4") == []
+    (sentence,) = unusual(weights(liver=2.0, spleen=5.5), reference, "F4")
+    assert "as in fewer than 5 % of 80 reference cases" in sentence
+    assert "spleen 5.50 (above percentile 97.5), liver 2.00 (percentile 25)" in sentence
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import LiverFibrosisStagingLib.batch as batch
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage, stage_folder
 from LiverFibrosisStagingLib.__main__ import main
 from LiverFibrosisStagingLib.batch import COLUMNS, find_cases
+from LiverFibrosisStagingLib.signs.measure import UNITS
 
 MASKS = ("liver", "spleen")
 
@@ -87,6 +88,12 @@ def test_every_case_is_a_row(staged, cohort, model):
     share = alone.measurements["liver_surface"]["share"]
     assert float(table["a"]["liver_surface_share"]) == pytest.approx(share, abs=1e-6)
     assert table["own"]["spleen_mean"] != ""
+    assert table["a"]["supported"] == str(alone.supported)
+    assert table["a"]["reasons"] == " ".join(alone.reasons)
+    spleen_ml = alone.signs["spleen_volume_ml"].value
+    assert float(table["a"]["spleen_volume_ml"]) == pytest.approx(spleen_ml, abs=1e-6)
+    assert set(UNITS) < set(table["a"]) and table["a"]["phase"] == alone.phase
+    assert table["a"]["pattern"] == alone.pattern.name
     for name in ("a", "own", "dicom", "nomask"):
         assert (output / name / "overview.png").is_file()
     assert {p.name for p in output.iterdir()} == {"a", "own", "dicom", "nomask", "results.csv"}

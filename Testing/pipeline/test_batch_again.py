@@ -61,7 +61,7 @@ def staged(result, monkeypatch):
     """The paths that are staged; each gets the same result, without a picture."""
     paths = []
 
-    def stage_quickly(ct, liver, spleen, model, explain, *_):
+    def stage_quickly(ct, liver, spleen, model, explain, **_):
         paths.append(ct)
         return result if explain == "predicted" else replace(result, explained=explain)
 
@@ -95,6 +95,7 @@ def test_result_is_used_again_only_for_the_same(
 
     assert row_of(root, out, single) == first and len(staged) == 1
     assert staged_once(explain="F0")
+    assert staged_once(surface_mm=5)
     assert staged_once(model)
     assert staged_once()
 

@@ -11,6 +11,7 @@ import pytest
 from bad_inputs import BAD_CTS, BAD_MASKS, liver_array, write
 from conftest import ROOT
 
+import LiverFibrosisStagingLib.staging as staging
 from LiverFibrosisStagingLib.__main__ import main
 
 LIBRARY = ROOT / "LiverFibrosisStaging"
@@ -51,6 +52,17 @@ def test_stage_writes_and_prints_the_result(sample, tmp_path):
     assert "Research use only" in done.stdout
     assert summary["model"]["trained_on"] in done.stdout
     assert done.stderr == ""
+
+
+def test_an_unsupported_stage_is_printed_as_such(sample, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(staging, "reasons", lambda *_: ("Most weight lies elsewhere.",))
+    arguments = ["stage", sample["ct"], "--liver", sample["liver"], "-o", tmp_path, "--shell", 5]
+    assert main([*map(str, arguments)]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("Not supported: F") and "Most weight lies elsewhere." in first
+    summary = json.loads((tmp_path / "staging.json").read_text())
+    assert summary["supported"] is False
+    assert summary["location_map"]["surface_mm"] == 5
 
 
 def test_library_runs_from_any_folder(sample, tmp_path):
@@ -96,6 +108,8 @@ def refused(ct, mask, words, tmp_path, capfd):
         (["--model", "none.onnx"], r"none\.onnx"),
         (["--model", __file__], "not an ONNX file"),
         (["--spleen", "nowhere.nii"], r"nowhere\.nii"),
+        (["--shell", "0"], "The shell has 0 mm; a thickness above 0 mm is needed"),
+        (["--shell", "nan"], "a thickness above 0 mm"),
     ],
 )
 def test_other_bad_arguments(arguments, words, sample, tmp_path, capsys):
@@ -133,8 +147,6 @@ def test_wrong_usage(arguments, capsys):
 
 
 def test_unexpected_errors_are_one_sentence_too(monkeypatch, sample, tmp_path, capsys):
-    import LiverFibrosisStagingLib.staging as staging
-
     def broken(*_):
         raise RuntimeError("first line\nsecond line")
 

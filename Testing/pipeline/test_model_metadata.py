@@ -110,6 +110,8 @@ def test_a_field_of_another_type_is_refused_by_name(field, tmp_path):
         ),
         ("reference.percentiles", [5, 50, 95], "a list with 2.5 and 97.5"),
         ("reference.percentiles", [97.5, 2.5], "ascending"),
+        ("reference.stages.F4.joint", {"liver": [2, 1]}, "joint.liver is .*ascending"),
+        ("reference.stages.F4.joint", {"liver": [1]}, "joint.liver is .*a list of 2 values"),
         ("reference.stages.F4.liver", [1, 2], "liver is .*a list of 5 values"),
         ("reference.stages.F4.liver", [5, 4, 3, 2, 1], "ascending"),
         ("reference.stages.F4", {"liver": [1, 2, 3, 4, 5]}, "F4.cases is missing"),

@@ -251,6 +251,38 @@ def test_bars_are_as_long_as_the_probabilities(picture):
     assert filled / track == pytest.approx(0.6, abs=0.01)
 
 
+def test_an_unsupported_stage_is_grey_with_its_reasons(case, picture):
+    def accent(drawn, box):
+        part = drawn[box.y : box.y + box.height, box.x : box.x + box.width]
+        return int(close_to(part / 255.0, drawing.ACCENT).sum())
+
+    reason = "85 % of the location map's weight lies outside liver and spleen."
+    drawn = render_overview(**case, **findings(reasons=(reason,)))
+    for box in overview._PANELS:
+        assert accent(drawn, box) == 0 < accent(picture, box)
+    letters = drawing.Box(20, 10, 70, 30)  # of the stage, where it is supported
+    assert accent(drawn, letters) == 0 < accent(picture, letters)
+    title = drawing.Box(0, 0, overview.WIDTH, overview._AXIALS.y)
+    assert accent(drawn, title) > 200, "the reason"
+    below = slice(overview._AXIALS.y, overview._PANELS[0].y)
+    assert np.array_equal(drawn[below], picture[below]), "slices are the same"
+    long = render_overview(**case, **findings(reasons=[reason] * 9))
+    changed = np.nonzero((long != drawn).any(axis=2))
+    assert changed[0].max() < overview._AXIALS.y
+    assert changed[1].max() < 20 + overview._TITLE_WIDTH + 5
+
+
+def test_signs_stay_in_their_panel(case, picture):
+    sentence = "Spleen (228 mL) is within the range of F0 to F2, not of the predicted stage F4." * 2
+    warnings = ["A warning that is as long as a line of the panel, or even longer than that."] * 3
+    for given in ((), warnings):
+        drawn = render_overview(**case, **findings(agreement=sentence, warnings=given))
+        differs = (drawn != picture).any(axis=2)
+        box = overview._LOWER_PANELS[1]
+        differs[box.y : box.y + box.height, box.x : box.x + box.width] = False
+        assert not differs.any()
+
+
 def test_no_spleen(case, picture):
     measurements = {k: v for k, v in findings()["measurements"].items() if k != "spleen"}
     drawn = render_overview(**(case | {"spleen": None}), **findings(measurements=measurements))

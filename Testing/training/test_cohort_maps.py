@@ -89,21 +89,51 @@ def test_pattern_frequencies_have_exact_intervals(cohort):
 
 
 def test_reference_is_by_predicted_stage_and_needs_five_cases(cohort):
+    few = [case for case in cohort if case.predicted == 2][:4]
+    cohort = [case for case in cohort if case.predicted != 2] + few
     found = cohort_maps.reference(cohort, "a simulated cohort")
     counts = np.bincount([case.predicted for case in cohort], minlength=5)
     assert set(found["stages"]) == {f"F{s}" for s in range(5) if counts[s] >= 5} != set()
-    assert len(found["stages"]) < 5, "one stage must have too few cases"
     assert found["percentiles"] == [2.5, 25, 50, 75, 97.5]
     f4 = found["stages"]["F4"]
-    assert f4["cases"] == counts[4] and set(f4) == {"cases", *REGIONS}
+    assert f4["cases"] == counts[4] and set(f4) == {"cases", "joint", *REGIONS}
     values = [c.measurements["spleen"]["mean"] for c in cohort if c.predicted == 4]
     assert f4["spleen"] == pytest.approx(np.percentile(values, [2.5, 25, 50, 75, 97.5]), abs=1e-4)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+def test_joint_bounds_leave_out_five_percent_of_the_cases(cohort):
+    f0 = [case for case in cohort if case.predicted == 0]
+    bounds = cohort_maps.reference(cohort, "a simulated cohort")["stages"]["F0"]["joint"]
+    assert set(bounds) == set(REGIONS)
+
+    def outside(limits):
+        return np.mean(
+            [
+                any(not low <= c.measurements[r]["mean"] <= high for r, (low, high) in limits)
+                for c in f0
+            ]
+        )
+
+    assert 0 < outside(bounds.items()) <= 0.05
+    alone = {
+        region: np.percentile([c.measurements[region]["mean"] for c in f0], (2.5, 97.5))
+        for region in REGIONS
+    }
+    assert outside(alone.items()) > 0.1, "each region by itself leaves out more"
+
+
+def test_joint_bounds_of_few_cases_are_their_extremes():
+    found = cohort_maps.joint_bounds(
+        {"liver": np.array([3.0, 1, 2]), "rest": np.array([5.0, 4, 6])}
+    )
+    assert found == {"liver": [1, 3], "rest": [4, 6]}
+
+
 def test_reference_without_spleen_masks_has_no_spleen():
     stages = cohort_maps.reference(staged_cohort(spleens=False), "no spleens")["stages"]
-    assert stages and all("spleen" not in stage for stage in stages.values())
+    assert stages
+    assert all("spleen" not in {*stage, *stage["joint"]} for stage in stages.values())
 
 
 def test_rows_have_every_region(cohort):

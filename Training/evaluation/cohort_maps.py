@@ -1,9 +1,9 @@
 """Location maps of a cohort: weights by region, and the two patterns of the paper.
 
 Yin et al. 2021, "Location map analysis" and Fig. 5. Weights are relative to the body's mean (1 is
-the mean), measured by the library on each case's map of the predicted stage. A case with an empty
-map (no region contributed to the predicted stage) has no weights; it is excluded and counted. Two
-scans of a patient count as two cases.
+the mean), measured by the library on each case's map of the stage predicted by the model that
+staged it. A case with an empty map (no region contributed to the predicted stage) has no weights;
+it is excluded and counted. Two scans of a patient count as two cases.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +13,12 @@ import numpy as np
 from scipy.stats import binomtest, mannwhitneyu
 
 from evaluation.staged import Staged
+from LiverFibrosisStagingLib import analysis
 from LiverFibrosisStagingLib.report.summary import REGION_NAMES
 from LiverFibrosisStagingLib.stages import STAGES
 
 PERCENTILES = (2.5, 25, 50, 75, 97.5)
+UNUSUAL = 0.05  # share of the reference cases that the joint bounds leave out, at most
 MIN_CASES = 5  # for the reference distribution of a stage
 
 # Yin et al. 2021: median and quartiles of the liver's weight by predicted stage, and how often
@@ -30,8 +32,7 @@ def surface_over_core(case: Staged) -> float:
 
     NaN if neither has any weight or there is no core.
     """
-    core = case.measurements["liver_core"]
-    return _over(weight(case, "liver_surface"), core["mean"]) if core["volume_ml"] else np.nan
+    return _or_nan(analysis.surface_to_core(case.measurements))
 
 
 def organs_over_rest(case: Staged) -> float:
@@ -40,10 +41,7 @@ def organs_over_rest(case: Staged) -> float:
     Present above 1: both weights are higher than that of the rest. NaN without spleen mask or
     weight.
     """
-    if "spleen" not in case.measurements:
-        return np.nan
-    organs = min(weight(case, "liver_core"), weight(case, "spleen"))
-    return _over(organs, weight(case, "rest"))
+    return _or_nan(analysis.organs_over_rest(case.measurements))
 
 
 PATTERNS: dict[str, Callable[[Staged], float]] = {
@@ -133,7 +131,9 @@ def reference(cases: Sequence[Staged], source: str) -> dict[str, Any]:
     """Reference distributions for the model's metadata: weights by region and predicted stage.
 
     source: one sentence on the cases. A stage is included if at least 5 cases have weights, with
-    the percentiles 2.5, 25, 50, 75 and 97.5 of each region that was measured in at least 5 cases.
+    the percentiles 2.5, 25, 50, 75 and 97.5 of each region that was measured in at least 5 cases,
+    and with `joint` bounds of these regions (`joint_bounds`). The library derives the thresholds of
+    the patterns from the medians (`analysis.thresholds`).
     """
     stages: dict[str, Any] = {}
     for index, name in enumerate(STAGES):
@@ -148,14 +148,34 @@ def reference(cases: Sequence[Staged], source: str) -> dict[str, Any]:
                 for region, values in found.items()
                 if len(values) >= MIN_CASES
             },
+            "joint": joint_bounds(
+                {region: values for region, values in found.items() if len(values) == len(group)}
+            ),
         }
     return {"source": source, "percentiles": list(PERCENTILES), "stages": stages}
 
 
-def _over(above: float, below: float) -> float:
-    if below == 0:
-        return np.inf if above > 0 else np.nan
-    return above / below
+def joint_bounds(weights_by_region: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """Lowest and highest usual weight of each region, with 5 % of the cases outside, at most.
+
+    weights_by_region: of the same n cases. Every region is cut at the same rank from below and from
+    above, the highest at which at most 5 % of the cases are outside in any region. With fewer than
+    20 cases, or where the extremes of the regions are different cases, these are the extremes.
+    """
+    weights = np.array(list(weights_by_region.values()))
+    in_order = np.sort(weights, axis=1)
+    bounds = in_order[:, [0, -1]]
+    for cut in range(1, weights.shape[1] // 2):
+        closer = in_order[:, [cut, -1 - cut]]
+        outside = (weights < closer[:, :1]) | (weights > closer[:, 1:])
+        if outside.any(axis=0).mean() > UNUSUAL:
+            break
+        bounds = closer
+    return dict(zip(weights_by_region, bounds.tolist()))
+
+
+def _or_nan(ratio: float | None) -> float:
+    return np.nan if ratio is None else ratio
 
 
 def _describe(values: np.ndarray) -> dict[str, float | int | None]:

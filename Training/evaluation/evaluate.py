@@ -41,7 +41,7 @@ from LiverFibrosisStagingLib import StagingModel
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.model import Card
 from LiverFibrosisStagingLib.report.summary import REGION_NAMES
-from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES
+from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES, median_stage
 
 MEASURES = {
     "auc": "AUC",
@@ -243,13 +243,14 @@ def _comparison_table(compared: dict[str, dict[str, float] | None]) -> list[list
 
 def _prediction_rows(predictions: Predictions, calibrated: Calibrated) -> list[dict[str, Any]]:
     scores = group_probabilities(calibrated.probabilities)
+    predicted = median_stage(calibrated.probabilities)
     return [
         {
             "name": predictions.name[i],
             "patient": predictions.patient[i],
             "fold": predictions.fold[i] if predictions.fold[i] >= 0 else "test",
             "stage": STAGES[predictions.stage[i]],
-            "predicted": STAGES[predictions.logits[i].argmax()],
+            "predicted": STAGES[predicted[i]],
             **{f"logit_{s}": f"{x:.6g}" for s, x in zip(STAGES, predictions.logits[i])},
             **{f"p_{s}": f"{x:.6f}" for s, x in zip(STAGES, calibrated.probabilities[i])},
             **{f"p_{name}": f"{scores[name][i]:.6f}" for name in GROUPS},

@@ -22,7 +22,7 @@ from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_curve
 
 from evaluation.staged import Staged
-from LiverFibrosisStagingLib.stages import GROUPS, STAGES, softmax
+from LiverFibrosisStagingLib.stages import GROUPS, STAGES, median_stage, softmax
 
 TEST = -1  # fold number of the cases of a test cohort
 BINS = 10  # of equal width, for reliability and expected calibration error
@@ -341,7 +341,7 @@ def _measures(
 ) -> dict[str, Any]:
     """The measures of cross-validation and test."""
     stage, probabilities = predictions.stage, calibrated.probabilities
-    predicted = predictions.logits.argmax(axis=1)
+    predicted = median_stage(probabilities)
     weights = draw_patients(predictions.patient, repeats, seed)
     scores = group_probabilities(probabilities)
     groups = {}
@@ -359,7 +359,7 @@ def _measures(
 
     one_hot = np.equal.outer(stage, np.arange(len(STAGES)))
     squares = ((probabilities - one_hot) ** 2).sum(axis=1)
-    confidence = probabilities.max(axis=1)
+    confidence = probabilities[np.arange(len(stage)), predicted]
     return {
         "cases": len(stage),
         "patients": len(np.unique(predictions.patient)),
@@ -377,7 +377,7 @@ def _measures(
             "quadratic_kappa": of_counts(quadratic_kappa),
             "brier": interval(lambda w: _mean(squares, w), weights),
             "expected_calibration_error": expected_calibration_error(
-                stage == probabilities.argmax(axis=1), confidence
+                stage == predicted, confidence
             ),
             "confusion": confusion(stage, predicted, np.ones((1, len(stage))))[0]
             .astype(int)

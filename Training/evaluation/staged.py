@@ -20,10 +20,10 @@ from cohort.manifest import Case
 from common.files import write_text
 from LiverFibrosisStagingLib import StagingModel, __version__
 from LiverFibrosisStagingLib.errors import StagingError
-from LiverFibrosisStagingLib.stages import RESEARCH_USE
+from LiverFibrosisStagingLib.stages import RESEARCH_USE, median_stage
 from LiverFibrosisStagingLib.staging import stage
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,14 +117,14 @@ def _inputs(case: Case) -> dict[str, Any]:
 
 def _staged(case: Case, record: dict[str, Any]) -> Staged:
     members = record["member_probabilities"]
-    logits = np.array(record["logits"])
+    probabilities = np.array(record["probabilities"])
     return Staged(
         name=case.name,
         patient=case.patient,
         stage=case.stage,
-        logits=logits,
-        probabilities=np.array(record["probabilities"]),
-        predicted=int(logits.argmax()),
+        logits=np.array(record["logits"]),
+        probabilities=probabilities,
+        predicted=int(median_stage(probabilities)),
         measurements=record["measurements"],
         member_probabilities=None if members is None else np.array(members),
     )

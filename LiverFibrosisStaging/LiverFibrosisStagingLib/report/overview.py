@@ -25,6 +25,7 @@ _CORONAL = Box(836, 96, 600, 440)
 _BAR = Box(1452, 96, 128, 440)
 _PANELS = (Box(836, 582, 340, 170), Box(1216, 582, 364, 170))
 _LOWER_PANELS = (Box(836, 770, 340, 172), Box(1216, 770, 364, 172))
+_TITLE_WIDTH = 1220  # left of the picture's own title
 _FOOTER = Box(20, 954, 1560, 40)
 
 
@@ -39,6 +40,9 @@ def render_overview(
     explained: str,
     scores: Mapping[str, float],
     measurements: Mapping[str, Mapping[str, float]],
+    reasons: Sequence[str] = (),
+    pattern: str = "",
+    agreement: str = "",
     warnings: Sequence[str] = (),
     model_name: str = "",
     model_training: str = "",
@@ -49,13 +53,15 @@ def render_overview(
     ct: HU, any orientation; label_map (0..10), liver and spleen (non-zero inside) on its grid.
     probabilities: F0..F4; stage: the predicted one; explained: the stage or group whose score the
     map explains; scores: probability per group of `stages.GROUPS`; measurements: region ->
-    {"mean": relative weight, "share": 0..1}; ensemble: agreement of its members
-    (`ensemble.spread`), drawn as the range of their probabilities.
+    {"mean": relative weight, "share": 0..1}; reasons: why the stage is not supported, which is then
+    greyed; pattern: of the map; agreement: a sentence on signs and stage; ensemble: agreement of
+    its members (`ensemble.spread`), drawn as the range of their probabilities.
     """
     pen = blank(WIDTH, HEIGHT)
     slices = Slices.of(ct, label_map, liver, spleen)
 
-    _draw_title(pen, stage, float(probabilities[STAGES.index(stage)]), explained)
+    supported = not reasons
+    _draw_title(pen, stage, float(probabilities[STAGES.index(stage)]), explained, reasons)
     _draw_slices(pen, slices)
     _draw_color_bar(pen)
     ranges = {} if ensemble is None else ensemble["range"]
@@ -64,7 +70,7 @@ def render_overview(
         _PANELS[0],
         "Probability of each stage",
         [
-            _Row(name, float(value), name == stage, ranges.get(name))
+            _Row(name, float(value), supported and name == stage, ranges.get(name))
             for name, value in zip(STAGES, probabilities)
         ],
     )
@@ -73,24 +79,39 @@ def render_overview(
         _PANELS[1],
         "Probability of each group",
         [
-            _Row(group_label(name), float(scores[name]), scores[name] >= 0.5, ranges.get(name))
+            _Row(
+                group_label(name),
+                float(scores[name]),
+                supported and scores[name] > 0.5,
+                ranges.get(name),
+            )
             for name in GROUPS
         ],
     )
     if ensemble is not None:
         _draw_agreement(pen, _PANELS[1], ensemble, stage)
-    _draw_measurements(pen, _LOWER_PANELS[0], measurements)
-    _draw_warnings(pen, _LOWER_PANELS[1], warnings)
+    _draw_measurements(pen, _LOWER_PANELS[0], measurements, pattern)
+    _draw_notes(pen, _LOWER_PANELS[1], agreement, warnings)
     _draw_footer(pen, model_name, model_training)
     return pen.picture()
 
 
-def _draw_title(pen: Pen, stage: str, probability: float, explained: str) -> None:
-    x = 20 + pen.text(stage, 20, 18, 66, ACCENT, bold=True) + 24
-    pen.text(f"Predicted fibrosis stage {stage}, probability {_percent(probability)}", x, 20, 30)
+def _draw_title(
+    pen: Pen, stage: str, probability: float, explained: str, reasons: Sequence[str]
+) -> None:
+    """The stage in large letters; if it is not supported, the reasons, and the stage in grey."""
     what = group_label(explained) if explained in GROUPS else explained
-    text = f"Colours show how much each region contributed to the score for {what}"
-    pen.text(text, x, 56, 20, MUTED)
+    colors = f"Colours show how much each region contributed to the score for {what}"
+    if reasons:
+        x = 20 + pen.text("Stage not supported", 20, 10, 28, WHITE, bold=True) + 20
+        pen.text(f"{stage}, probability {_percent(probability)}", x, 14, 22, MUTED)
+        pen.text(_fitted(pen, " ".join(reasons), _TITLE_WIDTH, 18), 20, 44, 18, ACCENT)
+        pen.text(colors, 20, 68, 17, MUTED)
+    else:
+        x = 20 + pen.text(stage, 20, 18, 66, ACCENT, bold=True) + 24
+        title = f"Predicted fibrosis stage {stage}, probability {_percent(probability)}"
+        pen.text(title, x, 20, 30)
+        pen.text(colors, x, 56, 20, MUTED)
     pen.text("Liver fibrosis staging on CT", 1580, 24, 22, WHITE, align=1)
     pen.text("Grad-CAM location map", 1580, 56, 20, MUTED, align=1)
 
@@ -216,8 +237,10 @@ def _draw_agreement(pen: Pen, box: Box, ensemble: Mapping[str, Any], stage: str)
     pen.text(sentence, box.x, box.y + 36 + 26 * len(GROUPS) + 8, 13, MUTED)
 
 
-def _draw_measurements(pen: Pen, box: Box, measurements: Mapping[str, Mapping[str, float]]) -> None:
-    """Mean relative weight and share of the total weight, by region."""
+def _draw_measurements(
+    pen: Pen, box: Box, measurements: Mapping[str, Mapping[str, float]], pattern: str
+) -> None:
+    """Mean relative weight and share of the total weight, by region, and the map's pattern."""
     _draw_heading(pen, box, "Attention by region")
     mean_x, share_x = box.x + 250, box.x + box.width
     pen.text("mean", mean_x, box.y, 15, MUTED, align=1)
@@ -234,15 +257,21 @@ def _draw_measurements(pen: Pen, box: Box, measurements: Mapping[str, Mapping[st
         pen.text(mean, mean_x, y, 16, align=1)
         pen.text(_percent(values["share"]), share_x, y, 16, align=1)
         y += 23
-    pen.text("mean: 1 = average over the body", box.x, y + 2, 13, MUTED)
+    about = "mean: 1 = average over the body"
+    pen.text(f"Pattern: {pattern}; {about}" if pattern else about, box.x, y + 2, 13, MUTED)
 
 
-def _draw_warnings(pen: Pen, box: Box, warnings: Sequence[str]) -> None:
-    """As many warnings as fit, then the number of others."""
+def _draw_notes(pen: Pen, box: Box, agreement: str, warnings: Sequence[str]) -> None:
+    """Signs beside the stage, and as many warnings as fit, then the number of others."""
     size, leading = 15, 19
-    _draw_heading(pen, box, "Warnings")
+    _draw_heading(pen, box, "Signs and warnings" if agreement else "Warnings")
     y = box.y + 34
-    if not warnings:
+    if agreement:
+        for line in pen.wrap(agreement, box.width, size):
+            pen.text(line, box.x, y, size, MUTED)
+            y += leading
+        y += 4
+    elif not warnings:
         pen.text("None", box.x, y, size, MUTED)
     for shown, warning in enumerate(warnings):
         left = len(warnings) - shown
@@ -273,6 +302,12 @@ def _draw_footer(pen: Pen, model_name: str, model_training: str) -> None:
     for line in lines:
         pen.text(line, _FOOTER.x + _FOOTER.width, y, 14, MUTED, align=1)
         y += 18
+
+
+def _fitted(pen: Pen, text: str, width: int, size: int) -> str:
+    """The part of a text that fits into a line, with an ellipsis if anything is left out."""
+    first, *more = pen.wrap(text, width, size)
+    return first[:-3].rstrip() + "..." if more else first
 
 
 def _signed(millimetres: float) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from ..files import cell
 from ..stages import GROUPS, STAGES
 
+SURFACE_MM = 10.0  # thickness of the liver's surface: over one voxel of the shipped model's map
 COLUMNS = ("Quantity", "Value", "Unit")
 REGION_NAMES = {
     "liver": "Liver",
@@ -36,11 +37,15 @@ def group_label(name: str) -> str:
 
 
 def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows of (quantity, value, unit): stage, probabilities, scores, measurements, warnings and
-    provenance.
+    """Rows of (quantity, value, unit): stage, whether it is supported, probabilities, scores,
+    measurements, pattern, agreement with the signs, warnings and provenance.
     """
     explained = summary["location_map"]["explained"]
-    rows = [("Predicted stage", summary["stage"], "")]
+    rows = [
+        ("Predicted stage", summary["stage"], ""),
+        ("Supported", "yes" if summary["supported"] else "no", ""),
+    ]
+    rows += [("Not supported because", reason, "") for reason in summary["reasons"]]
     rows += [
         (f"Probability of {stage}", f"{value:.3f}", "")
         for stage, value in summary["probabilities"].items()
@@ -63,6 +68,10 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             (f"{name}: share of attention", f"{100 * values['share']:.1f}", "%"),
             (f"{name}: volume", f"{values['volume_ml']:.0f}", "mL"),
         ]
+    rows += [
+        ("Pattern of the location map", summary["location_map"]["pattern"]["name"], ""),
+        ("Signs and predicted stage", summary["agreement"]["sentence"], ""),
+    ]
     rows += [("Warning", warning, "") for warning in summary["warnings"]]
     rows += [
         ("Liver and spleen segmented by", _segmented_by(summary), ""),

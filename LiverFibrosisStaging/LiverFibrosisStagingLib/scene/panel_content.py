@@ -63,12 +63,14 @@ def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancellable
 def fill_summary(ui: Any, summary: Mapping[str, Any]) -> None:
     """Show a result's summary in the panel's widgets."""
     ui.stageLabel.text = summary["stage"]
+    ui.stageLabel.enabled = summary["supported"]  # otherwise grey, with the reasons as warnings
     ui.researchUseLabel.text = summary["research_use"]
     for name, value in {**summary["probabilities"], **summary["scores"]}.items():
         getattr(ui, f"{name}Bar").value = round(1000 * value)
         getattr(ui, f"{name}Value").text = f"{100 * value:.0f} %"
-    ui.warningsLabel.text = _warnings_html(summary["warnings"])
-    ui.warningsLabel.visible = bool(summary["warnings"])
+    warnings = [*summary["reasons"], *summary["warnings"]]
+    ui.warningsLabel.text = _warnings_html(warnings)
+    ui.warningsLabel.visible = bool(warnings)
     ui.measurementsLabel.text = _measurements_html(summary)
     ui.behindLabel.text = _provenance_html(summary)
     ui.explainedComboBox.setCurrentIndex(EXPLAINED.index(summary["location_map"]["explained"]))

@@ -1,0 +1,150 @@
+"""Whether a stage is supported, and how the signs are compared with it."""
+
+import dataclasses
+
+import pytest
+
+from LiverFibrosisStagingLib.ensemble import spread
+from LiverFibrosisStagingLib.imaging.input_checks import Check
+from LiverFibrosisStagingLib.result import one_line
+from LiverFibrosisStagingLib.signs.measure import Measurement, measure_signs
+from LiverFibrosisStagingLib.signs.placing import place
+from LiverFibrosisStagingLib.signs.published import published_signs
+from LiverFibrosisStagingLib.staging import stage
+from LiverFibrosisStagingLib.support import agreement, placements, reasons
+
+
+def shares(rest=0.3, **others):
+    found = {"liver": 0.7 - others.get("spleen", 0), "rest": rest, **others}
+    return {region: {"mean": 1.0, "share": s, "volume_ml": 1.0} for region, s in found.items()}
+
+
+def check(key, outcome):
+    return Check(key, key, outcome, f"The {key} is {outcome}.")
+
+
+def test_a_stage_is_supported_if_nothing_speaks_against_it():
+    checks = (check("phase", "pass"), check("thickness", "warn"))
+    members = spread(stage_rows(5), "F4")
+    assert reasons("F4", checks, shares(0.5, spleen=0.1), members) == ()
+    assert reasons("F4", (), shares(0.2), None) == ()
+
+
+def stage_rows(says_f4):
+    import numpy as np
+
+    return np.array([[0, 0, 0, 0.2, 0.8]] * says_f4 + [[0.9, 0.1, 0, 0, 0]] * (5 - says_f4))
+
+
+def test_weight_outside_the_organs_is_a_reason_with_its_share():
+    assert reasons("F4", (), shares(0.85, spleen=0.05), None) == (
+        "85 % of the location map's weight lies outside liver and spleen.",
+    )
+    assert "outside the liver." in reasons("F4", (), shares(0.6), None)[0]
+
+
+def test_an_empty_map_is_a_reason():
+    (reason,) = reasons("F4", (), {r: {"share": 0.0} for r in ("liver", "rest")}, None)
+    assert "empty" in reason
+
+
+def test_failed_checks_and_disagreeing_networks_are_reasons():
+    checks = (check("phase", "warn"), check("organs", "refuse"), check("noise", "warn"))
+    found = reasons("F4", checks, shares(), spread(stage_rows(3), "F4"))
+    assert found == (
+        "The phase is warn.",
+        "The organs is refuse.",
+        "The networks disagree: only 3 of 5 predict F4.",
+    )
+
+
+def placed(**values):
+    return [each for key, value in values.items() for each in place(key, value)]
+
+
+def test_signs_in_the_range_of_the_stage_agree_with_it():
+    found = agreement(placed(spleen_volume_ml=900.0, lsvr=0.62), "F4")
+    assert found.agrees
+    assert found.sentence == (
+        "Spleen (900 mL) and Liver segmental volume ratio (0.62) are within the range of F3 to F4, "
+        "as the predicted stage F4."
+    )
+
+
+def test_signs_outside_of_it_disagree():
+    found = agreement(placed(spleen_volume_ml=900.0, lsvr=0.2), "F0")
+    assert found.agrees is False
+    lsvr = "Liver segmental volume ratio (0.20) is within the range of F0 to "
+    assert found.sentence.startswith(lsvr)
+    assert found.sentence.endswith(
+        "Spleen (900 mL) is within the range of F3 to F4, not of the predicted stage F0: look "
+        "again."
+    )
+    huge = agreement(placed(spleen_volume_ml=9000.0), "F4").sentence
+    assert huge == (
+        "Spleen (9000 mL) is not within the range of the predicted stage F4: look again."
+    )
+
+
+def test_a_sign_in_the_range_of_every_stage_leaves_them_open():
+    found = agreement(placed(spleen_volume_ml=300.0), "F4")
+    assert found.agrees is None
+    assert found.sentence == (
+        "Spleen (300 mL) is within the range of F0 to F4, which leaves every stage open."
+    )
+    assert "Spleen" not in agreement(placed(spleen_volume_ml=300.0, lsvr=0.62), "F4").sentence
+
+
+def test_signs_that_do_not_separate_the_stages_say_nothing():
+    for value in (300.0, 1650.0):
+        assert agreement(placed(liver_volume_ml=value), "F4").agrees is None
+    assert agreement([], "F0").agrees is None
+
+
+@pytest.fixture(scope="module")
+def result(sample, single):
+    return stage(sample["ct"], sample["liver"], sample["spleen"], single)
+
+
+def test_only_measured_and_published_signs_are_placed(sample, result):
+    assert {each.sign.key for each in placements(result.signs)} == {
+        found.key
+        for found in result.signs.measurements
+        if found.value is not None
+        and any(
+            group.sign.key == found.key
+            for group in (*published_signs().groups, *published_signs().intervals)
+        )
+    }
+    missing = (Measurement("spleen_volume_ml", None, "There is none."),)
+    assert placements(dataclasses.replace(result.signs, measurements=missing)) == ()
+
+
+def test_result_carries_signs_as_measured(result):
+    again = measure_signs(result.ct, result.liver, result.spleen, result.phase)
+    assert again == result.signs
+    summary = result.summary()
+    for found in result.signs.measurements:
+        assert summary["signs"][found.key] == found.value
+        assert (found.key in summary["signs_notes"]) == (found.value is None)
+    assert [each.sentence for each in result.placements] == summary["signs_placed"][
+        : len(result.placements)
+    ]
+    assert summary["agreement"]["sentence"] == result.agreement.sentence
+
+
+def test_the_predicted_stages_map_decides_whatever_is_explained(sample, single, result):
+    other = "F0" if result.stage != "F0" else "F4"
+    staged = stage(sample["ct"], sample["liver"], sample["spleen"], single, explain=other)
+    assert staged.explained == other != result.explained
+    assert staged.reasons == result.reasons == result.explain(other).reasons
+    assert staged.percentiles == {}
+
+
+def test_an_unsupported_stage_is_said_first(result):
+    unsupported = dataclasses.replace(result, reasons=("The phase is arterial.",))
+    assert not unsupported.supported
+    assert one_line(unsupported).startswith("Not supported: F")
+    assert one_line(unsupported).endswith("). The phase is arterial.")
+    summary = unsupported.summary()
+    assert (summary["supported"], summary["reasons"]) == (False, ["The phase is arterial."])
