@@ -49,10 +49,11 @@ def stage(
     masks, images or paths, on the CT's grid or another grid over the same space; a label image with
     1 liver and 2 spleen serves as both; without a liver, both are segmented automatically (a spleen
     that is given is kept). model: a model or its file, the shipped one by default. explain:
-    "predicted", "F0" to "F4", "significant", "advanced" or "cirrhosis". progress: called with a
-    fraction 0..1 and the step's name. cancel: checked between steps and patches, and while the
-    network runs. segmentation: provenance (name, sha256, edited) of masks from an earlier automatic
-    segmentation, for the result; masks that were not edited get the warnings of a segmentation.
+    "predicted", "F0" to "F4", "significant", "advanced", "cirrhosis" or "expected" (stage).
+    progress: called with a fraction 0..1 and the step's name. cancel: checked between steps and
+    patches, and while the network runs. segmentation: provenance (name, sha256, edited) of masks
+    from an earlier automatic segmentation, for the result; masks that were not edited get the
+    warnings of a segmentation.
     surface_mm: thickness of the liver's surface, a region of the measurements, above 0.
 
     Raises StagingError for refused input, which may name the file or node, and Cancelled. The

@@ -17,7 +17,7 @@ from ..model import read_card
 from ..report.summary import REGION_NAMES
 from ..resources import default_model_path
 from ..result import FILES
-from ..stages import GROUPS, STAGES
+from ..stages import EXPECTED, GROUPS, STAGES
 from .mrml import find_segments
 from .scene_display import Display
 from .scene_nodes import find_part
@@ -25,7 +25,7 @@ from .suggestions import drawn_on
 from .worker import Progress
 
 # What the location map can explain, in the order of the panel's list.
-EXPLAINED = (*STAGES, *GROUPS)
+EXPLAINED = (*STAGES, *GROUPS, EXPECTED)
 
 
 def explained_names() -> list[str]:
@@ -35,8 +35,10 @@ def explained_names() -> list[str]:
         "advanced": _("Advanced fibrosis (F3-F4)"),
         "cirrhosis": _("Cirrhosis (F4) versus F0-F3"),
     }
-    return [_("Stage {stage}").format(stage=stage) for stage in STAGES] + [
-        groups[name] for name in GROUPS
+    return [
+        *(_("Stage {stage}").format(stage=stage) for stage in STAGES),
+        *(groups[name] for name in GROUPS),
+        _("Expected stage (more fibrosis versus less)"),
     ]
 
 
