@@ -86,6 +86,7 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
 def _staged(
     options: argparse.Namespace, progress: "_ProgressLine", cancel: threading.Event
 ) -> "StagingResult":
+    from .imaging.body import given_body
     from .staging import stage
 
     masks = (None if options.liver == AUTO else options.liver, options.spleen)
@@ -96,6 +97,8 @@ def _staged(
         options.explain,
         progress,
         cancel,
+        segments=options.segments,
+        body=given_body(options.height, options.weight),
         surface_mm=options.shell,
     )
 
@@ -241,6 +244,20 @@ def _parser() -> argparse.ArgumentParser:
         "serves as both masks; auto (the default): automatic segmentation",
     )
     one.add_argument("--spleen", metavar="MASK", help="spleen mask (FILE or FILE:LABEL)")
+    one.add_argument(
+        "--segments",
+        metavar="PATH",
+        help="segmentation of the liver's Couinaud segments or lobes, for the volume ratios: "
+        "folder of TotalSegmentator's task liver_segments, .seg.nrrd, or labels 1 to 8",
+    )
+    one.add_argument(
+        "--height",
+        metavar="CM",
+        type=float,
+        help="the patient's height, with --weight for volumes per body surface area (default: "
+        "from DICOM)",
+    )
+    one.add_argument("--weight", metavar="KG", type=float, help="the patient's weight")
     stage = commands.add_parser("stage", parents=[one, shared], help="stage one CT")
     stage.set_defaults(run=_stage)
 
@@ -270,12 +287,13 @@ def _parser() -> argparse.ArgumentParser:
         "batch",
         parents=[shared],
         help="stage a cohort",
-        description="INPUT is a CSV file with the columns ct and, optionally, liver, spleen and "
-        "case, or a folder of image files and DICOM folders. In a folder, the masks of NAME.nii.gz "
-        "are NAME_liver and NAME_spleen, or NAME_seg (1 liver, 2 spleen); in a folder with one CT, "
-        "liver, spleen or seg*. Cases without a mask are segmented automatically. Cases already "
-        "staged from the same files with the same options are skipped. No output contains file "
-        "names; cases whose names may be those of persons get a pseudonym.",
+        description="INPUT is a CSV file with the columns ct and, optionally, liver, spleen, case, "
+        "segments, height_cm and weight_kg, or a folder of image files and DICOM folders. In a "
+        "folder, the masks of NAME.nii.gz are NAME_liver and NAME_spleen, or NAME_seg (1 liver, 2 "
+        "spleen); in a folder with one CT, liver, spleen or seg*. Cases without a mask are "
+        "segmented automatically. Cases already staged from the same files with the same options "
+        "are skipped. No output contains file names; cases whose names may be those of persons get "
+        "a pseudonym.",
     )
     batch.add_argument("input", metavar="INPUT", help="folder or CSV file")
     batch.add_argument("--pseudonyms", action="store_true", help="give every case a pseudonym")

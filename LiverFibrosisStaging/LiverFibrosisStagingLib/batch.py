@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,10 @@ def stage_folder(
     """Stage every case of a folder or a CSV list; returns the rows of `output`/results.csv.
 
     source: a folder (see `find_cases` for how masks are found) or a CSV file with the columns ct
-    and, optionally, liver, spleen and case; relative paths start at the file's folder. A case that
-    cannot be staged, for whatever reason, is a row with status "failed" and the reason. A case with
-    an existing result from the same files, model, options and software (`fingerprint.fingerprint`)
-    is not staged again. The table is written after each case.
+    and, optionally, liver, spleen, case, segments, height_cm and weight_kg; relative paths start at
+    the file's folder. A case that cannot be staged, for whatever reason, is a row with status
+    "failed" and the reason. A case with an existing result from the same files, model, options and
+    software (`fingerprint.fingerprint`) is not staged again. The table is written after each case.
 
     No output, including the rows, contains names of patients, or of the inputs' files and folders.
     pseudonyms: give every case a pseudonym, not only those whose names may be those of persons
@@ -123,6 +123,8 @@ def _row(
         reason, written = _reason(error)
         notify(f"{case.name}: {reason}")
         files = {output / case.name: "the result folder", model.path: "the model"}
+        if case.segments is not None:
+            files[case.segments] = "the segments"
         names = Names(case.ct, case.liver, case.spleen, files)
         return {**row, "status": "failed", "reason": names.removed(written)}
 
@@ -152,6 +154,8 @@ def _staged(
         case.ct,
         case.liver,
         case.spleen,
+        case.segments,
+        body=None if case.body is None else asdict(case.body),
         schema=SCHEMA,
         software=software(),
         model=model.sha256,
@@ -161,7 +165,15 @@ def _staged(
     columns = _finished(folder, inputs)
     if columns is None:
         result = stage(
-            case.ct, case.liver, case.spleen, model, progress=progress, cancel=cancel, **options
+            case.ct,
+            case.liver,
+            case.spleen,
+            model,
+            progress=progress,
+            cancel=cancel,
+            segments=case.segments,
+            body=case.body,
+            **options,
         )
         result = replace(result, provenance={**result.provenance, "fingerprint": inputs})
         result.save(folder)

@@ -16,6 +16,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from .errors import StagingError
+from .imaging.body import Body, given_body
 from .imaging.checks import AIR_HU
 from .imaging.dicom_files import dicom_folders
 from .imaging.itk_files import itk_path, quiet
@@ -38,7 +39,8 @@ _RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹
 class Case:
     """One case: name of its result folder, CT, and masks (None: automatic segmentation).
 
-    pseudonym: whether the name is a pseudonym.
+    pseudonym: whether the name is a pseudonym. segments: segmentation of the liver's parts. body:
+    height and weight.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Case:
     liver: str | Path | None
     spleen: str | Path | None
     pseudonym: bool = False
+    segments: Path | None = None
+    body: Body | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,8 @@ def find_cases(folder: Path, leave_out: Path | None = None, pseudonyms: bool = F
 
 
 def read_list(path: Path, pseudonyms: bool = False) -> list[Case]:
-    """Cases of a CSV file with the columns ct and, optionally, liver, spleen and case.
+    """Cases of a CSV file with the columns ct and, optionally, liver, spleen, case, segments,
+    height_cm and weight_kg.
 
     A case without a name is named after its CT, as in `find_cases`; names in the file are kept,
     unless they may be those of persons. Raises StagingError for a file that cannot be read, and for
@@ -148,9 +153,9 @@ def read_list(path: Path, pseudonyms: bool = False) -> list[Case]:
     for number, line in enumerate(lines, start=2):
         if not (line.get("ct") or "").strip():
             raise StagingError(f"The list {path} names no CT in line {number}.")
-        ct, liver, spleen = (
+        ct, liver, spleen, segments = (
             path.parent / line[key].strip() if (line.get(key) or "").strip() else None
-            for key in ("ct", "liver", "spleen")
+            for key in ("ct", "liver", "spleen", "segments")
         )
         name = (line.get("case") or "").strip()
         if name:
@@ -161,8 +166,23 @@ def read_list(path: Path, pseudonyms: bool = False) -> list[Case]:
                     f"The list {path} has the case name {name!r} twice, or it is not valid."
                 )
             given.add(same)
-        cases.append(Case(name, ct, liver, spleen))
+        body = _body(line, f"The list {path}, line {number}")
+        cases.append(Case(name, ct, liver, spleen, segments=segments, body=body))
     return _named(_named_after_cts(cases, path.parent, given), path.parent, pseudonyms)
+
+
+def _body(line: dict[str, str | None], where: str) -> Body | None:
+    """Height and weight of a line of a list."""
+    texts = [(line.get(key) or "").strip() for key in ("height_cm", "weight_kg")]
+    try:
+        return given_body(*(float(text) if text else None for text in texts))
+    except ValueError:
+        raise StagingError(
+            f"{where}: height and weight are {' and '.join(map(repr, texts))}; numbers in cm and "
+            "kg are needed."
+        ) from None
+    except StagingError as refusal:
+        raise StagingError(f"{where}: {refusal}") from None
 
 
 def _named_after_cts(cases: list[Case], root: Path, given: set[str]) -> list[Case]:

@@ -25,12 +25,17 @@ _CHUNK = 1 << 20
 
 
 def fingerprint(
-    ct: Path, liver: str | Path | None, spleen: str | Path | None, **settings: Any
+    ct: Path,
+    liver: str | Path | None,
+    spleen: str | Path | None,
+    segments: Path | None = None,
+    **settings: Any,
 ) -> str:
     """SHA-256 of a case's files and settings, in hexadecimal.
 
     The files are those of the CT (for DICOM, all DICOM files of the folder) and the masks, with the
-    data files referenced by headers; their names and folders do not matter. settings: anything else
+    data files referenced by headers; their names and folders do not matter. segments: a file, or a
+    folder, of which the names count because they tell the segments. settings: anything else
     that the result depends on, such as the models' hashes and the options, as JSON values. Raises
     StagingError for a file that exists but cannot be read.
     """
@@ -40,6 +45,12 @@ def fingerprint(
         if mask is not None:
             file, label = file_and_label(mask)
             inputs[organ] = [label, *(_sha256(part) for part in _with_data(file))]
+    if segments is not None:
+        files = sorted(segments.iterdir()) if segments.is_dir() else [segments]
+        names = [file.name if segments.is_dir() else "" for file in files]
+        inputs["segments"] = [
+            [name, *map(_sha256, _with_data(file))] for name, file in zip(names, files)
+        ]
     text = json.dumps({"inputs": inputs, "settings": settings}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -14,12 +14,14 @@ from . import __version__
 from .ensemble import spread
 from .errors import CancelToken, StagingError
 from .explaining import Progress, Steps, explain_score, predicted_measurements, run_network
+from .imaging.body import Body, body_of
 from .imaging.checks import check_ct, check_organs
 from .imaging.grid import WorkingGrid, working_grid
 from .imaging.input_checks import contrast_phase, input_checks
 from .imaging.masks import organ_masks, read_organ, volume_ml
 from .imaging.reading import NAME_KEY, notes, read_ct
 from .imaging.segmentation import segment_checked, segmentation_warnings, shipped_network
+from .imaging.segments import LiverSegments, read_segments
 from .model import StagingModel
 from .privacy import Names
 from .report.summary import SURFACE_MM
@@ -42,6 +44,8 @@ def stage(
     cancel: CancelToken | None = None,
     segmentation: dict[str, Any] | None = None,
     surface_mm: float = SURFACE_MM,
+    segments: LiverSegments | str | Path | None = None,
+    body: Body | None = None,
 ) -> StagingResult:
     """Stage one CT and compute the location map that explains the stage.
 
@@ -55,6 +59,9 @@ def stage(
     from an earlier automatic segmentation, for the result; masks that were not edited get the
     warnings of a segmentation.
     surface_mm: thickness of the liver's surface, a region of the measurements, above 0.
+    segments: Couinaud segments or lobes of the liver, for the signs that need them, or the path of
+    their segmentation (`imaging.segments.read_segments`). body: height and weight, by default those
+    of the CT's DICOM header.
 
     Raises StagingError for refused input, which may name the file or node, and Cancelled. The
     result contains neither name.
@@ -76,6 +83,8 @@ def stage(
         mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask)
         for mask in (liver, spleen)
     )
+    if isinstance(segments, str | Path):
+        segments = read_segments(segments)
 
     steps.begin(0.25, "Checking")
     warnings = [*notes(ct), *check_ct(ct, name)]
@@ -99,7 +108,8 @@ def stage(
     phase = contrast_phase(ct)
     checks = input_checks(ct, liver, spleen, phase)
     steps.begin(0.32, "Measuring signs")
-    signs = measure_signs(ct, liver, spleen, phase)
+    body = body_of(ct) if body is None else body
+    signs = measure_signs(ct, liver, spleen, phase, segments, body)
 
     steps.begin(0.35, "Resampling to the network's grid")
     grid = working_grid(ct, liver, spleen, **card.preprocessing)

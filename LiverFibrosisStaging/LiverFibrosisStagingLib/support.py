@@ -8,7 +8,7 @@ from .analysis import Measurements
 from .ensemble import disagreement
 from .imaging.input_checks import PHASE, REFUSE, WARN, Check
 from .signs.measure import MeasuredSigns
-from .signs.placing import HIGH, LOW, Placement, place
+from .signs.placing import HIGH, LOW, Placement, place_signs
 from .signs.published import published_signs
 from .stages import STAGES
 
@@ -45,13 +45,7 @@ def reasons(
 
 def placements(signs: MeasuredSigns) -> tuple[Placement, ...]:
     """The measured signs among the published groups, one for each sign and source."""
-    published = published_signs()
-    return tuple(
-        placement
-        for found in signs.measurements
-        if found.value is not None and found.key in published.signs
-        for placement in place(found.key, found.value, published)
-    )
+    return place_signs(signs)
 
 
 @dataclass(frozen=True)
@@ -82,6 +76,12 @@ def agreement(placed: Sequence[Placement], stage: str) -> Agreement:
             continue
         within = tuple(each.group.group for each in groups if LOW < each.percentile < HIGH)
         named = f"{placement.sign.name} ({placement.sign.text(placement.value)})"
+        if placement.at_least:  # of a lower bound, only what it exceeds is known
+            exceeded = {each.group.group for each in groups if each.percentile >= HIGH}
+            if stage not in exceeded:
+                continue
+            within = ()
+            named = f"{placement.sign.name} (at least {placement.sign.text(placement.value)})"
         kind = open_ones if len(within) == len(groups) else same if stage in within else other
         kind.setdefault(within, []).append(named)
     if not same and not other:

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from bad_inputs import PATIENT, hu_array, image, liver_array, write_slices
 
 from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.imaging.body import Body, body_of
 from LiverFibrosisStagingLib.imaging.dicom_files import dicom_folders
 from LiverFibrosisStagingLib.imaging.dicom_series import find_series, named_phase
 from LiverFibrosisStagingLib.imaging.masks import read_organ
@@ -219,6 +220,27 @@ def test_tags_for_the_checks_are_kept_and_no_name(tmp_path):
     for secret in (PATIENT, "PATIENT-1", "1950", "Hospital", "1.2.3"):
         assert secret not in text
     assert not any(key.startswith("0010") for key in found)
+
+
+@pytest.mark.parametrize(
+    ("size", "weight", "body"),
+    [
+        ("1.72", "81.5", Body(172, 81.5)),
+        ("172", "81.5", None),  # cm: not what the standard says
+        ("1.72", "", None),
+        ("0", "0", None),
+        ("1.72", "1e9", None),
+        ("nan", "80", None),
+        ("tall", "heavy", None),
+    ],
+)
+def test_height_and_weight_are_kept_as_plausible_numbers(size, weight, body, tmp_path):
+    tags = {tag: text for tag, text in (("0010|1020", size), ("0010|1030", weight)) if text}
+    found = read_ct(write_slices(tmp_path / "series", image(hu_array()), tags))
+    assert body_of(found) == body
+    assert not any(key.startswith("0010") for key in found.GetMetaDataKeys())
+    if body is None:
+        assert not any("LiverFibrosis" in key for key in found.GetMetaDataKeys())
 
 
 def test_accents_in_a_description_survive(tmp_path):

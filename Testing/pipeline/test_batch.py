@@ -186,7 +186,7 @@ def many(tmp_path):
 def staging_fails(monkeypatch, error):
     """Staging of the second case raises `error`; the others are refused."""
 
-    def stage_or_not(ct, *_):
+    def stage_or_not(ct, *_, **__):
         raise error if ct.name == "b.nii.gz" else StagingError(f"{ct.name}: refused.")
 
     monkeypatch.setattr(batch, "stage", stage_or_not)

@@ -176,6 +176,9 @@ def test_fingerprint_includes_every_input(coarse, tmp_path):
     sitk.WriteImage(coarse["liver"], str(tmp_path / "m.nii.gz"))
     ct, mask = tmp_path / "dicom", tmp_path / "m.nii.gz"
     shutil.copytree(ct, tmp_path / "copy")
+    segments = tmp_path / "segments"
+    segments.mkdir()
+    shutil.copy(mask, segments / "liver_segment_1.nii.gz")
     base = fingerprint(ct, mask, None)
     assert fingerprint(tmp_path / "copy", mask, None) == base
     (ct / "notes.txt").write_text("a result, or whatever lies beside the slices")
@@ -186,9 +189,13 @@ def test_fingerprint_includes_every_input(coarse, tmp_path):
         fingerprint(ct, f"{mask}:1", None),
         fingerprint(ct, f"{mask}:2", None),
         fingerprint(ct, mask, None, explain="F0"),
+        fingerprint(ct, mask, None, mask),
+        fingerprint(ct, mask, None, segments),
         fingerprint(ct / "IM000.dcm", mask, None),
         fingerprint(ct / "IM001.dcm", mask, None),
     ]
+    (segments / "liver_segment_1.nii.gz").rename(segments / "liver_segment_2.nii.gz")
+    others.append(fingerprint(ct, mask, None, segments))
     last = ct / "IM002.dcm"
     last.write_bytes(last.read_bytes()[:-1] + b"\7")
     others += [fingerprint(ct, mask, None), fingerprint(ct / "IM000.dcm", mask, None)]

@@ -9,6 +9,7 @@ from bad_inputs import hu_array, image, liver_array, write, write_slices
 
 from LiverFibrosisStagingLib import StagingError
 from LiverFibrosisStagingLib.cases import find_cases, read_list, usable_name
+from LiverFibrosisStagingLib.imaging.body import Body
 
 HU, MASK = hu_array(2), liver_array(12)[:2]
 
@@ -197,6 +198,23 @@ def test_names_in_lists_are_kept_and_others_made(tmp_path):
 def test_names_in_lists_that_clash_are_refused(names, tmp_path):
     with pytest.raises(StagingError, match="twice, or it is not valid"):
         listed(tmp_path, f"ct,case\n1.nii,{names[0]}\n2.nii,{names[1]}\n")
+
+
+def test_segments_height_and_weight_of_a_list(tmp_path):
+    (tmp_path / "list.csv").write_text(
+        "ct,segments,height_cm,weight_kg\na.nii.gz,parts,180,80\nb.nii.gz,,,\n"
+    )
+    first, second = read_list(tmp_path / "list.csv")
+    assert (first.segments, first.body) == (tmp_path / "parts", Body(180, 80))
+    assert (second.segments, second.body) == (None, None)
+    for values, words in (
+        ("180,", "line 2: Only the height is given; the weight is needed too"),
+        ("1.8,80", "line 2: The height is 1.8 cm; 100 to 230 cm are plausible"),
+        ("tall,80", "line 2: height and weight are 'tall' and '80'; numbers in cm and kg"),
+    ):
+        (tmp_path / "list.csv").write_text(f"ct,height_cm,weight_kg\na.nii.gz,{values}\n")
+        with pytest.raises(StagingError, match=words):
+            read_list(tmp_path / "list.csv")
 
 
 def test_numbered_names_do_not_clash_with_other_cases(tmp_path):

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 from bad_inputs import BAD_CTS, BAD_MASKS, liver_array, write
 from conftest import ROOT
 
@@ -52,6 +54,26 @@ def test_stage_writes_and_prints_the_result(sample, tmp_path):
     assert "Research use only" in done.stdout
     assert summary["model"]["trained_on"] in done.stdout
     assert done.stderr == ""
+
+
+def test_segments_height_and_weight_reach_the_result(sample, single_path, tmp_path, capsys):
+    liver = sitk.ReadImage(sample["liver"])
+    x = np.broadcast_to(np.arange(liver.GetWidth()), liver.GetSize()[::-1])
+    inside = sitk.GetArrayFromImage(liver) > 0
+    borders = np.quantile(x[inside], np.arange(1, 8) / 8)
+    labels = sitk.GetImageFromArray((inside * (1 + np.searchsorted(borders, x))).astype(np.uint8))
+    labels.CopyInformation(liver)
+    sitk.WriteImage(labels, tmp_path / "parts.nii.gz")
+    arguments = ["stage", sample["ct"], "--liver", sample["liver"], "--model", single_path]
+    arguments += ["--segments", tmp_path / "parts.nii.gz", "--height", 180, "--weight", 80]
+    assert main([*map(str, arguments), "-o", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "staging.json").read_text()
+    signs = json.loads(text)["signs"]
+    parts = np.bincount(sitk.GetArrayFromImage(labels).ravel())[1:]
+    assert signs["lsvr"] == pytest.approx(parts[:3].sum() / parts[3:].sum())
+    assert signs["caudate_right_ratio"] == pytest.approx(parts[0] / parts[4:].sum())
+    assert signs["liver_ml_per_m2"] == pytest.approx(signs["liver_volume_ml"] / 2)
+    assert "parts.nii" not in text
 
 
 def test_an_unsupported_stage_is_printed_as_such(sample, tmp_path, monkeypatch, capsys):
@@ -108,6 +130,9 @@ def refused(ct, mask, words, tmp_path, capfd):
         (["--model", "none.onnx"], r"none\.onnx"),
         (["--model", __file__], "not an ONNX file"),
         (["--spleen", "nowhere.nii"], r"nowhere\.nii"),
+        (["--segments", "nowhere.nii"], r"nowhere\.nii"),
+        (["--height", "1.8", "--weight", "80"], "The height is 1.8 cm; 100 to 230 cm"),
+        (["--weight", "80"], "Only the weight is given; the height is needed too"),
         (["--shell", "0"], "The shell has 0 mm; a thickness above 0 mm is needed"),
         (["--shell", "nan"], "a thickness above 0 mm"),
     ],

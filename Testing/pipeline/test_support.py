@@ -95,6 +95,14 @@ def test_a_sign_in_the_range_of_every_stage_leaves_them_open():
     assert "Spleen" not in agreement(placed(spleen_volume_ml=300.0, lsvr=0.62), "F4").sentence
 
 
+def test_a_lower_bound_disagrees_only_with_what_it_exceeds():
+    cut_off = place("spleen_volume_ml", 580.0, at_least=True)
+    found = agreement(cut_off, "F0")
+    assert found.agrees is False
+    assert found.sentence.startswith("Spleen (at least 580 mL) is not within the range of")
+    assert agreement(cut_off, "F4").agrees is None
+
+
 def test_signs_that_do_not_separate_the_stages_say_nothing():
     for value in (300.0, 1650.0):
         assert agreement(placed(liver_volume_ml=value), "F4").agrees is None
@@ -112,7 +120,7 @@ def test_only_measured_and_published_signs_are_placed(sample, result):
         for found in result.signs.measurements
         if found.value is not None
         and any(
-            group.sign.key == found.key
+            group.sign.key == found.key and group.sign.comparable
             for group in (*published_signs().groups, *published_signs().intervals)
         )
     }

@@ -6,6 +6,7 @@ import SimpleITK as sitk
 from scipy.spatial import cKDTree
 
 from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.imaging.body import Body
 from LiverFibrosisStagingLib.signs.measure import (
     EROSION_MM,
     UNITS,
@@ -86,7 +87,8 @@ def test_volumes_within_two_percent_of_the_truth(spacing, direction):
     assert signs["spleen_volume_ml"].value == pytest.approx(true_ml(SPLEEN), rel=0.02)
     ratio = true_ml(SPLEEN) / true_ml(LIVER)
     assert signs["spleen_liver_ratio"].value == pytest.approx(ratio, rel=0.02)
-    assert all(found.reason == "" for found in signs.measurements)
+    keys = ("liver_volume_ml", "spleen_volume_ml", "spleen_liver_ratio")
+    assert all(signs[key].reason == "" for key in keys)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.5, 4.0), (0.9, 3.0, 2.0)])
@@ -138,14 +140,15 @@ def test_keys_and_units():
 @pytest.mark.parametrize("spleen", [None, image_of(np.zeros((32, 32, 32), np.uint8))])
 def test_an_absent_organ_has_no_values_but_a_reason(spleen):
     ct = image_of(np.full((32, 32, 32), 100, np.int16))
-    signs = measure_signs(ct, image_of(block()), spleen, PORTAL)
+    signs = measure_signs(ct, image_of(block()), spleen, PORTAL, body=Body(170, 70))
     assert signs["liver_volume_ml"].value == pytest.approx(8.0)
     for key in UNITS:
         if "spleen" in key:
             assert signs[key].value is None and signs[key].at_least is None
             assert signs[key].reason == "There is no mask of the spleen."
     no_liver = measure_signs(ct, None, None, PORTAL)
-    assert no_liver["liver_mean_hu"].reason == "There is no mask of the liver."
+    for key in ("liver_mean_hu", "nodularity_mm10"):
+        assert no_liver[key].reason == "There is no mask of the liver."
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -196,6 +199,18 @@ def test_a_mask_on_another_grid_is_refused():
     ct = image_of(np.zeros((32, 32, 32), np.int16))
     with pytest.raises(StagingError, match="spleen mask is on another grid"):
         measure_signs(ct, image_of(block()), image_of(block(), (1.0, 1.0, 2.0)), "")
+
+
+def test_volumes_per_body_surface():
+    ct = image_of(np.full((32, 32, 32), 100, np.int16))
+    cut_off = image_of(np.roll(block(), -6, 0))
+    signs = measure_signs(ct, image_of(block()), cut_off, PORTAL, body=Body(180, 80))
+    assert signs["liver_ml_per_m2"].value == pytest.approx(8 / 2)  # sqrt(180 x 80 / 3600) = 2
+    spleen = signs["spleen_ml_per_m2"]
+    assert spleen.value is None and spleen.at_least == pytest.approx(4)
+    assert spleen.reason == signs["spleen_volume_ml"].reason
+    without = measure_signs(ct, image_of(block()), None, PORTAL)["liver_ml_per_m2"]
+    assert (without.value, without.reason) == (None, "Height and weight are needed.")
 
 
 def test_means_are_compared_as_they_are_written():

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import ROOT
 
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging.dicom_series import PORTAL_VENOUS
@@ -66,7 +67,7 @@ def test_every_row_has_a_source_with_citation_cohort_and_technique(tables):
             {"no cirrhosis": (0.27, 0.07), "cirrhosis": (0.55, 0.29)},
         ),
         (
-            "liver_surface_nodularity",
+            "nodularity_mm10",
             "scholars.duke.edu",
             {"F0-F1": (2.26, 0.44), "F2": (2.35, 0.37), "F3": (2.42, 0.38), "F4": (3.19, 0.89)},
         ),
@@ -89,7 +90,7 @@ def test_groups_sum_to_their_cohort():
         ("spleen_volume_ml", "pickhardt_2017"),
         ("lsvr", "pickhardt_2017"),
         ("lsvr", "furusato_hunt_2016"),
-        ("liver_surface_nodularity", "nodularity_hcv"),
+        ("nodularity_mm10", "nodularity_hcv"),
     ):
         groups = [g for g in published.groups if (g.sign.key, g.source.key) == (sign, source)]
         assert sum(group.n for group in groups) == published.sources[source].n
@@ -110,7 +111,31 @@ def test_intervals_cutoffs_and_skew():
     assert {c.phase for c in steatosis} == {PORTAL_VENOUS}
     assert published.signs["spleen_volume_ml"].shape == "log-normal"
     assert "skew" in published.signs["spleen_volume_ml"].remark
-    assert not published.signs["liver_surface_nodularity"].comparable
+    assert not published.signs["nodularity_mm10"].comparable
+
+
+def test_the_docs_list_every_row_with_its_source():
+    rows = (ROOT / "docs" / "signs.md").read_text(encoding="utf-8").splitlines()
+
+    def listed(source, *cells):
+        found = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+        link = f"[{source.name}]({source.link})"
+        assert any(link in row and all(map(row.__contains__, cells)) for row in found), cells
+
+    published = published_signs()
+    for group in published.groups:
+        listed(group.source, group.group, f"{group.mean:g} ± {group.sd:g}", f"{group.n}")
+    for interval in published.intervals:
+        listed(interval.source, interval.group, f"{interval.low:g} to {interval.high:g}")
+    for cutoff in published.cutoffs:
+        shares = (f"{100 * share:.1f} %" for share in (cutoff.sensitivity, cutoff.specificity))
+        listed(cutoff.source, cutoff.finding, f"{cutoff.side} {cutoff.value:g}", *shares)
+    for accuracy in published.accuracies:
+        signs = " and ".join(sign.name for sign in accuracy.signs)
+        listed(accuracy.source, signs, accuracy.finding, f"{accuracy.auc:g}", accuracy.set)
+    for source in published.sources.values():
+        about = " ".join(filter(None, (f"{source.citation}.", source.remark)))
+        listed(source, f"{source.n}", source.cohort, source.technique, about)
 
 
 def test_a_group_may_have_no_published_size(tables, tmp_path):

@@ -31,7 +31,7 @@ LIMITS = {
     "surface": (1.4, 6.0),
     "texture": (0.2, 6.0),
 }
-PUBLISHED = {"spleen": "spleen_volume_ml", "lobes": "lsvr", "surface": "liver_surface_nodularity"}
+PUBLISHED = {"spleen": "spleen_volume_ml", "lobes": "lsvr", "surface": "nodularity_mm10"}
 TEXTURE_HU = tuple((1.0 + 0.7 * stage, 0.7 + 0.35 * stage) for stage in range(5))
 # Share of patients with the sign, by stage.
 SHARES = {

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
 from torch.nn import functional
 
 Spacing = Sequence[float]
@@ -63,75 +62,57 @@ def step(value: torch.Tensor, low: float, high: float) -> torch.Tensor:
 
 
 def band_noise(
-    shape: Sequence[int],
+    size: Sequence[int],
     spacing: Spacing,
     sigmas_mm: tuple[float, float],
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """A Gaussian field with mean 0 and SD 1 between Gaussians of these two sigmas; periodic."""
-    size = [next_fast_len(int(n), real=True) for n in shape]
-    squared = _squared_frequencies(size, spacing, generator.device)
+    """A periodic Gaussian field of mean 0 and SD 1 in the band between Gaussians of two sigmas."""
+    axes = [torch.fft.fftfreq(n, s, device=generator.device) for n, s in zip(size, spacing)]
+    axes[2] = torch.fft.rfftfreq(size[2], spacing[2], device=generator.device)
+    squared = axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2
     low, high = (torch.exp(-2 * (np.pi * s) ** 2 * squared) for s in sorted(sigmas_mm))
-    return _filtered(low - high, size, shape, generator)
+    return _filtered(low - high, size, generator)
 
 
 def noise_like(
     autocovariance: np.ndarray,
     lag_mm: Spacing,
-    shape: Sequence[int],
+    size: Sequence[int],
     spacing: Spacing,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """A Gaussian field of SD 1 with the correlation of `autocovariance`.
+    """A periodic Gaussian field of SD 1 with the correlation of `autocovariance`.
 
-    autocovariance: at lags of 0, 1, .. times `lag_mm` along each axis, symmetric along each.
+    autocovariance: at lags of 0, 1, .. times `lag_mm` along each axis, symmetric along each; it is
+    tapered to 0 at the last lag.
     """
     device = generator.device
-    size = [next_fast_len(int(n), real=True) for n in shape]
-    lags = [
-        torch.minimum(torch.arange(n), n - torch.arange(n)).to(device) * float(s)
-        for n, s in zip(size, spacing)
-    ]
     stored = torch.as_tensor(autocovariance / autocovariance[0, 0, 0], device=device)
     taper = [
         0.5 + 0.5 * torch.cos(np.pi * torch.arange(n, device=device) / n) for n in stored.shape
     ]
     stored = stored * taper[0][:, None, None] * taper[1][:, None] * taper[2]
-    reach = [
-        min(int(n * ls / s) + 1, len(lag) // 2)
-        for n, ls, s, lag in zip(stored.shape, lag_mm, spacing, lags)
-    ]
-    near = [torch.cat([lag[: r + 1], lag[len(lag) - r :]]) for lag, r in zip(lags, reach)]
-    where = torch.stack(torch.meshgrid(*near, indexing="ij"), dim=-1)
+    index, lags = [], []
+    for n, wide, known, step_mm in zip(size, stored.shape, lag_mm, spacing):
+        reach = min(int(wide * known / step_mm), (n - 1) // 2)
+        index.append(torch.arange(-reach, reach + 1, device=device))
+        lags.append(index[-1].abs() * float(step_mm))
+    where = torch.stack(torch.meshgrid(*lags, indexing="ij"), dim=-1)
     values = sample(functional.pad(stored, (0, 1, 0, 1, 0, 1))[None], where, lag_mm)[0]
-    kernel = torch.zeros(size, device=device)
-    index = [
-        torch.cat([torch.arange(r + 1), torch.arange(n - r, n)]).to(device)
-        for n, r in zip(size, reach)
-    ]
-    kernel[index[0][:, None, None], index[1][:, None], index[2]] = values
-    spectrum = torch.fft.rfftn(kernel).real.clamp_min(0)
-    return _filtered(spectrum.sqrt(), size, shape, generator)
-
-
-def _squared_frequencies(
-    size: Sequence[int], spacing: Spacing, device: torch.device
-) -> torch.Tensor:
-    axes = [torch.fft.fftfreq(n, s, device=device) for n, s in zip(size[:2], spacing[:2])]
-    axes.append(torch.fft.rfftfreq(size[2], spacing[2], device=device))
-    return axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2
+    kernel = torch.zeros(tuple(size), device=device)
+    z, y, x = (i % n for i, n in zip(index, size))
+    kernel[z[:, None, None], y[:, None], x] = values
+    return _filtered(torch.fft.rfftn(kernel).real.clamp_min(0).sqrt(), size, generator)
 
 
 def _filtered(
-    response: torch.Tensor,
-    size: Sequence[int],
-    shape: Sequence[int],
-    generator: torch.Generator,
+    response: torch.Tensor, size: Sequence[int], generator: torch.Generator
 ) -> torch.Tensor:
     white = torch.randn(tuple(size), generator=generator, device=generator.device)
     field = torch.fft.irfftn(torch.fft.rfftn(white) * response, s=tuple(size))
-    field = field[tuple(slice(0, int(n)) for n in shape)]
-    return field / field.std().clamp_min(1e-6)
+    field = field - field.mean()
+    return field / field.std()
 
 
 def coarse_noise(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.fft import next_fast_len
 
 from . import vessels
 from .bodies import EDGE_MM, REACH_MM, Body
@@ -36,6 +37,8 @@ TREES = 6  # vessel trees per body
 FLUID_HU = 8.0
 TEXTURE_MM = (1.5, 4.0)  # sigmas of the Gaussians between which the texture lies
 NODULES_MM = (2.5, 6.0)
+BUMPS_MM = (2.0, 5.0)
+TILE_MM = (160.0, 240.0, 240.0)  # period of the random fields
 MOTTLE_MM = (2.0, 8.0)
 NODULES_FROM_HU = 2.75  # nodules appear in livers whose texture is coarser than this,
 NODULES = 0.7  # with this SD per HU beyond
@@ -164,12 +167,28 @@ class _Canvas:
         self.lattice = positions(self.lattice_shape, self.lattice_spacing, self.device)
         self.middle = torch.tensor(extent, device=self.device) / 2
         self._seed = seed
-        self.boxes: dict[str, tuple[slice, slice, slice]] = {}
+        self.boxes: dict[str, tuple[slice, ...]] = {"all": tuple(slice(0, n) for n in self.shape)}
+        self.tile = tuple(
+            next_fast_len(round(mm / s), real=True) for mm, s in zip(TILE_MM, self.spacing)
+        )
 
     def generator(self, number: int) -> torch.Generator:
         """The random numbers of one field: no field depends on how many others there are."""
         state = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
         return torch.Generator(self.device).manual_seed(int(state))
+
+    def tiled(self, tile: torch.Tensor, name: str) -> torch.Tensor:
+        """A periodic field in one of `boxes`; where the box begins does not change the field."""
+        for axis, part in enumerate(self.boxes[name]):
+            stop = min(part.stop, self.shape[axis])
+            index = torch.arange(part.start, stop, device=self.device) % tile.shape[axis]
+            tile = tile.index_select(axis, index)
+        return tile
+
+    def band(self, number: int, sigmas_mm: tuple[float, float], name: str) -> torch.Tensor:
+        """`band_noise` in one of `boxes`."""
+        found = band_noise(self.tile, self.spacing, sigmas_mm, self.generator(number))
+        return self.tiled(found, name)
 
     def full(self, warped: torch.Tensor) -> torch.Tensor:
         """Positions on the lattice as positions on the canvas."""
@@ -317,7 +336,7 @@ def _move_surface(
     part = where[box]
     maps = torch.cat([torch.stack([body.healing, body.liver]), body.normal])
     healing, distance, *normal = sample(maps, part, body.spacing)
-    bumps = _cells(band_noise(distance.shape, canvas.spacing, (2.0, 5.0), canvas.generator(1)))
+    bumps = _cells(canvas.band(1, BUMPS_MM, "liver"))
     mean = 0.1 * np.sqrt(max(signs.nodularity**2 - SMOOTH_SURFACE**2, 0.01))
     near = torch.exp(-2 * (distance / REACH_MM) ** 2)
     shift = healing - float(mean * 1.25) * bumps * near
@@ -436,25 +455,19 @@ def _organs(
     found = found + liver_share * (maps.hu + scan.liver_hu - body.medians[0])
     found = found + spleen_share * (maps.hu + scan.spleen_hu - body.medians[1])
     box = canvas.boxes["organs"]
-    shape = found[box].shape
-    noise = noise_sd * noise_like(
-        body.noise, body.spacing, shape, canvas.spacing, canvas.generator(3)
-    )
+    noise = noise_like(body.noise, body.spacing, canvas.tile, canvas.spacing, canvas.generator(3))
+    noise = noise_sd * canvas.tiled(noise, "organs")
     noise = noise + 2.0 * _trend(canvas, 4, 50.0)[box]
     for distance, hu in ((maps.liver, scan.liver_hu), (maps.spleen, scan.spleen_hu)):
         core = step(-distance[box], 0.5, 3.0)
         found[box] += core * (hu + noise - found[box])
     box = canvas.boxes["liver"]
     core = step(-maps.liver[box], 0.5, 3.0)
-    shape = core.shape
-    texture = signs.texture_hu * band_noise(shape, canvas.spacing, TEXTURE_MM, canvas.generator(5))
-    texture = texture + scan.mottle * band_noise(
-        shape, canvas.spacing, MOTTLE_MM, canvas.generator(8)
-    )
+    texture = signs.texture_hu * canvas.band(5, TEXTURE_MM, "liver")
+    texture = texture + scan.mottle * canvas.band(8, MOTTLE_MM, "liver")
     nodules = NODULES * max(0.0, signs.texture_hu - NODULES_FROM_HU)
     if nodules:
-        cells = _cells(band_noise(shape, canvas.spacing, NODULES_MM, canvas.generator(6)))
-        texture = texture + nodules * cells
+        texture = texture + nodules * _cells(canvas.band(6, NODULES_MM, "liver"))
     painted = texture + vessels.occupancy(maps.veins[box]) * scan.vessel_hu
     lesion = vessels.occupancy(maps.spots[box], 2.5)
     painted = painted * (1 - 0.7 * lesion) + lesion * scan.lesion_hu
@@ -484,9 +497,7 @@ def _scanned(canvas: _Canvas, scan: _Scan, hu: torch.Tensor) -> torch.Tensor:
         shell = 1 - step((y[:, None] - curve).abs(), 1.0, 2.5)
         hu = hu + air * shell * (-600.0 - hu)
     hu = smooth(hu, scan.blur_mm, canvas.spacing)
-    grain = torch.randn(canvas.shape, generator=canvas.generator(7), device=hu.device)
-    grain = smooth(grain, [scan.noise_mm] * 3, canvas.spacing)
-    hu = hu + scan.added_noise * grain / grain.std()
+    hu = hu + scan.added_noise * canvas.band(7, (scan.noise_mm, 4.0), "all")
     if scan.radius < 1:
         y, x = (
             (torch.arange(n, device=hu.device) - (n - 1) / 2) * s

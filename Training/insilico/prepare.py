@@ -1,10 +1,10 @@
 """Body files from CTs with masks of liver and spleen; see `insilico/bodies.py`.
 
-    python Training/insilico_bodies.py RECIPE.json -o BODIES
+    python Training/insilico_bodies.py Training/insilico/recipe.json --data CTS -o BODIES
 
-The recipe lists bodies: {"bodies": [{"name": ..., "ct": FILE, "labels": FILE}]}, with paths
-relative to the recipe. `labels` is a label image, 1 liver and 2 spleen; or `liver` and
-`spleen` are masks.
+A recipe lists bodies: {"bodies": [{"name": ..., "ct": FILE, ...}]}. Their organs are a label image
+"labels", 1 liver and 2 spleen; or masks "liver" and "spleen"; or, without any of them, those that
+the library's network finds. "corrections" (insilico/outlines.py) are then applied.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -26,9 +27,12 @@ from LiverFibrosisStagingLib.imaging.grid import (
     reorient_to_lps,
     resample_ct,
 )
+from LiverFibrosisStagingLib.imaging.masks import same_grid
 from LiverFibrosisStagingLib.imaging.organs import LIVER_LABEL, SPLEEN_LABEL
+from LiverFibrosisStagingLib.imaging.segmentation import segment_organs
 
 from .bodies import coded
+from .outlines import corrected
 
 SPACING_MM = (2.5, 1.5, 1.5)
 MARGIN_MM = 25.0  # above and below liver and spleen
@@ -121,37 +125,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", type=Path, help="JSON file that lists CTs and masks")
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="of the files (default: of the recipe)"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BODIES")
     options = parser.parse_args(arguments)
     try:
-        entries = json.loads(options.recipe.read_text(encoding="utf-8"))["bodies"]
+        bodies = _bodies(options.recipe)
         options.output.mkdir(parents=True, exist_ok=True)
-        for entry in entries:
-            ct, labels = _read(entry, options.recipe.parent)
-            content = prepare(ct, labels)
-            with (
-                unfinished(options.output / f"{entry['name']}.npz") as file,
-                file.open("wb") as out,
-            ):
-                np.savez_compressed(out, **content)
-            sd = float(content["noise"][0, 0, 0]) ** 0.5
+        for entry in bodies:
+            try:
+                content = prepare(*_read(entry, options.data or options.recipe.parent))
+            except RuntimeError as error:  # of SimpleITK
+                raise StagingError(
+                    f"{entry['name']}: {str(error).splitlines()[-1]}; CT and masks are needed."
+                ) from None
+            file = options.output / f"{entry['name']}.npz"
+            with unfinished(file) as partial, partial.open("wb") as stream:
+                np.savez_compressed(stream, **content)
+            size = " x ".join(map(str, content["hu"].shape))
+            liver, spleen = content["medians"]
+            noise = float(content["noise"][0, 0, 0]) ** 0.5
             print(
-                f"{entry['name']}: {' x '.join(map(str, content['hu'].shape))} voxels, liver "
-                f"{content['medians'][0]:.0f} HU, spleen {content['medians'][1]:.0f} HU, noise "
-                f"{sd:.1f} HU, {(options.output / (entry['name'] + '.npz')).stat().st_size / 1e6:.1f} MB"
+                f"{file.name}: {size} voxels, {file.stat().st_size / 1e6:.1f} MB; liver "
+                f"{liver:.0f} HU, spleen {spleen:.0f} HU, noise {noise:.1f} HU"
             )
-    except (StagingError, OSError, ValueError, KeyError, RuntimeError) as refusal:
-        print(f"{options.recipe}: {refusal}", file=sys.stderr)
+    except (StagingError, OSError) as refusal:
+        print(refusal, file=sys.stderr)
         return 1
     return 0
 
 
-def _read(entry: dict, folder: Path) -> tuple[sitk.Image, sitk.Image]:
+def _bodies(recipe: Path) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(recipe.read_text(encoding="utf-8"))["bodies"]
+        complete = bool(found) and all({"name", "ct"} <= set(entry) for entry in found)
+    except (ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise StagingError(f"{recipe}: not a recipe; a list of bodies with name and ct is needed.")
+    return found
+
+
+def _read(entry: dict[str, Any], folder: Path) -> tuple[sitk.Image, sitk.Image]:
+    """CT and label image of a body."""
     ct = sitk.ReadImage(folder / entry["ct"], sitk.sitkFloat32)
     if "labels" in entry:
-        return ct, sitk.ReadImage(folder / entry["labels"], sitk.sitkUInt8)
-    liver, spleen = (
-        sitk.ReadImage(folder / entry[organ], sitk.sitkFloat32) > 0.5
-        for organ in ("liver", "spleen")
-    )
-    return ct, liver * LIVER_LABEL + sitk.And(spleen, liver == 0) * SPLEEN_LABEL
+        labels = sitk.ReadImage(folder / entry["labels"], sitk.sitkUInt8)
+    elif "liver" in entry:
+        liver, spleen = (
+            sitk.ReadImage(folder / entry[organ], sitk.sitkFloat32) > 0.5
+            for organ in ("liver", "spleen")
+        )
+        labels = liver * LIVER_LABEL + sitk.And(spleen, liver == 0) * SPLEEN_LABEL
+    else:
+        labels = segment_organs(ct)
+    if not same_grid(labels, ct):
+        raise StagingError(f"{entry['name']}: masks on another grid than the CT; one is needed.")
+    corrections = entry.get("corrections")
+    return ct, corrected(ct, labels, corrections) if corrections else labels

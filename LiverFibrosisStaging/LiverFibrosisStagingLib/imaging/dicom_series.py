@@ -15,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import StagingError
+from .body import body_metadata
 from .dicom_files import (
     ACQUISITION,
     DESCRIPTION,
@@ -22,6 +23,8 @@ from .dicom_files import (
     KEPT_TAGS,
     KERNEL,
     PATIENT,
+    PATIENT_SIZE,
+    PATIENT_WEIGHT,
     SERIES,
     SERIES_NUMBER,
     SOP_INSTANCE,
@@ -142,7 +145,8 @@ def find_series(path: Path) -> tuple[list[Series], list[Path]]:
 def read_dicom(path: Path) -> tuple[sitk.Image, list[str]]:
     """The best CT series of a folder, or the one of a file, in HU, and notes for the user.
 
-    The image has KEPT_TAGS as metadata. Raises StagingError as `find_series` and `read_series` do.
+    The image has KEPT_TAGS as metadata, and height and weight as numbers (`body.body_of`). Raises
+    StagingError as `find_series` and `read_series` do.
     """
     found, damaged = find_series(path)
     image, notes = read_series(found[0], path.name, damaged)
@@ -207,6 +211,9 @@ def read_series(
     for tag in KEPT_TAGS:
         if first.tags.get(tag):
             image.SetMetaData(tag, first.tags[tag])
+    size, weight = (first.tags.get(tag, "") for tag in (PATIENT_SIZE, PATIENT_WEIGHT))
+    for key, text in body_metadata(size, weight).items():
+        image.SetMetaData(key, text)
     return image, notes
 
 

@@ -92,6 +92,38 @@ def couinaud_segment(type_code: tuple[str, str] | None, name: str) -> int | None
     return _ROMAN.index(match[1]) if match[1] in _ROMAN else int(match[1]) - 1
 
 
+# Larger parts of the liver -> their Couinaud segments. The falciform ligament divides the right
+# and left lobe, Cantlie's line the hemilivers: segment IV belongs to the right lobe and to the left
+# hemiliver (Strasberg 2005, J Hepatobiliary Pancreat Surg 12:351-355).
+_SECTIONS = {
+    "caudate lobe": {1},
+    "left lobe": {2, 3},
+    "right lobe": {4, 5, 6, 7, 8},
+    "left hemiliver": {2, 3, 4},
+    "right hemiliver": {5, 6, 7, 8},
+    "left lateral section": {2, 3},
+    "left medial section": {4},
+    "right anterior section": {5, 8},
+    "right posterior section": {6, 7},
+}
+
+
+def liver_part(type_code: tuple[str, str] | None, name: str) -> frozenset[int] | None:
+    """The Couinaud segments, 1 to 8, of a part of the liver; None for anything else.
+
+    name: in any letter case, words separated by spaces, underscores or hyphens, such as
+    "liver_segment_4", "Left lobe of liver" or "caudate lobe". The lobes' names have to be written
+    out, because of their two meanings: see _SECTIONS.
+    """
+    plain = " ".join(re.split(r"[\s_-]+", name.strip().lower()))
+    segment = couinaud_segment(type_code, plain)
+    if segment is not None:
+        return frozenset({segment + 1})
+    words = plain.removeprefix("liver ").removesuffix(" of liver").removesuffix(" of the liver")
+    found = _SECTIONS.get(words)
+    return None if found is None else frozenset(found)
+
+
 def check_image_name(path: str | Path) -> None:
     """Check, before work starts, that a file's extension is supported. Raises StagingError."""
     if not str(path).lower().endswith(IMAGES):

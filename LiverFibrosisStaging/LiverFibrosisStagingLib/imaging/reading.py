@@ -72,8 +72,9 @@ def read_ct(path: Path) -> sitk.Image:
 
     path: a DICOM folder (searched recursively; the best series is chosen, see
     `dicom_series.find_series`), one DICOM file (its series in the same folder), NIfTI, NRRD or
-    MetaImage. The image's metadata are `dicom_files.KEPT_TAGS`, if present in the file, and the
-    notes for the user (see `notes`); nothing that identifies the patient.
+    MetaImage. The image's metadata are `dicom_files.KEPT_TAGS` and
+    the numbers of `body.body_of`, if present in the file, and the notes for the user (see `notes`);
+    nothing that identifies the patient.
 
     Raises StagingError if the path cannot be read as one intact volume.
     """

@@ -1,4 +1,5 @@
-"""Signs of liver and spleen, measured from a CT and its masks: volumes in mL, attenuation in HU.
+"""Signs of liver and spleen, measured from a CT and its masks: volumes in mL, attenuation in HU,
+volume ratios of the liver's parts, nodularity of its surface.
 
 A sign that cannot be measured has no value but a reason. Reasons and sentences contain no text from
 the input.
@@ -10,9 +11,12 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import StagingError
+from ..imaging.body import Body
 from ..imaging.dicom_series import PORTAL_VENOUS
 from ..imaging.grid import bounding_box
 from ..imaging.masks import same_grid, volume_ml
+from ..imaging.segments import LiverSegments
+from .nodularity import Nodularity, nodularity
 from .published import Cutoff, published_signs
 
 # HU are measured away from the organ's surface, where fat and lung share the voxels with it.
@@ -24,11 +28,34 @@ MIN_CORE_VOXELS = 100
 # Without contrast a spleen has 40 to 60 HU, in the portal-venous phase usually 110 to 150.
 # The liver is no evidence, because steatosis lowers it.
 ENHANCED_SPLEEN_HU = 90.0
+# Least share of the liver mask inside the segments, and of the segments inside the mask. Tumours
+# and vessels may be missing in one of them; the segments of another scan match less.
+MIN_OVERLAP = 0.8
+# Ratio -> the Couinaud segments whose volumes are divided. LSVR: Furusato Hunt et al. 2016,
+# doi 10.1097/RCT.0000000000000389. Caudate to right lobe: volumes of segment I and of the right
+# hemiliver; Harbin et al. 1980, Radiology 135:273-283, measured widths in a slice, so their cutoff
+# does not apply.
+RATIOS = {
+    "lsvr": (frozenset({1, 2, 3}), frozenset({4, 5, 6, 7, 8})),
+    "caudate_right_ratio": (frozenset({1}), frozenset({5, 6, 7, 8})),
+}
+_NEEDED = {
+    "lsvr": "Couinaud segments, or the caudate, left and right lobe divided by the falciform "
+    "ligament",
+    "caudate_right_ratio": "Couinaud segments, or the caudate lobe and the right hemiliver without "
+    "segment IV",
+}
 
 UNITS = {
     "spleen_volume_ml": "mL",
     "liver_volume_ml": "mL",
     "spleen_liver_ratio": "",
+    "spleen_ml_per_m2": "mL/m2",
+    "liver_ml_per_m2": "mL/m2",
+    "lsvr": "",
+    "caudate_right_ratio": "",
+    "nodularity_mm10": "0.1 mm",
+    "nodularity_edge_mm": "mm",
     "liver_mean_hu": "HU",
     "liver_sd_hu": "HU",
     "spleen_mean_hu": "HU",
@@ -51,7 +78,7 @@ class Measurement:
 
     @property
     def unit(self) -> str:
-        """mL or HU; "" for a ratio."""
+        """Of the value; "" for a ratio."""
         return UNITS[self.key]
 
 
@@ -81,29 +108,38 @@ class MeasuredSigns:
 
 @dataclass(frozen=True)
 class _Organ:
-    """volume, mean and sd are None if not measurable, for the reason given."""
+    """volume, mean, median and sd are None if not measurable, for the reason given."""
 
     volume: float | None
     volume_reason: str
     at_least: float | None
     mean: float | None
+    median: float | None
     sd: float | None
     hu_reason: str
 
 
 def measure_signs(
-    ct: sitk.Image, liver: sitk.Image | None, spleen: sitk.Image | None, phase: str
+    ct: sitk.Image,
+    liver: sitk.Image | None,
+    spleen: sitk.Image | None,
+    phase: str,
+    segments: LiverSegments | None = None,
+    body: Body | None = None,
 ) -> MeasuredSigns:
     """Measure the signs of UNITS and look for steatosis.
 
     ct: HU, as checked by `imaging.checks.check_ct`; liver, spleen: masks on its grid, non-zero
-    inside, or None; phase: contrast phase as in `imaging.dicom_series`, "" if it is not known.
+    inside, or None; phase: contrast phase as in `imaging.dicom_series`, "" if it is not known;
+    segments: parts of the liver, on any grid in the same space, for the ratios of RATIOS; body:
+    height and weight, for the volumes per body surface area (`Body.surface_m2`).
 
     Volumes are those of all voxels of a mask; they are not measurable for an organ at the edge of
     the image, of which only a lower bound is known. Mean and SD (of the population) of the HU are
     those of the voxels whose centre is more than EROSION_MM from that of the nearest voxel outside
     the organ; vessels and lesions inside are included. At least MIN_CORE_ML and MIN_CORE_VOXELS are
-    needed. Raises StagingError for a mask on another grid.
+    needed. Nodularity is defined in `nodularity`; nodularity_edge_mm is the length of the edge it
+    rests on. Raises StagingError for a mask on another grid.
     """
     of_liver = _organ(ct, liver, "liver")
     of_spleen = _organ(ct, spleen, "spleen")
@@ -120,6 +156,10 @@ def measure_signs(
         ),
         Measurement("liver_volume_ml", of_liver.volume, of_liver.volume_reason, of_liver.at_least),
         Measurement("spleen_liver_ratio", ratio, volume_reason),
+        _per_surface("spleen_ml_per_m2", of_spleen, body),
+        _per_surface("liver_ml_per_m2", of_liver, body),
+        *_ratios(of_liver, liver, segments),
+        *_nodularity(ct, liver, of_liver),
         Measurement("liver_mean_hu", of_liver.mean, of_liver.hu_reason),
         Measurement("liver_sd_hu", of_liver.sd, of_liver.hu_reason),
         Measurement("spleen_mean_hu", of_spleen.mean, of_spleen.hu_reason),
@@ -153,7 +193,7 @@ def _organ(ct: sitk.Image, mask: sitk.Image | None, name: str) -> _Organ:
     box = None if mask is None else bounding_box(sitk.GetArrayViewFromImage(mask))
     if box is None:
         reason = f"There is no mask of the {name}."
-        return _Organ(None, reason, None, None, None, reason)
+        return _Organ(None, reason, None, None, None, None, reason)
     shape = ct.GetSize()[::-1]
     volume, at_least, volume_reason = volume_ml(mask), None, ""
     if any(part.start == 0 or part.stop == length for part, length in zip(box, shape)):
@@ -176,12 +216,82 @@ def _organ(ct: sitk.Image, mask: sitk.Image | None, name: str) -> _Organ:
             at_least,
             None,
             None,
+            None,
             f"Only {core_ml:.1f} mL ({count} voxels) of the {name} lie deeper than "
             f"{EROSION_MM:g} mm; at least {MIN_CORE_ML:g} mL and {MIN_CORE_VOXELS} voxels are "
             "needed to measure HU.",
         )
     hu = sitk.GetArrayViewFromImage(ct)[wide][core].astype(np.float64)
-    return _Organ(volume, volume_reason, at_least, float(hu.mean()), float(hu.std()), "")
+    mean, median, sd = float(hu.mean()), float(np.median(hu)), float(hu.std())
+    return _Organ(volume, volume_reason, at_least, mean, median, sd, "")
+
+
+def _per_surface(key: str, organ: _Organ, body: Body | None) -> Measurement:
+    if body is None:
+        return Measurement(key, None, "Height and weight are needed.")
+    at_least = None if organ.at_least is None else organ.at_least / body.surface_m2
+    value = None if organ.volume is None else organ.volume / body.surface_m2
+    return Measurement(key, value, organ.volume_reason, at_least)
+
+
+def _ratios(
+    of_liver: _Organ, liver: sitk.Image | None, segments: LiverSegments | None
+) -> list[Measurement]:
+    """The ratios of RATIOS."""
+    reason = of_liver.volume_reason
+    if segments is not None and liver is not None and not reason:
+        reason = _other_liver(liver, segments)
+    found = []
+    for key, (above, below) in RATIOS.items():
+        volumes = [None if segments is None else segments.volume_ml(p) for p in (above, below)]
+        if segments is None:
+            found.append(
+                Measurement(
+                    key,
+                    None,
+                    f"Segments are needed: {_NEEDED[key]}, for instance from TotalSegmentator's "
+                    "task liver_segments.",
+                )
+            )
+        elif reason:
+            found.append(Measurement(key, None, reason))
+        elif not all(volumes):
+            found.append(
+                Measurement(
+                    key,
+                    None,
+                    f"The segments given do not make up both parts of the ratio; {_NEEDED[key]} "
+                    "are needed.",
+                )
+            )
+        else:
+            found.append(Measurement(key, volumes[0] / volumes[1]))
+    return found
+
+
+def _other_liver(liver: sitk.Image, segments: LiverSegments) -> str:
+    """Why the segments are not those of this liver; "" if they are."""
+    on_grid = sitk.Resample(segments.labels, liver, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    both = volume_ml(sitk.And(on_grid != 0, liver != 0))
+    of_liver = both / volume_ml(liver)
+    of_segments = both / volume_ml(segments.labels)
+    if min(of_liver, of_segments) >= MIN_OVERLAP:
+        return ""
+    return (
+        f"The segments cover {of_liver:.0%} of the liver mask, and {of_segments:.0%} of them lie "
+        f"inside it; segments of the same liver, with at least {MIN_OVERLAP:.0%}, are needed."
+    )
+
+
+def _nodularity(ct: sitk.Image, liver: sitk.Image | None, organ: _Organ) -> list[Measurement]:
+    if liver is None or organ.median is None:
+        found = Nodularity(None, 0.0, 0, organ.hu_reason)
+    else:
+        found = nodularity(ct, liver, organ.median)
+    return [
+        Measurement("nodularity_mm10", found.mm10, found.reason),
+        Measurement("nodularity_edge_mm", found.edge_mm),
+    ]
 
 
 def _steatosis(liver: _Organ, spleen: _Organ, phase: str) -> SteatosisHint:

@@ -1,0 +1,348 @@
+"""Liver surface nodularity on CT, after Smith et al. 2016 (Radiology 280:771-781).
+
+The score is the mean distance, in tenths of a millimetre, between the liver's edge and a smooth
+curve fitted to it, over the anterior surface and all slices. The published program is not
+available and a reader chooses its edge; what is not in the paper is defined here, so the values
+cannot be compared with those of that program.
+
+**Slices.** The CT is reordered towards LPS axes, not rotated: the edge is sought in the slices as
+they were acquired. Slices thinner than SLAB_MM are averaged to slabs of about that thickness, and
+each slice is smoothed in plane with a Gaussian of SMOOTHING_MM, which makes noise and pixel size
+less important.
+
+**Edge.** The mask's outline, smoothed by OUTLINE_MM, only says where to look and gives the outward
+normals, one every STEP_MM. The HU along them are averaged along the outline by ALONG_MM. The edge
+is where they first fall below the middle between the liver's median and fat (FAT_HU), by linear
+interpolation, within SEARCH_MM of the outline. A point is used if
+
+- its normal is within ANTERIOR_DEGREES of the anterior direction (LPS, projected on the slice),
+- the liver lies inside: the mean of INSIDE_MM before the edge is within LIVER_HU of the median,
+- fat lies outside: within OUTSIDE_MM the HU fall to FAT_SEEN_HU, but never to AIR_HU, so that lung,
+  bowel gas, the abdominal wall and the stomach's wall are no neighbours,
+- the edge is sharp: contrast over slope is at most BLUR_MM. A slice that cuts the surface at a flat
+  angle, as at the dome, has no sharp edge.
+
+**Curve.** Neighbouring points form a piece as long as the edge does not jump; pieces shorter than
+PIECE_MM are left out. The curve is a local quadratic regression of the points' coordinates over the
+length of the edge, with Gaussian weights of FIT_MM: waves shorter than 30 mm are distances, waves
+longer than 60 mm are shape. Distances are perpendicular to the curve. Where the curve's radius is
+below CORNER_MM (tips, fissures, the gallbladder's fossa) they do not count.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..imaging.grid import bounding_box, reorient_to_lps
+
+SLAB_MM = 2.5
+SMOOTHING_MM = 1.0
+ALONG_MM = 1.2
+STEP_MM = 1.0
+SEARCH_MM = 6.0
+OUTLINE_MM = 4.0  # standard deviation of the Gaussian along the outline
+PROFILE_MM = 0.25
+ANTERIOR_DEGREES = 60.0
+FAT_HU = -100.0
+FAT_SEEN_HU = -30.0
+AIR_HU = -200.0
+LIVER_HU = 40.0
+INSIDE_MM = (4.0, 1.5)
+OUTSIDE_MM = 5.0
+BLUR_MM = 6.0
+JUMP_MM = 1.0
+PIECE_MM = 30.0
+FIT_MM = 12.0
+CORNER_MM = 30.0
+
+# A slice much thicker than a nodule averages over it; pixels must resolve the edge.
+MAX_SLICE_MM = 5.0
+MAX_PIXEL_MM = 1.5
+MIN_CONTRAST_HU = 100.0
+MIN_EDGE_MM = 300.0
+MIN_SLICES = 5
+_TOLERANCE = 1.01
+
+
+@dataclass(frozen=True, eq=False)
+class EdgePiece:
+    """A piece of the liver's edge in one slice.
+
+    points: float64 [n, 3], edge, LPS in mm; curve: the fitted curve at the same places;
+    distances: float64 [n], mm, positive outside the curve; counted: bool [n], False at corners.
+    """
+
+    slice_number: int
+    points: np.ndarray
+    curve: np.ndarray
+    distances: np.ndarray
+    counted: np.ndarray
+
+
+@dataclass(frozen=True)
+class Nodularity:
+    """mm10: the score in tenths of a millimetre; None if not measurable, for the reason given.
+
+    edge_mm: length of the edge that counts, over all slices; slices: how many slices contain it.
+    """
+
+    mm10: float | None
+    edge_mm: float
+    slices: int
+    reason: str = ""
+
+
+def nodularity(ct: sitk.Image, liver: sitk.Image, level: float) -> Nodularity:
+    """The score of this module for a CT (HU) and a liver mask on its grid, non-zero inside.
+
+    level: the liver's median HU.
+
+    Not measurable: slices thicker than MAX_SLICE_MM, pixels larger than MAX_PIXEL_MM, a liver with
+    less than MIN_CONTRAST_HU above fat, an edge shorter than MIN_EDGE_MM or in fewer slices than
+    MIN_SLICES.
+    """
+    pixel, slice_mm = _spacings(ct)
+    if slice_mm > MAX_SLICE_MM * _TOLERANCE or pixel > MAX_PIXEL_MM * _TOLERANCE:
+        return Nodularity(
+            None,
+            0.0,
+            0,
+            f"The voxels have {pixel:.2g} mm in plane and slices of {slice_mm:.2g} mm; at most "
+            f"{MAX_PIXEL_MM:g} and {MAX_SLICE_MM:g} mm are needed to measure nodularity.",
+        )
+    if level - FAT_HU < MIN_CONTRAST_HU:
+        return Nodularity(
+            None,
+            0.0,
+            0,
+            f"The liver has {level:.0f} HU; at least {FAT_HU + MIN_CONTRAST_HU:.0f} HU are needed "
+            "for an edge with contrast to fat.",
+        )
+    pieces = edge_pieces(ct, liver, level)
+    distances = np.concatenate([[], *(np.abs(piece.distances[piece.counted]) for piece in pieces)])
+    slices = len({piece.slice_number for piece in pieces if piece.counted.any()})
+    length = STEP_MM * len(distances)
+    if length < MIN_EDGE_MM or slices < MIN_SLICES:
+        return Nodularity(
+            None,
+            length,
+            slices,
+            f"Only {length:.0f} mm of the anterior edge, in {slices} slices, border on fat with "
+            f"enough contrast; at least {MIN_EDGE_MM:.0f} mm in {MIN_SLICES} slices are needed to "
+            "measure nodularity.",
+        )
+    return Nodularity(10 * float(distances.mean()), length, slices)
+
+
+def edge_pieces(ct: sitk.Image, liver: sitk.Image, level: float) -> tuple[EdgePiece, ...]:
+    """The pieces of the liver's edge that the score rests on, from the lowest slice on.
+
+    Parameters as for `nodularity`. slice_number counts the slabs of the module's description.
+    """
+    ct, liver = reorient_to_lps(ct), reorient_to_lps(liver)
+    box = bounding_box(sitk.GetArrayViewFromImage(liver))
+    if box is None:
+        return ()
+    # Room for the profiles, as far as the scan reaches.
+    margin = [math.ceil((SEARCH_MM + OUTSIDE_MM + 4 * SMOOTHING_MM) / s) for s in ct.GetSpacing()]
+    margin[2] = 0
+    part = tuple(
+        slice(max(each.start - room, 0), min(each.stop + room, length))
+        for each, room, length in zip(box[::-1], margin, ct.GetSize())
+    )
+    hu = sitk.Cast(ct[part], sitk.sitkFloat32)
+    mask = sitk.Cast(liver[part] != 0, sitk.sitkFloat32)
+    slab = min(round(SLAB_MM / ct.GetSpacing()[2]), hu.GetSize()[2]) or 1
+    if slab > 1:
+        hu, mask = (sitk.BinShrink(image, [1, 1, slab]) for image in (hu, mask))
+    hu = sitk.DiscreteGaussian(hu, [SMOOTHING_MM**2, SMOOTHING_MM**2, 0.0])
+    direction = np.array(hu.GetDirection()).reshape(3, 3)
+    anterior = -direction[1, :2] / np.linalg.norm(direction[1, :2])
+    spacing = np.array(hu.GetSpacing()[:2])
+    found = []
+    for number, (values, inside) in enumerate(
+        zip(sitk.GetArrayFromImage(hu), sitk.GetArrayFromImage(mask) > 0.5)
+    ):
+        for outline in _outlines(inside):
+            for points in _edges(values, outline * spacing, spacing, anterior, level):
+                found.append(_fitted(points, number, hu))
+    return tuple(found)
+
+
+def _spacings(ct: sitk.Image) -> tuple[float, float]:
+    """The larger pixel spacing in plane, and the slice spacing, in mm."""
+    spacing = reorient_to_lps(ct[:1, :1, :1]).GetSpacing()
+    return max(spacing[:2]), spacing[2]
+
+
+def _outlines(inside: np.ndarray) -> list[np.ndarray]:
+    """Closed outlines of a mask [row, column] along the borders of its pixels.
+
+    Each is float64 [n, 2], corners (column, row) in pixels, pixel centres at whole numbers. The
+    inside is on the right of the way when x points right and y down.
+    """
+    padded = np.pad(inside, 1)
+    # Directed borders, by corner: (from, to). Rows and columns of corners count from the padding.
+    borders: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for axis, sign in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        neighbour = np.roll(padded, sign, axis)
+        for row, column in np.argwhere(padded & ~neighbour).tolist():
+            if (axis, sign) == (0, 1):  # outside above: to the right
+                start, end = (column, row), (column + 1, row)
+            elif (axis, sign) == (0, -1):  # below: to the left
+                start, end = (column + 1, row + 1), (column, row + 1)
+            elif (axis, sign) == (1, 1):  # on the left: up
+                start, end = (column, row + 1), (column, row)
+            else:
+                start, end = (column + 1, row), (column + 1, row + 1)
+            borders.setdefault(start, []).append(end)
+    outlines = []
+    while borders:
+        first = here = next(iter(borders))
+        way = []
+        while True:
+            way.append(here)
+            ends = borders[here]
+            after = ends.pop()
+            if not ends:
+                del borders[here]
+            here = after
+            if here == first:
+                break
+        outlines.append(np.array(way, float) - 1.5)
+    return outlines
+
+
+def _edges(
+    values: np.ndarray,
+    outline: np.ndarray,
+    spacing: np.ndarray,
+    anterior: np.ndarray,
+    level: float,
+) -> list[np.ndarray]:
+    """Pieces [n, 2] of the edge near one outline [m, 2], in mm from the slice's first pixel."""
+    base = _smoothed(outline)
+    if base is None:
+        return []
+    tangent = np.roll(base, -1, 0) - np.roll(base, 1, 0)
+    normal = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    ahead = normal @ anterior >= math.cos(math.radians(ANTERIOR_DEGREES))
+    if not ahead.any():
+        return []
+    at = np.arange(-SEARCH_MM - INSIDE_MM[0], SEARCH_MM + OUTSIDE_MM + PROFILE_MM / 2, PROFILE_MM)
+    where = base[:, None] + at[:, None] * normal[:, None]
+    profiles = _along(_interpolated(values, where / spacing))
+    offset = np.where(ahead, _offsets(profiles, at, level), np.nan)
+    # Start behind a gap, so that no piece runs over the end of the closed outline.
+    together = np.abs(np.diff(offset, append=offset[:1])) <= JUMP_MM * STEP_MM
+    start = int(np.argmin(together)) + 1
+    order = np.roll(np.arange(len(base)), -start)
+    breaks = np.flatnonzero(~together[order]) + 1
+    edge = base + offset[:, None] * normal
+    return [
+        edge[piece]
+        for piece in np.split(order, breaks)
+        if len(piece) * STEP_MM >= PIECE_MM and np.isfinite(offset[piece]).all()
+    ]
+
+
+def _smoothed(outline: np.ndarray) -> np.ndarray | None:
+    """A closed outline in steps of STEP_MM, smoothed by OUTLINE_MM; None if it is too short."""
+    closed = np.concatenate([outline, outline[:1]])
+    length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(closed, axis=0), axis=1))])
+    fine = np.arange(0, length[-1], PROFILE_MM)
+    if length[-1] < 2 * PIECE_MM:
+        return None
+    dense = np.stack([np.interp(fine, length, closed[:, axis]) for axis in (0, 1)], axis=1)
+    frequency = np.fft.rfftfreq(len(dense), length[-1] / len(dense))
+    weight = np.exp(-2 * (np.pi * frequency * OUTLINE_MM) ** 2)
+    smooth = np.fft.irfft(np.fft.rfft(dense, axis=0) * weight[:, None], len(dense), axis=0)
+    # The borders of pixels are longer than the line they stand for.
+    closed = np.concatenate([smooth, smooth[:1]])
+    length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(closed, axis=0), axis=1))])
+    even = np.linspace(0, length[-1], max(round(length[-1] / STEP_MM), 1), endpoint=False)
+    return np.stack([np.interp(even, length, closed[:, axis]) for axis in (0, 1)], axis=1)
+
+
+def _interpolated(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Bilinear interpolation of values [row, column] at [..., (column, row)]; NaN outside."""
+    limit = np.array(values.shape[::-1]) - 1
+    outside = ((where < 0) | (where > limit)).any(axis=-1)
+    where = np.clip(where, 0, limit)
+    first = where.astype(int)
+    x, y = np.moveaxis(where - first, -1, 0)
+    column, row = np.moveaxis(first, -1, 0)
+    right, below = np.minimum(column + 1, limit[0]), np.minimum(row + 1, limit[1])
+    upper = values[row, column] * (1 - x) + values[row, right] * x
+    lower = values[below, column] * (1 - x) + values[below, right] * x
+    return np.where(outside, np.nan, upper * (1 - y) + lower * y)
+
+
+def _along(profiles: np.ndarray) -> np.ndarray:
+    """Profiles [n, m] averaged with their neighbours along the closed outline, by ALONG_MM."""
+    reach = math.ceil(3 * ALONG_MM / STEP_MM)
+    steps = np.arange(-reach, reach + 1)
+    weights = np.exp(-((steps * STEP_MM / ALONG_MM) ** 2) / 2)
+    weights /= weights.sum()
+    shifted = [np.roll(profiles, step, axis=0) for step in steps]
+    return np.tensordot(weights, shifted, axes=1)
+
+
+def _offsets(profiles: np.ndarray, at: np.ndarray, level: float) -> np.ndarray:
+    """Where each profile [n, m] crosses the liver's edge, mm; NaN where it has no usable edge."""
+    middle = (level + FAT_HU) / 2
+    lines = np.arange(len(profiles))
+    possible = (at >= -SEARCH_MM) & (at <= SEARCH_MM)
+    below = (profiles < middle) & possible
+    after = below.argmax(axis=1)  # at least INSIDE_MM[0] behind the profile's first place
+    before = after - 1
+    high, low = profiles[lines, before], profiles[lines, after]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        offset = at[before] + PROFILE_MM * (high - middle) / (high - low)
+        slope = (high - low) / PROFILE_MM
+        apart = at - offset[:, None]
+        inside = (apart >= -INSIDE_MM[0]) & (apart <= -INSIDE_MM[1])
+        outside = (apart > 0) & (apart <= OUTSIDE_MM)
+        liver = np.where(inside, profiles, 0).sum(axis=1) / inside.sum(axis=1)
+        lowest = np.where(outside, profiles, np.inf).min(axis=1)
+        good = (
+            below.any(axis=1)
+            & (high >= middle)
+            & (np.abs(liver - level) <= LIVER_HU)
+            & (lowest <= FAT_SEEN_HU)
+            & (lowest > AIR_HU)
+            & ((level - FAT_HU) / slope <= BLUR_MM)
+        )
+    return np.where(good, offset, np.nan)
+
+
+def _fitted(points: np.ndarray, number: int, grid: sitk.Image) -> EdgePiece:
+    """The curve through the points [n, 2] of one piece, and their distances from it."""
+    at = STEP_MM * np.arange(len(points))
+    apart = (at[None] - at[:, None]) / FIT_MM
+    weight = np.exp(-(apart**2) / 2)
+    powers = apart[..., None] ** np.arange(3)
+    normal = np.einsum("ij,ijk,ijl->ikl", weight, powers, powers)
+    moments = np.einsum("ij,ijk,jc->ikc", weight, powers, points)
+    curve, first, half_second = np.moveaxis(np.linalg.solve(normal, moments), 1, 0)
+    speed = np.linalg.norm(first, axis=1)
+    bend = np.abs(first[:, 0] * half_second[:, 1] - first[:, 1] * half_second[:, 0]) * 2
+    across = np.stack([first[:, 1], -first[:, 0]], axis=1) / speed[:, None]
+    distances = ((points - curve) * across).sum(axis=1)
+    return EdgePiece(
+        number,
+        _in_patient(points, number, grid),
+        _in_patient(curve, number, grid),
+        distances,
+        bend * CORNER_MM <= speed**3,
+    )
+
+
+def _in_patient(points: np.ndarray, number: int, grid: sitk.Image) -> np.ndarray:
+    """Points [n, 2] in a slice, in mm from its first pixel, as LPS [n, 3]."""
+    direction = np.array(grid.GetDirection()).reshape(3, 3)
+    place = np.column_stack([points, np.full(len(points), number * grid.GetSpacing()[2])])
+    return grid.GetOrigin() + place @ direction.T
