@@ -12,21 +12,19 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
-from common.files import write_text
-from common.tables import write_csv
 from LiverFibrosisStagingLib.errors import StagingError
-from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
-from painted.cases import HELD_SEED, painter
-from painted.check import Found, examine, summary
+from LiverFibrosisStagingLib.stages import RESEARCH_USE
+from painted.cases import painter
+from painted.check import report
 from painted.network import Input, OrganNetwork
 
 
-def check(bodies: Path, run: Path, folder: Path, per_body: int, pairs: int) -> dict:
-    """Measure and write; returns metrics.json. pairs: patients per body that are painted twice.
+def check(bodies: Path, run: Path, folder: Path, per_body: int, pairs: int) -> dict[str, Any]:
+    """Measure the networks of a run, see `painted.check.report`.
 
     Raises StagingError if `run` has no checkpoint.
     """
@@ -41,36 +39,16 @@ def check(bodies: Path, run: Path, folder: Path, per_body: int, pairs: int) -> d
         network = OrganNetwork(given, len(state["signs"]))
         network.load_state_dict(weights)
         networks.append(network.to(device).eval())
-    own = painter(bodies, device)
-    common = networks, state["held"], own, state["signs"], state["spread"]
-    found = examine(*common, per_body)
-    metrics = {"research_use": RESEARCH_USE, "step": state["step"]}
-    metrics |= summary(found, state["held"], state["signs"])
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_cases(found, [body.name for body in own.bodies], folder / "cases.csv")
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    if pairs:
-        low, high = (
-            examine(*common, pairs, stage=stage, first_seed=2 * HELD_SEED).expected()
-            for stage in (0, 4)
-        )
-        metrics["same_patient_f0_to_f4"] = {
-            "mean": float((high - low).mean()),
-            "rising": float((high > low).mean()),
-        }
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    return metrics
-
-
-def _write_cases(found: Found, bodies: Sequence[str], path: Path) -> None:
-    keys = list(found.truth[0])
-    rows: list[Sequence[object]] = [["body", *keys, *(f"p_{s}" for s in STAGES), "expected"]]
-    for truth, body, p, expected in zip(
-        found.truth, found.body, found.probabilities, found.expected()
-    ):
-        values = [*truth.values(), *p.tolist(), expected]
-        rows.append([bodies[body], *(np.round(values, 4).tolist())])
-    write_csv(path, rows)
+    return report(
+        networks,
+        state["held"],
+        painter(bodies, device),
+        state["signs"],
+        state["spread"],
+        folder,
+        per_body,
+        pairs,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

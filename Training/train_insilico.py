@@ -11,6 +11,7 @@ fold_K.onnx. The same command resumes an interrupted run.
 import argparse
 import dataclasses
 import datetime
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +19,14 @@ from typing import Any
 
 import torch
 
+from common.files import write_text
 from common.options import add_options, with_options
 from common.resume import check_plan, digest
 from LiverFibrosisStagingLib import __version__
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
 from painted.cases import Source, body_files
+from painted.check import of_pool, report
 from painted.data import Pool
 from painted.export import export
 from painted.fit import Schedule, Training, cases_taken
@@ -47,14 +50,18 @@ def train(
     first: int = 400,
     pool: int = 1500,
     workers: int = 0,
+    per_body: int = 0,
+    compare: float = 0.0,
     given: Input | None = None,
     name: str = "LFS",
 ) -> Training:
-    """Train and export; returns the finished training.
+    """Train, export and measure; returns the finished training.
 
     bodies: folder of body files. kind: the input, a key of `INPUTS`; given: another input. folds:
     groups of bodies that are left out in turn. first: cases before the first step; pool: cases that
-    are kept. workers: processes that paint on the CPU as well.
+    are kept. workers: processes that paint on the CPU as well. per_body: cases per body on which
+    the networks are measured. compare: seconds for which two folds of each of the `INPUTS` are
+    trained on the same cases; 0 for none.
 
     Raises StagingError if `run` contains another run or there are fewer than two bodies.
     """
@@ -80,7 +87,6 @@ def train(
         run, cases, held, source, lambda: OrganNetwork(given, len(SIGNS)), schedule, first
     )
     training.fit()
-    source.close()
     described = metadata(name, len(files), given)
     digests = {file.stem: digest(file) for file in files}
     for fold, network in enumerate(training.networks):
@@ -88,7 +94,32 @@ def train(
         about = described | {"name": f"{name}, fold {fold}"}
         export(network, run / f"fold_{fold}.onnx", about, learned)
     export(training.networks, run / "LFS.onnx", described, set(digests.values()))
+    if per_body:
+        common = training.networks, held, source.painter, SIGNS, training.spread
+        report(*common, run / "check", per_body, per_body // 6)
+    if compare:
+        _compare(training, dataclasses.replace(schedule, painting=0, seconds=compare))
+    source.close()
     return training
+
+
+def _compare(training: Training, schedule: Schedule) -> None:
+    """Train two folds of each input on the cases of a finished training; writes compare.json."""
+    found = {}
+    for kind, given in INPUTS.items():
+        folder = training.run / f"compare_{kind}"
+        other = Training(
+            folder,
+            training.pool.seen_as(given),
+            training.held[:2],
+            training.source,
+            lambda given=given: OrganNetwork(given, len(SIGNS)),
+            schedule,
+            first=0,
+        )
+        other.fit()
+        found[kind] = {"steps": other.step, **of_pool(other)}
+        write_text(training.run / "compare.json", json.dumps(found, indent=1) + "\n")
 
 
 def metadata(name: str, bodies: int, given: Input) -> dict[str, Any]:
@@ -130,6 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=400, help="cases before the first step")
     parser.add_argument("--pool", type=int, default=1500, help="cases that are kept in memory")
     parser.add_argument("--workers", type=int, default=0, help="processes that paint as well")
+    parser.add_argument("--per-body", type=int, default=30, help="cases to measure; default: 30")
+    parser.add_argument(
+        "--compare", type=float, default=0.0, metavar="SECONDS", help="compare inputs, for so long"
+    )
     parser.add_argument("--name", default="LFS")
     add_options(parser, SCHEDULE)
     options = parser.parse_args(arguments)
@@ -143,6 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             first=options.first,
             pool=options.pool,
             workers=options.workers,
+            per_body=options.per_body,
+            compare=options.compare,
             name=options.name,
         )
     except (StagingError, OSError) as refusal:

@@ -40,17 +40,17 @@ class Source:
                 process = context.Process(target=_paint, args=arguments, daemon=True)
                 process.start()
                 self._processes.append(process)
-        self._painter = painter(folder, device)
+        self.painter = painter(folder, device)
 
     def take(self, count: int, wait: bool = False) -> Iterator[Painted]:
         """`count` further cases with the indices of their bodies.
 
-        If other processes paint, only cases that are ready, unless `wait`.
+        wait: paint those that the other processes do not have ready.
         """
         for _ in range(count):
             case = self._ready()
-            if case is None and (wait or self._queue is None):
-                case = painted(self._painter, next(self._seeds))
+            if case is None and wait:
+                case = painted(self.painter, next(self._seeds))
             if case is None:
                 return
             self.taken += 1

@@ -3,8 +3,11 @@
 Each case goes to the network of the fold that left its body out.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +16,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
 
+from common.files import write_text
+from common.tables import write_csv
 from insilico.effects import Signs, log_likelihoods
 from insilico.paint import Painter
-from LiverFibrosisStagingLib.stages import GROUPS
+from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE
 from painted.cases import HELD_SEED
 from painted.data import Pool, disturbed, network_input, smoothed, widened
-from painted.fit import Spread, correlations, measures
+from painted.fit import Spread, Training, correlations, measures
 from painted.network import LIVER_HU, SCALE, SPACING_MM, Input, OrganNetwork
 
 STAGES = np.arange(5)
 FAT_HU = -100.0
+POOLED = 60  # cases per fold of `of_pool`
 AROUND_MM = 10.0  # of the liver: the region in which its surface is explained
 
 
@@ -38,6 +44,10 @@ class Found:
     features: list[np.ndarray] = field(default_factory=list)
     shares: list[dict[str, float]] = field(default_factory=list)
     changed: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def stages(self) -> np.ndarray:
+        """Painted stage of each case."""
+        return np.array([int(truth["stage"]) for truth in self.truth])
 
     def expected(self) -> np.ndarray:
         """Expected stage of each case."""
@@ -207,10 +217,13 @@ def organ_features(hu: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
 def baseline(found: Found, held: Sequence[Sequence[int]]) -> np.ndarray:
     """Probabilities [cases, 5] of a logistic regression on `organ_features`, bodies left out."""
     features, body = np.stack(found.features), np.array(found.body)
-    stages = np.array([int(t["stage"]) for t in found.truth])
+    stages = found.stages()
     probabilities = np.zeros((len(body), 5))
     for bodies in held:
         test = np.isin(body, bodies)
+        if len(np.unique(stages[~test])) < 2:  # nothing to learn from so few cases
+            probabilities[test] = 0.2
+            continue
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         model.fit(features[~test], stages[~test])
         probabilities[np.ix_(test, model[-1].classes_)] = model.predict_proba(features[test])
@@ -228,46 +241,98 @@ def ceiling(found: Found) -> np.ndarray:
 # ------------------------------------------------------------------------------- summary
 
 
-def summary(found: Found, held: Sequence[Sequence[int]], names: Sequence[str]) -> dict:
-    """All measures of `examine`'s results as plain numbers."""
-    stages = np.array([int(t["stage"]) for t in found.truth])
-    signs, drawn = np.stack(found.signs), np.stack(found.drawn)
-    expected = found.expected()
+def report(
+    networks: Sequence[OrganNetwork],
+    held: Sequence[Sequence[int]],
+    painter: Painter,
+    names: Sequence[str],
+    spread: Spread,
+    folder: Path,
+    per_body: int,
+    pairs: int,
+) -> dict[str, Any]:
+    """Measure, and write metrics.json and cases.csv; returns the metrics.
 
-    def of(probabilities: np.ndarray) -> dict[str, float]:
-        found = measures(probabilities, stages, signs, drawn)
-        found.pop("signs")
-        return found
+    per_body: cases per body. pairs: patients per body that are painted as F0 and as F4.
+    """
+    common = networks, held, painter, names, spread
+    found = examine(*common, per_body)
+    metrics = {"research_use": RESEARCH_USE, **summary(found, names)}
+    metrics["logistic_regression"] = _measures(baseline(found, held), found)
+    metrics["drawn_signs"] = _measures(ceiling(found), found)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_cases(found, [body.name for body in painter.bodies], folder / "cases.csv")
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    if pairs:
+        low, high = (
+            examine(*common, pairs, stage=stage, first_seed=2 * HELD_SEED).expected()
+            for stage in (0, 4)
+        )
+        change = high - low
+        metrics["same_patient_f0_to_f4"] = {
+            "patients": len(change),
+            "mean": float(change.mean()),
+            "rising": float((change > 0).mean()),
+        }
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    return metrics
 
-    probabilities = np.stack(found.probabilities)
+
+def of_pool(training: Training) -> dict[str, Any]:
+    """`summary` of a training's networks on the unseen cases of its own pool."""
+    found = Found()
+    for network, bodies in zip(training.networks, training.held):
+        places = training.pool.of_bodies(bodies)[-POOLED:]
+        found.truth += [{"stage": float(s)} for s in training.pool.stages[places].tolist()]
+        found.body += training.pool.bodies[places].tolist()
+        for chosen in np.array_split(places, max(1, len(places) // 8)):
+            _measure(network.eval(), training.pool, chosen, training.spread, found)
+    return summary(found, training.pool.names)
+
+
+def summary(found: Found, names: Sequence[str]) -> dict[str, Any]:
+    """The networks' results as plain numbers."""
+    stages, expected = found.stages(), found.expected()
     changes = {}
     for name, rows in found.changed.items():
         moved = np.stack(rows) @ STAGES - expected
+        of_groups = _measures(np.stack(rows), found)
         changes[name] = {
             "mean": float(moved.mean()),
             "mean_absolute": float(np.abs(moved).mean()),
             "largest": float(np.abs(moved).max()),
-            **{group: of(np.stack(rows))[group] for group in GROUPS},
+            **{group: of_groups[group] for group in GROUPS},
         }
-    shares = {
-        key: {
-            "median": float(np.nanmedian([s[key] for s in found.shares])),
-            "lowest": float(np.nanmin([s[key] for s in found.shares])),
-            "low_stages": float(
-                np.nanmedian(
-                    [s[key] for s, e in zip(found.shares, expected) if e < 1.5] or [np.nan]
-                )
-            ),
-        }
-        for key in found.shares[0]
-    }
+    low = expected < 1.5
+    shares = {}
+    for key in found.shares[0]:
+        values = np.array([share[key] for share in found.shares])
+        shares[key] = {"median": float(np.nanmedian(values)), "lowest": float(np.nanmin(values))}
+        if low.any():
+            shares[key]["median_below_1.5"] = float(np.nanmedian(values[low]))
+    signs = correlations(np.stack(found.signs), np.stack(found.drawn))
     return {
         "cases": len(stages),
-        "network": of(probabilities),
-        "logistic_regression": of(baseline(found, held)),
-        "drawn_signs": of(ceiling(found)),
+        "network": _measures(np.stack(found.probabilities), found),
         "expected_by_stage": [float(expected[stages == s].mean()) for s in STAGES],
-        "signs_r": dict(zip(names, map(float, correlations(signs, drawn)))),
+        "signs_r": dict(zip(names, map(float, signs))),
         "map_shares": shares,
         "counterfactuals": changes,
     }
+
+
+def _measures(probabilities: np.ndarray, found: Found) -> dict[str, float]:
+    measured = measures(probabilities, found.stages(), np.stack(found.signs), np.stack(found.drawn))
+    measured.pop("signs")  # those of the network
+    return measured
+
+
+def _write_cases(found: Found, bodies: Sequence[str], path: Path) -> None:
+    keys = list(found.truth[0])
+    rows: list[Sequence[object]] = [["body", *keys, *(f"p_F{s}" for s in STAGES), "expected"]]
+    for truth, body, p, expected in zip(
+        found.truth, found.body, found.probabilities, found.expected()
+    ):
+        values = [*truth.values(), *p.tolist(), expected]
+        rows.append([bodies[body], *np.round(values, 4).tolist()])
+    write_csv(path, rows)

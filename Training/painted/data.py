@@ -4,6 +4,7 @@ Everything is PyTorch on one device, a GPU if there is one: cases are kept there
 times, each time with another shift, contrast, noise and error of the masks.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,12 @@ class Pool:
         self.stages = torch.zeros(size, dtype=torch.long, device=device)
         self.bodies = np.full(size, -1)
         self.added = 0
+
+    def seen_as(self, given: Input) -> "Pool":
+        """The same cases for another input with the same patch and smoothing."""
+        other = copy.copy(self)
+        other.given = given
+        return other
 
     def __len__(self) -> int:
         return min(self.added, len(self.bodies))

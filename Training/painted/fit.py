@@ -31,11 +31,12 @@ class Schedule:
     """Hyperparameters.
 
     steps, batch, learning_rate, weight_decay: of AdamW with a warm-up and a cosine decay. seconds:
-    time after which the decay ends even if fewer steps were made; 0 for no limit. sign_weight: of
-    the signs' error in the loss. far_weight: of the mean activation farther than 8 to 16 mm from
-    the organs, without masks as channels. fresh: new cases per step, or at most as many if other
-    processes paint. check_every: steps between looks at unseen bodies, which are only logged, and
-    checkpoints. recalibration: batches for the batch normalisations' statistics.
+    time, with that of the first cases, after which the decay ends even if fewer steps were made; 0
+    for no limit. sign_weight: of the signs' error in the loss. far_weight: of the mean activation
+    farther than 8 to 16 mm from the organs, without masks as channels. painting: share of the time
+    in which the training process paints further cases. check_every: steps between looks at unseen
+    bodies, which are only logged, and checkpoints. recalibration: batches for the batch
+    normalisations' statistics.
     """
 
     steps: int = 1500
@@ -43,9 +44,9 @@ class Schedule:
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
     seconds: float = 0.0
-    sign_weight: float = 0.5
+    sign_weight: float = 1.0
     far_weight: float = 6.0
-    fresh: int = 2
+    painting: float = 0.4
     check_every: int = 100
     recalibration: int = 10
     seed: int = 0
@@ -106,7 +107,8 @@ class Training:
     ) -> None:
         self.run, self.pool, self.source, self.schedule = run, pool, source, schedule
         self.held = [list(bodies) for bodies in held]
-        self.step, self.elapsed = 0, 0.0
+        self.step, self.elapsed, self._painting = 0, 0.0, 0.0
+        started = time.monotonic()
         self.networks = []
         for fold in range(len(self.held)):
             torch.manual_seed(schedule.seed + fold)
@@ -120,6 +122,7 @@ class Training:
         resumed = self.checkpoint.exists()
         if resumed:
             self._restore()
+        self._began = started - self.elapsed
         for case, body in source.take(first, wait=True):
             pool.add(case, body)
         if not resumed:
@@ -129,12 +132,11 @@ class Training:
 
     def fit(self) -> None:
         """Train to the schedule's end."""
-        schedule, began = self.schedule, time.monotonic() - self.elapsed
+        schedule, began = self.schedule, self._began
         half = self.pool.device.type == "cuda"
         recent: list[torch.Tensor] = []
         while (part := self._part(time.monotonic() - began)) < 1:
-            for case, body in self.source.take(schedule.fresh):
-                self.pool.add(case, body)
+            self._refresh(time.monotonic() - began)
             rate = schedule.learning_rate * _rate(part)
             for fold, (network, optimizer) in enumerate(zip(self.networks, self.optimizers)):
                 batch = self._batch(fold, schedule.batch)
@@ -148,6 +150,8 @@ class Training:
                 nn.utils.clip_grad_norm_(network.parameters(), 5.0)
                 optimizer.step()
                 recent.append(loss.detach())
+            if self.pool.device.type == "cuda":
+                torch.cuda.synchronize()  # so that the time is that of the step
             self.step += 1
             self.elapsed = time.monotonic() - began
             if self.step % schedule.check_every == 0 or self._part(self.elapsed) >= 1:
@@ -156,6 +160,18 @@ class Training:
                     raise FloatingPointError(f"The loss is {mean} at step {self.step}.")
                 recent = []
                 self.look(mean)
+
+    def _refresh(self, elapsed: float) -> None:
+        """Add the cases that are ready, and paint for the schedule's share of the time."""
+        began = time.monotonic()
+        for case, body in self.source.take(len(self.pool.bodies)):
+            self.pool.add(case, body)
+        while self._painting + time.monotonic() - began < self.schedule.painting * elapsed:
+            for case, body in self.source.take(1, wait=True):
+                self.pool.add(case, body)
+            if self.pool.device.type == "cuda":
+                torch.cuda.synchronize()
+        self._painting += time.monotonic() - began
 
     def look(self, loss: float) -> dict[str, float]:
         """Recalibrate, measure the networks on their unseen bodies, log and save."""

@@ -48,10 +48,11 @@ class Input:
         return len(self.channels) > 1
 
 
+# "sections" is nearest to the paper's input; the field is the same, so that they can be compared.
 INPUTS = {
-    "sections": Input((64, 168, 216), ("ct",), "body", None),
-    "filled": Input((64, 168, 216), ("ct",), "body"),
     "organs": Input(),
+    "sections": Input(channels=("ct",), fill_mm=None),
+    "filled": Input(channels=("ct",)),
 }
 
 
