@@ -161,7 +161,7 @@ def body(
 def signed_distance(inside: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """Distance in mm to the surface of a mask, negative inside; smooth at the scale of a voxel.
 
-    Farther than `FAR_MM` from the mask's box it is that of the box or less.
+    Farther than `FAR_MM` from the mask's box it is a little too large.
     """
     (box,) = ndimage.find_objects(inside.astype(np.uint8))
     margins = [int(FAR_MM / step) for step in spacing]
@@ -179,7 +179,13 @@ def signed_distance(inside: np.ndarray, spacing: tuple[float, float, float]) -> 
     found = outer - inner + np.where(inside[wide], half, -half)
     near = ndimage.gaussian_filter(found, 0.7).astype(np.float32)
     ends = [(part.start, n - min(part.stop, n)) for part, n in zip(wide, inside.shape)]
-    return np.pad(near, ends, "edge")
+    beyond = [
+        np.maximum(np.maximum(part.start - np.arange(n), np.arange(n) - min(part.stop, n) + 1), 0)
+        for part, n in zip(wide, inside.shape)
+    ]
+    z, y, x = ((steps * step) ** 2 for steps, step in zip(beyond, spacing))
+    to_box = np.sqrt(z[:, None, None] + y[:, None] + x).astype(np.float32)
+    return np.pad(near, ends, "edge") + to_box
 
 
 def _coarse_distance(where: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:

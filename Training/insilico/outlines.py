@@ -65,6 +65,8 @@ def _one_part(organ: np.ndarray) -> np.ndarray:
     disk = np.hypot(*np.mgrid[-3:4, -3:4]) <= 3
     opened = ndimage.binary_opening(organ, disk[None])
     parts, count = ndimage.label(opened)
+    if count == 0:
+        return opened
     sizes = ndimage.sum_labels(opened, parts, range(1, count + 1))
     closed = ndimage.binary_closing(parts == 1 + np.argmax(sizes), disk[None])
     return np.stack([ndimage.binary_fill_holes(part) for part in closed])

@@ -130,7 +130,7 @@ class Painter:
         noise = scan.noise * min(float(np.sqrt(body.noise[0, 0, 0])), self._noise_sd)
         hu = _fluid(_surroundings(canvas, scan, maps), maps, body, signs)
         hu = _organs(canvas, body, scan, noise, signs, maps, hu)
-        hu = _scanned(canvas, scan, hu)
+        hu = _scanned(canvas, scan, hu, _back(canvas, body, posed))
         return _output(canvas, body, hu, maps, where[..., 2] > body.fissure, signs)
 
     def _drawn_anatomy(
@@ -256,6 +256,13 @@ def _posed(canvas: _Canvas, rng: np.random.Generator) -> torch.Tensor:
     return moved + canvas.middle + elastic.movedim(0, -1) * size
 
 
+def _back(canvas: _Canvas, body: Body, posed: torch.Tensor) -> float:
+    """The row, in mm, of the patient's back."""
+    patient = sample(body.depth[None], posed, body.spacing)[0] > 0.5
+    rows = torch.nonzero(patient.any(2).any(0)).flatten()
+    return float(rows[-1]) * canvas.lattice_spacing[1]
+
+
 def _inflated(
     at: torch.Tensor,
     body: Body,
@@ -285,9 +292,6 @@ def _inflated(
 def _with_signs(canvas: _Canvas, body: Body, posed: torch.Tensor, signs: Signs) -> torch.Tensor:
     """The lattice's positions with the spleen's volume and the lobes' ratio solved for."""
     centres = _centres(body)
-    voxel_ml = float(np.prod(canvas.lattice_spacing)) / 1000
-    width = float(np.mean(canvas.lattice_spacing))
-    maps = torch.stack([body.liver, body.spleen])
     (free,) = sample(body.free[None], posed, body.spacing)
 
     def moved(spleen: float, lobes: float) -> torch.Tensor:
@@ -296,19 +300,33 @@ def _with_signs(canvas: _Canvas, body: Body, posed: torch.Tensor, signs: Signs) 
         found = _inflated(found, body, body.liver, 1, centres["left"], float(left), 35.0, free)
         return _inflated(found, body, body.liver, -1, centres["right"], float(right), 35.0, free)
 
-    spleen, lobes = 1.0, 0.0
-    for _ in range(5):
+    spleen, lobes, bias = 1.0, 0.0, (1.0, 1.0)
+    for last in (3, 2):
+        for _ in range(last):
+            volume, ratio = _measured(canvas, body, moved(spleen, lobes), 1)
+            growth = np.clip(signs.spleen_ml / (bias[0] * volume), 0.3, 3.0) ** (1 / 2.7)
+            spleen = float(np.clip(spleen * growth, 0.45, 2.4))
+            change = np.log(signs.lsvr / (bias[1] * ratio))
+            lobes = float(np.clip(lobes + change, -1.5, 2.0))
+        # The lattice is too coarse for exact volumes; its error hardly changes with the size.
         found = moved(spleen, lobes)
-        inside = (0.5 - sample(maps, found, body.spacing) / width).clamp(0, 1)
-        left = (found[..., 2] > body.fissure).float()
-        volume, on_left, liver = torch.stack(
-            [inside[1].sum(), (inside[0] * left).sum(), inside[0].sum()]
-        ).tolist()
-        ratio = on_left / max(liver - on_left, 1.0)
-        spleen *= float(np.clip(signs.spleen_ml / (volume * voxel_ml), 0.3, 3.0)) ** (1 / 2.6)
-        spleen = float(np.clip(spleen, 0.45, 2.4))
-        lobes = float(np.clip(lobes + np.log(signs.lsvr / max(ratio, 0.01)), -1.5, 2.0))
-    return moved(spleen, lobes)
+        coarse, fine = (_measured(canvas, body, found, times) for times in (1, LATTICE))
+        bias = (fine[0] / coarse[0], fine[1] / coarse[1])
+    return found
+
+
+def _measured(canvas: _Canvas, body: Body, warped: torch.Tensor, times: int) -> tuple[float, float]:
+    """Spleen in mL and ratio of the lobes, on the lattice or on one that is finer by `times`."""
+    shape = [times * (n - 1) + 1 for n in canvas.lattice_shape]
+    if times > 1:
+        warped = resized(warped.movedim(-1, 0), shape).movedim(0, -1)
+    step_mm = np.array(canvas.lattice_spacing) / times
+    maps = torch.stack([body.liver, body.spleen])
+    inside = (0.5 - sample(maps, warped, body.spacing) / float(step_mm.mean())).clamp(0, 1)
+    left = inside[0] * (warped[..., 2] > body.fissure)
+    spleen, liver, on_left = torch.stack([inside[1].sum(), inside[0].sum(), left.sum()]).tolist()
+    volume = max(spleen * float(step_mm.prod()) / 1000, 1.0)
+    return volume, max(on_left / max(liver - on_left, 1.0), 0.01)
 
 
 def _centres(body: Body) -> dict[str, np.ndarray]:
@@ -483,17 +501,15 @@ def _trend(canvas: _Canvas, number: int, knots_mm: float) -> torch.Tensor:
     return resized(lattice, canvas.shape)[0]
 
 
-def _scanned(canvas: _Canvas, scan: _Scan, hu: torch.Tensor) -> torch.Tensor:
+def _scanned(canvas: _Canvas, scan: _Scan, hu: torch.Tensor, back: float) -> torch.Tensor:
     """Table, reconstruction (slice thickness, kernel, noise) and field of view."""
     air = hu < -940
     if scan.table >= 0:
-        rows = torch.nonzero((~air).any(2).any(0)).flatten()
-        back = float(rows[-1]) * canvas.spacing[1] + scan.table
         y, x = (
             torch.arange(n, device=hu.device) * s
             for n, s in zip(canvas.shape[1:], canvas.spacing[1:])
         )
-        curve = back - 0.0006 * (x - x.mean()) ** 2
+        curve = back + scan.table - 0.0006 * (x - x.mean()) ** 2
         shell = 1 - step((y[:, None] - curve).abs(), 1.0, 2.5)
         hu = hu + air * shell * (-600.0 - hu)
     hu = smooth(hu, scan.blur_mm, canvas.spacing)

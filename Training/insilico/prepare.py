@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.fft
 import SimpleITK as sitk
 from scipy import ndimage
 
@@ -115,10 +116,15 @@ def _autocovariance(hu: np.ndarray, liver: np.ndarray) -> np.ndarray:
     used = core & (np.abs(smooth) < 2.0 * spread) & (np.abs(rest) < 3.5 * rest_sd)
     rest = np.where(used, rest - rest[used].mean(), 0)
     shape = [n + lag for n, lag in zip(rest.shape, LAGS)]
-    products = np.fft.irfftn(np.abs(np.fft.rfftn(rest, shape)) ** 2, shape)
-    pairs = np.fft.irfftn(np.abs(np.fft.rfftn(used.astype(float), shape)) ** 2, shape)
+    products = _correlation(rest, shape)
+    pairs = _correlation(used.astype(float), shape)
     window = tuple(slice(0, lag + 1) for lag in LAGS)
     return (products[window] / np.maximum(pairs[window], 100)).astype(np.float32)
+
+
+def _correlation(values: np.ndarray, shape: list[int]) -> np.ndarray:
+    """Sums of products at all lags, padded to `shape`."""
+    return scipy.fft.irfftn(np.abs(scipy.fft.rfftn(values, shape)) ** 2, shape)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
