@@ -33,10 +33,13 @@ LEVELS_HU = np.concatenate(
 ).astype(np.float32)
 HEALING_MM = 4.0  # sigma that smooths the liver's surface
 HEALED_BY_MM = 2.5  # by how much at most
+FAT_HU = -100.0
+EDGE_SIGMA_MM = 0.8  # of the Gaussian before the edge is sought
 EDGE_MM = 0.6  # of an organ's partial-volume edge, in the distance's logistic function
 REACH_MM = 12.0  # how far a displaced surface moves its neighbourhood
 HEALTHY_LSVR = 0.26  # the published mean of F0: a healed body has it by definition
 FAR_MM = 50.0  # distances to an organ are exact up to here
+SPINE_MM = 32.0  # radius of a vertebra with its arch
 AROUND = 12  # voxels of air on either side of the patient, for poses and the table
 RIM_MM = 5.0  # sigma of the means that level the organs' rims
 
@@ -83,6 +86,12 @@ class Body:
             np.interp(-HEALTHY_LSVR / (1 + HEALTHY_LSVR), -share, range(len(share)))
             * self.spacing[2]
         )
+
+    @cached_property
+    def spine(self) -> float:
+        """The column, in mm, of the spine's middle."""
+        rigid = (self.free < 0.01) & (self.depth > 30)
+        return float(torch.nonzero(rigid)[:, 2].float().median()) * self.spacing[2]
 
     @cached_property
     def liver_points(self) -> np.ndarray:
@@ -137,7 +146,10 @@ def body(
     around = ((0, 0), (AROUND, AROUND), (AROUND, AROUND))
     hu, labels = np.pad(hu, around), np.pad(labels, around)
     values = LEVELS_HU[hu]
-    distance = [signed_distance(labels == label, spacing) for label in (1, 2)]
+    distance = [
+        _at_fat(signed_distance(labels == label, spacing), values, float(median), spacing)
+        for label, median in zip((1, 2), medians)
+    ]
     for organ, median in zip(distance, medians):
         values = _levelled(values, organ, float(median), spacing)
     liver = distance[0]
@@ -188,6 +200,30 @@ def signed_distance(inside: np.ndarray, spacing: tuple[float, float, float]) -> 
     return np.pad(near, ends, "edge") + to_box
 
 
+def _at_fat(
+    distance: np.ndarray, hu: np.ndarray, median: float, spacing: tuple[float, float, float]
+) -> np.ndarray:
+    """The distance with its zero at the edge that the HU have, where the organ borders on fat.
+
+    A mask follows the edge only to about a voxel, more than the nodules of a cirrhotic liver. The
+    edge is the middle between organ and fat; HU over their slope are the distance to it.
+    """
+    (box,) = ndimage.find_objects((distance < 8).astype(np.uint8))
+    near, part = distance[box], ndimage.gaussian_filter(hu[box], _voxels(EDGE_SIGMA_MM, spacing))
+    around = [2 * int(np.ceil(4.0 / step)) + 1 for step in spacing]
+    lowest = ndimage.minimum_filter(part, around)
+    highest = ndimage.maximum_filter(part, around)
+    fat = (lowest < -40) & (lowest > -220) & (np.abs(highest - median) < 60)
+    slope = np.sqrt(sum(change**2 for change in np.gradient(part, *spacing)))
+    by_hu = ((median + FAT_HU) / 2 - part) / np.maximum(slope, 12.0)
+    trusted = fat & (np.abs(near) < 3) & (np.abs(by_hu) < 3)
+    weight = ndimage.gaussian_filter(trusted.astype(np.float32), 0.8)
+    shift = ndimage.gaussian_filter(np.where(trusted, by_hu - near, 0).astype(np.float32), 0.8)
+    found = distance.copy()
+    found[box] += shift / (weight + 0.1)
+    return found
+
+
 def _coarse_distance(where: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """Distance in mm to the nearest voxel outside, computed at every second row and column."""
     coarse = where[:, ::2, ::2]
@@ -212,15 +248,20 @@ def _levelled(
 
 
 def _spine(hu: np.ndarray, patient: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """Bone near the middle of the body, in its back half."""
-    smooth = ndimage.gaussian_filter(hu, _voxels(3.0, spacing))
+    """Bone near the middle of the body, in its back half, and a cylinder about its centre."""
+    smooth = ndimage.gaussian_filter(hu, _voxels(2.0, spacing))
     rows, columns = (np.flatnonzero(patient.any(axis=axis)) for axis in ((0, 2), (0, 1)))
     middle, width = (columns[0] + columns[-1]) / 2, columns[-1] - columns[0]
-    bone = smooth > 160
+    bone = smooth > 180
     bone[:, : int((rows[0] + rows[-1]) / 2)] = False
     bone[:, :, : int(middle - 0.12 * width)] = False
     bone[:, :, int(middle + 0.12 * width) :] = False
-    return bone
+    if not bone.any():
+        return bone
+    centre = [float(np.median(found)) for found in np.nonzero(bone)[1:]]
+    y, x = np.ogrid[: hu.shape[1], : hu.shape[2]]
+    apart = np.hypot((y - centre[0]) * spacing[1], (x - centre[1]) * spacing[2])
+    return bone | (apart < SPINE_MM)
 
 
 def _voxels(mm: float, spacing: tuple[float, float, float]) -> list[float]:
