@@ -51,6 +51,7 @@ def train(
     pool: int = 1500,
     workers: int = 0,
     per_body: int = 0,
+    start_from: Path | None = None,
     compare: float = 0.0,
     given: Input | None = None,
     name: str = "LFS",
@@ -60,8 +61,8 @@ def train(
     bodies: folder of body files. kind: the input, a key of `INPUTS`; given: another input. folds:
     groups of bodies that are left out in turn. first: cases before the first step; pool: cases that
     are kept. workers: processes that paint on the CPU as well. per_body: cases per body on which
-    the networks are measured. compare: seconds for which two folds of each of the `INPUTS` are
-    trained on the same cases; 0 for none.
+    the networks are measured. start_from: checkpoint.pt of a run with the same folds. compare:
+    seconds for which two folds of each of the `INPUTS` are trained on the same cases; 0 for none.
 
     Raises StagingError if `run` contains another run or there are fewer than two bodies.
     """
@@ -77,14 +78,24 @@ def train(
         "input": dataclasses.asdict(given),
         "signs": list(SIGNS),
         "schedule": dataclasses.asdict(dataclasses.replace(schedule, steps=0, seconds=0)),
+        "start": start_from and digest(start_from),
         "software": __version__,
     }
     check_plan(run / "plan.json", plan, [run / "checkpoint.pt"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if start_from is not None:
+        _check_start(start_from, plan["held"])
     source = Source(bodies, device, workers, cases_taken(run))
     cases = Pool(pool, given, SIGNS, device)
     training = Training(
-        run, cases, held, source, lambda: OrganNetwork(given, len(SIGNS)), schedule, first
+        run,
+        cases,
+        held,
+        source,
+        lambda: OrganNetwork(given, len(SIGNS)),
+        schedule,
+        first,
+        start_from,
     )
     training.fit()
     described = metadata(name, len(files), given)
@@ -101,6 +112,17 @@ def train(
         _compare(training, dataclasses.replace(schedule, painting=0, seconds=compare))
     source.close()
     return training
+
+
+def _check_start(checkpoint: Path, held: Sequence[Sequence[str]]) -> None:
+    """Raise StagingError unless the run of a checkpoint left the same bodies out."""
+    plan = checkpoint.with_name("plan.json")
+    try:
+        before = json.loads(plan.read_text(encoding="utf-8"))["held"]
+    except (OSError, ValueError, KeyError):
+        raise StagingError(f"{plan}: it cannot be read as the plan of a run.") from None
+    if before != [list(part) for part in held]:
+        raise StagingError(f"{checkpoint}: its folds leave other bodies out; the same are needed.")
 
 
 def _compare(training: Training, schedule: Schedule) -> None:
@@ -165,6 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--compare", type=float, default=0.0, metavar="SECONDS", help="compare inputs, for so long"
     )
+    parser.add_argument(
+        "--start-from", type=Path, metavar="CHECKPOINT", help="checkpoint.pt with initial weights"
+    )
     parser.add_argument("--name", default="LFS")
     add_options(parser, SCHEDULE)
     options = parser.parse_args(arguments)
@@ -179,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pool=options.pool,
             workers=options.workers,
             per_body=options.per_body,
+            start_from=options.start_from,
             compare=options.compare,
             name=options.name,
         )

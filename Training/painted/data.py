@@ -96,6 +96,8 @@ class Pool:
         """The cases at `places`; augmented with a generator, without one as they are."""
         index = torch.as_tensor(places, device=self.device)
         hu, masks = self.volumes(places, generator)
+        if generator is not None:
+            hu, masks = moved(hu, masks, generator)
         given = masks
         if generator is not None:
             given = disturbed(masks, generator)
@@ -186,14 +188,42 @@ def cut(
     return part
 
 
+def moved(
+    hu: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random rotation (SD 4 degrees) and stretching (6 %) in plane, which keep volumes.
+
+    One case of four is not changed, because interpolation smooths.
+    """
+    count, device = len(hu), hu.device
+    turn, stretch = torch.randn(2, count, generator=generator, device=device)
+    keep = torch.rand(count, generator=generator, device=device) < 0.25
+    turn, stretch = (torch.where(keep, 0.0, value) for value in (0.07 * turn, 0.06 * stretch))
+    theta = torch.zeros(count, 3, 4, device=device)
+    # Coordinates are shares of the field's half size: x (columns), y (rows), z (slices).
+    ratio = hu.shape[3] / hu.shape[4]
+    theta[:, 0, 0], theta[:, 0, 1] = turn.cos() * stretch.exp(), -turn.sin() * ratio
+    theta[:, 1, 0], theta[:, 1, 1] = turn.sin() / ratio, turn.cos() * (-stretch).exp()
+    theta[:, 2, 2] = 1.0
+    grid = functional.affine_grid(theta, list(hu.shape), align_corners=False)
+    volumes = torch.cat([hu, masks], dim=1)
+    found = functional.grid_sample(volumes, grid, padding_mode="border", align_corners=False)
+    return found[:, :1], (found[:, 1:] > 0.5).float()
+
+
 def contrasted(hu: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random contrast about the liver's HU (SD 8 %), shift (3 HU) and noise (up to 3 HU)."""
+    """Random contrast about the liver's HU (SD 8 %), shift (3 HU) and noise (up to 6 HU).
+
+    The noise of every second case is smoothed over 3 x 3 x 3 voxels.
+    """
     device, size = hu.device, (len(hu), 1, 1, 1, 1)
     scale, shift = torch.randn(2, *size, generator=generator, device=device)
     level = torch.rand(size, generator=generator, device=device)
     noise = torch.randn(hu.shape, generator=generator, device=device)
+    coarse = functional.avg_pool3d(noise, 3, 1, 1) * 27**0.5
+    noise = torch.where(torch.rand(size, generator=generator, device=device) < 0.5, coarse, noise)
     changed = LIVER_HU + (hu - LIVER_HU) * torch.exp(0.08 * scale) + 3 * shift
-    return changed + 3 * level * noise
+    return changed + 6 * level**2 * noise
 
 
 def surrounded(hu: torch.Tensor, masks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -92,7 +92,8 @@ class Training:
     """The folds' networks in training; resumes from RUN/checkpoint.pt if it exists.
 
     pool: empty. held: bodies that each fold leaves out. source: of the cases, `first` of them
-    before the first step. make: an untrained network.
+    before the first step. make: an untrained network. start_from: checkpoint.pt of another run with
+    the same bodies left out, whose weights are the initial ones.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Training:
         make: Callable[[], OrganNetwork],
         schedule: Schedule,
         first: int,
+        start_from: Path | None = None,
     ) -> None:
         self.run, self.pool, self.source, self.schedule = run, pool, source, schedule
         self.held = [list(bodies) for bodies in held]
@@ -122,11 +124,14 @@ class Training:
         resumed = self.checkpoint.exists()
         if resumed:
             self._restore()
+        elif start_from is not None:
+            self._load(start_from)
         self._began = started - self.elapsed
         for case, body in source.take(first, wait=True):
             pool.add(case, body)
         if not resumed:
-            self.spread: Spread = pool.spread()
+            if start_from is None:
+                self.spread: Spread = pool.spread()
             names = ("step", "seconds", "painted", "loss", *GROUPS, "kappa", "middle", "signs")
             self.log.write_text(",".join(names) + "\n", encoding="utf-8")
 
@@ -235,15 +240,18 @@ class Training:
         with unfinished(self.checkpoint) as file:
             torch.save(state, file)
 
-    def _restore(self) -> None:
-        state: dict[str, Any] = torch.load(
-            self.checkpoint, map_location=self.pool.device, weights_only=True
-        )
+    def _load(self, checkpoint: Path) -> dict[str, Any]:
+        """Weights and the signs' scale of a checkpoint with the same folds; returns its content."""
+        state = torch.load(checkpoint, map_location=self.pool.device, weights_only=True)
         for network, weights in zip(self.networks, state["networks"], strict=True):
             network.load_state_dict(weights)
+        self.spread = tuple(state["spread"])
+        return state
+
+    def _restore(self) -> None:
+        state = self._load(self.checkpoint)
         for optimizer, moments in zip(self.optimizers, state["optimizers"]):
             optimizer.load_state_dict(moments)
-        self.spread = tuple(state["spread"])
         self.step, self.elapsed = state["step"], state["elapsed"]
 
     def _part(self, elapsed: float) -> float:

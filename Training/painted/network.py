@@ -69,7 +69,7 @@ class OrganNetwork(nn.Module):
         signs: int,
         channels: tuple[int, int, int, int] = (16, 32, 48, 64),
         dense: int = 64,
-        dropout: float = 0.1,
+        dropout: float = 0.2,
     ) -> None:
         super().__init__()
         self.given, self.signs_count = given, signs
