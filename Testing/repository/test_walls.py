@@ -36,7 +36,7 @@ ONLY_IN = {
     "ctk": {"scene"},
     "SampleData": {"scene"},
     "onnxruntime": {"gradcam_onnx", "staging"},
-    "vtkmodules": {"scene", "report"},
+    "vtkmodules": {"scene", "report", "analysis"},
     "onnx": {"gradcam_onnx.make_explainable"},
     "torch": set(),
     "monai": set(),

@@ -158,19 +158,16 @@ def reference(cases: Sequence[Staged], source: str) -> dict[str, Any]:
 def joint_bounds(weights_by_region: dict[str, np.ndarray]) -> dict[str, list[float]]:
     """Lowest and highest usual weight of each region, with 5 % of the cases outside, at most.
 
-    weights_by_region: of the same n cases. Every region is cut at the same rank from below and from
-    above, the highest at which at most 5 % of the cases are outside in any region. With fewer than
-    20 cases, or where the extremes of the regions are different cases, these are the extremes.
+    weights_by_region: of the same n cases. The bounds are each region's central 95 %, widened on
+    both sides of the median by one factor for all regions, the smallest that does so.
     """
     weights = np.array(list(weights_by_region.values()))
-    in_order = np.sort(weights, axis=1)
-    bounds = in_order[:, [0, -1]]
-    for cut in range(1, weights.shape[1] // 2):
-        closer = in_order[:, [cut, -1 - cut]]
-        outside = (weights < closer[:, :1]) | (weights > closer[:, 1:])
-        if outside.any(axis=0).mean() > UNUSUAL:
-            break
-        bounds = closer
+    low, middle, high = np.percentile(weights, (2.5, 50, 97.5), axis=1)[..., None]
+    below, above = (np.maximum(side, 1e-9) for side in (middle - low, high - middle))
+    away = np.maximum((middle - weights) / below, (weights - middle) / above).max(axis=0)
+    # The case at the limit is inside, despite rounding.
+    factor = np.quantile(away, 1 - UNUSUAL, method="higher") * (1 + 1e-6)
+    bounds = np.hstack([np.maximum(middle - factor * below, 0), middle + factor * above])
     return dict(zip(weights_by_region, bounds.tolist()))
 
 
