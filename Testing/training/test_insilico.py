@@ -127,6 +127,13 @@ def test_the_stage_changes_nothing_far_from_the_organs(pair):
     assert difference[near].mean() > 3
 
 
+def test_without_its_signs_a_stage_is_f0(painter, pair):
+    """No voxel tells the stage but through a sign: not the surroundings, not the scan."""
+    case = painter.case(12, 0, 4, only=(), spacing=SPACING)
+    assert torch.equal(case.hu, pair[0].hu)
+    assert torch.equal(case.spleen, pair[0].spleen)
+
+
 def test_surroundings_and_parenchyma_do_not_tell_the_stage(painter):
     """Mean HU of liver, spleen and fat, and the body's size, are those of the other stage."""
     measured = []

@@ -32,7 +32,7 @@ from .fields import (
 CANVAS_MM = (2.5, 1.5, 1.5)  # painted at this spacing, or at the output's where that is finer
 LATTICE = 4  # the smooth part of the warp is computed at every fourth voxel
 # Nodularity of 0.1 mm that is drawn -> SD of the displacement. The library's measurement then finds
-# about 1.4 in F0 and 2.3 in F4; in real livers it found 0.8 to 1.9 without cirrhosis, 1.8 to 3.1
+# about 1.6 in F0 and 2.2 in F4; in real livers it found 0.8 to 1.9 without cirrhosis, 1.8 to 3.1
 # with it. The published program, whose values are drawn, finds more on a smooth surface.
 SMOOTH_SURFACE = 1.8
 SURFACE_GAIN = 2.0
