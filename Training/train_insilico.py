@@ -104,10 +104,11 @@ def train(
         learned = {d for body, d in digests.items() if body not in plan["held"][fold]}
         about = described | {"name": f"{name}, fold {fold}"}
         export(network, run / f"fold_{fold}.onnx", about, learned)
-    export(training.networks, run / "LFS.onnx", described, set(digests.values()))
     if per_body:
         common = training.networks, held, source.painter, SIGNS, training.spread
-        report(*common, run / "check", per_body, per_body // 6)
+        found = report(*common, run / "check", per_body, per_body // 6)
+        described["calibration"] = {"temperature": found["temperature"]}
+    export(training.networks, run / "LFS.onnx", described, set(digests.values()))
     if compare:
         _compare(training, dataclasses.replace(schedule, painting=0, seconds=compare))
     source.close()

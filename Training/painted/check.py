@@ -16,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
 
+from common.calibration import fit_temperature
 from common.files import write_text
 from common.tables import write_csv
 from insilico.effects import Signs, log_likelihoods
@@ -260,6 +261,8 @@ def report(
     metrics = {"research_use": RESEARCH_USE, **summary(found, names)}
     metrics["logistic_regression"] = _measures(baseline(found, held), found)
     metrics["drawn_signs"] = _measures(ceiling(found), found)
+    scores = np.log(np.maximum(found.probabilities, 1e-12))
+    metrics["temperature"] = fit_temperature(scores, found.stages())
     folder.mkdir(parents=True, exist_ok=True)
     _write_cases(found, [body.name for body in painter.bodies], folder / "cases.csv")
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
