@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("scipy")
-from insilico import effects, fields, vessels
+import torch
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from insilico import effects, fields, vessels
 from LiverFibrosisStagingLib.signs.published import published_signs
 
 
