@@ -6,8 +6,9 @@ no published distribution on CT; their values are chosen:
 
 texture   SD in HU of the parenchyma in the band between Gaussians of 1.5 and 4 mm, beyond noise:
           1 + 0.7 per stage, so that painted livers have the SD that was measured in real ones
-portal, vein, varices, ascites   share of patients with the sign, after D'Amico et al. 2006 (J
-          Hepatol 44:217-231): none before F3, common in F4
+portal, vein, varices, ascites   share of patients with the sign: none before F3, and in F4 about
+          half with varices and a third with ascites (D'Amico et al. 2006, J Hepatol 44:217-231,
+          describes compensated and decompensated cirrhosis)
 
 The latent values of a patient's signs have a correlation of `CORRELATION`: a liver that is advanced
 for its stage is so in several signs.

@@ -128,7 +128,7 @@ class Painter:
         warped = _with_signs(canvas, body, posed, signs)
         where = canvas.full(warped)
         _move_surface(canvas, body, where, warped, signs)
-        veins, spots = self._drawn_anatomy(body, body_index, signs, of_anatomy, canvas)
+        veins, spots = self._drawn_anatomy(body, body_index, signs, of_anatomy)
         stack = torch.stack([body.hu, body.liver, body.spleen, veins, spots, body.depth])
         maps = _Maps(*sample(stack, where, body.spacing))
         noise = scan.noise * min(float(np.sqrt(body.noise[0, 0, 0])), self._noise_sd)
@@ -138,7 +138,7 @@ class Painter:
         return _output(canvas, body, hu, maps, where[..., 2] > body.fissure, signs)
 
     def _drawn_anatomy(
-        self, body: Body, index: int, signs: Signs, rng: np.random.Generator, canvas: "_Canvas"
+        self, body: Body, index: int, signs: Signs, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Veins, and lesions and oral contrast, as `vessels.splat` in the body's space."""
         number = int(rng.integers(TREES))
@@ -304,7 +304,6 @@ def _with_signs(canvas: _Canvas, body: Body, posed: torch.Tensor, signs: Signs) 
     """The lattice's positions with the spleen's volume and the lobes' ratio solved for."""
     centres = _centres(body)
     (free,) = sample(body.free[None], posed, body.spacing)
-
     on_left = free * step(posed[..., 2] - body.spine, 0, 35)  # the spleen stays left of the spine
 
     def moved(spleen: float, lobes: float) -> torch.Tensor:
@@ -314,18 +313,20 @@ def _with_signs(canvas: _Canvas, body: Body, posed: torch.Tensor, signs: Signs) 
         return _inflated(found, body, body.liver, -1, centres["right"], float(right), 35.0, free)
 
     spleen, lobes, bias = 1.0, 0.0, (1.0, 1.0)
-    for last in (3, 2):
-        for _ in range(last):
+    for steps in (3, 2):
+        for _ in range(steps):
             volume, ratio = _measured(canvas, body, moved(spleen, lobes), 1)
             growth = np.clip(signs.spleen_ml / (bias[0] * volume), 0.3, 3.0) ** (1 / 2.7)
             spleen = float(np.clip(spleen * growth, 0.45, 2.4))
             change = np.log(signs.lsvr / (bias[1] * ratio))
             lobes = float(np.clip(lobes + change, -1.5, 2.0))
-        # The lattice is too coarse for exact volumes; its error hardly changes with the size.
-        found = moved(spleen, lobes)
-        coarse, fine = (_measured(canvas, body, found, times) for times in (1, LATTICE))
-        bias = (fine[0] / coarse[0], fine[1] / coarse[1])
-    return found
+        if steps == 3:
+            # The lattice is too coarse for exact volumes; its error hardly changes with the size.
+            coarse, fine = (
+                _measured(canvas, body, moved(spleen, lobes), times) for times in (1, LATTICE)
+            )
+            bias = (fine[0] / coarse[0], fine[1] / coarse[1])
+    return moved(spleen, lobes)
 
 
 def _measured(canvas: _Canvas, body: Body, warped: torch.Tensor, times: int) -> tuple[float, float]:
