@@ -1,6 +1,7 @@
 """The model card of a staging model: its metadata, validated field by field."""
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from math import prod
 from typing import Any, TypedDict
 
@@ -24,7 +25,9 @@ from .stages import GROUPS, STAGES
 from .training_record import TRAINING, Training
 
 METADATA_KEY = "liver_fibrosis_staging"
-CONTRACT = 1
+# 2 added `channels`, `field`, `fill` and `liver_hu`; a file without them is the same in both.
+CONTRACTS = (1, 2)
+CHANNELS = ("ct", "liver", "spleen")
 MAX_PATCH_VOXELS = 1 << 26  # larger patches would take gigabytes
 CENTRAL_95 = (2.5, 97.5)  # percentiles of the range in which a location map is usual
 
@@ -34,6 +37,13 @@ class Calibration(TypedDict, total=False):
 
     temperature: float
     operating_points: dict[str, float]
+
+
+class Fill(TypedDict):
+    """The CT farther than `beyond_mm` from liver and spleen is set to `hu`."""
+
+    beyond_mm: float
+    hu: float
 
 
 class Reference(TypedDict, total=False):
@@ -55,6 +65,11 @@ class Card:
     smoothing_mm: sigma of the Gaussian applied to the working grid. patch_overlap: minimum overlap
     of neighbouring patches, as a fraction. target_layer: tensor explained by the location map.
     tail: operators between it and the logits.
+
+    channels: of the input, "ct" or "ct", "liver", "spleen" (masks as 0 and 1; without a spleen mask
+    its channel is 0). field: what the patch is centred on, "body" or "organs". fill: what replaces
+    the CT far from the organs; None keeps it. liver_hu: the CT is shifted so that the liver's
+    median is here; None keeps the HU.
     """
 
     contract: int
@@ -68,9 +83,13 @@ class Card:
     tail: tuple[str, ...]
     intended_use: str
     smoothing_mm: float = 0.0
-    calibration: Calibration = field(default_factory=Calibration)
-    reference: Reference = field(default_factory=Reference)
-    training: Training = field(default_factory=Training)
+    channels: tuple[str, ...] = ("ct",)
+    field: str = "body"
+    fill: Fill | None = None
+    liver_hu: float | None = None
+    calibration: Calibration = dataclasses.field(default_factory=Calibration)
+    reference: Reference = dataclasses.field(default_factory=Reference)
+    training: Training = dataclasses.field(default_factory=Training)
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -81,6 +100,10 @@ class Card:
             "window": self.window_hu,
             "overlap": self.patch_overlap,
             "smoothing_mm": self.smoothing_mm,
+            "channels": self.channels,
+            "field": self.field,
+            "fill": self.fill and (self.fill["beyond_mm"], self.fill["hu"]),
+            "liver_hu": self.liver_hu,
         }
 
     @property
@@ -132,7 +155,7 @@ def _reference(value: Any) -> Reference:
 
 _CARD = fields(
     {
-        "contract": version(CONTRACT),
+        "contract": version(*CONTRACTS),
         "name": line,
         "stages": exactly(list(STAGES)),
         "window_hu": window_hu,
@@ -143,6 +166,10 @@ _CARD = fields(
         "tail": items(line),
         "intended_use": line,
         "smoothing_mm": number(0, 10),
+        "channels": exactly(["ct"], list(CHANNELS)),
+        "field": exactly("body", "organs"),
+        "fill": fields({"beyond_mm": number(0, 200), "hu": number(-1024, 1024)}, optional=()),
+        "liver_hu": number(-1024, 1024),
         "calibration": fields(
             {
                 "temperature": number(0.001, 1000),
@@ -152,5 +179,8 @@ _CARD = fields(
         "reference": _reference,
         "training": TRAINING,
     },
-    optional=("smoothing_mm", "calibration", "reference", "training"),
+    optional=(
+        *("smoothing_mm", "channels", "field", "fill", "liver_hu"),
+        *("calibration", "reference", "training"),
+    ),
 )

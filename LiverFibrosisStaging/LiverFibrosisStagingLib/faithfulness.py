@@ -207,8 +207,12 @@ def check_explanation(
             progress(fraction, step)
 
     def logits(volume: np.ndarray) -> np.ndarray:
-        patches = (volume[start : start + size[0]][None, None] for start in grid.starts)
-        return np.mean([model.run(patch, cancel).logits[0] for patch in patches], axis=0)
+        found = []
+        for start in grid.starts:
+            patch = patch_array(grid, start, size[0])
+            patch[0, 0] = volume[start : start + size[0]]
+            found.append(model.run(patch, cancel).logits[0])
+        return np.mean(found, axis=0)
 
     def score(volume: np.ndarray) -> float:
         begin(0.2, "Deletion and insertion")

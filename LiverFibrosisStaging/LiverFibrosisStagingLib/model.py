@@ -1,6 +1,7 @@
 """The staging model: an ONNX network with metadata that describe its input and preprocessing.
 
-Inputs: `volume` float32 [N, 1, slices, rows, columns], the CT windowed to 0..1. Outputs: `logits`
+Inputs: `volume` float32 [N, channels, slices, rows, columns], the CT windowed to 0..1, for some
+models followed by masks of liver and spleen. Outputs: `logits`
 and `probabilities` [N, 5], the target layer's feature maps, and the tensors from which Grad-CAM's
 gradient is computed in numpy; an ensemble, whose logits are the mean of its members', also has
 `member_logits` [N, members, 5]. The metadata entry `liver_fibrosis_staging` is JSON with the fields
@@ -59,7 +60,7 @@ class StagingModel(ExplainableModel):
 
     def _check_signature(self) -> None:
         inputs = {item.name: item for item in self._session.get_inputs()}
-        wanted = [1, *self.card.patch_size]
+        wanted = [len(self.card.channels), *self.card.patch_size]
         shape = inputs["volume"].shape[1:] if "volume" in inputs else []
         fits = len(shape) == 4 and all(
             not isinstance(a, int) or a == b for a, b in zip(shape, wanted)

@@ -42,11 +42,14 @@ def group_scores(probabilities: np.ndarray) -> dict[str, float]:
 def explained_stages(explain: str, predicted: int) -> tuple[int, ...]:
     """Indices of the stages whose score is explained.
 
-    `explain` is "F0".."F4", "predicted", "significant", "advanced" or "cirrhosis"; `predicted` is
-    the index of the predicted stage. Raises StagingError for any other name.
+    `explain` is "F0".."F4", "predicted", "expected", "significant", "advanced" or "cirrhosis";
+    `predicted` is the index of the predicted stage. All five stages stand for the expected stage.
+    Raises StagingError for any other name.
     """
     if explain == "predicted":
         return (predicted,)
+    if explain == EXPECTED:
+        return tuple(range(len(STAGES)))
     if explain in STAGES:
         return (STAGES.index(explain),)
     if explain in GROUPS:
@@ -54,7 +57,9 @@ def explained_stages(explain: str, predicted: int) -> tuple[int, ...]:
     raise StagingError(f"Cannot explain {explain!r}; expected one of {', '.join(EXPLAIN_CHOICES)}.")
 
 
-EXPLAIN_CHOICES = ("predicted", *STAGES, *GROUPS)
+# The mean of the stages' distribution: its map shows what speaks for more fibrosis against less.
+EXPECTED = "expected"
+EXPLAIN_CHOICES = ("predicted", EXPECTED, *STAGES, *GROUPS)
 
 
 def explained_score(logits: np.ndarray, members: tuple[int, ...]) -> float:
@@ -64,8 +69,9 @@ def explained_score(logits: np.ndarray, members: tuple[int, ...]) -> float:
     if len(inside) == 1:
         return float(logits[inside[0]])
     outside = [index for index in range(len(logits)) if index not in members]
-    rest = np.logaddexp.reduce(logits[outside]) if outside else 0.0
-    return float(np.logaddexp.reduce(logits[inside]) - rest)
+    if not outside:
+        return float(softmax(logits) @ np.arange(len(logits)))
+    return float(np.logaddexp.reduce(logits[inside]) - np.logaddexp.reduce(logits[outside]))
 
 
 def score_gradient(logits: np.ndarray, members: tuple[int, ...]) -> np.ndarray:
@@ -73,7 +79,8 @@ def score_gradient(logits: np.ndarray, members: tuple[int, ...]) -> np.ndarray:
 
     One stage: y is its logit. A group: y is the log-sum-exp of its logits minus that of the others,
     i.e. the log-odds of the group, so that the gradient is softmax within the group, minus softmax
-    within the rest. Grad-CAM (Selvaraju 2017, section 3) uses the score before the softmax.
+    within the rest. All stages: y is the expected stage, sum k p_k, with the gradient p_k (k - y).
+    Grad-CAM (Selvaraju 2017, section 3) uses the score before the softmax.
     """
     logits = np.asarray(logits, np.float64)
     gradient = np.zeros_like(logits)
@@ -82,7 +89,10 @@ def score_gradient(logits: np.ndarray, members: tuple[int, ...]) -> np.ndarray:
         gradient[inside] = 1.0
         return gradient
     outside = [index for index in range(len(logits)) if index not in members]
+    if not outside:
+        probabilities = softmax(logits)
+        index = np.arange(len(logits))
+        return probabilities * (index - probabilities @ index)
     gradient[inside] = softmax(logits[inside])
-    if outside:
-        gradient[outside] = -softmax(logits[outside])
+    gradient[outside] = -softmax(logits[outside])
     return gradient

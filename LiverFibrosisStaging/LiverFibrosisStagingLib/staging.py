@@ -55,12 +55,13 @@ def stage(
     masks, images or paths, on the CT's grid or another grid over the same space; a label image with
     1 liver and 2 spleen serves as both; without a liver, both are segmented automatically (a spleen
     that is given is kept). model: a model or its file, the shipped one by default. explain:
-    "predicted", "F0" to "F4", "significant", "advanced" or "cirrhosis". progress: called with a
-    fraction 0..1 and the step's name. cancel: checked between steps and patches, and while the
-    network runs. segmentation: provenance (name, sha256, edited) of masks from an earlier automatic
-    segmentation, for the result; masks that were not edited get the warnings of a segmentation.
-    strict: refuse a CT with a warning in its checks (`imaging.input_checks`). any_phase: stage a CT
-    that is clearly not in the portal-venous phase; its stage is not supported.
+    "predicted", "F0" to "F4", "significant", "advanced", "cirrhosis" or "expected" (stage).
+    progress: called with a fraction 0..1 and the step's name. cancel: checked between steps and
+    patches, and while the network runs. segmentation: provenance (name, sha256, edited) of masks
+    from an earlier automatic segmentation, for the result; masks that were not edited get the
+    warnings of a segmentation. strict: refuse a CT with a warning in its checks
+    (`imaging.input_checks`). any_phase: stage a CT that is clearly not in the portal-venous phase;
+    its stage is not supported.
     surface_mm: thickness of the liver's surface, a region of the measurements, above 0.
     segments: Couinaud segments or lobes of the liver, for the signs that need them, or the path of
     their segmentation (`imaging.segments.read_segments`). body: height and weight, by default those

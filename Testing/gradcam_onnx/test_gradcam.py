@@ -36,13 +36,15 @@ def grid(sample, model):
 
 
 def score(members):
-    """The explained score in PyTorch: a logit, or a group's log-odds."""
+    """The explained score in PyTorch: a logit, a group's log-odds, or the expected stage."""
     outside = [i for i in range(5) if i not in members]
 
     def of(logits):
         if len(members) == 1:
             return logits[:, members[0]]
-        rest = torch.logsumexp(logits[:, outside], 1) if outside else 0
+        if not outside:
+            return torch.softmax(logits, 1) @ torch.arange(5.0)
+        rest = torch.logsumexp(logits[:, outside], 1)
         return torch.logsumexp(logits[:, list(members)], 1) - rest
 
     return of

@@ -89,7 +89,7 @@ def operator_unknown(model):
 BROKEN = {
     "no metadata": (no_metadata, "has no 'liver_fibrosis_staging' metadata"),
     "metadata not JSON": (rename_metadata_text, "not readable JSON"),
-    "contract of the future": (lambda m: metadata(m, contract=2), r"contract is 2; 1 .* is needed"),
+    "contract of the future": (lambda m: metadata(m, contract=3), r"contract is 3; 1 .* is needed"),
     "metadata incomplete": (lambda m: metadata(m, spacing_mm=None), "spacing_mm is missing"),
     "stages of another score": (
         lambda m: metadata(m, stages=["S0", "S1", "S2", "S3", "S4"]),

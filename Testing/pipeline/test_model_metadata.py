@@ -32,6 +32,9 @@ GOOD = {
     "intended_use": ["x"],
     "patch_overlap": [],
     "smoothing_mm": [3, 2.5],
+    "fill.beyond_mm": [3, 2.5],
+    "fill.hu": [3, -1, 2.5],
+    "liver_hu": [3, -1, 2.5],
     "calibration": [{}, {"x": [1]}],
     "calibration.temperature": [3, 2.5],
     "calibration.operating_points": [{}, {"x": [1]}],
@@ -71,14 +74,16 @@ def changed(card, place, value=None, gone=False):
     return card
 
 
-PLACES = {".".join(place): place for place in places(CARD)}
+# A card with the fields that not every model has.
+FULL = CARD | {"field": "body", "fill": {"beyond_mm": 20, "hu": -100}, "liver_hu": 105}
+PLACES = {".".join(place): place for place in places(FULL | {"channels": ["ct"]})}
 
 
 @pytest.mark.parametrize("field", PLACES)
 def test_a_field_of_another_type_is_refused_by_name(field, tmp_path):
     place = PLACES[field]
     for value in STRANGE:
-        path = written(staging_model(changed(CARD, place, value)), tmp_path / "m.onnx")
+        path = written(staging_model(changed(FULL, place, value)), tmp_path / "m.onnx")
         # json's True is Python's 1: types have to be the same as well.
         if any(value == good and type(value) is type(good) for good in GOOD.get(field, [])):
             read_card(path)
@@ -117,7 +122,9 @@ def test_a_field_of_another_type_is_refused_by_name(field, tmp_path):
         ("patch_size", [4, 8, 6.0], "patch_size.2 is 6.0"),
         ("patch_size", [4, 8, 10**400], "patch_size.2 is 1000"),
         ("patch_size", [2048, 2048, 2048], "at most 67108864 voxels"),
-        ("contract", 2, "contract is 2; 1 .the supported version. is needed"),
+        ("contract", 3, "contract is 3; 1 or 2 .the supported versions. is needed"),
+        ("channels", ["ct", "spleen"], "channels is .*liver.* is needed"),
+        ("fill", {"hu": -100}, "fill.beyond_mm is missing; a number from 0 to 200 is needed"),
         ("stages", ["F0"], "stages is"),
     ],
 )

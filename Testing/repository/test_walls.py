@@ -26,6 +26,7 @@ TRAINING_MAY_IMPORT: dict[str, set[str]] = {
     "cohort": {"common"},
     "lfs": {"common", "cohort"},
     "insilico": {"common"},
+    "painted": {"common", "insilico", "lfs"},
     "vnet": {"common"},
     "evaluation": {"common", "cohort"},
 }

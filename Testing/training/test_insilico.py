@@ -10,12 +10,12 @@ pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 import SimpleITK as sitk
 import torch
-from insilico import cohort, paint, prepare
-from insilico.bodies import LEVELS_HU, body, coded, load_bodies
 from scipy import ndimage
 
 from cohort.manifest import read_manifest
 from cohort.phantom import phantom
+from insilico import cohort, paint, prepare
+from insilico.bodies import LEVELS_HU, body, coded, load_bodies
 from LiverFibrosisStagingLib import StagingError
 
 SPACING = (5.0, 3.0, 3.0)

@@ -6,11 +6,11 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
 import torch
-from insilico import effects, fields, vessels
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from insilico import effects, fields, vessels
 from LiverFibrosisStagingLib.signs.published import published_signs
 
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_curve
 
+from common.calibration import fit_temperature
 from evaluation.staged import Staged
 from LiverFibrosisStagingLib.stages import GROUPS, STAGES, median_stage, softmax
 
@@ -188,20 +188,6 @@ def calibrate_folds(predictions: Predictions) -> tuple[Calibrated, list[dict[str
 def group_probabilities(probabilities: np.ndarray) -> dict[str, np.ndarray]:
     """Group -> its probability [n], from the stages' probabilities [n, 5]."""
     return {name: probabilities[:, first:].sum(axis=1) for name, first in GROUPS.items()}
-
-
-def fit_temperature(logits: np.ndarray, stage: np.ndarray) -> float:
-    """Temperature with the maximum likelihood of `stage` [n] given `logits` [n, 5].
-
-    Guo et al. 2017, "On calibration of modern neural networks", section 4.2. Limited to 0.05..20,
-    because the optimum is 0 if all predictions are correct.
-    """
-
-    def loss(log_temperature: float) -> float:
-        chosen = softmax(logits, np.exp(log_temperature))[np.arange(len(stage)), stage]
-        return float(-np.log(np.maximum(chosen, 1e-300)).mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=np.log((0.05, 20.0)), method="bounded").x))
 
 
 def youden(truth: np.ndarray, score: np.ndarray) -> float:

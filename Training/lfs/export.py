@@ -10,7 +10,7 @@ layers as a member, and its Grad-CAM map is computed from the features of all me
 """
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,14 +52,14 @@ def export(
     for member in members:
         member.eval()
     first = members[0]
-    graph = _Graph()
+    graph = Graph()
     graph.add("Sub", "volume", "centred", [np.float32(first.mean)])
     graph.add("Div", "centred", "scaled", [np.float32(first.std)])
     limits = [np.float32(-first.limit), np.float32(first.limit)]
     graph.add("Clip", "scaled", "standardised", limits)
-    head = _side_by_side([list(_steps(member.head)) for member in members], one_input=True)
+    head = side_by_side([list(steps_of(member.head)) for member in members], one_input=True)
     graph.add_steps(head, "standardised", "head", "features")
-    steps = _side_by_side([list(_steps(member.tail)) for member in members])
+    steps = side_by_side([list(steps_of(member.tail)) for member in members])
     (*_, (_, (weight, bias), attributes)) = steps
     mean = [weight.reshape(len(members), 5, -1).mean(axis=0), bias.reshape(-1, 5).mean(axis=0)]
     tail = graph.add_steps([*steps[:-1], ("Gemm", mean, attributes)], "features", "tail", "logits")
@@ -76,8 +76,8 @@ def export(
     declared = helper.make_graph(
         graph.nodes,
         "LFSNetwork",
-        [_tensor("volume", (1, *first.patch_size))],
-        [_tensor(name, shape) for name, shape in shapes.items()],
+        [tensor_info("volume", (1, *first.patch_size))],
+        [tensor_info(name, shape) for name, shape in shapes.items()],
         graph.weights,
     )
     model = helper.make_model(
@@ -92,7 +92,7 @@ def export(
     )
     onnx.checker.check_model(model, full_check=True)
     _check_parity(members, model.SerializeToString())
-    _write(model, path)
+    write_model(model, path)
 
 
 def describe(path: str | Path, metadata: dict) -> None:
@@ -101,16 +101,17 @@ def describe(path: str | Path, metadata: dict) -> None:
     properties = {entry.key: entry.value for entry in model.metadata_props}
     described = json.loads(properties[METADATA_KEY]) | metadata
     helper.set_model_props(model, {**properties, METADATA_KEY: json.dumps(described)})
-    _write(model, Path(path))
+    write_model(model, Path(path))
 
 
-def _write(model: onnx.ModelProto, path: Path) -> None:
+def write_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model, completely or not at all."""
     with unfinished(path) as file:
         file.write_bytes(model.SerializeToString())
 
 
-class _Graph:
-    """Nodes and weights of a graph, added in order."""
+class Graph:
+    """Nodes and weights of a graph, added in order; tensors are named by the caller."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -124,9 +125,11 @@ class _Graph:
         weights: list[np.ndarray] = (),
         **attributes: object,
     ) -> None:
+        """Append a node with one input and constants."""
         names = [f"{target}_{kind}" for kind, _ in zip(("weight", "bias"), weights)]
         for name, values in zip(names, weights):
-            array = np.ascontiguousarray(values, np.float32)
+            whole = np.asarray(values).dtype.kind == "i"
+            array = np.ascontiguousarray(values, np.int64 if whole else np.float32)
             self.weights.append(numpy_helper.from_array(array.reshape(np.shape(values)), name))
         self.nodes.append(
             helper.make_node(op, [source, *names], [target], name=target, **attributes)
@@ -142,13 +145,25 @@ class _Graph:
             source = target
         return added
 
+    def join(self, op: str, sources: list[str], target: str, **attributes: object) -> None:
+        """Append a node with several inputs, or with constants that are added separately."""
+        self.nodes.append(helper.make_node(op, sources, [target], name=target, **attributes))
+
+    def slice(self, source: str, target: str, first: int, last: int) -> None:
+        """The channels from `first` up to `last`."""
+        names = [f"{target}_{bound}" for bound in ("first", "last", "axis")]
+        for name, value in zip(names, (first, last, 1)):
+            self.weights.append(numpy_helper.from_array(np.array([value], np.int64), name))
+        self.join("Slice", [source, *names], target)
+
     def add_reshape(self, source: str, target: str, shape: tuple[int, ...]) -> None:
+        """Append a Reshape; 0 keeps an axis, -1 is what is left."""
         name = f"{target}_shape"
         self.weights.append(numpy_helper.from_array(np.array(shape, np.int64), name))
-        self.nodes.append(helper.make_node("Reshape", [source, name], [target], name=target))
+        self.join("Reshape", [source, name], target)
 
 
-def _side_by_side(members: list[Steps], one_input: bool = False) -> Steps:
+def side_by_side(members: list[Steps], one_input: bool = False) -> Steps:
     """The members' steps combined into those of one network with all their channels.
 
     one_input: the members share the input of the first convolution.
@@ -167,13 +182,15 @@ def _side_by_side(members: list[Steps], one_input: bool = False) -> Steps:
     return steps
 
 
-def _steps(layers: nn.Sequential) -> Iterator[tuple[str, list[np.ndarray], dict]]:
+def steps_of(layers: Iterable[nn.Module]) -> Iterator[tuple[str, list[np.ndarray], dict]]:
     """ONNX op, weights and attributes of every layer that is needed for inference."""
     modules = [layer for layer in layers if not isinstance(layer, nn.Dropout)]
     following = [*modules[1:], None, None]
     for number, (before, layer) in enumerate(zip([None, *modules], modules)):
         if isinstance(layer, nn.Conv3d):
             sizes = {"pads": list(layer.padding) * 2, "kernel_shape": list(layer.kernel_size)}
+            if max(layer.stride) > 1:
+                sizes["strides"] = list(layer.stride)
             after = following[number]
             if isinstance(after, nn.MaxPool3d) and isinstance(
                 following[number + 1], nn.BatchNorm3d
@@ -228,7 +245,8 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().double().cpu().numpy()
 
 
-def _tensor(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+def tensor_info(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+    """Declaration of a float tensor [N, *shape]."""
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
 
 

@@ -94,13 +94,15 @@ def line(value: Any) -> str:
 _category, _BREAKS = unicodedata.category, {"Cc", "Zl", "Zp"}
 
 
-def version(known: int) -> Check:
-    """The one supported version."""
+def version(*known: int) -> Check:
+    """One of the supported versions."""
+    listed = " or ".join(map(str, known))
 
     def check(value: Any) -> int:
-        if isinstance(value, bool) or value != known:
-            raise InvalidValue(value, f"{known} (the supported version)")
-        return known
+        if isinstance(value, bool) or value not in known:
+            plural = "s" if len(known) > 1 else ""
+            raise InvalidValue(value, f"{listed} (the supported version{plural})")
+        return int(value)
 
     return check
 

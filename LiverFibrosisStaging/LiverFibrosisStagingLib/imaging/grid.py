@@ -21,7 +21,7 @@ class WorkingGrid:
     """A CT in the model's geometry: LPS axes, the model's spacing and in-plane size.
 
     volume: float32 image, 0..1; body, liver, spleen: uint8 masks on the same grid (spleen may be
-    None); starts: first slice of each patch.
+    None); starts: first slice of each patch; channels: of the network's input.
     """
 
     volume: sitk.Image
@@ -30,6 +30,7 @@ class WorkingGrid:
     spleen: sitk.Image | None
     starts: tuple[int, ...]
     warnings: tuple[str, ...]
+    channels: tuple[str, ...] = ("ct",)
 
 
 def working_grid(
@@ -42,6 +43,10 @@ def working_grid(
     window: tuple[float, float] = (-125.0, 225.0),
     overlap: float = 0.5,
     smoothing_mm: float = 0.0,
+    channels: tuple[str, ...] = ("ct",),
+    field: str = "body",
+    fill: tuple[float, float] | None = None,
+    liver_hu: float | None = None,
 ) -> WorkingGrid:
     """Resample a CT and its masks (on the CT's grid) to the model's geometry.
 
@@ -53,33 +58,61 @@ def working_grid(
     ct: scalar 3-D image in HU; liver, spleen: masks, non-zero inside. spacing: (slice, row,
     column) mm; patch_size: (slices, rows, columns) voxels; overlap: minimum overlap of neighbouring
     patches, as a fraction; smoothing_mm: sigma of a Gaussian over the working grid, which reduces
-    differences in noise between kernels, slice thicknesses and oblique grids.
+    differences in noise between kernels, slice thicknesses and oblique grids. channels, field, fill
+    (mm, HU) and liver_hu: as in `card.Card`. With field "organs" the patch is centred on liver and
+    spleen. With a fill, slices beyond the scan are filled too; otherwise its first and last slices
+    are repeated. fill's distance is measured along each axis.
     """
     ct, liver = reorient_to_lps(ct), reorient_to_lps(liver)
-    low, high = _liver_extent(liver)
-    centre, cut_mm = _body_centre(ct, (low, high), patch_size, spacing)
-    reference, padded, about_slices = _reference_grid(ct, (low, high), centre, spacing, patch_size)
+    spleen = None if spleen is None else reorient_to_lps(spleen)
+    if field == "organs":
+        box = _extent(liver if spleen is None else sitk.Or(liver != 0, spleen != 0))
+        extent, centre = box[2], box[:2].mean(axis=1)
+        half = np.array([patch_size[2] * spacing[2], patch_size[1] * spacing[1]]) / 2
+        what, cut_mm = "Liver and spleen are", float((np.ptp(box[:2], axis=1) / 2 - half).max())
+    else:
+        extent = _extent(liver)[2]
+        centre, cut_mm = _body_centre(ct, extent, patch_size, spacing)
+        what = "The body is"
+    reference, padded, about_slices = _reference_grid(ct, extent, centre, spacing, patch_size)
     hu = resample_ct(ct, reference)
+    pad = [0, 0, padded[0]], [0, 0, padded[1]]
 
     def resampled(mask: sitk.Image) -> sitk.Image:
-        mask = sitk.Resample(mask != 0, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-        return sitk.ConstantPad(mask, [0, 0, padded[0]], [0, 0, padded[1]], 0)
+        return sitk.Resample(mask != 0, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
 
     smooth = sitk.SmoothingRecursiveGaussian(hu, smoothing_mm) if smoothing_mm else hu
+    organs = [resampled(mask) for mask in (liver, spleen) if mask is not None]
+    if liver_hu is not None:
+        inside = sitk.GetArrayViewFromImage(smooth)[sitk.GetArrayViewFromImage(organs[0]) > 0]
+        smooth = smooth + (liver_hu - float(np.median(inside)))
     volume = sitk.IntensityWindowing(smooth, *window, 0.0, 1.0)
-    volume = sitk.ZeroFluxNeumannPad(volume, [0, 0, padded[0]], [0, 0, padded[1]])
-    warnings = [*about_slices]
+    if fill is None:
+        volume = sitk.ZeroFluxNeumannPad(volume, *pad)
+    else:
+        beyond_mm, fill_hu = fill
+        low, high = window
+        filled = float(np.clip((fill_hu - low) / (high - low), 0, 1))
+        radius = [round(beyond_mm / step) for step in spacing[::-1]]
+        near = sitk.BinaryDilate(sitk.Or(organs[0], organs[-1]), radius, sitk.sitkBox)
+        volume = sitk.ConstantPad(sitk.Mask(volume, near, filled), *pad, filled)
+    warnings = [*about_slices] if fill is None else []
     if cut_mm > CUT_WARNING_MM:
         warnings.append(
-            f"The body is wider than the network's field of view: {cut_mm:.0f} mm are cut off."
+            f"{what} wider than the network's field of view: {cut_mm:.0f} mm are cut off."
         )
+    body, *organs = (
+        _from_zero(sitk.ConstantPad(mask, *pad, 0))
+        for mask in (body_mask(hu, OPENING_MM), *organs)
+    )
     return WorkingGrid(
         volume=_from_zero(volume),
-        body=_from_zero(resampled(body_mask(hu, OPENING_MM))),
-        liver=_from_zero(resampled(liver)),
-        spleen=None if spleen is None else _from_zero(resampled(reorient_to_lps(spleen))),
+        body=body,
+        liver=organs[0],
+        spleen=organs[1] if len(organs) > 1 else None,
         starts=patch_starts(volume.GetSize()[2], patch_size[0], overlap),
         warnings=tuple(warnings),
+        channels=channels,
     )
 
 
@@ -93,10 +126,13 @@ def patch_starts(length: int, patch: int, overlap: float) -> tuple[int, ...]:
 
 
 def patch_array(grid: WorkingGrid, start: int, slices: int) -> np.ndarray:
-    """Network input float32 [1, 1, slices, rows, columns] of the patch that begins at `start`."""
-    volume = sitk.GetArrayViewFromImage(grid.volume)
-    # A copy, since a view would not keep the image alive.
-    return np.array(volume[start : start + slices], np.float32)[None, None]
+    """Network input float32 [1, channels, slices, rows, columns] of the patch from `start` on."""
+    found = {"ct": grid.volume, "liver": grid.liver, "spleen": grid.spleen}
+    patch = np.zeros((len(grid.channels), slices, *grid.volume.GetSize()[1::-1]), np.float32)
+    for channel, name in zip(patch, grid.channels):
+        if found[name] is not None:
+            channel[:] = sitk.GetArrayViewFromImage(found[name])[start : start + slices]
+    return patch[None]
 
 
 def reorient_to_lps(image: sitk.Image) -> sitk.Image:
@@ -116,18 +152,18 @@ def straightened(image: sitk.Image) -> sitk.Image:
     return straight
 
 
-def _liver_extent(liver: sitk.Image) -> tuple[float, float]:
-    """Lower and upper end of the liver along the body, LPS mm.
+def _extent(mask: sitk.Image) -> np.ndarray:
+    """Lower and upper end of a mask along x, y and z, LPS mm [3, 2].
 
     A thousandth of its volume is left out at either end: single voxels do not shift the patches,
     and an oblique grid gives the same ends as an axial one.
     """
     every = 2  # a quarter of the voxels of each slice is enough
-    k, j, i = np.nonzero(sitk.GetArrayViewFromImage(liver)[:, ::every, ::every])
-    step = np.array(liver.GetDirection()).reshape(3, 3) * np.array(liver.GetSpacing())
-    z = liver.GetOrigin()[2] + step[2] @ np.stack([every * i, every * j, k])
-    half = np.abs(step[2, 2]) / 2
-    return float(np.quantile(z, 0.001) - half), float(np.quantile(z, 0.999) + half)
+    k, j, i = np.nonzero(sitk.GetArrayViewFromImage(mask)[:, ::every, ::every])
+    step = np.array(mask.GetDirection()).reshape(3, 3) * np.array(mask.GetSpacing())
+    places = np.array(mask.GetOrigin())[:, None] + step @ np.stack([every * i, every * j, k])
+    ends = np.quantile(places, [0.001, 0.999], axis=1).T
+    return ends + np.abs(np.diag(step))[:, None] / 2 * [-1, 1]
 
 
 def bounds(ct: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
@@ -201,7 +237,7 @@ def lps_grid(centre: np.ndarray, size: np.ndarray, spacing: np.ndarray) -> sitk.
 
 def _body_centre(
     ct: sitk.Image,
-    extent: tuple[float, float],
+    extent: np.ndarray,
     patch_size: tuple[int, int, int],
     spacing: tuple[float, float, float],
 ) -> tuple[np.ndarray, float]:
@@ -223,7 +259,7 @@ def _body_centre(
 
 def _reference_grid(
     ct: sitk.Image,
-    extent: tuple[float, float],
+    extent: np.ndarray,
     centre: np.ndarray,
     spacing: tuple[float, float, float],
     patch_size: tuple[int, int, int],

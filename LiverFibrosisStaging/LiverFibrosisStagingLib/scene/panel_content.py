@@ -17,7 +17,7 @@ from ..errors import StagingError, WrongPhase
 from ..model import read_card
 from ..resources import default_model_path
 from ..result import DICOM_FOLDER, FILES
-from ..stages import GROUPS, STAGES
+from ..stages import EXPECTED, GROUPS, STAGES
 from . import result_sections
 from .mrml import find_segments, is_from_dicom
 from .scene_display import Display
@@ -26,7 +26,7 @@ from .suggestions import drawn_on
 from .worker import Progress
 
 # What the location map can explain, in the order of the panel's list.
-EXPLAINED = (*STAGES, *GROUPS)
+EXPLAINED = (*STAGES, *GROUPS, EXPECTED)
 
 
 def explained_names() -> list[str]:
@@ -36,8 +36,10 @@ def explained_names() -> list[str]:
         "advanced": _("Advanced fibrosis (F3-F4)"),
         "cirrhosis": _("Cirrhosis (F4) versus F0-F3"),
     }
-    return [_("Stage {stage}").format(stage=stage) for stage in STAGES] + [
-        groups[name] for name in GROUPS
+    return [
+        *(_("Stage {stage}").format(stage=stage) for stage in STAGES),
+        *(groups[name] for name in GROUPS),
+        _("Expected stage (more fibrosis versus less)"),
     ]
 
 

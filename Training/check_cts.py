@@ -1,0 +1,117 @@
+"""What a staging model rests on in real CTs, whose stage need not be known.
+
+    python Training/check_cts.py cases.csv --model RUN/LFS.onnx -o FOLDER
+
+cases.csv: a list of cases with masks, as for `batch`. FOLDER receives checked.csv: expected stage
+and its range among the ensemble's networks, predicted stage, share of the location map of the
+expected stage within liver and spleen, with 10 mm around the liver, the organs' share of the body,
+and the expected stage after everything farther than 3 mm from liver and spleen became fat.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from common.tables import markdown, write_csv
+from LiverFibrosisStagingLib import StagingModel, stage
+from LiverFibrosisStagingLib.cases import Case, read_list
+from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
+from LiverFibrosisStagingLib.imaging.reading import read_ct
+from LiverFibrosisStagingLib.stages import EXPECTED, RESEARCH_USE, STAGES
+
+FAT_HU, KEPT_MM, AROUND_MM = -100, 3.0, 10.0
+AIR_HU = -300
+
+
+def check(case: Case, model: StagingModel) -> dict[str, Any]:
+    """The row of one case. Raises StagingError if it cannot be staged or has no liver mask."""
+    if case.liver is None:
+        raise StagingError(f"{case.name}: there is no liver mask; one is needed.")
+    ct = read_ct(case.ct)
+    spleen = None if case.spleen is None else read_organ(case.spleen)
+    liver, spleen, _ = organ_masks(ct, read_organ(case.liver), spleen)
+    result = stage(ct, liver, spleen, model, EXPECTED)
+    members = result.member_probabilities
+    row: dict[str, Any] = {"case": case.name, "predicted": result.stage}
+    row |= dict(zip(STAGES, result.probabilities.tolist()))
+    row["expected"] = expected(result.probabilities)
+    if members is not None:
+        of_members = [expected(one) for one in members]
+        row |= {"lowest": min(of_members), "highest": max(of_members)}
+    row |= shares(result)
+    other = stage(fat_around(ct, liver, spleen), liver, spleen, model, EXPECTED)
+    row["expected_in_fat"] = expected(other.probabilities)
+    return row
+
+
+def expected(probabilities: np.ndarray) -> float:
+    """Mean stage of a distribution [5]."""
+    return float(probabilities @ np.arange(len(STAGES)))
+
+
+def shares(result: Any) -> dict[str, float]:
+    """Shares of the map's weight, and of the body, in the organs; on the working grid."""
+    grid = result.forward_pass.grid
+    weight = sitk.GetArrayFromImage(sitk.Resample(result.location_map, grid.volume))
+    body = sitk.GetArrayViewFromImage(grid.body) > 0
+    liver = sitk.GetArrayViewFromImage(grid.liver) > 0
+    around = _distance(grid.liver) <= AROUND_MM
+    spleen = np.zeros_like(liver)
+    if grid.spleen is not None:
+        spleen = sitk.GetArrayViewFromImage(grid.spleen) > 0
+    regions = {"share": liver | spleen, "share_with_10_mm": around | spleen}
+    total = float(weight[body].sum()) or np.nan
+    found = {key: float(weight[region & body].sum()) / total for key, region in regions.items()}
+    found["spleen_share"] = float(weight[spleen & body].sum()) / total
+    found["organs_of_body"] = float(((liver | spleen) & body).sum() / max(body.sum(), 1))
+    return found
+
+
+def fat_around(ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None) -> sitk.Image:
+    """The CT with fat in place of all tissue farther than 3 mm from liver and spleen."""
+    organs = liver if spleen is None else sitk.Or(liver != 0, spleen != 0)
+    hu = sitk.GetArrayFromImage(ct)
+    hu[(_distance(organs) > KEPT_MM) & (hu > AIR_HU)] = FAT_HU
+    changed = sitk.GetImageFromArray(hu)
+    changed.CopyInformation(ct)
+    return changed
+
+
+def _distance(mask: sitk.Image) -> np.ndarray:
+    """Distance in mm to a mask, negative inside."""
+    distance = sitk.SignedMaurerDistanceMap(
+        mask != 0, squaredDistance=False, useImageSpacing=True, insideIsPositive=False
+    )
+    return sitk.GetArrayFromImage(distance)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=f"{__doc__.splitlines()[0]} {RESEARCH_USE}")
+    parser.add_argument("cases", type=Path, help="a list of cases, as for batch")
+    parser.add_argument("--model", type=Path, required=True, help="an exported model")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    try:
+        model = StagingModel.load(options.model)
+        rows = [check(case, model) for case in tqdm(read_list(options.cases), unit="CT")]
+    except (StagingError, OSError) as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
+    options.output.mkdir(parents=True, exist_ok=True)
+    lines = [[*rows[0]], *([*row.values()] for row in rows)]
+    shown = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in line] for line in lines]
+    write_csv(options.output / "checked.csv", shown)
+    print(f"{markdown(shown)}\n\n{RESEARCH_USE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
