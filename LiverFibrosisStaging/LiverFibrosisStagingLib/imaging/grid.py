@@ -102,8 +102,7 @@ def working_grid(
             f"{what} wider than the network's field of view: {cut_mm:.0f} mm are cut off."
         )
     body, *organs = (
-        _from_zero(sitk.ConstantPad(mask, *pad, 0))
-        for mask in (body_mask(hu, OPENING_MM), *organs)
+        _from_zero(sitk.ConstantPad(mask, *pad, 0)) for mask in (body_mask(hu, OPENING_MM), *organs)
     )
     return WorkingGrid(
         volume=_from_zero(volume),
