@@ -209,6 +209,7 @@ def test_staged_twice_on_the_panel(panel, tmp_path, scene):
         return "automatically" in ui.warningsLabel.text, written["segmentation"]
 
     network = {"name": shipped_network().card.name, "sha256": shipped_network().sha256}
+    network["organs"] = ["liver", "spleen"]
     unedited, edited = ({**network, "edited": value} for value in (False, True))
     assert staged(None) == (True, unedited)
     made = find_part(volume, "organs")
