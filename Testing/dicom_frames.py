@@ -28,7 +28,12 @@ SUMMARY = {
     "signs_placed": [],
     "warnings": ["Some warning."],
     "model": {"name": "M", "sha256": "a" * 64, "trained_on": "P", "intended_use": "R"},
-    "segmentation": {"name": "V-Net", "sha256": "b" * 64, "edited": False},
+    "segmentation": {
+        "name": "V-Net",
+        "sha256": "b" * 64,
+        "edited": False,
+        "organs": ["liver", "spleen"],
+    },
 }
 
 

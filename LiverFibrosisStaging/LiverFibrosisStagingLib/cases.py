@@ -20,6 +20,7 @@ from .imaging.body import Body, given_body
 from .imaging.checks import AIR_HU
 from .imaging.dicom_files import dicom_folders
 from .imaging.itk_files import itk_path, quiet
+from .imaging.organs import liver_part
 from .imaging.reading import check_header, read_ct
 from .privacy import dicom_patient_names, looks_like_person_name, pseudonym
 from .result import FILES
@@ -70,6 +71,11 @@ class _Image:
         return (None if weak else match[1], match[2].lower())
 
     @property
+    def is_part(self) -> bool:
+        """Whether the name is that of a part of the liver, such as liver_segment_1."""
+        return liver_part(None, self.stem) is not None
+
+    @property
     def owner(self) -> str:
         """Beginning of its masks' names, and name of its case."""
         match = _CT.fullmatch(self.stem)
@@ -83,6 +89,9 @@ def find_cases(folder: Path, leave_out: Path | None = None, pseudonyms: bool = F
     files. The masks of NAME.nii.gz or NAME_ct.nii.gz are NAME_liver and NAME_spleen, or NAME_seg
     with 1 liver and 2 spleen; in a folder with one CT, also liver, spleen, or any name that begins
     with seg. The masks of a DICOM folder are in it, or beside it with its name.
+
+    Masks named after parts of the liver, such as TotalSegmentator's liver_segment_1, are the
+    segments of the CT in their folder, or else in the folder above, if there is only one.
 
     Files with a mask's name that belongs to no CT, other files beside one called ct or NAME_ct, and
     image files in a DICOM folder are cases only if their voxels are those of a CT or cannot be
@@ -99,6 +108,7 @@ def find_cases(folder: Path, leave_out: Path | None = None, pseudonyms: bool = F
     series = dicom_folders(folder)
     found: list[Case] = []
     masks: dict[Path, dict[str, Path]] = {}
+    parts: list[Path] = []
     visited = {folder.resolve()}
 
     def unreadable(error: OSError) -> None:  # the reason is reported when it is staged
@@ -118,7 +128,9 @@ def find_cases(folder: Path, leave_out: Path | None = None, pseudonyms: bool = F
             visited.add(target)
             if below.is_symlink():
                 series += dicom_folders(below)
-        found += _cases_of_folder(_images(place, names), place, folder, series, masks)
+        images = _images(place, names)
+        parts += [image.path for image in images if image.is_part]
+        found += _cases_of_folder(images, place, folder, series, masks)
     for place in series:
         found.append(_case(_relative(place, folder), place, masks))
     if not found:
@@ -126,6 +138,7 @@ def find_cases(folder: Path, leave_out: Path | None = None, pseudonyms: bool = F
             f"The folder {folder} contains no CT, neither image files ({', '.join(IMAGES)}) nor "
             "DICOM."
         )
+    found = _with_segments(found, parts)
     found.sort(key=lambda case: (case.name, case.ct))
     return _named(found, folder, pseudonyms)
 
@@ -249,7 +262,7 @@ def _cases_of_folder(
     cts = []
     if inside is None:
         named_ct = [image for image in images if _CT.fullmatch(image.stem)]
-        cts = named_ct or [image for image in images if image.mask is None]
+        cts = named_ct or [image for image in images if image.mask is None and not image.is_part]
     only = cts[0].path if len(cts) == 1 else place if inside == place else None
 
     taken = {
@@ -259,7 +272,7 @@ def _cases_of_folder(
         if image not in cts and image.path not in taken:
             holds_ct = _holds_ct(image.path)
             theirs = only is not None and image.mask is not None and image.mask[0] is None
-            if holds_ct or (holds_ct is None and not theirs):
+            if holds_ct or (holds_ct is None and not theirs and not image.is_part):
                 cts.append(image)
     if only is None and len(cts) == 1:
         only = cts[0].path
@@ -280,6 +293,20 @@ def _cases_of_folder(
 def _case(name: str, ct: Path, masks: dict[Path, dict[str, Path]]) -> Case:
     own = masks.get(ct, {})
     return Case(name, ct, own.get("liver", own.get("seg")), own.get("spleen"))
+
+
+def _with_segments(cases: list[Case], parts: list[Path]) -> list[Case]:
+    """Give the folders with masks of the liver's parts to their cases."""
+    cts = {case.ct for case in cases}
+    segments: dict[Path, Path] = {}
+    for folder in {part.parent: None for part in parts if part not in cts}:
+        for place in (folder, folder.parent):
+            near = [ct for ct in cts if place in (ct, ct.parent)]
+            if len(near) == 1:
+                segments.setdefault(near[0], folder)
+            if near:
+                break
+    return [replace(case, segments=segments.get(case.ct)) for case in cases]
 
 
 def _relative(path: Path, root: Path) -> str:

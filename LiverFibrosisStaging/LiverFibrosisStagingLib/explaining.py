@@ -147,9 +147,10 @@ def explain_score(
     found: dict[str, float] = {}
     map_warnings: list[str] = []
     if location.body_mean == 0:
-        map_warnings = [
-            f"The location map is empty: no region contributed positively to {explained}."
-        ]
+        if members != (predicted,):  # otherwise a reason of the result (`support.reasons`)
+            map_warnings = [
+                f"The location map is empty: no region contributed positively to {explained}."
+            ]
     elif members == (predicted,):
         comparable = {
             region: values

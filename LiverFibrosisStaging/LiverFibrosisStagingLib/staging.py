@@ -91,6 +91,7 @@ def stage(
         segments = read_segments(segments)
 
     steps.begin(0.25, "Checking")
+    segmented = ["liver"] if liver is None and spleen is not None else ["liver", "spleen"]
     check_ct(ct, name)
     warnings = [*notes(ct)]
     if liver is None:
@@ -100,7 +101,7 @@ def stage(
 
         found = segment_checked(ct, name, shipped_network(model.threads), within, cancel)
         liver, spleen = found.liver, found.spleen if spleen is None else spleen
-        warnings += found.warnings
+        warnings += segmentation_warnings({o: found.volumes_ml[o] for o in segmented})
         segmentation = found.provenance
     elif segmentation is not None and not segmentation["edited"]:
         volumes = {"liver": volume_ml(liver), "spleen": 0.0}
@@ -133,7 +134,7 @@ def stage(
         None if members is None else spread(members, predicted),
     )
     provenance = _provenance(model, ct, grid)
-    provenance["segmentation"] = segmentation
+    provenance["segmentation"] = segmentation and {**segmentation, "organs": segmented}
     provenance["seconds"] = steps.end()
     return StagingResult(
         probabilities=probabilities,

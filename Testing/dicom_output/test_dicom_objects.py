@@ -154,6 +154,12 @@ def test_segments_tell_what_they_are_and_how_they_were_made(provenance, kind, tm
             (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
             assert algorithm.AlgorithmName == "V-Net"
             assert "b" * 64 in algorithm.AlgorithmParameters
+    if provenance is not None:
+        given = {**SUMMARY, "segmentation": {**provenance, "organs": ["liver"]}}
+        (dataset, *_) = written(tmp_path / "given", source_files(ct), *made, given)
+        liver, spleen = dataset.SegmentSequence
+        assert liver.SegmentAlgorithmType == kind and spleen.SegmentAlgorithmType == "MANUAL"
+        assert "user" in spleen.SegmentDescription
     only_liver = sitk.Mask(made[0], made[0] == 1)
     (dataset, *_) = written(tmp_path / "out", source_files(ct), only_liver, made[1], summary)
     assert [segment.SegmentLabel for segment in dataset.SegmentSequence] == ["Liver"]

@@ -171,6 +171,14 @@ def test_missing_and_repeated_slices_give_a_warning():
     assert repeated.outcome == WARN and repeated.values["repeated"] == 1
 
 
+def test_the_end_of_an_organ_between_two_slices_is_no_missing_slice():
+    hu = smooth_patient(24)
+    hu = hu + np.random.default_rng(0).integers(-3, 4, hu.shape, dtype=np.int16)
+    hu[12:, 16:40, 12:36] = -150  # fat below the liver
+    found = checked(image(hu))["slices"]
+    assert found.outcome == PASS and found.values["jump"] < 1.1
+
+
 def test_slices_tilted_against_the_patient_give_a_warning():
     for degrees, expected in ((10, PASS), (30, WARN)):
         ct, liver = image(hu_array()), image(liver_array())

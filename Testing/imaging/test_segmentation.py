@@ -17,6 +17,7 @@ from LiverFibrosisStagingLib.imaging.segmentation import (
     segment,
     shipped_network,
 )
+from LiverFibrosisStagingLib.report.summary import segmented_by
 
 onnx = pytest.importorskip("onnx", reason="changes the model file")
 
@@ -197,6 +198,7 @@ def test_staging_needs_a_ct_and_nothing_else(ct, found, sample, model, tmp_path)
     assert alone.measurements.keys() == given.measurements.keys()
     assert set(found.warnings) <= set(alone.warnings)
     assert given.summary()["segmentation"] is None
+    assert alone.summary()["segmentation"]["organs"] == ["liver", "spleen"]
     assert alone.summary()["segmentation"]["name"] == shipped_network().card.name
     alone.save(tmp_path / "result")
     labels = sitk.ReadImage(str(tmp_path / "result" / "organs.seg.nrrd"))
@@ -211,6 +213,11 @@ def test_a_spleen_that_is_given_is_kept(ct, sample, model):
     spleen = read_mask(sample["spleen"])
     result = stage(ct, None, spleen, model)
     assert dice(result.spleen, spleen) == 1.0
+    summary = result.summary()
+    assert summary["segmentation"]["organs"] == ["liver"]
+    assert segmented_by(summary) == "V-Net (liver), user (spleen)"
+    (warning,) = (text for text in result.warnings if "automatically" in text)
+    assert "spleen" not in warning
 
 
 def test_the_command_writes_a_label_image(sample, found, tmp_path, capsys):

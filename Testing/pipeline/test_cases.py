@@ -250,3 +250,43 @@ def test_names_in_lists_stay_unless_they_may_be_persons(tmp_path):
         )
     names = [case.name for case in read_list(tmp_path / "list.csv")]
     assert names[0] == "P7" and all(name.startswith("case-") for name in names[1:])
+
+
+def write_parts(folder, values=MASK):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 9):
+        write(folder / f"liver_segment_{number}.nii.gz", values)
+
+
+def test_masks_of_liver_segments_are_segments_of_their_case_and_no_cases(tmp_path):
+    """As TotalSegmentator writes them: beside the CT, in a folder of the case, beside DICOM."""
+    make(tmp_path, "one/ct.nii.gz", "two/scan.nii.gz", "two/scan_liver.nii.gz", "several/a.nrrd")
+    make(tmp_path, "several/b.nrrd")
+    for number, place in enumerate(("three/dicom", "four"), start=3):
+        uids = {"0020|000d": f"1.2.{number}.1", "0020|000e": f"1.2.{number}.2"}
+        write_slices(tmp_path / place, image(HU), uids)
+    write_parts(tmp_path / "one" / "segments")
+    write_parts(tmp_path / "two")
+    write_parts(tmp_path / "three" / "segments")
+    write_parts(tmp_path / "four" / "segments")
+    write_parts(tmp_path / "several" / "segments")  # of which of the two is not known
+    write_parts(tmp_path / "alone")
+    (tmp_path / "one" / "segments" / "liver_segment_3.nii.gz").write_bytes(b"damaged")
+    segments = {
+        case.name: case.segments and case.segments.relative_to(tmp_path).as_posix()
+        for case in find_cases(tmp_path)
+    }
+    assert segments == {
+        "one": "one/segments",
+        "two": "two",
+        "three": "three/segments",
+        "four": "four/segments",
+        "several/a": None,
+        "several/b": None,
+    }
+
+
+def test_a_ct_with_the_name_of_a_liver_segment_is_a_case(tmp_path):
+    make(tmp_path, "p/liver_segment_1.nii.gz")
+    (case,) = find_cases(tmp_path)
+    assert case.ct.name == "liver_segment_1.nii.gz" and case.segments is None

@@ -2,8 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
+from onnx import numpy_helper
+from tiny_models import staging_model, written
 
+from LiverFibrosisStagingLib import StagingModel
 from LiverFibrosisStagingLib.ensemble import spread
 from LiverFibrosisStagingLib.imaging.input_checks import Check
 from LiverFibrosisStagingLib.result import one_line
@@ -31,8 +35,6 @@ def test_a_stage_is_supported_if_nothing_speaks_against_it():
 
 
 def stage_rows(says_f4):
-    import numpy as np
-
     return np.array([[0, 0, 0, 0.2, 0.8]] * says_f4 + [[0.9, 0.1, 0, 0, 0]] * (5 - says_f4))
 
 
@@ -46,6 +48,30 @@ def test_weight_outside_the_organs_is_a_reason_with_its_share():
 def test_an_empty_map_is_a_reason():
     (reason,) = reasons("F4", (), {r: {"share": 0.0} for r in ("liver", "rest")}, None)
     assert "empty" in reason
+
+
+@pytest.fixture(scope="module")
+def without_weight(tmp_path_factory):
+    """A model whose scores do not depend on the CT, so that its maps are empty."""
+
+    def constant(network):
+        for weights in network.graph.initializer:
+            if weights.name == "dense":
+                zeros = np.zeros(weights.dims, np.float32)
+                weights.CopyFrom(numpy_helper.from_array(zeros, "dense"))
+
+    path = written(staging_model(), tmp_path_factory.mktemp("models") / "m.onnx", constant)
+    return StagingModel.load(path)
+
+
+def test_an_empty_map_is_said_once(sample, without_weight):
+    staged = stage(sample["ct"], sample["liver"], sample["spleen"], without_weight)
+    assert staged.body_mean == 0
+    assert sum("map is empty" in text for text in (*staged.reasons, *staged.warnings)) == 1
+    assert not staged.supported
+    other = staged.explain("F0" if staged.stage != "F0" else "F4")
+    (warning,) = (text for text in other.warnings if "map is empty" in text)
+    assert warning.endswith(f"to {other.explained}.") and other.reasons == staged.reasons
 
 
 def test_failed_checks_and_disagreeing_networks_are_reasons():

@@ -183,6 +183,10 @@ def test_strips_and_regions_have_the_numbers_of_the_result(staged_sample):
     for row in spleen.rows:
         assert list(row.values) == sorted(row.values)
         assert spleen.low <= row.values[0] < row.values[-1] < spleen.high
+    (strip,) = (each for each in content.signs if each.sign.key == "nodularity_mm10")
+    score, edge = (staged_sample.signs[f"nodularity_{key}"].value for key in ("mm10", "edge_mm"))
+    text = f"{score:.2f} tenths of a mm, on {edge:.0f} mm of the liver's edge"
+    assert strip.sentence == f"Liver surface nodularity {text}."
     measured = staged_sample.measurements
     assert [region.mean for region in content.regions] == [m["mean"] for m in measured.values()]
     usual = staged_sample.forward_pass.model.card.reference["stages"][staged_sample.stage]

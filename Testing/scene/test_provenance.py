@@ -139,7 +139,8 @@ def test_results_of_edited_or_given_masks_bring_no_segmentation(automatic):
 def test_warnings_for_unedited_automatic_masks(abdomen, automatic, model):
     edited = stage(*abdomen, model, segmentation={**NETWORK, "edited": True})
     given = stage(*abdomen, model)
-    assert edited.summary()["segmentation"] == {**NETWORK, "edited": True}
+    organs = ["liver", "spleen"]
+    assert edited.summary()["segmentation"] == {**NETWORK, "edited": True, "organs": organs}
     assert given.summary()["segmentation"] is None
     assert not any("automatically" in warning for warning in (*edited.warnings, *given.warnings))
     assert sum("automatically" in warning for warning in automatic.warnings) == 1
@@ -208,6 +209,7 @@ def test_staged_twice_on_the_panel(panel, tmp_path, scene):
         return "automatically" in ui.warningsLabel.text, written["segmentation"]
 
     network = {"name": shipped_network().card.name, "sha256": shipped_network().sha256}
+    network["organs"] = ["liver", "spleen"]
     unedited, edited = ({**network, "edited": value} for value in (False, True))
     assert staged(None) == (True, unedited)
     made = find_part(volume, "organs")

@@ -5,6 +5,8 @@ import pytest
 import SimpleITK as sitk
 from scipy.stats import spearmanr
 
+from LiverFibrosisStagingLib.report.content import sign_text
+from LiverFibrosisStagingLib.scene.sign_rows import sign_rows
 from LiverFibrosisStagingLib.signs import nodularity as module
 from LiverFibrosisStagingLib.signs.measure import measure_signs
 from LiverFibrosisStagingLib.signs.nodularity import edge_pieces, nodularity
@@ -175,6 +177,11 @@ def test_the_measured_signs_have_the_value_and_its_quality(axial):
     signs = measure_signs(*phantom(0.5), None, "")
     assert signs["nodularity_mm10"].value == pytest.approx(axial.mm10, rel=0.02)
     assert signs["nodularity_edge_mm"].value == pytest.approx(axial.edge_mm, rel=0.02)
+    basis = f", on {axial.edge_mm:.0f} mm of the liver's edge"
+    text = f"{axial.mm10:.2f} tenths of a mm{basis}"
+    assert sign_text(signs["nodularity_mm10"]) == text
+    (row,) = (row for row in sign_rows(signs) if "nodularity" in row["name"])
+    assert row["value"] == text
     assert axial.slices >= module.MIN_SLICES and axial.reason == ""
 
 

@@ -156,13 +156,15 @@ def _coded(concept: codes.Concept) -> "Dataset":
 
 
 def _segment(number: int, organ: Organ, network: Mapping[str, Any] | None) -> Any:
-    """network: which segmented the organs, and whether they were edited; None for given masks."""
+    """network: which segmented which organs, and whether they were edited; None for given masks."""
     from highdicom import UID, AlgorithmIdentificationSequence
     from highdicom.color import CIELabColor
     from highdicom.seg import SegmentDescription
     from pydicom.sr.coding import Code
 
     how, algorithm = "MANUAL", None
+    if network is not None and organ.name.lower() not in network["organs"]:
+        network = None
     if network is not None:
         how = "SEMIAUTOMATIC" if network["edited"] else "AUTOMATIC"
         algorithm = AlgorithmIdentificationSequence(

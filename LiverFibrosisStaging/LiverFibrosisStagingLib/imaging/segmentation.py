@@ -219,8 +219,8 @@ def segment_checked(
 
 
 def segmentation_warnings(volumes_ml: dict[str, float]) -> tuple[str, ...]:
-    """Warnings for an automatic segmentation; a volume of 0 means that the organ was not found."""
-    missing = () if volumes_ml["spleen"] else ("No spleen was found; it is not measured.",)
+    """Warnings for the organs that were segmented automatically, 0 mL if one was not found."""
+    missing = ("No spleen was found; it is not measured.",) if volumes_ml.get("spleen") == 0 else ()
     found = ", ".join(f"{organ} {volume:.0f} mL" for organ, volume in volumes_ml.items())
     return *missing, f"The organs were segmented automatically ({found}); check the masks."
 

@@ -34,7 +34,6 @@ SIGN_NAMES = {
     "lsvr": "Segmental volume ratio (LSVR)",
     "caudate_right_ratio": "Caudate to right lobe",
     "nodularity_mm10": "Surface nodularity",
-    "nodularity_edge_mm": "Edge used for nodularity",
 }
 STRIPS_NOTE = (
     "Strips: pale, the central 90 % of a group, or the published interval; dark, its central 50 %; "
@@ -191,11 +190,11 @@ def report_content(
         sources=tuple(dict.fromkeys(strip.source for strip in placed)),
         measured=tuple(
             (sign_name(found), sign_text(found))
-            for found in signs.measurements
+            for found in shown_signs(signs)
             if found.value is not None
         ),
         missing=tuple(
-            (sign_name(found), found.reason) for found in signs.measurements if found.value is None
+            (sign_name(found), found.reason) for found in shown_signs(signs) if found.value is None
         ),
         steatosis=signs.steatosis.sentence,
         regions=regions,
@@ -228,17 +227,24 @@ def _range(found: Sequence[float] | None) -> tuple[float, float] | None:
     return None if found is None else (float(found[0]), float(found[1]))
 
 
+def shown_signs(signs: MeasuredSigns) -> tuple[Measurement, ...]:
+    """The signs of a table; the length of the edge is said with the nodularity (`sign_text`)."""
+    return tuple(each for each in signs.measurements if each.key != "nodularity_edge_mm")
+
+
 def sign_name(found: Measurement) -> str:
     """A sign's name, for tables."""
     return SIGN_NAMES.get(found.key, found.key.replace("_", " "))
 
 
 def sign_text(found: Measurement) -> str:
-    """A measured sign's value with its unit."""
+    """A measured sign's value with its unit, and what it was measured on."""
     known = published_signs().signs.get(found.key)
     if known is not None:
-        return known.text(found.value)
-    return f"{found.value:.0f} {found.unit}" if found.unit else f"{found.value:.3g}"
+        text = known.text(found.value)
+    else:
+        text = f"{found.value:.0f} {found.unit}" if found.unit else f"{found.value:.3g}"
+    return f"{text}, {found.basis}" if found.basis else text
 
 
 def _strip(strip: Strip) -> SignStrip | None:
@@ -248,7 +254,7 @@ def _strip(strip: Strip) -> SignStrip | None:
         value, sentence = found.value, found.sentence
     elif strip.measurement.value is not None:
         value = strip.measurement.value
-        sentence = f"{sign.name} {sign.text(value)}."
+        sentence = f"{sign.name} {sign_text(strip.measurement)}."
     else:
         return None
     shares = (

@@ -24,10 +24,12 @@ def group_stages(name: str) -> str:
 
 
 def segmented_by(summary: Mapping[str, Any]) -> str:
-    """Who segmented the organs: "V-Net", "V-Net, edited" or "User"."""
+    """Who segmented the organs, such as "V-Net", "V-Net, edited" or "User"."""
     segmentation = summary["segmentation"]
     if segmentation is None:
         return "User"
+    if segmentation.get("organs") == ["liver"]:
+        return "V-Net (liver), user (spleen)"
     return "V-Net, edited" if segmentation.get("edited") else "V-Net"
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..report.content import sign_name, sign_text
+from ..report.content import shown_signs, sign_name, sign_text
 from ..signs.measure import MeasuredSigns, Measurement
 from ..signs.placing import place_signs
 from ..signs.published import Source, published_signs
@@ -18,7 +18,7 @@ def sign_rows(signs: MeasuredSigns) -> list[dict[str, Any]]:
     reason why it is not measurable or not comparable.
     """
     rows = []
-    for found in signs.measurements:
+    for found in shown_signs(signs):
         published = published_signs().signs.get(found.key)
         notes = [] if found.value is not None else [_note(found.reason)]
         if found.value is not None and published is not None and not published.comparable:

@@ -54,7 +54,7 @@ UNITS = {
     "liver_ml_per_m2": "mL/m2",
     "lsvr": "",
     "caudate_right_ratio": "",
-    "nodularity_mm10": "0.1 mm",
+    "nodularity_mm10": "tenths of a mm",
     "nodularity_edge_mm": "mm",
     "liver_mean_hu": "HU",
     "liver_sd_hu": "HU",
@@ -69,12 +69,14 @@ class Measurement:
     """The value of a sign; None if it is not measurable, with the reason.
 
     at_least: lower bound of the volume of an organ that the scan's edge cuts off; otherwise None.
+    basis: in words, what the value was measured on, where its reliability depends on it.
     """
 
     key: str
     value: float | None
     reason: str = ""
     at_least: float | None = None
+    basis: str = ""
 
     @property
     def unit(self) -> str:
@@ -277,8 +279,9 @@ def _nodularity(ct: sitk.Image, liver: sitk.Image | None, organ: _Organ) -> list
         found = Nodularity(None, 0.0, 0, organ.hu_reason)
     else:
         found = nodularity(ct, liver, organ.median)
+    basis = f"on {found.edge_mm:.0f} mm of the liver's edge"
     return [
-        Measurement("nodularity_mm10", found.mm10, found.reason),
+        Measurement("nodularity_mm10", found.mm10, found.reason, basis=basis),
         Measurement("nodularity_edge_mm", found.edge_mm),
     ]
 
