@@ -36,6 +36,9 @@ UNITS: dict[str, Concept] = {
     "": ("1", "UCUM", "no units"),
     "%": ("%", "UCUM", "Percent"),
     "mL": ("mL", "UCUM", "milliliter"),
+    "mL/m2": ("mL/m2", "UCUM", "milliliter per square meter"),
+    "mm": ("mm", "UCUM", "millimeter"),
+    "tenths of a mm": ("10*-4.m", "UCUM", "tenth of a millimeter"),
     "HU": ("[hnsf'U]", "UCUM", "Hounsfield unit"),
 }
 
@@ -91,5 +94,23 @@ ORGAN_SIGNS: dict[str, tuple[str, Concept, Concept | None, Concept | None]] = {
 }
 OTHER_SIGNS: dict[str, Concept] = {
     "spleen_liver_ratio": ("SPLEEN_TO_LIVER", PRIVATE, "Spleen volume divided by liver volume"),
+    "liver_ml_per_m2": ("LIVER_PER_BSA", PRIVATE, "Liver volume per body surface area"),
+    "spleen_ml_per_m2": ("SPLEEN_PER_BSA", PRIVATE, "Spleen volume per body surface area"),
+    "lsvr": ("LSVR", PRIVATE, "Volume of liver segments I-III divided by that of IV-VIII"),
+    "caudate_right_ratio": (
+        "CAUDATE_TO_RIGHT",
+        PRIVATE,
+        "Caudate volume divided by right lobe volume",
+    ),
+    "nodularity_mm10": (
+        "NODULARITY",
+        PRIVATE,
+        "Liver surface nodularity: mean distance from a smooth edge",
+    ),
+    "nodularity_edge_mm": (
+        "NODULARITY_EDGE",
+        PRIVATE,
+        "Length of liver edge used for the nodularity",
+    ),
     "liver_minus_spleen_hu": ("LIVER_MINUS_SPL", PRIVATE, "Mean HU of liver minus that of spleen"),
 }
