@@ -303,6 +303,17 @@ def test_long_and_many_warnings_stay_in_their_panel(case, picture):
         assert not differs.any()
 
 
+def test_reasons_are_written_in_full_and_not_again_as_warnings(case):
+    reason = "The HU are those of an arterial CT (HU: aorta 312, liver 54); another is needed."
+    second = "91 % of the location map's weight lies outside liver and spleen."
+    one = render_overview(**case, **findings(reasons=(reason,)))
+    two = render_overview(**case, **findings(reasons=(reason, second), warnings=(reason, second)))
+    top = overview._AXIALS.y
+    assert np.array_equal(one[top:], two[top:])
+    assert close_to(two[66:top, :400] / 255.0, np.array(drawing.ACCENT), 0.1).sum() > 50
+    assert close_to(one[66:top, :400] / 255.0, np.array(drawing.ACCENT), 0.1).sum() == 0
+
+
 def test_long_training_text_does_not_touch_the_research_sentence(case, picture):
     drawn = render_overview(**case, **findings(model_training="a very long list of sources " * 50))
     differs = np.nonzero((drawn != picture).any(axis=2))

@@ -27,6 +27,7 @@ from .content import (
     SignStrip,
     fraction,
     percent,
+    source_text,
 )
 from .drawing import Color, encode_png
 from .pictures import Picture
@@ -150,7 +151,7 @@ def _sign(strip: SignStrip) -> str:
     )
     return (
         f"<h3>{escape(strip.sentence)}</h3>{table if rows else ''}"
-        f'<p class="quiet">{_link(source.link, source.name)}: {escape(strip.note)}</p>'
+        f'<p class="quiet">{_link(source.link, source.name)}. {escape(strip.note)}</p>'
     )
 
 
@@ -161,7 +162,9 @@ def _link(address: str, text: str) -> str:
 def _sources(sources: Sequence[Source]) -> str:
     if not sources:
         return ""
-    items = "".join(f"<li>{escape(s.citation)}. {_link(s.link, s.link)}</li>" for s in sources)
+    items = "".join(
+        f"<li>{escape(f'{s.name}: {source_text(s)}')} {_link(s.link, s.link)}</li>" for s in sources
+    )
     return f'<h3>Sources</h3><ul class="sources">{items}</ul>'
 
 
