@@ -269,7 +269,9 @@ def test_an_unsupported_stage_is_grey_with_its_reasons(case, picture):
     long = render_overview(**case, **findings(reasons=[reason] * 9))
     changed = np.nonzero((long != drawn).any(axis=2))
     assert changed[0].max() < overview._AXIALS.y
-    assert changed[1].max() < 20 + overview._TITLE_WIDTH + 5
+    right = 20 + overview._TITLE_WIDTH + 5
+    beside = drawing.Box(right, 0, overview.WIDTH - right, overview._AXIALS.y)
+    assert accent(long, beside) == 0, "long reasons end with an ellipsis"
 
 
 def test_signs_stay_in_their_panel(case, picture):

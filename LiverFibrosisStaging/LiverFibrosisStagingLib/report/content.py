@@ -294,7 +294,7 @@ def _share(percentile: float, at_least: bool) -> str:
     if percentile > 99:
         return "> 99 %"
     if at_least:
-        return f"\u2265 {percentile:.0f} %"
+        return f"\u2265 {percentile:.0f} %" if percentile >= 0.5 else "not known"
     return "< 1 %" if percentile < 1 else f"{percentile:.0f} %"
 
 

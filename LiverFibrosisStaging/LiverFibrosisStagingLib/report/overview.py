@@ -110,8 +110,7 @@ def _draw_title(
         first, *more = pen.wrap(" ".join(reasons), _TITLE_WIDTH, 18)
         pen.text(first, 20, 44, 18, ACCENT)
         if more:
-            second = _fitted(pen, " ".join(more), _TITLE_WIDTH, 18)
-            pen.text(second, 20, 66, 18, ACCENT)
+            pen.text(_fitted(pen, " ".join(more), _TITLE_WIDTH, 18), 20, 66, 18, ACCENT)
             map_title = f"Grad-CAM for {what}"
         else:
             pen.text(colors, 20, 68, 17, MUTED)

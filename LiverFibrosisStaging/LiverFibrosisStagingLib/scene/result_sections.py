@@ -11,11 +11,11 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from ..imaging.input_checks import PASS, REFUSE, WARN
-from ..report.colors import BAND_COUNT, BANDS
+from ..report.colors import BAND_COUNT, BANDS, css
 from ..report.content import OUTCOMES, Region, percent, usual_regions
 from ..report.summary import further_warnings
 
-_OF_PATIENT = "#" + "".join(f"{round(255 * part):02x}" for part in BANDS[BAND_COUNT // 2].rgb)
+_OF_PATIENT = css(BANDS[BAND_COUNT // 2].rgb)
 _BAR_WIDTH = 120  # pixels, of the longest bar
 _OF_REFERENCE = "#8a8a8a"  # visible on light and dark backgrounds
 
