@@ -22,6 +22,7 @@ from LiverFibrosisStagingLib.report.page import report_page
 from LiverFibrosisStagingLib.report.pictures import pictures
 from LiverFibrosisStagingLib.report.slices import Slices
 from LiverFibrosisStagingLib.report.viewer import FIRST_HU, MAX_SLICES, STEP_HU, viewer_slices
+from LiverFibrosisStagingLib.signs.measure import Measurement
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_BYTES = 15e6
@@ -267,6 +268,16 @@ def test_a_warning_that_a_check_states_is_shown_once(staged_sample):
     page = report_page(content_of(result), (), viewer_of(result))
     assert Text(page).text.count(check.sentence) == 1
     assert "Another warning." in Text(page).text
+
+
+def test_a_lower_bound_that_exceeds_no_group_is_stated_once_without_percentages(staged_sample):
+    cut_off = Measurement("liver_volume_ml", None, "Cut off.", at_least=20.0)
+    signs = replace(staged_sample.signs, measurements=(cut_off,))
+    result = replace(staged_sample, signs=signs)
+    sentences = [each for each in result.summary()["signs_placed"] if "at least 20 mL" in each]
+    assert len(result.placements) == 2 and len(sentences) == 1
+    notes = {row.note for strip in content_of(result).signs for row in strip.rows}
+    assert notes == {"not known", "central 95 %"}
 
 
 def test_sources_have_their_cohort_once(staged_sample):
