@@ -81,9 +81,11 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
     print(f"Signs: {result.agreement.sentence}")
     print(f"Pattern of the location map: {result.pattern.name or 'none'}")
     for warning in result.warnings:
-        print(f"Warning: {warning}")
+        if warning not in result.reasons:  # which are in the first line
+            print(f"Warning: {warning}")
     print(f"{RESEARCH_USE} Model: {result.provenance['model']['trained_on']}")
-    print(f"Overview, location map and numbers: {folder}")
+    written = "Report, overview" if options.report else "Overview"
+    print(f"{written}, location map and numbers: {folder}")
     return DONE
 
 

@@ -173,10 +173,10 @@ def pattern(measurements: Measurements, limits: Thresholds) -> Pattern:
     else:
         name = MIXED if max(parts) > rest else ELSEWHERE
     sentence = (
-        f"Surface over core {_number(surface)} (pattern above {limits.surface_to_core:.2f}), lower "
-        f"of core and spleen over the rest {_number(organs)} (pattern above "
-        f"{limits.organs_over_rest:.2f}), highest part over the rest "
-        f"{_number(_over(max(parts), rest))}."
+        f"Mean of the surface over the core: {_number(surface)} (surface pattern: above "
+        f"{limits.surface_to_core:.2f}); lower of core and spleen over the rest of the body: "
+        f"{_number(organs)} (core and spleen: above {limits.organs_over_rest:.2f}); highest region "
+        f"over the rest: {_number(_over(max(parts), rest))}."
     )
     return Pattern(name, sentence)
 

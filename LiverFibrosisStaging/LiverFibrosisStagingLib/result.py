@@ -22,9 +22,9 @@ from .imaging.itk_files import itk_path
 from .imaging.organs import LIVER_LABEL, SPLEEN_LABEL, write_labels
 from .imaging.reading import source_files
 from .signs.measure import MeasuredSigns
-from .signs.placing import Placement
+from .signs.placing import Placement, place_signs
 from .stages import GROUPS, RESEARCH_USE, STAGES
-from .support import Agreement, agreement, placements
+from .support import Agreement, agreement
 
 SCHEMA = 3
 BANDS_TEXT = "10 % steps of this case's own maximum"
@@ -89,7 +89,7 @@ class StagingResult:
     @property
     def placements(self) -> tuple[Placement, ...]:
         """The signs among the published groups, one for each sign and source."""
-        return placements(self.signs)
+        return place_signs(self.signs)
 
     @property
     def source_files(self) -> tuple[Path, ...]:
@@ -210,7 +210,8 @@ class StagingResult:
     def _signs_placed(self) -> list[str]:
         steatosis = self.signs.steatosis
         hint = [steatosis.sentence] if steatosis.assessed else []
-        return [each.sentence for each in self.placements] + hint
+        sentences = [each.sentence for each in self.placements]
+        return list(dict.fromkeys(sentences)) + hint  # one may hold for several sources
 
     def save(
         self,

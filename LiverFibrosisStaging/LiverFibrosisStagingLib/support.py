@@ -7,8 +7,7 @@ from typing import Any
 from .analysis import Measurements
 from .ensemble import disagreement
 from .imaging.input_checks import PHASE, REFUSE, WARN, Check
-from .signs.measure import MeasuredSigns
-from .signs.placing import HIGH, LOW, Placement, place_signs
+from .signs.placing import HIGH, LOW, Placement
 from .signs.published import published_signs
 from .stages import STAGES
 
@@ -41,11 +40,6 @@ def reasons(
     if spread is not None:
         found += disagreement(spread, stage)
     return tuple(found)
-
-
-def placements(signs: MeasuredSigns) -> tuple[Placement, ...]:
-    """The measured signs among the published groups, one for each sign and source."""
-    return place_signs(signs)
 
 
 @dataclass(frozen=True)

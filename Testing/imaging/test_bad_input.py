@@ -102,7 +102,7 @@ def test_a_modality_that_is_not_ct_is_refused():
 
 def test_one_label_given_for_both_organs_is_refused():
     liver = image(liver_array())
-    with pytest.raises(StagingError, match="100% of the spleen mask is also in the liver mask"):
+    with pytest.raises(StagingError, match="100 % of the spleen mask is also in the liver mask"):
         check_organs(image(hu_array()), liver, liver, "ct")
 
 

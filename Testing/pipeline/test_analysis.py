@@ -150,7 +150,7 @@ def test_patterns_follow_the_written_rule():
     assert named(0.0, 0.0, 0.0, 0.0) == ""
     without = measured(liver_surface=1.0, liver_core=2.0, rest=0.8)
     assert pattern(without, Thresholds()).name == "mixed", "unknown without a spleen"
-    assert "core and spleen over the rest not measurable" in pattern(without, Thresholds()).sentence
+    assert "over the rest of the body: not measurable" in pattern(without, Thresholds()).sentence
 
 
 def test_patterns_keep_to_the_models_thresholds():

@@ -158,6 +158,7 @@ def test_a_ct_without_contrast_is_refused_unless_any_phase_is_allowed(sample, tm
     assert "plain.nii.gz: the HU are those of an unenhanced CT" in error
     assert len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
     assert main([*command, "--strict", "--any-phase"]) == 0
+    assert capsys.readouterr().out.count("The HU are those of an unenhanced CT") == 1
     result = json.loads((tmp_path / "out" / "staging.json").read_text(encoding="utf-8"))
     assert result["phase"] == "unenhanced" and not result["supported"]
     (phase,) = (check for check in result["checks"] if check["outcome"] != "pass")

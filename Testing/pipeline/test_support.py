@@ -12,10 +12,10 @@ from LiverFibrosisStagingLib.ensemble import spread
 from LiverFibrosisStagingLib.imaging.input_checks import Check
 from LiverFibrosisStagingLib.result import one_line
 from LiverFibrosisStagingLib.signs.measure import Measurement, measure_signs
-from LiverFibrosisStagingLib.signs.placing import place
+from LiverFibrosisStagingLib.signs.placing import place, place_signs
 from LiverFibrosisStagingLib.signs.published import published_signs
 from LiverFibrosisStagingLib.staging import stage
-from LiverFibrosisStagingLib.support import agreement, placements, reasons
+from LiverFibrosisStagingLib.support import agreement, reasons
 
 
 def shares(rest=0.3, **others):
@@ -141,7 +141,7 @@ def result(sample, single):
 
 
 def test_only_measured_and_published_signs_are_placed(sample, result):
-    assert {each.sign.key for each in placements(result.signs)} == {
+    assert {each.sign.key for each in place_signs(result.signs)} == {
         found.key
         for found in result.signs.measurements
         if found.value is not None
@@ -151,7 +151,7 @@ def test_only_measured_and_published_signs_are_placed(sample, result):
         )
     }
     missing = (Measurement("spleen_volume_ml", None, "There is none."),)
-    assert placements(dataclasses.replace(result.signs, measurements=missing)) == ()
+    assert place_signs(dataclasses.replace(result.signs, measurements=missing)) == ()
 
 
 def test_result_carries_signs_as_measured(result):

@@ -269,7 +269,9 @@ def test_an_unsupported_stage_is_grey_with_its_reasons(case, picture):
     long = render_overview(**case, **findings(reasons=[reason] * 9))
     changed = np.nonzero((long != drawn).any(axis=2))
     assert changed[0].max() < overview._AXIALS.y
-    assert changed[1].max() < 20 + overview._TITLE_WIDTH + 5
+    right = 20 + overview._TITLE_WIDTH + 5
+    beside = drawing.Box(right, 0, overview.WIDTH - right, overview._AXIALS.y)
+    assert accent(long, beside) == 0, "long reasons end with an ellipsis"
 
 
 def test_signs_stay_in_their_panel(case, picture):
@@ -301,6 +303,17 @@ def test_long_and_many_warnings_stay_in_their_panel(case, picture):
         assert differs[box.y : box.y + box.height, box.x : box.x + box.width].any()
         differs[box.y : box.y + box.height, box.x : box.x + box.width] = False
         assert not differs.any()
+
+
+def test_reasons_are_written_in_full_and_not_again_as_warnings(case):
+    reason = "The HU are those of an arterial CT (HU: aorta 312, liver 54); another is needed."
+    second = "91 % of the location map's weight lies outside liver and spleen."
+    one = render_overview(**case, **findings(reasons=(reason,)))
+    two = render_overview(**case, **findings(reasons=(reason, second), warnings=(reason, second)))
+    top = overview._AXIALS.y
+    assert np.array_equal(one[top:], two[top:])
+    assert close_to(two[66:top, :400] / 255.0, np.array(drawing.ACCENT), 0.1).sum() > 50
+    assert close_to(one[66:top, :400] / 255.0, np.array(drawing.ACCENT), 0.1).sum() == 0
 
 
 def test_long_training_text_does_not_touch_the_research_sentence(case, picture):

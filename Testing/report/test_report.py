@@ -22,6 +22,7 @@ from LiverFibrosisStagingLib.report.page import report_page
 from LiverFibrosisStagingLib.report.pictures import pictures
 from LiverFibrosisStagingLib.report.slices import Slices
 from LiverFibrosisStagingLib.report.viewer import FIRST_HU, MAX_SLICES, STEP_HU, viewer_slices
+from LiverFibrosisStagingLib.signs.measure import Measurement
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_BYTES = 15e6
@@ -250,10 +251,52 @@ def test_an_unsupported_stage_is_not_the_headline(staged_sample):
     assert re.search(r'<h1 id="headline">([^<]*)</h1>', supported)[1] == staged_sample.stage
 
 
+def test_regions_have_a_reference_only_where_they_were_compared(staged_sample):
+    usual = {region.name: region.usual for region in content_of(staged_sample).regions}
+    assert usual["Liver surface"] is not None and usual["Liver core"] is not None
+    thick = dict(staged_sample.summary()["location_map"])
+    thick["percentiles"] = {
+        region: at
+        for region, at in staged_sample.percentiles.items()
+        if region not in ("liver_surface", "liver_core")  # as for another thickness
+    }
+    content = content_of(staged_sample, location_map=thick)
+    without = {region.name for region in content.regions if region.usual is None}
+    assert without == {"Liver surface", "Liver core"}
+
+
+def test_a_warning_that_a_check_states_is_shown_once(staged_sample):
+    check = Check("noise", "Noise", "warn", "The noise is 25 HU.", {})
+    warnings = (check.sentence, "Another warning.")
+    result = replace(staged_sample, checks=(check,), staging_warnings=warnings, map_warnings=())
+    page = report_page(content_of(result), (), viewer_of(result))
+    assert Text(page).text.count(check.sentence) == 1
+    assert "Another warning." in Text(page).text
+
+
+def test_a_lower_bound_that_exceeds_no_group_is_stated_once_without_percentages(staged_sample):
+    cut_off = Measurement("liver_volume_ml", None, "Cut off.", at_least=20.0)
+    signs = replace(staged_sample.signs, measurements=(cut_off,))
+    result = replace(staged_sample, signs=signs)
+    sentences = [each for each in result.summary()["signs_placed"] if "at least 20 mL" in each]
+    assert len(result.placements) == 2 and len(sentences) == 1
+    notes = {row.note for strip in content_of(result).signs for row in strip.rows}
+    assert notes == {"not known", "central 95 %"}
+
+
+def test_sources_have_their_cohort_once(staged_sample):
+    text = Text(report_page(content_of(staged_sample), (), viewer_of(staged_sample))).text
+    sources = {placement.source for placement in staged_sample.placements}
+    assert len(sources) < len(staged_sample.placements)
+    for source in sources:
+        assert text.count(f"n = {source.n}; {source.cohort}; {source.technique}.") == 1
+
+
 def test_text_cannot_become_markup_or_end_a_script(staged_sample):
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \" ' $style ${slices}"
     check = Check("phase", evil, "warn", evil, {})
-    result = replace(staged_sample, reasons=(evil,), checks=(check,), staging_warnings=(evil,))
+    warned = (evil, f"Further: {evil}")
+    result = replace(staged_sample, reasons=(evil,), checks=(check,), staging_warnings=warned)
     viewer = viewer_of(result)
     data = {**viewer.data(), "tiles": [evil]}
     changed = type("Viewer", (), {"data": lambda self: data})()

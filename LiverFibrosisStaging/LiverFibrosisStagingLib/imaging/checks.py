@@ -83,8 +83,8 @@ def check_organs(ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None, n
         shared = sitk.GetArrayViewFromImage(liver)[spleen_box][spleen_inside] != 0
         if shared.mean() > _SHARED_SPLEEN:
             raise StagingError(
-                f"{name}: {shared.mean():.0%} of the spleen mask is also in the liver mask; each "
-                "organ needs its own label."
+                f"{name}: {100 * shared.mean():.0f} % of the spleen mask is also in the liver "
+                "mask; each organ needs its own label."
             )
 
 

@@ -305,6 +305,9 @@ def _field_of_view(ct: sitk.Image, scan: CoarseScan, organs: dict[str, sitk.Imag
 
     touching = [o for o, m in masks.items() if sitk.GetArrayViewFromImage(m)[:, edge].any()]
     shape = "round" if is_round else "rectangular"
+    at_edge_of_field = (
+        f"{100 * share:.0f} % of the body's outline lies at the edge of the {shape} field of view"
+    )
     concern = ""
     if touching:
         concern = (
@@ -312,11 +315,8 @@ def _field_of_view(ct: sitk.Image, scan: CoarseScan, organs: dict[str, sitk.Imag
             "plane; part may be missing."
         )
     elif share > CUT_OUTLINE:
-        concern = (
-            f"{share:.0%} of the body's outline lie at the edge of the {shape} field of view; the "
-            "whole abdomen in plane is expected."
-        )
-    passed = f"{share:.0%} of the body's outline lie at the edge of the {shape} field of view."
+        concern = f"{at_edge_of_field}; the whole abdomen in plane is expected."
+    passed = f"{at_edge_of_field}."
     values: dict[str, float | str] = {"outline_at_edge": share, "field": shape}
     return _check("field_of_view", "Field of view", concern, passed, values)
 

@@ -5,6 +5,7 @@ lightness increases steadily, so that the order of the bands is visible with col
 greyscale prints. Opacity increases as well: low attention tints the anatomy only slightly.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,3 +92,8 @@ def color_slice(labels: np.ndarray, grey: np.ndarray) -> np.ndarray:
     table = band_rgba().astype(np.float32)[labels]
     color, opacity = table[..., :3], table[..., 3:]
     return np.asarray(grey, np.float32)[..., None] * (1 - opacity) + color * opacity
+
+
+def css(rgb: Sequence[float]) -> str:
+    """An sRGB colour 0..1 for HTML, as "#rrggbb"."""
+    return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)

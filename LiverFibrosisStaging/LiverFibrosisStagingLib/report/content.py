@@ -15,7 +15,7 @@ from ..signs.measure import MeasuredSigns, Measurement
 from ..signs.placing import Strip, strips
 from ..signs.published import Sign, Source, published_signs
 from ..stages import GROUPS, STAGES
-from .summary import REGION_NAMES, group_label, segmented_by
+from .summary import REGION_NAMES, further_warnings, group_label, segmented_by
 
 TITLE = "Liver fibrosis staging on CT"
 # Of a group in a strip: its central 90 % and 50 %, and its median.
@@ -70,8 +70,8 @@ class Row:
 class SignStrip:
     """A measured sign among the groups of one source, on an axis from `low` to `high` in its unit.
 
-    rows: none for a sign that is not comparable; sentence: the value in words; note: on the cohort,
-    the technique and the distribution.
+    rows: none for a sign that is not comparable; sentence: the value in words; note: on the sign
+    and its distribution.
     """
 
     sign: Sign
@@ -212,7 +212,7 @@ def report_content(
         checks=tuple(
             (check["name"], check["outcome"], check["sentence"]) for check in summary["checks"]
         ),
-        warnings=tuple(summary["warnings"]),
+        warnings=further_warnings(summary),
         model=_model(summary, training),
         basis=_basis(summary),
     )
@@ -247,6 +247,12 @@ def sign_text(found: Measurement) -> str:
     return f"{text}, {found.basis}" if found.basis else text
 
 
+def source_text(source: Source) -> str:
+    """A source's citation, cohort and technique."""
+    about = f"{source.citation}. n = {source.n}; {source.cohort}; {source.technique}."
+    return f"{about} {source.remark}".rstrip()
+
+
 def _strip(strip: Strip) -> SignStrip | None:
     """None for a sign without a value; the reason is among the signs that are not measurable."""
     sign, source, found = strip.sign, strip.source, strip.placement
@@ -276,8 +282,6 @@ def _strip(strip: Strip) -> SignStrip | None:
         rows.append(Row(interval.group, (interval.low, interval.high), note))
     values = [value, *(end for row in rows for end in row.values)]
     low, high = min(0.0, *values), max(values)
-    about = [f"n = {source.n}; {source.cohort}; {source.technique}.", source.remark]
-    about += [] if interval is not None else [sign.remark]
     return SignStrip(
         sign,
         source,
@@ -287,7 +291,7 @@ def _strip(strip: Strip) -> SignStrip | None:
         interval is not None,
         low,
         high + 0.05 * (high - low),
-        " ".join(filter(None, about)),
+        "" if interval is not None else sign.remark,
     )
 
 
@@ -296,7 +300,7 @@ def _share(percentile: float, at_least: bool) -> str:
     if percentile > 99:
         return "> 99 %"
     if at_least:
-        return f"\u2265 {percentile:.0f} %"
+        return f"\u2265 {percentile:.0f} %" if percentile >= 0.5 else "not known"
     return "< 1 %" if percentile < 1 else f"{percentile:.0f} %"
 
 
@@ -305,14 +309,15 @@ def usual_regions(
 ) -> tuple[tuple[Region, ...], str]:
     """The regions, and a sentence on their reference, where the map can be compared with it."""
     stage, explained = summary["stage"], summary["location_map"]["explained"]
-    usual = reference["stages"][stage] if summary["location_map"]["percentiles"] else None
+    compared = summary["location_map"]["percentiles"]  # not surface and core of another thickness
+    usual = reference["stages"][stage] if compared else None
     regions = tuple(
         Region(
             REGION_NAMES[key],
             values["mean"],
             values["share"],
             values["volume_ml"],
-            tuple(usual[key]) if usual and key in usual else None,
+            tuple(usual[key]) if usual and key in compared else None,
         )
         for key, values in summary["measurements"].items()
     )

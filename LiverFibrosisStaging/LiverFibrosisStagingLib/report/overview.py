@@ -91,7 +91,8 @@ def render_overview(
     if ensemble is not None:
         _draw_agreement(pen, _PANELS[1], ensemble, stage)
     _draw_measurements(pen, _LOWER_PANELS[0], measurements, pattern)
-    _draw_notes(pen, _LOWER_PANELS[1], agreement, warnings)
+    further = [warning for warning in warnings if warning not in reasons]
+    _draw_notes(pen, _LOWER_PANELS[1], agreement, further)
     _draw_footer(pen, model_name, model_training)
     return pen.picture()
 
@@ -102,18 +103,24 @@ def _draw_title(
     """The stage in large letters; if it is not supported, the reasons, and the stage in grey."""
     what = group_label(explained) if explained in GROUPS else explained
     colors = f"Colours show how much each region contributed to the score for {what}"
+    map_title = "Grad-CAM location map"
     if reasons:
         x = 20 + pen.text("Stage not supported", 20, 10, 28, WHITE, bold=True) + 20
         pen.text(f"{stage}, probability {_percent(probability)}", x, 14, 22, MUTED)
-        pen.text(_fitted(pen, " ".join(reasons), _TITLE_WIDTH, 18), 20, 44, 18, ACCENT)
-        pen.text(colors, 20, 68, 17, MUTED)
+        first, *more = pen.wrap(" ".join(reasons), _TITLE_WIDTH, 18)
+        pen.text(first, 20, 44, 18, ACCENT)
+        if more:
+            pen.text(_fitted(pen, " ".join(more), _TITLE_WIDTH, 18), 20, 66, 18, ACCENT)
+            map_title = f"Grad-CAM for {what}"
+        else:
+            pen.text(colors, 20, 68, 17, MUTED)
     else:
         x = 20 + pen.text(stage, 20, 18, 66, ACCENT, bold=True) + 24
         title = f"Predicted fibrosis stage {stage}, probability {_percent(probability)}"
         pen.text(title, x, 20, 30)
         pen.text(colors, x, 56, 20, MUTED)
     pen.text("Liver fibrosis staging on CT", 1580, 24, 22, WHITE, align=1)
-    pen.text("Grad-CAM location map", 1580, 56, 20, MUTED, align=1)
+    pen.text(map_title, 1580, 56, 20, MUTED, align=1)
 
 
 def _draw_slices(pen: Pen, slices: Slices) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..resources import report_template
 from ..signs.published import Source
-from .colors import BANDS
+from .colors import BANDS, css
 from .content import (
     OUTCOMES,
     STRIPS_NOTE,
@@ -27,8 +27,9 @@ from .content import (
     SignStrip,
     fraction,
     percent,
+    source_text,
 )
-from .drawing import Color, encode_png
+from .drawing import encode_png
 from .pictures import Picture
 from .slices import LIVER_COLOR, SPLEEN_COLOR
 from .viewer import ViewerSlices
@@ -150,7 +151,7 @@ def _sign(strip: SignStrip) -> str:
     )
     return (
         f"<h3>{escape(strip.sentence)}</h3>{table if rows else ''}"
-        f'<p class="quiet">{_link(source.link, source.name)}: {escape(strip.note)}</p>'
+        f'<p class="quiet">{_link(source.link, source.name)}. {escape(strip.note)}</p>'
     )
 
 
@@ -161,7 +162,9 @@ def _link(address: str, text: str) -> str:
 def _sources(sources: Sequence[Source]) -> str:
     if not sources:
         return ""
-    items = "".join(f"<li>{escape(s.citation)}. {_link(s.link, s.link)}</li>" for s in sources)
+    items = "".join(
+        f"<li>{escape(f'{s.name}: {source_text(s)}')} {_link(s.link, s.link)}</li>" for s in sources
+    )
     return f'<h3>Sources</h3><ul class="sources">{items}</ul>'
 
 
@@ -234,13 +237,13 @@ def _picture(picture: Picture) -> str:
 def _legend(has_spleen: bool) -> str:
     width = 100 / (len(BANDS) - 1)
     swatches = "".join(
-        f'<rect x="{width * k:g}%" width="{width:g}%" height="10" fill="{_css(band.rgb)}"/>'
+        f'<rect x="{width * k:g}%" width="{width:g}%" height="10" fill="{css(band.rgb)}"/>'
         for k, band in enumerate(BANDS[1:])
     )
     organs = [("Liver", LIVER_COLOR), *([("Spleen", SPLEEN_COLOR)] if has_spleen else [])]
     keys = "".join(
         f'<span><svg height="10" aria-hidden="true"><rect width="100%" y="2" height="6" '
-        f'fill="{_css(color)}"/></svg>{name}</span>'
+        f'fill="{css(color)}"/></svg>{name}</span>'
         for name, color in organs
     )
     return (
@@ -248,7 +251,3 @@ def _legend(has_spleen: bool) -> str:
         "<span>of this case's maximum</span><span>100 %</span></div>"
         f'<div class="keys">{keys}</div></div>'
     )
-
-
-def _css(color: Color) -> str:
-    return "#" + "".join(f"{round(255 * part):02x}" for part in color)

@@ -25,6 +25,7 @@ from .content import (
     SignStrip,
     fraction,
     percent,
+    source_text,
 )
 from .pictures import Picture
 from .slices import LIVER_COLOR, SPLEEN_COLOR
@@ -65,8 +66,9 @@ def pdf_pages(report: Report, pictures: Sequence[Picture]) -> list[Figure]:
     _signs(flow, report)
     _why(flow, report)
     _checks(flow, report)
-    _facts(flow, "Model", report.model)
+    _facts(flow, "Model", report.model, 96)
     _facts(flow, "What the result rests on", report.basis)
+    _sources(flow, report)
     for number, page in enumerate(flow.pages, start=1):
         of = f"{number} / {len(flow.pages)}"
         page.text(of, _WIDTH - _MARGIN, _FOOT, 7, _QUIET, align="right")
@@ -285,7 +287,7 @@ def _signs(flow: _Flow, report: Report) -> None:
     if report.signs:
         flow.text(STRIPS_NOTE, 6.5, _QUIET)
     for strip in report.signs:
-        flow.need(60 + 11 * len(strip.rows))
+        flow.need(45 + 11 * len(strip.rows))
         flow.text(strip.sentence, 8, bold=True)
         for row in strip.rows:
             flow.row(row.label, row.note, partial(_strip, strip, row), 62, 52)
@@ -294,13 +296,11 @@ def _signs(flow: _Flow, report: Report) -> None:
             flow.page.text(low, flow.x + 62, flow.y, 6, _QUIET)
             flow.page.text(high, flow.x + _COLUMN - 52, flow.y, 6, _QUIET, align="right")
             flow.y += 9
-        flow.text(f"{strip.source.name}: {strip.note}", 6.5, _QUIET)
+        flow.text(f"{strip.source.name}. {strip.note}".rstrip(), 6.5, _QUIET)
         flow.y += 2
     flow.text(report.steatosis)
-    _pairs(flow, report.measured)
+    _pairs(flow, report.measured, 132)
     _pairs(flow, report.missing)
-    for source in report.sources:
-        flow.text(f"{source.citation}. {source.link}", 6.5, _QUIET)
 
 
 def _strip(strip: SignStrip, row: Row, page: _Page, x: float, y: float, width: float) -> None:
@@ -338,23 +338,29 @@ def _region(region: Region, high: float, page: _Page, x: float, y: float, width:
 def _checks(flow: _Flow, report: Report) -> None:
     flow.heading("Checks of the input")
     for name, outcome, sentence in report.checks:
-        flow.need(24)
-        flow.text(f"{name}: {OUTCOMES[outcome]}", 8, _OUTCOME[outcome], bold=True)
-        flow.text(sentence, 7.5)
+        flow.text(f"{name}: {OUTCOMES[outcome]}. {sentence}", 7.5, _OUTCOME[outcome])
     for warning in report.warnings:
         flow.text(f"Warning: {warning}", 7.5, _OUTCOME["warn"])
     if not report.checks and not report.warnings:
         flow.text("No warnings.")
 
 
-def _facts(flow: _Flow, heading: str, facts: Sequence[tuple[str, str]]) -> None:
+def _facts(
+    flow: _Flow, heading: str, facts: Sequence[tuple[str, str]], label_width: float = 82
+) -> None:
     flow.heading(heading)
-    _pairs(flow, facts)
+    _pairs(flow, facts, label_width)
 
 
-def _pairs(flow: _Flow, pairs: Sequence[tuple[str, str]]) -> None:
+def _sources(flow: _Flow, report: Report) -> None:
+    if report.sources:
+        flow.heading("Sources")
+    for source in report.sources:
+        flow.text(f"{source.name}: {source_text(source)} {source.link}", 6, _QUIET)
+
+
+def _pairs(flow: _Flow, pairs: Sequence[tuple[str, str]], label_width: float = 82) -> None:
     """Labels and texts side by side."""
-    label_width = 82.0
     for label, text in pairs:
         labels = _wrap(label, label_width - 6, 7)
         texts = _wrap(text, _COLUMN - label_width, 7)

@@ -33,6 +33,12 @@ def segmented_by(summary: Mapping[str, Any]) -> str:
     return "V-Net, edited" if segmentation.get("edited") else "V-Net"
 
 
+def further_warnings(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """The warnings that no check states."""
+    stated = {check["sentence"] for check in summary["checks"]}
+    return tuple(warning for warning in summary["warnings"] if warning not in stated)
+
+
 def group_label(name: str) -> str:
     """A group's stages and name: "F2-F4 (significant)"."""
     return f"{group_stages(name)} ({name})"

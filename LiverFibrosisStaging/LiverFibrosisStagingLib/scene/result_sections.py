@@ -11,10 +11,11 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from ..imaging.input_checks import PASS, REFUSE, WARN
-from ..report.colors import BAND_COUNT, BANDS
+from ..report.colors import BAND_COUNT, BANDS, css
 from ..report.content import OUTCOMES, Region, percent, usual_regions
+from ..report.summary import further_warnings
 
-_OF_PATIENT = "#" + "".join(f"{round(255 * part):02x}" for part in BANDS[BAND_COUNT // 2].rgb)
+_OF_PATIENT = css(BANDS[BAND_COUNT // 2].rgb)
 _BAR_WIDTH = 120  # pixels, of the longest bar
 _OF_REFERENCE = "#8a8a8a"  # visible on light and dark backgrounds
 
@@ -89,22 +90,17 @@ def checks_html(summary: Mapping[str, Any]) -> str:
 
 def warnings_html(summary: Mapping[str, Any]) -> str:
     """The warnings, except those that a check states already; empty if there are none."""
-    warnings = _warnings(summary)
+    warnings = further_warnings(summary)
     if not warnings:
         return ""
     title = _("Check these points before you use the result:")
     return f"<p><b>\N{WARNING SIGN} {escape(title)}</b>{_points(warnings)}</p>"
 
 
-def _warnings(summary: Mapping[str, Any]) -> list[str]:
-    stated = {check["sentence"] for check in summary["checks"]}
-    return [warning for warning in summary["warnings"] if warning not in stated]
-
-
 def _found(summary: Mapping[str, Any]) -> str:
     """How many checks failed, and how many warnings there are; empty if none."""
     outcomes = Counter(check["outcome"] for check in summary["checks"])
-    failed, warned = outcomes[REFUSE], outcomes[WARN] + len(_warnings(summary))
+    failed, warned = outcomes[REFUSE], outcomes[WARN] + len(further_warnings(summary))
     parts = [_("{count} failed").format(count=failed)] if failed else []
     if warned:
         text = _("1 warning") if warned == 1 else _("{count} warnings")

@@ -269,8 +269,9 @@ def _other_liver(liver: sitk.Image, segments: LiverSegments) -> str:
     if min(of_liver, of_segments) >= MIN_OVERLAP:
         return ""
     return (
-        f"The segments cover {of_liver:.0%} of the liver mask, and {of_segments:.0%} of them lie "
-        f"inside it; segments of the same liver, with at least {MIN_OVERLAP:.0%}, are needed."
+        f"The segments cover {100 * of_liver:.0f} % of the liver mask, and "
+        f"{100 * of_segments:.0f} % of them lie inside it; segments of the same liver, with at "
+        f"least {100 * MIN_OVERLAP:.0f} %, are needed."
     )
 
 
