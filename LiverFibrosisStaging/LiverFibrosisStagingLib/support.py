@@ -6,7 +6,15 @@ from typing import Any
 
 from .analysis import Measurements
 from .ensemble import disagreement
-from .imaging.input_checks import PHASE, REFUSE, WARN, Check
+from .imaging.input_checks import (
+    COVERAGE,
+    LIVER_VOLUME,
+    MIN_CUT_CM2,
+    PHASE,
+    REFUSE,
+    WARN,
+    Check,
+)
 from .signs.placing import HIGH, LOW, Placement
 from .signs.published import published_signs
 from .stages import STAGES
@@ -23,14 +31,11 @@ def reasons(
 ) -> tuple[str, ...]:
     """Why a predicted stage is not supported, one sentence each; none if it is.
 
-    checks: of the input, of which a wrong phase and an overruled refusal count; measurements: of
-    the predicted stage's location map; spread: of an ensemble (`ensemble.spread`), or None.
+    checks: of the input, of which an overruled refusal, a wrong phase, an unusual volume of the
+    liver, and a liver cut off at both ends of the scan count; measurements: of the predicted
+    stage's location map; spread: of an ensemble (`ensemble.spread`), or None.
     """
-    found = [
-        check.sentence
-        for check in checks
-        if check.outcome == REFUSE or (check.key == PHASE and check.outcome == WARN)
-    ]
+    found = [check.sentence for check in checks if _counts(check)]
     outside = measurements["rest"]["share"]
     if not any(values["share"] for values in measurements.values()):
         found.append(f"The location map is empty: no region contributed positively to {stage}.")
@@ -40,6 +45,14 @@ def reasons(
     if spread is not None:
         found += disagreement(spread, stage)
     return tuple(found)
+
+
+def _counts(check: Check) -> bool:
+    """Whether a check that did not pass makes the stage unsupported."""
+    if check.key == COVERAGE and check.outcome == WARN:
+        areas = (check.values[f"liver_{end}_cm2"] for end in ("lower", "upper"))
+        return all(float(area) >= MIN_CUT_CM2 for area in areas)
+    return check.outcome == REFUSE or (check.outcome == WARN and check.key in (PHASE, LIVER_VOLUME))
 
 
 @dataclass(frozen=True)

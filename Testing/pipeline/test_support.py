@@ -34,6 +34,18 @@ def test_a_stage_is_supported_if_nothing_speaks_against_it():
     assert reasons("F4", (), shares(0.2), None) == ()
 
 
+@pytest.mark.parametrize(("lower", "upper", "supported"), [(9, 9, False), (9, 0, True)])
+def test_a_slab_of_the_liver_is_a_reason(lower, upper, supported):
+    areas = {"liver_lower_cm2": lower, "liver_upper_cm2": upper}
+    found = reasons("F0", (Check("coverage", "", "warn", "Cut.", areas),), shares(0.2), None)
+    assert found == (() if supported else ("Cut.",))
+
+
+def test_an_unusual_volume_of_the_liver_is_a_reason():
+    found = reasons("F0", (check("liver_volume", "warn"),), shares(0.2), None)
+    assert found == ("The liver_volume is warn.",)
+
+
 def stage_rows(says_f4):
     return np.array([[0, 0, 0, 0.2, 0.8]] * says_f4 + [[0.9, 0.1, 0, 0, 0]] * (5 - says_f4))
 

@@ -37,7 +37,7 @@ UNITS: dict[str, Concept] = {
     "%": ("%", "UCUM", "Percent"),
     "mL": ("mL", "UCUM", "milliliter"),
     "mL/m2": ("mL/m2", "UCUM", "milliliter per square meter"),
-    "mm": ("mm", "UCUM", "millimeter"),
+    "mm": ("mm", "UCUM", "mm"),
     "tenths of a mm": ("10*-4.m", "UCUM", "tenth of a millimeter"),
     "HU": ("[hnsf'U]", "UCUM", "Hounsfield unit"),
 }

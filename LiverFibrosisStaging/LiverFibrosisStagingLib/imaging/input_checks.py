@@ -24,6 +24,8 @@ from .phase import MIN_CORE_VOXELS, Phase, phase_by_hu
 
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
 PHASE = "phase"  # key of the check of the contrast phase
+COVERAGE = "coverage"
+LIVER_VOLUME = "liver_volume"
 
 USUAL_LIVER_ML = (500.0, 4000.0)  # adults; partial scans and resected livers are below
 THICK_SLICE_MM = 5.0  # in thicker slices the liver's surface is blurred
@@ -177,7 +179,7 @@ def _coverage(ct: sitk.Image, organs: dict[str, sitk.Image]) -> Check:
             clauses.append(f"{organ} reaches the scan's {reached} end")
     concern = f"The {', the '.join(clauses)}; part of it may be missing." if clauses else ""
     passed = f"The scan covers {' and '.join(organs)} from end to end."
-    return _check("coverage", "Organs complete", concern, passed, values)
+    return _check(COVERAGE, "Organs complete", concern, passed, values)
 
 
 def _liver_volume(liver: sitk.Image) -> Check:
@@ -185,7 +187,7 @@ def _liver_volume(liver: sitk.Image) -> Check:
     found = f"The liver mask has a volume of {volume:.0f} mL"
     usual = f"adult livers have {low:g} to {high:g} mL."
     concern = "" if low <= volume <= high else f"{found}; {usual}"
-    return _check("liver_volume", "Liver volume", concern, f"{found}.", {"liver_ml": volume})
+    return _check(LIVER_VOLUME, "Liver volume", concern, f"{found}.", {"liver_ml": volume})
 
 
 def _thickness(ct: sitk.Image) -> Check:
