@@ -104,7 +104,8 @@ def test_table_and_chart_of_the_signs(staged):
     assert series.GetTableNode() is find_part(volume, "percentiles")
 
     manager = slicer.app.layoutManager()
-    layout = manager.layout
+    layout = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
+    manager.setLayout(layout)
     staged.ui.showSignsPlotButton.click()
     (selection,) = of_class("vtkMRMLSelectionNode")
     plot = find_part(volume, "percentiles_plot")
