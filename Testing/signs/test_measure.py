@@ -7,10 +7,10 @@ from scipy.spatial import cKDTree
 
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging.body import Body
+from LiverFibrosisStagingLib.imaging.masks import eroded
 from LiverFibrosisStagingLib.signs.measure import (
     EROSION_MM,
     UNITS,
-    deeper_than,
     measure_signs,
 )
 
@@ -102,7 +102,7 @@ def test_depth_is_the_distance_to_the_nearest_voxel_outside(spacing):
     expected = np.zeros_like(inside)
     expected[tuple(np.argwhere(inside).T)] = depth > EROSION_MM
     assert expected.any() and (expected != inside).any()
-    found = deeper_than(image_of(inside.astype(np.uint8), spacing), EROSION_MM)
+    found = eroded(image_of(inside.astype(np.uint8), spacing), EROSION_MM)
     assert (found == expected).all()
 
 

@@ -73,24 +73,11 @@ def export(
         graph.add_reshape("member_scores", "member_logits", (-1, len(members), 5))
         shapes["member_logits"] = (len(members), 5)
 
-    declared = helper.make_graph(
-        graph.nodes,
-        "LFSNetwork",
+    info = (
         [tensor_info("volume", (1, *first.patch_size))],
-        [tensor_info(name, shape) for name, shape in shapes.items()],
-        graph.weights,
+        [tensor_info(*s) for s in shapes.items()],
     )
-    model = helper.make_model(
-        declared,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="LiverFibrosisStaging",
-    )
-    described = {**metadata, "target_layer": "features", "tail": [op for op, _ in tail]}
-    helper.set_model_props(
-        model, {METADATA_KEY: json.dumps(described), **training_entry(training_cts)}
-    )
-    onnx.checker.check_model(model, full_check=True)
+    model = graph.model("LFSNetwork", *info, metadata, tail, training_cts)
     _check_parity(members, model.SerializeToString())
     write_model(model, path)
 
@@ -144,6 +131,29 @@ class Graph:
             added.append((op, target))
             source = target
         return added
+
+    def model(
+        self,
+        name: str,
+        inputs: list[onnx.ValueInfoProto],
+        outputs: list[onnx.ValueInfoProto],
+        metadata: dict,
+        tail: list[tuple[str, str]],
+        training_cts: Collection[str],
+    ) -> onnx.ModelProto:
+        """The checked model with its description; tail: (op, output) from features to logits."""
+        model = helper.make_model(
+            helper.make_graph(self.nodes, name, inputs, outputs, self.weights),
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="LiverFibrosisStaging",
+        )
+        described = {**metadata, "target_layer": "features", "tail": [op for op, _ in tail]}
+        helper.set_model_props(
+            model, {METADATA_KEY: json.dumps(described), **training_entry(training_cts)}
+        )
+        onnx.checker.check_model(model, full_check=True)
+        return model
 
     def join(self, op: str, sources: list[str], target: str, **attributes: object) -> None:
         """Append a node with several inputs, or with constants that are added separately."""

@@ -6,22 +6,16 @@ in numpy reads is an output. The weights of the pooled regions depend on the mas
 """
 
 import copy
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
-from onnx import helper
 from torch.nn import functional
 
-from common.resume import UNKNOWN, training_entry
+from common.resume import UNKNOWN
 from lfs.export import (
-    IR_VERSION,
-    METADATA_KEY,
-    OPSET,
     Graph,
     side_by_side,
     steps_of,
@@ -88,24 +82,15 @@ def export(
         graph.add("Gemm", tail[-2][1], "member_scores", [weight, bias], **attributes)
         graph.add_reshape("member_scores", "member_logits", (-1, len(members), 5))
         outputs.append("member_logits")
-    declared = helper.make_graph(
-        graph.nodes,
+    shapes = _shapes(first, len(members))
+    model = graph.model(
         "OrganNetwork",
         [tensor_info("volume", (len(first.given.channels), *first.given.patch_size))],
-        [tensor_info(name, shape) for name, shape in zip(outputs, _shapes(first, len(members)))],
-        graph.weights,
+        [tensor_info(name, shape) for name, shape in zip(outputs, shapes)],
+        metadata,
+        tail,
+        training_cts,
     )
-    model = helper.make_model(
-        declared,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="LiverFibrosisStaging",
-    )
-    described = {**metadata, "target_layer": "features", "tail": [op for op, _ in tail]}
-    helper.set_model_props(
-        model, {METADATA_KEY: json.dumps(described), **training_entry(training_cts)}
-    )
-    onnx.checker.check_model(model, full_check=True)
     _check_parity(members, model.SerializeToString())
     write_model(model, Path(path))
 

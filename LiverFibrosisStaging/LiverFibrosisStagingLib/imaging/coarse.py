@@ -19,6 +19,7 @@ from .grid import (
     resample_ct,
     straightened,
 )
+from .masks import eroded
 
 STEP_MM = (3.0, 2.0, 2.0)
 _MARGIN_MM = 30.0  # beyond the liver's slices, where the aorta continues
@@ -87,12 +88,7 @@ def _core(organ: np.ndarray) -> np.ndarray:
         return core
     # One voxel around the organ holds the nearest voxels outside.
     box = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in box)
-    if organ[box].all():  # there is no surface to measure from
-        return organ
-    outside = sitk.GetImageFromArray((~organ[box]).astype(np.uint8))
-    outside.SetSpacing(STEP_MM[::-1])
-    depth = sitk.SignedMaurerDistanceMap(
-        outside, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
-    )
-    core[box] = sitk.GetArrayViewFromImage(depth) > _DEPTH_MM
+    inside = sitk.GetImageFromArray(organ[box].astype(np.uint8))
+    inside.SetSpacing(STEP_MM[::-1])
+    core[box] = eroded(inside, _DEPTH_MM)
     return core

@@ -123,3 +123,19 @@ def same_grid(image: sitk.Image, other: sitk.Image) -> bool:
         for corner in corners
     ]
     return float(np.abs(apart).max()) < 0.05 * min(other.GetSpacing())
+
+
+def eroded(inside: sitk.Image, depth_mm: float) -> np.ndarray:
+    """Where a mask is deeper than `depth_mm`: bool, [slice, row, column].
+
+    inside: 0 outside, non-zero inside. Depth is the distance in mm from a voxel's centre to the
+    centre of the nearest voxel outside, with the image's spacing along each axis. The edge of the
+    image is not a surface: nothing is known to lie outside of it.
+    """
+    outside = inside == 0
+    if not sitk.GetArrayViewFromImage(outside).any():
+        return np.ones(inside.GetSize()[::-1], bool)
+    depth = sitk.SignedMaurerDistanceMap(
+        outside, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+    )
+    return sitk.GetArrayViewFromImage(depth) > depth_mm

@@ -14,7 +14,7 @@ from ..errors import StagingError
 from ..imaging.body import Body
 from ..imaging.dicom_series import PORTAL_VENOUS
 from ..imaging.grid import bounding_box
-from ..imaging.masks import same_grid, volume_ml
+from ..imaging.masks import eroded, same_grid, volume_ml
 from ..imaging.segments import LiverSegments
 from .nodularity import Nodularity, nodularity
 from .published import Cutoff, published_signs
@@ -171,22 +171,6 @@ def measure_signs(
     return MeasuredSigns(found, _steatosis(of_liver, of_spleen, phase))
 
 
-def deeper_than(inside: sitk.Image, depth_mm: float) -> np.ndarray:
-    """Where a mask is deeper than `depth_mm`: bool, [slice, row, column].
-
-    inside: 0 outside, non-zero inside. Depth is the distance in mm from a voxel's centre to the
-    centre of the nearest voxel outside, with the image's spacing along each axis. The edge of the
-    image is not a surface: nothing is known to lie outside of it.
-    """
-    outside = inside == 0
-    if not sitk.GetArrayViewFromImage(outside).any():
-        return np.ones(inside.GetSize()[::-1], bool)
-    depth = sitk.SignedMaurerDistanceMap(
-        outside, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
-    )
-    return sitk.GetArrayViewFromImage(depth) > depth_mm
-
-
 def _organ(ct: sitk.Image, mask: sitk.Image | None, name: str) -> _Organ:
     if mask is not None and not same_grid(mask, ct):
         raise StagingError(
@@ -208,7 +192,7 @@ def _organ(ct: sitk.Image, mask: sitk.Image | None, name: str) -> _Organ:
         slice(max(part.start - 1, 0), min(part.stop + 1, length))
         for part, length in zip(box, shape)
     )
-    core = deeper_than(mask[wide[::-1]], EROSION_MM)
+    core = eroded(mask[wide[::-1]], EROSION_MM)
     count = np.count_nonzero(core)
     core_ml = count * float(np.prod(ct.GetSpacing())) / 1000
     if core_ml < MIN_CORE_ML or count < MIN_CORE_VOXELS:
