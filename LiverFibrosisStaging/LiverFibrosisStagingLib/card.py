@@ -49,7 +49,7 @@ class Fill(TypedDict):
 class Reference(TypedDict, total=False):
     """Mean weights in reference cases. stages: by predicted stage, the number of `cases` and, by
     region, the weights at the `percentiles`; `joint`, if present, gives each region's lowest and
-    highest usual weight, with at most 5 % of the cases outside of them in any region.
+    highest usual weight, with 5 % of such cases outside of them in any region.
     """
 
     source: str

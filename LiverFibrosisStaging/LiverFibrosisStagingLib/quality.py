@@ -29,44 +29,33 @@ def percentiles(measurements: Measurements, reference: Reference, stage: str) ->
 
 
 def unusual(measurements: Measurements, reference: Reference, stage: str) -> list[str]:
-    """A warning, with each region's percentile, if a map is unusual for the predicted stage.
+    """A warning that names the regions whose weight is unusual for the predicted stage, if any is.
 
-    With `joint` bounds in the reference, 5 % of its cases are outside of them in any region; other
-    references only have each region's central 95 %, of which, with five regions, more than 5 % of
-    the cases are outside. Parameters as for `percentiles`.
+    With `joint` bounds in the reference, 5 % of cases like its own are outside of them in any
+    region; other references only have each region's central 95 %, of which, with five regions, more
+    than 5 % of the cases are outside. Parameters as for `percentiles`.
     """
     usual = _usual(reference, stage)
-    if not usual:
-        return []
-    each = {
+    joint = usual.get("joint")
+    bounds = joint or {
         region: [float(np.interp(end, reference["percentiles"], weights)) for end in CENTRAL_95]
         for region, weights in usual.items()
         if region in REGION_NAMES
     }
-    bounds = usual.get("joint", each)
-    if all(
-        low <= measurements[region]["mean"] <= high
-        for region, (low, high) in bounds.items()
-        if region in measurements
-    ):
+    outside = []
+    for region, (low, high) in bounds.items():
+        mean = measurements[region]["mean"] if region in measurements else low
+        if not low <= mean <= high:
+            than = f"below {low:.2f}" if mean < low else f"above {high:.2f}"
+            outside.append(f"{REGION_NAMES[region].lower()} {mean:.2f} ({than})")
+    if not outside:
         return []
-    outermost = reference["percentiles"][0], reference["percentiles"][-1]
-    usual_ones, found = [], []
-    for region, percentile in percentiles(measurements, reference, stage).items():
-        mean, (lowest, *_, highest) = measurements[region]["mean"], usual[region]
-        text = f"{REGION_NAMES[region].lower()} {mean:.2f}"
-        if mean < lowest:
-            found.append(f"{text} (below percentile {outermost[0]:g})")
-        elif mean > highest:
-            found.append(f"{text} (above percentile {outermost[1]:g})")
-        else:
-            usual_ones.append(f"{text} (percentile {percentile:.0f})")
     what = (
-        f"as in fewer than 5 % of {usual['cases']} reference cases"
-        if "joint" in usual
+        f"outside the range of 95 % of {usual['cases']} reference cases"
+        if joint
         else f"each region by itself against the central 95 % of {usual['cases']} reference cases"
     )
-    return [f"Unusual location map for {stage}, {what}: {', '.join(found + usual_ones)}."]
+    return [f"Unusual location map for {stage}, {what}: {', '.join(outside)}."]
 
 
 def _usual(reference: Reference, stage: str) -> Mapping:

@@ -18,7 +18,7 @@ from LiverFibrosisStagingLib.report.summary import REGION_NAMES
 from LiverFibrosisStagingLib.stages import STAGES
 
 PERCENTILES = (2.5, 25, 50, 75, 97.5)
-UNUSUAL = 0.05  # share of the reference cases that the joint bounds leave out, at most
+UNUSUAL = 0.05  # share of cases like the reference cases that the joint bounds leave out
 MIN_CASES = 5  # for the reference distribution of a stage
 
 # Yin et al. 2021: median and quartiles of the liver's weight by predicted stage, and how often
@@ -156,19 +156,35 @@ def reference(cases: Sequence[Staged], source: str) -> dict[str, Any]:
 
 
 def joint_bounds(weights_by_region: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """Lowest and highest usual weight of each region, with 5 % of the cases outside, at most.
+    """Lowest and highest usual weight of each region; 5 % of such cases are outside in any region.
 
-    weights_by_region: of the same n cases. The bounds are each region's central 95 %, widened on
-    both sides of the median by one factor for all regions, the smallest that does so.
+    weights_by_region: of the same n cases, two or more. A case's distance is the largest over the
+    regions from the median, in units of the distance of the quartile on the same side. The limit is
+    the 95th percentile of the cases' distances, each by the quartiles of the other cases (the
+    jackknife; otherwise more than 5 % of further cases are outside if n is small), at the rank
+    (n + 1) * 0.95, which a further case exceeds with a probability of 5 % (Weibull's plotting
+    position; Hyndman and Fan 1996, definition 6). Up to 18 cases the limit is the largest distance.
     """
-    weights = np.array(list(weights_by_region.values()))
-    low, middle, high = np.percentile(weights, (2.5, 50, 97.5), axis=1)[..., None]
-    below, above = (np.maximum(side, 1e-9) for side in (middle - low, high - middle))
-    away = np.maximum((middle - weights) / below, (weights - middle) / above).max(axis=0)
-    # The case at the limit is inside, despite rounding.
-    factor = np.quantile(away, 1 - UNUSUAL, method="higher") * (1 + 1e-6)
-    bounds = np.hstack([np.maximum(middle - factor * below, 0), middle + factor * above])
-    return dict(zip(weights_by_region, bounds.tolist()))
+    weights = np.array(list(weights_by_region.values()), float)
+    cases = range(weights.shape[1])
+    distances = [
+        _distance(weights[:, case], _quartiles(np.delete(weights, case, axis=1))) for case in cases
+    ]
+    limit = np.quantile(distances, 1 - UNUSUAL, method="weibull")
+    middle, below, above = _quartiles(weights)
+    bounds = np.stack([np.maximum(middle - limit * below, 0), middle + limit * above], axis=1)
+    return dict(zip(weights_by_region, bounds.round(4).tolist()))
+
+
+def _quartiles(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median, and distances of lower and upper quartile from it, of [regions, cases]."""
+    low, middle, high = np.percentile(weights, (25, 50, 75), axis=1)
+    return middle, np.maximum(middle - low, 1e-9), np.maximum(high - middle, 1e-9)
+
+
+def _distance(case: np.ndarray, quartiles: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
+    middle, below, above = quartiles
+    return float(np.maximum((middle - case) / below, (case - middle) / above).max())
 
 
 def _or_nan(ratio: float | None) -> float:
