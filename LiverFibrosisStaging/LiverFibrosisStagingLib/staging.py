@@ -15,7 +15,7 @@ from .ensemble import spread
 from .errors import CancelToken, StagingError
 from .explaining import Progress, Steps, explain_score, predicted_measurements, run_network
 from .imaging.body import Body, body_of
-from .imaging.checks import check_ct, check_organs
+from .imaging.checks import check_copies, check_ct, check_organs
 from .imaging.grid import WorkingGrid, working_grid
 from .imaging.input_checks import concerns, input_checks, refuse
 from .imaging.masks import organ_masks, read_organ, volume_ml
@@ -93,6 +93,8 @@ def stage(
     steps.begin(0.25, "Checking")
     segmented = ["liver"] if liver is None and spleen is not None else ["liver", "spleen"]
     check_ct(ct, name)
+    if card.fill is None:
+        check_copies(ct, name, card.patch_size[0], card.spacing_mm[0])
     warnings = [*notes(ct)]
     if liver is None:
 

@@ -7,7 +7,10 @@ import pytest
 import SimpleITK as sitk
 
 from LiverFibrosisStagingLib import read_ct, read_mask, stage
-from LiverFibrosisStagingLib.imaging.grid import patch_starts, working_grid
+from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.imaging.checks import check_copies
+from LiverFibrosisStagingLib.imaging.grid import patch_starts, slices_in, working_grid
+from LiverFibrosisStagingLib.resources import default_model_path
 
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), np.ndindex(2, 2, 2)))
 AXES = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 1, 1))
@@ -128,14 +131,41 @@ def test_patches_cover_all_slices_with_the_stated_overlap():
         assert all(b - a <= 16 for a, b in itertools.pairwise(starts))
 
 
-def test_short_scan_is_padded_with_a_warning(case, model):
-    ct, liver, _ = case
-    inside = np.flatnonzero(sitk.GetArrayViewFromImage(liver).any(axis=(1, 2)))
-    middle = int(inside.mean())
-    slab = slice(middle - 10, middle + 10)
-    result = stage(ct[:, :, slab], liver[:, :, slab], model=model)
+def slab(images, height_mm):
+    """The middle of the liver."""
+    levels = np.flatnonzero(sitk.GetArrayViewFromImage(images[1]).any(axis=(1, 2)))
+    half = round(height_mm / images[0].GetSpacing()[2] / 2)
+    return [image[:, :, int(levels.mean()) - half : int(levels.mean()) + half] for image in images]
+
+
+def test_short_scan_is_padded_with_a_warning(case, single_path):
+    ct, liver, _ = slab(case, 90)
+    result = stage(ct, liver, model=single_path)
     assert any("repeated" in warning for warning in result.warnings)
-    assert result.location_map.GetSize() == ct[:, :, slab].GetSize()
+    assert result.location_map.GetSize() == ct.GetSize()
+
+
+@pytest.mark.parametrize("name", ["LFS_single.onnx", "LFS_painted.onnx"])
+def test_a_slab_of_the_liver_is_refused_for_every_model(name, case):
+    with pytest.raises(StagingError, match="mm are needed"):
+        stage(*slab(case, 54), model=default_model_path(name))
+
+
+@pytest.mark.parametrize("name", ["LFS_single.onnx", "LFS_painted.onnx"])
+def test_a_real_slab_is_refused_for_every_model(name, shared_data):
+    real = shared_data / "ts_example_ct_dicom_slab_pv"
+    masks = sitk.ReadImage(real / "totalseg_117labels.nii.gz")
+    with pytest.raises(StagingError, match=r"(40|36) mm .* at least (64|75) mm are needed"):
+        stage(real / "dicom", masks == 5, masks == 1, default_model_path(name))
+
+
+def test_a_scan_with_more_copies_than_slices_is_refused(case):
+    ct = slab(case, 54)[0]
+    count = slices_in(ct, 4.0)
+    check_copies(ct, "a.nii", 2 * count, 4.0)
+    words = rf"^a\.nii: the scan spans {4 * count} mm .* at least {4 * count + 4} mm are needed"
+    with pytest.raises(StagingError, match=words):
+        check_copies(ct, "a.nii", 2 * count + 2, 4.0)
 
 
 def test_body_and_patch_hold_the_patient(case, model):

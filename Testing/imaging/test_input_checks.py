@@ -126,7 +126,7 @@ def test_a_strange_thickness_is_a_warning(thickness):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize(("slices", "end"), [(slice(0, 14), "lower"), (slice(10, 24), "upper")])
+@pytest.mark.parametrize(("slices", "end"), [(slice(0, 15), "lower"), (slice(9, 24), "upper")])
 def test_an_organ_cut_off_by_the_scan_gives_a_warning(slices, end, flip):
     mask = np.zeros_like(liver_array())
     mask[slices, 16:40, 12:36] = 1
@@ -139,6 +139,23 @@ def test_an_organ_cut_off_by_the_scan_gives_a_warning(slices, end, flip):
     assert found.sentence == f"The liver reaches the scan's {end} end; part of it may be missing."
     assert found.values[f"liver_{end}_cm2"] == 24 * 24 * 0.25
     assert f"spleen reaches the scan's {end} end" in checked(ct, whole, organ)["coverage"].sentence
+
+
+def test_a_small_part_of_a_liver_is_refused_if_the_scan_cuts_it():
+    mask = np.zeros_like(liver_array())
+    mask[10:, 16:40, 12:36] = 1
+    for axes in ((0, 1, 2), (2, 0, 1)):
+        given = [sitk.PermuteAxes(image(each), axes) for each in (hu_array(), mask)]
+        found = checked(*given)["coverage"]
+        assert found.outcome == REFUSE and found.values["liver_mm"] == 70
+        assert found.sentence == (
+            "The liver reaches the scan's upper end, and 70 mm of it are in the scan; at least "
+            "75 mm are needed."
+        )
+    with pytest.raises(StagingError, match=r"^a\.nii: the liver reaches .* 75 mm are needed\.$"):
+        refuse([found], "a.nii", strict=True, any_phase=True)
+    mask[-1] = 0  # not cut off
+    assert checked(image(hu_array()), image(mask))["coverage"].outcome == PASS
 
 
 def test_an_unusual_liver_volume_gives_a_warning():
@@ -251,7 +268,8 @@ def test_a_strict_run_refuses_warnings_and_any_phase_only_the_phase():
     warning = Check("noise", "Noise", WARN, "The noise is high.")
     wrong = Check(PHASE, "Phase", REFUSE, "The HU are those of an arterial CT.")
     refuse((passed, warning), "a.nii", strict=False, any_phase=False)
-    with pytest.raises(StagingError, match=r"^a\.nii: the noise is high\.$") as refusal:
+    words = r"^a\.nii: the noise is high; without --strict, this is only a warning\.$"
+    with pytest.raises(StagingError, match=words) as refusal:
         refuse((passed, warning), "a.nii", strict=True, any_phase=True)
     assert not isinstance(refusal.value, WrongPhase)
     for strict in (False, True):

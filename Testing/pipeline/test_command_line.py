@@ -170,10 +170,11 @@ def test_a_strict_run_refuses_a_warning(sample, tmp_path, capsys):
     paths = [tmp_path / sample[kind].name for kind in ("ct", "liver")]
     for kind, path in zip(("ct", "liver"), paths):
         image = sitk.ReadImage(str(sample[kind]))
-        sitk.WriteImage(image[:, :, : image.GetSize()[2] // 2], str(path))
+        sitk.WriteImage(image[:, :, : 2 * image.GetSize()[2] // 3], str(path))
     command = ["stage", str(paths[0]), "--liver", str(paths[1]), "-o", str(tmp_path / "out")]
     assert main([*command, "--strict"]) == 1
-    assert "the liver reaches the scan's upper end" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "the liver reaches the scan's upper end" in error and "without --strict" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from ..errors import StagingError
 from .dicom_files import MODALITY, code
-from .grid import bounding_box
+from .grid import bounding_box, slices_in
 
 MIN_SLICES = 10  # the liver spans 15 to 20 cm: fewer slices cannot show its shape
 MIN_LENGTH_MM = 30.0
@@ -59,6 +59,22 @@ def check_ct(ct: sitk.Image, name: str) -> None:
         raise StagingError(f"{name}: contains complex numbers; HU are needed.")
     _check_grid(ct, name)
     _check_values(sitk.GetArrayViewFromImage(ct), name)
+
+
+def check_copies(ct: sitk.Image, name: str, slices: int, step: float) -> None:
+    """Refuse a scan if more than half of a patch would be copies of its first and last slice.
+
+    ct, name: as for `check_ct`. slices, step: of the patch, and their distance along the body in
+    mm, of a model whose patches are padded with copies (`grid.working_grid` without a fill). Raises
+    StagingError.
+    """
+    available = slices_in(ct, step)
+    if 2 * available < slices:
+        raise StagingError(
+            f"{name}: the scan spans {available * step:g} mm along the body; at least "
+            f"{slices * step / 2:g} mm are needed, because the model is given {slices * step:g} mm "
+            "and more than half of them would be copies of the first and last slice."
+        )
 
 
 def check_organs(ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None, name: str) -> None:

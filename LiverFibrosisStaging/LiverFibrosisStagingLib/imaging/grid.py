@@ -268,7 +268,7 @@ def _reference_grid(
     step, slices = spacing[0], patch_size[0]
     # The tolerance keeps rounding errors from adding a slice.
     liver_slices = math.ceil((extent[1] - extent[0]) / step - 1e-3)
-    available = max(1, math.floor((high[2] - low[2]) / step + 1e-3))
+    available = slices_in(ct, step)
     wanted = max(liver_slices, slices)
     count = min(wanted, available)
     half = count * step / 2
@@ -292,6 +292,12 @@ def _reference_grid(
             "slices without liver were included."
         )
     return grid, (missing // 2, missing - missing // 2), warnings
+
+
+def slices_in(ct: sitk.Image, step: float) -> int:
+    """Slices of `step` mm along the body that the scan has room for, at least one."""
+    low, high = bounds(ct)
+    return max(1, math.floor((high[2] - low[2]) / step + 1e-3))
 
 
 def resample_ct(ct: sitk.Image, reference: sitk.Image, outside: float = AIR_HU) -> sitk.Image:

@@ -1,14 +1,14 @@
 """Checks of one CT and its masks that are part of the result, each with numbers and one sentence.
 
-`checks` refuses what cannot be staged; what is checked here can be staged, with less reliability.
-Only a wrong contrast phase by clear evidence is refused, unless the user wants any phase. Sentences
-and values contain no text from the input, because they are written to files. Values are in HU,
-lengths in mm, volumes in mL.
+`checks` refuses what cannot be staged; most of what is checked here can be, with less reliability.
+Refused are a scan with a small part of the liver and, unless the user wants any phase, a wrong
+contrast phase by clear evidence. Sentences and values contain no text from the input, because they
+are written to files. Values are in HU, lengths in mm, volumes in mL.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import SimpleITK as sitk
@@ -29,6 +29,8 @@ LIVER_VOLUME = "liver_volume"
 
 USUAL_LIVER_ML = (500.0, 4000.0)  # adults; partial scans and resected livers are below
 THICK_SLICE_MM = 5.0  # in thicker slices the liver's surface is blurred
+# Of a liver that is cut off: half of the height of a small one (13 to 24 cm in the CTs at hand).
+MIN_CUT_LIVER_MM = 75.0
 MIN_CUT_CM2 = 0.1  # of an organ in the scan's first or last slice
 # A distance between slices that exceeds their thickness by more than this share leaves a gap.
 GAP = 0.1
@@ -100,6 +102,8 @@ def concerns(checks: Iterable[Check]) -> tuple[str, ...]:
 def refuse(checks: Iterable[Check], name: str, strict: bool, any_phase: bool) -> None:
     """Raise StagingError for a refusal and, if strict, for a warning; name: of the CT.
 
+    The refusal of a warning says that the option --strict is the reason.
+
     The refusal of a phase is a WrongPhase; with any_phase, the phase is not refused.
     """
     for check in checks:
@@ -108,7 +112,10 @@ def refuse(checks: Iterable[Check], name: str, strict: bool, any_phase: bool) ->
             continue
         if check.outcome == REFUSE or strict:
             error = WrongPhase if of_phase else StagingError
-            raise error(f"{name}: {check.sentence[0].lower()}{check.sentence[1:]}")
+            found = f"{name}: {check.sentence[0].lower()}{check.sentence[1:]}"
+            if check.outcome == WARN:
+                found = f"{found.removesuffix('.')}; without --strict, this is only a warning."
+            raise error(found)
 
 
 def _phase(ct: sitk.Image, found: Phase) -> tuple[str, Check]:
@@ -161,12 +168,15 @@ def _units(ct: sitk.Image) -> Check:
 
 
 def _coverage(ct: sitk.Image, organs: dict[str, sitk.Image]) -> Check:
-    """Whether an organ reaches the scan's first or last slice along the body."""
+    """Whether an organ reaches the scan's first or last slice along the body.
+
+    A liver that does, and of which less than MIN_CUT_LIVER_MM are in the scan, is refused.
+    """
     along = body_axis(ct)
     # LPS: the third coordinate grows towards the head.
     ends = ("lower", "upper") if ct.GetDirection()[6 + along] > 0 else ("upper", "lower")
     pixel_cm2 = math.prod(ct.GetSpacing()) / ct.GetSpacing()[along] / 100.0
-    values, clauses = {}, []
+    values, reached = {}, {}
     for organ, mask in organs.items():
         array = sitk.GetArrayViewFromImage(mask)
         areas = {
@@ -174,12 +184,21 @@ def _coverage(ct: sitk.Image, organs: dict[str, sitk.Image]) -> Check:
             for end, index in zip(ends, (0, -1))
         }
         values |= {f"{organ}_{end}_cm2": area for end, area in areas.items()}
-        reached = " and ".join(end for end, area in areas.items() if area >= MIN_CUT_CM2)
-        if reached:
-            clauses.append(f"{organ} reaches the scan's {reached} end")
-    concern = f"The {', the '.join(clauses)}; part of it may be missing." if clauses else ""
+        cut = " and ".join(end for end, area in areas.items() if area >= MIN_CUT_CM2)
+        if cut:
+            reached[organ] = f"{organ} reaches the scan's {cut} end"
+    levels = bounding_box(sitk.GetArrayViewFromImage(organs["liver"]))[2 - along]
+    liver_mm = values["liver_mm"] = (levels.stop - levels.start) * ct.GetSpacing()[along]
+    concern = f"The {', the '.join(reached.values())}; part of it may be missing."
     passed = f"The scan covers {' and '.join(organs)} from end to end."
-    return _check(COVERAGE, "Organs complete", concern, passed, values)
+    check = _check(COVERAGE, "Organs complete", concern if reached else "", passed, values)
+    if "liver" not in reached or liver_mm >= MIN_CUT_LIVER_MM:
+        return check
+    sentence = (
+        f"The {reached['liver']}, and {liver_mm:.0f} mm of it are in the scan; at least "
+        f"{MIN_CUT_LIVER_MM:g} mm are needed."
+    )
+    return replace(check, outcome=REFUSE, sentence=sentence)
 
 
 def _liver_volume(liver: sitk.Image) -> Check:
