@@ -5,49 +5,84 @@
 FOLDER receives metrics.json and cases.csv: AUCs of network, logistic regression on measured signs
 and drawn signs (the ceiling), quadratic kappa, correlation of the signs, map shares,
 counterfactuals, and the change of the expected stage when the same patient is painted as F0 and F4.
+
+    python Training/check_insilico.py --bodies BODIES --run RUN -o FOLDER --references N
+
+paints N cases per body at the spacing of a CT instead, stages them with the library, and writes the
+model with temperature, operating points and reference maps (`painted/references.py`). The same
+command resumes.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from train_insilico import metadata
 
+from common.resume import digest
+from insilico.paint import Painter
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
-from painted.cases import painter
+from painted.cases import body_files, painter
 from painted.check import report
 from painted.network import Input, OrganNetwork
+from painted.references import calibrate
+
+
+@dataclass(frozen=True)
+class Run:
+    """The networks of a run of `train_insilico.py`, and the bodies that each has not seen.
+
+    state: the checkpoint, with `held`, `signs` and `spread`. digests: of the bodies' files.
+    """
+
+    networks: list[OrganNetwork]
+    painter: Painter
+    state: dict[str, Any]
+    digests: list[str]
+
+    @classmethod
+    def load(cls, bodies: Path, run: Path) -> "Run":
+        """Raises StagingError if `run` has no checkpoint or was trained on other bodies."""
+        if not (run / "checkpoint.pt").is_file():
+            raise StagingError(f"{run}: no checkpoint.pt; a run of train_insilico.py is needed.")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+        digests = {file.stem: digest(file) for file in body_files(bodies)}
+        if digests != plan["bodies"]:
+            raise StagingError(f"{bodies}: not the bodies of {run}; the same files are needed.")
+        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in plan["input"].items()}
+        state = torch.load(run / "checkpoint.pt", map_location=device, weights_only=True)
+        networks = []
+        for weights in state["networks"]:
+            network = OrganNetwork(Input(**sizes), len(state["signs"]))
+            network.load_state_dict(weights)
+            networks.append(network.to(device).eval())
+        return cls(networks, painter(bodies, device), state, list(digests.values()))
 
 
 def check(bodies: Path, run: Path, folder: Path, per_body: int, pairs: int) -> dict[str, Any]:
-    """Measure the networks of a run, see `painted.check.report`.
+    """Measure the networks of a run, see `painted.check.report`. Raises as `Run.load`."""
+    loaded = Run.load(bodies, run)
+    held, signs, spread = (loaded.state[key] for key in ("held", "signs", "spread"))
+    return report(loaded.networks, held, loaded.painter, signs, spread, folder, per_body, pairs)
 
-    Raises StagingError if `run` has no checkpoint.
+
+def references(bodies: Path, run: Path, folder: Path, per_body: int, name: str) -> dict[str, Any]:
+    """Calibrate the networks of a run, see `painted.references.calibrate`.
+
+    name: of the model. Raises as `Run.load` and `calibrate`.
     """
-    if not (run / "checkpoint.pt").is_file():
-        raise StagingError(f"{run}: no checkpoint.pt; a run of train_insilico.py is needed.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
-    given = Input(**{k: tuple(v) if isinstance(v, list) else v for k, v in plan["input"].items()})
-    state = torch.load(run / "checkpoint.pt", map_location=device, weights_only=True)
-    networks = []
-    for weights in state["networks"]:
-        network = OrganNetwork(given, len(state["signs"]))
-        network.load_state_dict(weights)
-        networks.append(network.to(device).eval())
-    return report(
-        networks,
-        state["held"],
-        painter(bodies, device),
-        state["signs"],
-        state["spread"],
-        folder,
-        per_body,
-        pairs,
+    loaded = Run.load(bodies, run)
+    described = metadata(name, len(loaded.digests), loaded.networks[0].given)
+    held = loaded.state["held"]
+    return calibrate(
+        loaded.networks, held, loaded.painter, described, loaded.digests, folder, per_body
     )
 
 
@@ -59,9 +94,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--per-body", type=int, default=30, help="cases per body; default: 30")
     parser.add_argument("--pairs", type=int, default=0, help="patients per body painted as F0, F4")
+    parser.add_argument(
+        "--references", type=int, default=0, metavar="N", help="calibrate on N cases per body"
+    )
+    parser.add_argument("--name", default="LFS", help="of the model with --references")
     options = parser.parse_args(arguments)
+    where = options.bodies, options.run, options.output
     try:
-        found = check(options.bodies, options.run, options.output, options.per_body, options.pairs)
+        if options.references:
+            found = references(*where, options.references, options.name)
+        else:
+            found = check(*where, options.per_body, options.pairs)
     except (StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)
         return 1

@@ -43,7 +43,13 @@ from cohort.manifest import (
 from common.options import add_options, with_options
 from common.resume import RunError, check_not_trained_on, check_plan, digest
 from evaluation import cohort_maps, model_card
-from evaluation.evaluate import compare, report_cross_validation, report_test, write_metrics
+from evaluation.evaluate import (
+    aucs,
+    compare,
+    report_cross_validation,
+    report_test,
+    write_metrics,
+)
 from evaluation.staged import Staged, stage_cases
 from lfs.data import PATCH_OVERLAP, WINDOW_HU, prepare
 from lfs.export import describe, export
@@ -151,7 +157,7 @@ def train(
     found = report_cross_validation(out_of_fold, fold_of, run, data)
 
     about = f"{folds}-fold cross-validation, {size(cases)}"
-    described["training"] |= {"folds": folds, "auc": _aucs(found), "evaluated_on": about}
+    described["training"] |= {"folds": folds, "auc": aucs(found), "evaluated_on": about}
     described["calibration"] = {key: found[key] for key in ("temperature", "operating_points")}
     described["reference"] = cohort_maps.reference(out_of_fold, f"{about}: each fold's network")
     ensemble, single = run / "LFS.onnx", run / "LFS_single.onnx"
@@ -305,18 +311,9 @@ def _test(
     found[0]["compared_with_single"] = compare(*staged)
     write_metrics(found[0], run / "test")
     for file, measured, cases_staged in zip(files, found, staged):
-        evaluated = {"auc": _aucs(measured), "evaluated_on": about}
+        evaluated = {"auc": aucs(measured), "evaluated_on": about}
         reference = cohort_maps.reference(cases_staged, about)
         describe(file, {"training": described["training"] | evaluated, "reference": reference})
-
-
-def _aucs(found: Metrics) -> dict[str, dict[str, float]]:
-    """AUCs with their intervals, of the groups for which both classes have cases."""
-    return {
-        group: {key: round(value, 4) for key, value in measured["auc"].items()}
-        for group, measured in found["groups"].items()
-        if None not in measured["auc"].values()
-    }
 
 
 def _counts(cases: Sequence[Case]) -> list[int]:

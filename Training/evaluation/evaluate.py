@@ -91,6 +91,15 @@ def operating_points(card: Card) -> dict[str, float]:
     return {name: float(named.get(name, 0.5)) for name in GROUPS}
 
 
+def aucs(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """AUCs with their intervals, of the groups for which both classes have cases."""
+    return {
+        group: {key: round(value, 4) for key, value in measured["auc"].items()}
+        for group, measured in found["groups"].items()
+        if None not in measured["auc"].values()
+    }
+
+
 def compare(
     staged: Sequence[Staged], other: Sequence[Staged]
 ) -> dict[str, dict[str, float] | None]:

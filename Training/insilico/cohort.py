@@ -70,16 +70,23 @@ def write_cohort(
     return folder / "manifest.csv"
 
 
-def _write(case: Case, folder: Path, name: str) -> list[str]:
-    """Write CT and masks; returns the names of the files."""
-    found = []
+def images(case: Case) -> dict[str, sitk.Image]:
+    """CT (int16, HU) and masks of a case: "ct", "liver", "spleen"."""
+    found = {}
     for kind, voxels in (
         ("ct", case.hu.round().to(torch.int16)),
         ("liver", case.liver.to(torch.uint8)),
         ("spleen", case.spleen.to(torch.uint8)),
     ):
-        image = sitk.GetImageFromArray(voxels.cpu().numpy())
-        image.SetSpacing(case.spacing[::-1])
+        found[kind] = sitk.GetImageFromArray(voxels.cpu().numpy())
+        found[kind].SetSpacing(case.spacing[::-1])
+    return found
+
+
+def _write(case: Case, folder: Path, name: str) -> list[str]:
+    """Write CT and masks; returns the names of the files."""
+    found = []
+    for kind, image in images(case).items():
         found.append(f"{name}_{kind}.nii.gz")
         sitk.WriteImage(image, folder / found[-1], useCompression=True, compressionLevel=1)
     return found
