@@ -17,7 +17,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ import torch
 from train_insilico import metadata
 
 from common.resume import digest
-from insilico.paint import Painter
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
 from painted.cases import body_files, painter
@@ -34,56 +32,47 @@ from painted.network import Input, OrganNetwork
 from painted.references import calibrate
 
 
-@dataclass(frozen=True)
-class Run:
-    """The networks of a run of `train_insilico.py`, and the bodies that each has not seen.
-
-    state: the checkpoint, with `held`, `signs` and `spread`. digests: of the bodies' files.
-    """
-
-    networks: list[OrganNetwork]
-    painter: Painter
-    state: dict[str, Any]
-    digests: list[str]
-
-    @classmethod
-    def load(cls, bodies: Path, run: Path) -> "Run":
-        """Raises StagingError if `run` has no checkpoint or was trained on other bodies."""
-        if not (run / "checkpoint.pt").is_file():
-            raise StagingError(f"{run}: no checkpoint.pt; a run of train_insilico.py is needed.")
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
-        digests = {file.stem: digest(file) for file in body_files(bodies)}
-        if digests != plan["bodies"]:
-            raise StagingError(f"{bodies}: not the bodies of {run}; the same files are needed.")
-        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in plan["input"].items()}
-        state = torch.load(run / "checkpoint.pt", map_location=device, weights_only=True)
-        networks = []
-        for weights in state["networks"]:
-            network = OrganNetwork(Input(**sizes), len(state["signs"]))
-            network.load_state_dict(weights)
-            networks.append(network.to(device).eval())
-        return cls(networks, painter(bodies, device), state, list(digests.values()))
-
-
 def check(bodies: Path, run: Path, folder: Path, per_body: int, pairs: int) -> dict[str, Any]:
-    """Measure the networks of a run, see `painted.check.report`. Raises as `Run.load`."""
-    loaded = Run.load(bodies, run)
-    held, signs, spread = (loaded.state[key] for key in ("held", "signs", "spread"))
-    return report(loaded.networks, held, loaded.painter, signs, spread, folder, per_body, pairs)
+    """Measure the networks of a run, see `painted.check.report`.
+
+    Raises StagingError if `run` has no checkpoint.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    networks, state = load_run(run, device)
+    cases = painter(bodies, device)
+    common = networks, state["held"], cases, state["signs"], state["spread"]
+    return report(*common, folder, per_body, pairs)
 
 
 def references(bodies: Path, run: Path, folder: Path, per_body: int, name: str) -> dict[str, Any]:
-    """Calibrate the networks of a run, see `painted.references.calibrate`.
+    """Calibrate the networks of a run, see `painted.references.calibrate`; name: of the model.
 
-    name: of the model. Raises as `Run.load` and `calibrate`.
+    Raises StagingError as `load_run` and `calibrate`, and if the bodies are not those of the run.
     """
-    loaded = Run.load(bodies, run)
-    described = metadata(name, len(loaded.digests), loaded.networks[0].given)
-    held = loaded.state["held"]
-    return calibrate(
-        loaded.networks, held, loaded.painter, described, loaded.digests, folder, per_body
-    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    networks, state = load_run(run, device)
+    digests = {file.stem: digest(file) for file in body_files(bodies)}
+    if digests != json.loads((run / "plan.json").read_text(encoding="utf-8"))["bodies"]:
+        raise StagingError(f"{bodies}: not the bodies of {run}; the same files are needed.")
+    described = metadata(name, len(digests), networks[0].given)
+    cases = painter(bodies, device)
+    learned = list(digests.values())
+    return calibrate(networks, state["held"], cases, described, learned, folder, per_body)
+
+
+def load_run(run: Path, device: torch.device) -> tuple[list[OrganNetwork], dict[str, Any]]:
+    """The networks of a run's folds, and its checkpoint. Raises StagingError if there is none."""
+    if not (run / "checkpoint.pt").is_file():
+        raise StagingError(f"{run}: no checkpoint.pt; a run of train_insilico.py is needed.")
+    plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    given = Input(**{k: tuple(v) if isinstance(v, list) else v for k, v in plan["input"].items()})
+    state = torch.load(run / "checkpoint.pt", map_location=device, weights_only=True)
+    networks = []
+    for weights in state["networks"]:
+        network = OrganNetwork(given, len(state["signs"]))
+        network.load_state_dict(weights)
+        networks.append(network.to(device).eval())
+    return networks, state
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from LiverFibrosisStagingLib.resources import default_model_path
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), np.ndindex(2, 2, 2)))
 AXES = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 1, 1))
 DEGREES = (8, 10, 12, -10, 15)
+MODELS = sorted(default_model_path().parent.glob("LFS*.onnx"))
 
 
 def reoriented(image, orientation):
@@ -145,18 +146,18 @@ def test_short_scan_is_padded_with_a_warning(case, single_path):
     assert result.location_map.GetSize() == ct.GetSize()
 
 
-@pytest.mark.parametrize("name", ["LFS_single.onnx", "LFS_painted.onnx"])
-def test_a_slab_of_the_liver_is_refused_for_every_model(name, case):
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_a_slab_of_the_liver_is_refused_for_every_model(path, case):
     with pytest.raises(StagingError, match="mm are needed"):
-        stage(*slab(case, 54), model=default_model_path(name))
+        stage(*slab(case, 54), model=path)
 
 
-@pytest.mark.parametrize("name", ["LFS_single.onnx", "LFS_painted.onnx"])
-def test_a_real_slab_is_refused_for_every_model(name, shared_data):
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_a_real_slab_is_refused_for_every_model(path, shared_data):
     real = shared_data / "ts_example_ct_dicom_slab_pv"
     masks = sitk.ReadImage(real / "totalseg_117labels.nii.gz")
     with pytest.raises(StagingError, match=r"(40|36) mm .* at least (64|75) mm are needed"):
-        stage(real / "dicom", masks == 5, masks == 1, default_model_path(name))
+        stage(real / "dicom", masks == 5, masks == 1, path)
 
 
 def test_a_scan_with_more_copies_than_slices_is_refused(case):
