@@ -26,7 +26,7 @@ TRAINING_MAY_IMPORT: dict[str, set[str]] = {
     "cohort": {"common"},
     "lfs": {"common", "cohort"},
     "insilico": {"common"},
-    "painted": {"common", "insilico", "lfs"},
+    "painted": {"common", "insilico", "lfs", "evaluation"},
     "vnet": {"common"},
     "evaluation": {"common", "cohort"},
 }
