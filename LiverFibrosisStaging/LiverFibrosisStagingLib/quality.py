@@ -44,7 +44,9 @@ def unusual(measurements: Measurements, reference: Reference, stage: str) -> lis
     }
     outside = []
     for region, (low, high) in bounds.items():
-        mean = measurements[region]["mean"] if region in measurements else low
+        if region not in measurements:
+            continue
+        mean = measurements[region]["mean"]
         if not low <= mean <= high:
             than = f"below {low:.2f}" if mean < low else f"above {high:.2f}"
             outside.append(f"{REGION_NAMES[region].lower()} {mean:.2f} ({than})")

@@ -66,14 +66,6 @@ def calibrate(
             f"{MOST} cases are needed."
         )
     described = copy.deepcopy(described)
-    models = []
-    for fold, (network, bodies) in enumerate(zip(networks, held)):
-        file = folder / f"fold_{fold}.onnx"
-        about = described | {"name": f"{described['name']}, fold {fold}"}
-        learned = {one for body, one in enumerate(digests) if body not in bodies}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        export(network, file, about, learned)
-        models.append(StagingModel.load(file))
     plan = {
         "networks": [_digest(network) for network in networks],
         "input": dataclasses.asdict(networks[0].given),
@@ -82,6 +74,13 @@ def calibrate(
         "software": __version__,
     }
     check_plan(folder / "plan.json", plan, folder.glob("staged/*.json"))
+    models = []
+    for fold, (network, bodies) in enumerate(zip(networks, held)):
+        file = folder / f"fold_{fold}.onnx"
+        about = described | {"name": f"{described['name']}, fold {fold}"}
+        learned = {one for body, one in enumerate(digests) if body not in bodies}
+        export(network, file, about, learned)
+        models.append(StagingModel.load(file))
 
     places = [
         (fold, body, number)
