@@ -16,6 +16,7 @@ FAT_HU = -100.0
 KEPT_MM = 3.0  # around the organs, so that their edges stay as they are
 CORE_MM = 8.0  # depth of the liver's core
 RIM_MM = 2.0  # around the spleen, of voxels that contain some of it
+STEPS_MM = 1.0  # sigma
 SMOOTHED_MM = 5.0  # sigma: waves of the surface up to about 3 cm are removed
 FARTHEST_MM = 4.0  # that the surface is moved
 FADING_MM = 15.0  # from the surface: beyond it nothing is moved
@@ -89,23 +90,34 @@ def smooth_surface(ct: sitk.Image, liver: sitk.Image) -> tuple[sitk.Image, sitk.
     """CT and liver mask with the liver's surface brought to that of the smoothed mask.
 
     The tissue is moved along the surface's normals by at most FARTHEST_MM, less and less away from
-    the surface.
+    the surface. The liver keeps its volume.
     """
     box = _around(liver, FADING_MM)
     inside, part = (sitk.RegionOfInterest(image, *box) for image in (liver != 0, ct))
-    before = _distance(inside)
-    soft = sitk.SmoothingRecursiveGaussian(sitk.Cast(inside, sitk.sitkFloat32), SMOOTHED_MM)
-    wanted, found = (sitk.GetArrayFromImage(d) for d in (_distance(soft > 0.5), before))
+    share = sitk.Cast(inside, sitk.sitkFloat32)
+    soft = sitk.SmoothingRecursiveGaussian(share, SMOOTHED_MM)
+    level = _level(soft, np.count_nonzero(sitk.GetArrayViewFromImage(inside)))
+    # A little smoothing removes the steps of the voxels.
+    before = sitk.SmoothingRecursiveGaussian(_distance(inside), STEPS_MM)
+    wanted = sitk.SmoothingRecursiveGaussian(_distance(soft >= level), 2 * STEPS_MM)
+    found = sitk.GetArrayViewFromImage(before)
     near = np.clip(1 - np.abs(found) / FADING_MM, 0, 1)
-    shift = np.clip(wanted - found, -FARTHEST_MM, FARTHEST_MM) * near
+    shift = sitk.GetArrayViewFromImage(wanted) - found
+    shift = np.clip(shift, -FARTHEST_MM, FARTHEST_MM) * near
     # `before` rises by 1 mm per mm along its gradient, in patient axes.
-    normal = sitk.Gradient(sitk.SmoothingRecursiveGaussian(before, RIM_MM), True, True)
+    normal = sitk.Gradient(before, True, True)
     field = sitk.GetArrayFromImage(normal).astype(np.float64) * shift[..., None]
     to_original = sitk.DisplacementFieldTransform(_like(part, field))
     moved = sitk.Resample(part, to_original, sitk.sitkLinear, AIR_HU)
-    mask = sitk.Cast(sitk.Resample(before, to_original, sitk.sitkLinear) <= 0, liver.GetPixelID())
+    mask = sitk.Resample(share, to_original, sitk.sitkLinear) >= 0.5
+    mask = sitk.Cast(mask, liver.GetPixelID())
     (size, first), start = box, [0, 0, 0]
     return sitk.Paste(ct, moved, size, start, first), sitk.Paste(liver, mask, size, start, first)
+
+
+def _level(image: sitk.Image, count: int) -> float:
+    """The value that `count` voxels of an image reach."""
+    return float(np.partition(sitk.GetArrayFromImage(image), -count, axis=None)[-count])
 
 
 def _around(mask: sitk.Image, margin_mm: float) -> tuple[list[int], list[int]]:

@@ -7,7 +7,7 @@ import numpy as np
 from ..stages import RESEARCH_USE, STAGES
 from .drawing import ACCENT, MUTED, TRACK, WHITE, Box, blank
 
-WIDTH, TOP, BOTTOM, GAP, MARGIN = 1000, 96, 64, 10, 30
+WIDTH, TOP, BOTTOM, GAP, MARGIN = 1000, 96, 86, 10, 30
 _BAR_HEIGHT = 18
 _BARS_LEFT, _BARS_WIDTH = 300, 580
 
@@ -47,8 +47,10 @@ def render(
             pen.text(text, WIDTH - MARGIN, middle - 32, 17, align=1.0)
         pen.fill(Box(_column(original) - 1, middle - 5, 2, _BAR_HEIGHT + 10), WHITE)
     y = pen.canvas.shape[0] - BOTTOM + 6
-    pen.text(verdict, MARGIN, y, 15)
-    pen.text(RESEARCH_USE, MARGIN, y + 26, 15, MUTED)
+    for line in pen.wrap(verdict, WIDTH - 2 * MARGIN, 15):
+        pen.text(line, MARGIN, y, 15)
+        y += 22
+    pen.text(RESEARCH_USE, MARGIN, y + 4, 15, MUTED)
     return pen.picture()
 
 
