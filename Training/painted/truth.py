@@ -37,6 +37,7 @@ SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "F4": lambda z: z[:, 4],
 }
 MAPS = ("F4", "F4 - F0")
+MOST = 1000.0  # ratio that is told
 NETWORKS = ("trained", "untrained")
 
 
@@ -170,17 +171,21 @@ def _maps(
 
 
 def _ratio(location: torch.Tensor, parts: torch.Tensor) -> float:
-    """Density of a map in the first of two parts [2, ...] of the input's grid over the second's."""
+    """Density of a map in the first of two parts [2, ...] of the input's grid over the second's.
+
+    At most MOST, where the second part has hardly any weight; NaN where both have none.
+    """
     shares = functional.avg_pool3d(parts[:, None], SCALE)[:, 0]
-    first, second = ((location * shares).sum((1, 2, 3)) / shares.sum((1, 2, 3))).tolist()
-    return first / second if second > 0 else float("nan")
+    weight, size = (location * shares).sum((1, 2, 3)), shares.sum((1, 2, 3)).clamp_min(1e-6)
+    first, second = (weight / size).tolist()
+    return first / max(second, first / MOST) if first or second else float("nan")
 
 
 def summary(found: Sequence[Ratio]) -> list[dict[str, Any]]:
     """One entry for each sign, network, score and map.
 
     ratio, surface_to_core, moved: median of the folds' medians, with the lowest and the highest of
-    them. empty: maps without weight in the rest of the organs.
+    them. empty: maps without weight in the organs.
     """
     entries = []
     for key in dict.fromkeys((r.sign, r.network, r.score, r.map) for r in found):
@@ -193,9 +198,7 @@ def summary(found: Sequence[Ratio]) -> list[dict[str, Any]]:
                 [getattr(r, name) for r in rows if r.fold == fold]
                 for fold in sorted({r.fold for r in rows})
             ]
-            medians = [
-                np.median(v) for v in (np.array(f)[np.isfinite(f)] for f in by_fold) if len(v)
-            ]
+            medians = [np.median(v) for v in (np.array(f)[~np.isnan(f)] for f in by_fold) if len(v)]
             if medians:
                 low, middle, high = np.percentile(medians, (0, 50, 100)).tolist()
                 entry[name] = {"median": middle, "lowest": low, "highest": high}
