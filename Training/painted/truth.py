@@ -200,7 +200,7 @@ def summary(found: Sequence[Ratio]) -> list[dict[str, Any]]:
             ]
             medians = [np.median(v) for v in (np.array(f)[~np.isnan(f)] for f in by_fold) if len(v)]
             if medians:
-                low, middle, high = np.percentile(medians, (0, 50, 100)).tolist()
+                low, middle, high = np.percentile(medians, (0, 50, 100)).round(4).tolist()
                 entry[name] = {"median": middle, "lowest": low, "highest": high}
         entries.append(entry)
     return entries
