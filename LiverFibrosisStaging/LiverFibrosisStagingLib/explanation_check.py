@@ -154,7 +154,7 @@ class ExplanationCheck:
         def write(partial: Path) -> None:
             write_table(partial / FILES[0], COLUMNS, map(self._row, self.cases))
             if self.measured:
-                case = max(self.measured, key=lambda c: abs(c.moved[SURROUNDINGS]))
+                case = _most_moved(self.measured)
                 rows = [("as it is", case.expected, "")]
                 rows += [(n, case.after.get(n), case.notes.get(n, "")) for n in CHANGES]
                 pictures = [case.pictures.get(name) for name in ("", *CHANGES)]
@@ -239,11 +239,12 @@ def check_cases(
 ) -> ExplanationCheck:
     """Stage and check cases, as from `cases.read_cases`.
 
-    A case that is refused has a reason instead of results; its sentence for the screen, which may
-    name files, is given to `notify`. strict, any_phase: as for `stage`. Raises StagingError if the
-    only case is refused, and Cancelled.
+    Only the case that the surroundings move most keeps its pictures. A case that is refused has a
+    reason instead of results; its sentence for the screen, which may name files, is given to
+    `notify`. strict, any_phase: as for `stage`. Raises StagingError if the only case is refused,
+    and Cancelled.
     """
-    found = []
+    found: list[CaseCheck] = []
     for number, case in enumerate(cases):
 
         def within(fraction: float, step: str, number: int = number, name: str = case.name) -> None:
@@ -278,6 +279,8 @@ def check_cases(
                 notify(f"{case.name}: {shown}")
             checked = CaseCheck(case.name, reason=written)
         found.append(checked)
+        most = _most_moved([each for each in found if not each.reason])
+        found = [each if each is most else replace(each, pictures={}) for each in found]
     return ExplanationCheck(model, tuple(found))
 
 
@@ -325,6 +328,11 @@ def moved_lines(moved: Mapping[str, Mapping[str, float]]) -> list[str]:
         for name, values in moved.items()
     ]
     return ["the expected stage moves by: mean, mean size, largest (cases)", *lines]
+
+
+def _most_moved(cases: Sequence[CaseCheck]) -> CaseCheck | None:
+    """The case that the surroundings move most."""
+    return max(cases, key=lambda case: abs(case.moved[SURROUNDINGS]), default=None)
 
 
 def _plane(result: StagingResult) -> Plane:

@@ -1,7 +1,7 @@
 """Changes to a CT that show what a stage depends on: surroundings, texture, spleen, surface.
 
-A changed CT is one that could have been scanned: everything that is not changed keeps its HU, and
-the masks fit what the CT shows. Masks are non-zero inside, on the CT's grid, in any orientation.
+Everything that is not changed keeps its HU, and the masks fit what the changed CT shows. Masks are
+non-zero inside, on the CT's grid, in any orientation.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ FAT_HU = -100.0
 KEPT_MM = 3.0  # around the organs, so that their edges stay as they are
 CORE_MM = 8.0  # depth of the liver's core
 RIM_MM = 2.0  # around the spleen, of voxels that contain some of it
-STEPS_MM = 1.0  # sigma
+STEPS_MM = 1.0  # sigma that removes the steps of a mask's voxels
 SMOOTHED_MM = 5.0  # sigma: waves of the surface up to about 3 cm are removed
 FARTHEST_MM = 4.0  # that the surface is moved
 FADING_MM = 15.0  # from the surface: beyond it nothing is moved
@@ -97,7 +97,6 @@ def smooth_surface(ct: sitk.Image, liver: sitk.Image) -> tuple[sitk.Image, sitk.
     share = sitk.Cast(inside, sitk.sitkFloat32)
     soft = sitk.SmoothingRecursiveGaussian(share, SMOOTHED_MM)
     level = _level(soft, np.count_nonzero(sitk.GetArrayViewFromImage(inside)))
-    # A little smoothing removes the steps of the voxels.
     before = sitk.SmoothingRecursiveGaussian(_distance(inside), STEPS_MM)
     wanted = sitk.SmoothingRecursiveGaussian(_distance(soft >= level), 2 * STEPS_MM)
     found = sitk.GetArrayViewFromImage(before)
