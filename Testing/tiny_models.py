@@ -109,6 +109,44 @@ def staging_model(card: dict[str, Any] | None = None) -> onnx.ModelProto:
     return _model(nodes, ("volume", (1, *PATCH)), outputs, weights, METADATA_KEY, card or CARD)
 
 
+def masked_model(inside: bool) -> onnx.ModelProto:
+    """A network whose expected stage rises with the CT's sum in the liver, or outside of it.
+
+    Contract 2, masks as channels; voxels of 8 mm.
+    """
+    size = (16, 32, 48)
+    card = {key: CARD[key] for key in ("name", "stages", "window_hu", "intended_use")} | {
+        "contract": 2,
+        "channels": ["ct", "liver", "spleen"],
+        "patch_size": list(size),
+        "spacing_mm": [8, 8, 8],
+        "patch_overlap": 0.5,
+        "target_layer": "features",
+        "tail": ["GlobalAveragePool", "Flatten", "Gemm"],
+    }
+    stages, centre = np.arange(5.0), 0.06 if inside else 0.15
+    weights = {
+        "w": np.ones((1, 1, 1, 1, 1)),
+        "dense": 50 * stages[:, None],
+        "bias": -50 * centre * stages,
+        "one": np.ones(1),
+    }
+    nodes = [
+        _node("Split", ["volume"], ["ct", "liver", "spleen"], axis=1),
+        _node("Sub", ["one", "liver"], ["outside"]),
+        _node("Mul", ["ct", "liver" if inside else "outside"], ["seen"]),
+        _node("Conv", ["seen", "w"], ["conv"]),
+        _node("Relu", ["conv"], ["features"]),
+        _node("GlobalAveragePool", ["features"], ["mean"]),
+        _node("Flatten", ["mean"], ["flat"], axis=1),
+        _node("Gemm", ["flat", "dense", "bias"], ["logits"], transB=1),
+        _node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    outputs = {"logits": (5,), "probabilities": (5,), "features": (1, *size)}
+    outputs |= {"mean": (1, 1, 1, 1), "flat": (1,)}
+    return _model(nodes, ("volume", (3, *size)), outputs, weights, METADATA_KEY, card)
+
+
 def explainable_model(described: dict[str, Any] | None = None) -> onnx.ModelProto:
     """A classifier of small pictures [N, 1, 6, 5]."""
     random = np.random.default_rng(6)

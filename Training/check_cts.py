@@ -5,7 +5,7 @@
 cases.csv: a list of cases with masks, as for `batch`. FOLDER receives checked.csv: expected stage
 and its range among the ensemble's networks, predicted stage, share of the location map of the
 expected stage within liver and spleen, with 10 mm around the liver, the organs' share of the body,
-and the expected stage after everything farther than 3 mm from liver and spleen became fat.
+and the expected stage after each of the changes of `check-explanation`.
 """
 
 import argparse
@@ -18,16 +18,16 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from common.tables import markdown, write_csv
+from common.tables import MISSING, markdown, write_csv
 from LiverFibrosisStagingLib import StagingModel, stage
 from LiverFibrosisStagingLib.cases import Case, read_list
 from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.explanation_check import CHANGES, check_explanation
 from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
 from LiverFibrosisStagingLib.imaging.reading import read_ct
-from LiverFibrosisStagingLib.stages import EXPECTED, RESEARCH_USE, STAGES
+from LiverFibrosisStagingLib.stages import EXPECTED, RESEARCH_USE, STAGES, expected_stage
 
-FAT_HU, KEPT_MM, AROUND_MM = -100, 3.0, 10.0
-AIR_HU = -300
+AROUND_MM = 10.0
 
 
 def check(case: Case, model: StagingModel) -> dict[str, Any]:
@@ -41,19 +41,13 @@ def check(case: Case, model: StagingModel) -> dict[str, Any]:
     members = result.member_probabilities
     row: dict[str, Any] = {"case": case.name, "predicted": result.stage}
     row |= dict(zip(STAGES, result.probabilities.tolist()))
-    row["expected"] = expected(result.probabilities)
+    row["expected"] = expected_stage(result.probabilities)
     if members is not None:
-        of_members = [expected(one) for one in members]
+        of_members = [expected_stage(one) for one in members]
         row |= {"lowest": min(of_members), "highest": max(of_members)}
     row |= shares(result)
-    other = stage(fat_around(ct, liver, spleen), liver, spleen, model, EXPECTED)
-    row["expected_in_fat"] = expected(other.probabilities)
-    return row
-
-
-def expected(probabilities: np.ndarray) -> float:
-    """Mean stage of a distribution [5]."""
-    return float(probabilities @ np.arange(len(STAGES)))
+    after = check_explanation(result).after
+    return row | {name: after.get(name, MISSING) for name in CHANGES}
 
 
 def shares(result: Any) -> dict[str, float]:
@@ -72,16 +66,6 @@ def shares(result: Any) -> dict[str, float]:
     found["spleen_share"] = float(weight[spleen & body].sum()) / total
     found["organs_of_body"] = float(((liver | spleen) & body).sum() / max(body.sum(), 1))
     return found
-
-
-def fat_around(ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None) -> sitk.Image:
-    """The CT with fat in place of all tissue farther than 3 mm from liver and spleen."""
-    organs = liver if spleen is None else sitk.Or(liver != 0, spleen != 0)
-    hu = sitk.GetArrayFromImage(ct)
-    hu[(_distance(organs) > KEPT_MM) & (hu > AIR_HU)] = FAT_HU
-    changed = sitk.GetImageFromArray(hu)
-    changed.CopyInformation(ct)
-    return changed
 
 
 def _distance(mask: sitk.Image) -> np.ndarray:

@@ -6,6 +6,11 @@ FOLDER receives metrics.json and cases.csv: AUCs of network, logistic regression
 and drawn signs (the ceiling), quadratic kappa, correlation of the signs, map shares,
 counterfactuals, and the change of the expected stage when the same patient is painted as F0 and F4.
 
+    python Training/check_insilico.py --bodies BODIES --run RUN -o FOLDER --single-signs N
+
+writes truth.json and truth.csv instead: how much denser the location map is in the region of the
+only painted sign than in the rest of liver and spleen (`painted/truth.py`).
+
     python Training/check_insilico.py --bodies BODIES --run RUN -o FOLDER --references N
 
 paints N cases per body at the spacing of a CT instead, stages them with the library, and writes the
@@ -30,16 +35,22 @@ from painted.cases import body_files, painter
 from painted.check import report
 from painted.network import Input, OrganNetwork
 from painted.references import calibrate
+from painted.truth import single_signs, write_truth
 
 
-def check(bodies: Path, run: Path, folder: Path, per_body: int, pairs: int) -> dict[str, Any]:
-    """Measure the networks of a run, see `painted.check.report`.
+def check(
+    bodies: Path, run: Path, folder: Path, per_body: int, pairs: int, single: int = 0
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """Measure the networks of a run, see `painted.check.report`; single: `painted.truth`, with so
+    many patients per body.
 
     Raises StagingError if `run` has no checkpoint.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks, state = load_run(run, device)
     cases = painter(bodies, device)
+    if single:
+        return write_truth(single_signs(networks, state["held"], cases, single), folder)
     common = networks, state["held"], cases, state["signs"], state["spread"]
     return report(*common, folder, per_body, pairs)
 
@@ -83,8 +94,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--per-body", type=int, default=30, help="cases per body; default: 30")
     parser.add_argument("--pairs", type=int, default=0, help="patients per body painted as F0, F4")
-    parser.add_argument(
-        "--references", type=int, default=0, metavar="N", help="calibrate on N cases per body"
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--single-signs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="instead: location maps of N patients per body with a single sign of F4",
+    )
+    instead.add_argument(
+        "--references",
+        type=int,
+        default=0,
+        metavar="N",
+        help="instead: calibrate on N cases per body",
     )
     parser.add_argument("--name", default="LFS", help="of the model with --references")
     options = parser.parse_args(arguments)
@@ -93,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.references:
             found = references(*where, options.references, options.name)
         else:
-            found = check(*where, options.per_body, options.pairs)
+            found = check(*where, options.per_body, options.pairs, options.single_signs)
     except (StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)
         return 1

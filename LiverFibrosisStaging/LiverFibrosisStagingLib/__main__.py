@@ -1,7 +1,8 @@
 """Command line: python -m LiverFibrosisStagingLib stage|segment|batch|check-explanation|model-info.
 
 Exit codes: 0 done; 1 refused, with the reason in one sentence on standard error; 2 wrong usage;
-3 batch finished, but some cases failed (reasons in results.csv); 130 cancelled (Ctrl+C).
+3 finished, but some cases failed (reasons in the table); 4 the model fails its own check
+(check-explanation); 130 cancelled (Ctrl+C).
 """
 
 import argparse
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from .result import StagingResult
 
 AUTO = "auto"
-DONE, REFUSED, SOME_FAILED, CANCELLED = 0, 1, 3, 130
+DONE, REFUSED, SOME_FAILED, FAILS_CHECK, CANCELLED = 0, 1, 3, 4, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,13 +176,52 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
 
 
 def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> int:
-    from .faithfulness import check_explanation
+    from .cases import Case, read_cases
+    from .explanation_check import check_cases, verdict
+    from .files import check_writable
+    from .model import StagingModel
+    from .resources import default_model_path
+
+    if options.faithfulness:
+        return _measure_faithfulness(options, cancel)
+    source, output = Path(options.ct), Path(options.output)
+    check_writable(output)
+    if options.liver == AUTO and (source.is_dir() or source.suffix.lower() == ".csv"):
+        cases = read_cases(source, output, options.pseudonyms)
+    else:
+        liver = None if options.liver == AUTO else options.liver
+        cases = [Case("CT", source, liver, options.spleen)]
+    model = StagingModel.load(options.model or default_model_path())
+    with _ProgressLine(options.quiet) as progress:
+
+        def notify(message: str) -> None:
+            progress.clear()
+            print(message, file=sys.stderr)
+
+        for case in cases:
+            if case.pseudonym:
+                notify(f"{case.name} is {case.ct}.")
+        strict, any_phase = options.strict, options.any_phase
+        found = check_cases(cases, model, progress, cancel, notify, strict, any_phase)
+        folder = found.save(output)
+    for line in found.lines():
+        print(line)
+    print(verdict(found.moved))
+    print(f"{RESEARCH_USE} Model: {model.card.trained_on}")
+    print(f"Figure and numbers: {folder}")
+    if found.passed is False:
+        return FAILS_CHECK
+    return DONE if len(found.measured) == len(cases) else SOME_FAILED
+
+
+def _measure_faithfulness(options: argparse.Namespace, cancel: threading.Event) -> int:
+    from .faithfulness import measure_faithfulness
     from .files import check_writable
 
     check_writable(options.output)
     with _ProgressLine(options.quiet) as progress:
         result = _staged(options, progress, cancel)
-        found = check_explanation(result, progress=progress, cancel=cancel)
+        found = measure_faithfulness(result, progress=progress, cancel=cancel)
         folder = found.save(options.output)
     print(f"Explained: {found.explained}")
     for sentence in found.sentences():
@@ -192,6 +232,7 @@ def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> 
 
 
 def _model_info(options: argparse.Namespace, cancel: threading.Event) -> int:
+    from .explanation_check import moved_lines, verdict
     from .model import StagingModel
     from .resources import default_model_path
 
@@ -201,7 +242,11 @@ def _model_info(options: argparse.Namespace, cancel: threading.Event) -> int:
         print(json.dumps(card, indent=2))
         return DONE
     for name, value in card.items():
-        if isinstance(value, dict):
+        if name == "checks" and value is not None:
+            print(f"checks.source: {value['source']}")
+            for line in [*moved_lines(value["moved"]), verdict(value["moved"])]:
+                print(f"checks: {line}")
+        elif isinstance(value, dict):
             for key, entry in value.items():
                 print(f"{name}.{key}: {entry}")
         else:
@@ -236,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m LiverFibrosisStagingLib",
         description="Stage liver fibrosis on portal-venous CT, with location maps. " + RESEARCH_USE,
         epilog="Exit codes: 0 done, 1 refused (the reason is on standard error), 2 wrong usage, "
-        "3 some cases of a batch failed, 130 cancelled.",
+        "3 some cases failed, 4 the model fails its own check, 130 cancelled.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -293,6 +338,7 @@ def _parser() -> argparse.ArgumentParser:
         "from DICOM)",
     )
     one.add_argument("--weight", metavar="KG", type=float, help="the patient's weight")
+    about_pseudonyms = "give every case a pseudonym"
     about_report = (
         "also write report.html, which opens in a browser without a network, and report.pdf if "
         "matplotlib is installed"
@@ -310,9 +356,18 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check-explanation",
         parents=[one, shared],
-        help="test the faithfulness of the location map",
-        description="Stage one CT and measure the faithfulness of its location map: deletion and "
-        "insertion curves, and dependence of the map on the model's weights.",
+        help="measure what the stage depends on",
+        description="Stage a CT, or the cases of a folder or CSV file as for batch, again with fat "
+        "in place of the surroundings, without the organs, with a uniform liver, a spleen of "
+        "normal volume and a smooth liver surface, and measure how far the expected stage moves. "
+        "A model that the surroundings move too far fails its own check.",
+    )
+    check.add_argument("--pseudonyms", action="store_true", help=about_pseudonyms)
+    check.add_argument(
+        "--faithfulness",
+        action="store_true",
+        help="instead, for one CT: deletion and insertion curves of the location map, and its "
+        "dependence on the model's weights",
     )
     check.set_defaults(run=_check_explanation)
 
@@ -342,7 +397,7 @@ def _parser() -> argparse.ArgumentParser:
         "a pseudonym.",
     )
     batch.add_argument("input", metavar="INPUT", help="folder or CSV file")
-    batch.add_argument("--pseudonyms", action="store_true", help="give every case a pseudonym")
+    batch.add_argument("--pseudonyms", action="store_true", help=about_pseudonyms)
     batch.add_argument("--reports", action="store_true", help=f"for each case, {about_report}")
     batch.set_defaults(run=_batch)
 

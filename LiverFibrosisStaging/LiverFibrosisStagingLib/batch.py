@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .cases import Case, find_cases, read_list
+from .cases import Case, read_cases
 from .errors import Cancelled, CancelToken, StagingError
 from .files import check_writable, write_table
 from .fingerprint import fingerprint
@@ -82,10 +82,7 @@ def stage_folder(
     explained_stages(explain, 0)
     check_surface(surface_mm)
     source, output = Path(source), Path(output)
-    if source.suffix.lower() == ".csv":
-        cases = read_list(source, pseudonyms)
-    else:
-        cases = find_cases(source, output, pseudonyms)
+    cases = read_cases(source, output, pseudonyms)
     check_writable(output)
     if not isinstance(model, StagingModel):
         model = StagingModel.load(default_model_path() if model is None else model)
@@ -133,24 +130,30 @@ def _row(
     except Cancelled:
         raise
     except Exception as error:  # the other cases are still staged
-        reason, written = _reason(error)
-        notify(f"{case.name}: {reason}")
         files = {output / case.name: "the result folder", model.path: "the model"}
-        if case.segments is not None:
-            files[case.segments] = "the segments"
-        names = Names(case.ct, case.liver, case.spleen, files)
-        return {**row, "status": "failed", "reason": names.removed(written)}
+        reason, written = why_failed(error, case, files)
+        notify(f"{case.name}: {reason}")
+        return {**row, "status": "failed", "reason": written}
 
 
-def _reason(error: Exception) -> tuple[str, str]:
-    """Why a case failed: a sentence for the screen, and one for the table."""
-    if isinstance(error, StagingError):
-        return str(error), str(error)
-    if isinstance(error, MemoryError):
-        return ("Not enough memory for this CT.",) * 2
+def why_failed(error: Exception, case: Case, files: dict[Path, str]) -> tuple[str, str]:
+    """Why a case failed: a sentence for the screen, and one without names for a table.
+
+    files: as for `privacy.Names`, besides the case's own.
+    """
     kind = f"Unexpected {type(error).__name__}"
-    # The error's text may quote the file's header, which can contain names.
-    return f"{kind}: {' '.join(str(error).split())}", f"{kind}: the file may be damaged."
+    if isinstance(error, StagingError):
+        shown = written = str(error)
+    elif isinstance(error, MemoryError):
+        shown = written = "Not enough memory for this CT."
+    else:  # the error's text may quote the file's header, which can contain names
+        shown, written = (
+            f"{kind}: {' '.join(str(error).split())}",
+            f"{kind}: the file may be damaged.",
+        )
+    if case.segments is not None:
+        files = {**files, case.segments: "the segments"}
+    return shown, Names(case.ct, case.liver, case.spleen, files).removed(written)
 
 
 def _staged(

@@ -9,6 +9,7 @@ from .gradcam_onnx.metadata import (
     MISSING,
     InvalidValue,
     as_arguments,
+    entries,
     exactly,
     fields,
     items,
@@ -37,6 +38,17 @@ class Calibration(TypedDict, total=False):
 
     temperature: float
     operating_points: dict[str, float]
+
+
+class Checks(TypedDict):
+    """How far the expected stage moves when the CT is changed (`explanation_check.CHANGES`).
+
+    source: on which cases. moved: by change, `cases`, and `mean`, `mean_absolute` and `largest`
+    movement.
+    """
+
+    source: str
+    moved: dict[str, dict[str, float]]
 
 
 class Fill(TypedDict):
@@ -69,7 +81,8 @@ class Card:
     channels: of the input, "ct" or "ct", "liver", "spleen" (masks as 0 and 1; without a spleen mask
     its channel is 0). field: what the patch is centred on, "body" or "organs". fill: what replaces
     the CT far from the organs; None keeps it. liver_hu: the CT is shifted so that the liver's
-    median is here; None keeps the HU.
+    median is here; None keeps the HU. checks: the model's own explanation check; None if there was
+    none.
     """
 
     contract: int
@@ -89,6 +102,7 @@ class Card:
     liver_hu: float | None = None
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
     reference: Reference = dataclasses.field(default_factory=Reference)
+    checks: Checks | None = None
     training: Training = dataclasses.field(default_factory=Training)
 
     @property
@@ -153,6 +167,15 @@ def _reference(value: Any) -> Reference:
     return fields({"stages": fields({stage: usual for stage in STAGES})})(found)
 
 
+_MOVEMENT = fields(
+    {
+        "cases": whole(1, 10**9),
+        "mean": number(-4, 4),
+        "mean_absolute": number(0, 4),
+        "largest": number(0, 4),
+    },
+    optional=(),
+)
 _CARD = fields(
     {
         "contract": version(*CONTRACTS),
@@ -177,10 +200,11 @@ _CARD = fields(
             }
         ),
         "reference": _reference,
+        "checks": fields({"source": line, "moved": entries(_MOVEMENT)}, optional=()),
         "training": TRAINING,
     },
     optional=(
         *("smoothing_mm", "channels", "field", "fill", "liver_hu"),
-        *("calibration", "reference", "training"),
+        *("calibration", "reference", "checks", "training"),
     ),
 )

@@ -82,6 +82,13 @@ class _Image:
         return self.stem if match is None or match[1] is None else match[1]
 
 
+def read_cases(source: Path, leave_out: Path | None = None, pseudonyms: bool = False) -> list[Case]:
+    """Cases of a CSV file (`read_list`) or a folder (`find_cases`)."""
+    if source.suffix.lower() == ".csv":
+        return read_list(source, pseudonyms)
+    return find_cases(source, leave_out, pseudonyms)
+
+
 def find_cases(folder: Path, leave_out: Path | None = None, pseudonyms: bool = False) -> list[Case]:
     """Cases in a folder and its subfolders, by name.
 

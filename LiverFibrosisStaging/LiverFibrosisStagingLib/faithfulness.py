@@ -181,7 +181,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def check_explanation(
+def measure_faithfulness(
     result: StagingResult,
     steps: int = STEPS,
     layers: int | None = None,

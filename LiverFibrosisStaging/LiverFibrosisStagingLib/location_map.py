@@ -1,7 +1,8 @@
 """From Grad-CAM maps of patches to one location map of the patient.
 
 The maps are merged on one scale and divided by their mean over the body, so that 1 is average
-attention, as for the liver weights of Yin et al. 2021 (median 0.58 in F0, 1.43 in F4).
+attention. It is an assumption that the liver weights of Yin et al. 2021 (median 0.58 in F0, 1.43 in
+F4) are relative to the same: the paper does not say to what.
 """
 
 from collections.abc import Sequence

@@ -39,6 +39,11 @@ def group_scores(probabilities: np.ndarray) -> dict[str, float]:
     return {name: float(probabilities[first:].sum()) for name, first in GROUPS.items()}
 
 
+def expected_stage(probabilities: np.ndarray) -> float:
+    """Mean of the stages' distribution, 0 (F0) to 4 (F4); `probabilities` is [5]."""
+    return float(probabilities @ np.arange(len(STAGES)))
+
+
 def explained_stages(explain: str, predicted: int) -> tuple[int, ...]:
     """Indices of the stages whose score is explained.
 
@@ -70,7 +75,7 @@ def explained_score(logits: np.ndarray, members: tuple[int, ...]) -> float:
         return float(logits[inside[0]])
     outside = [index for index in range(len(logits)) if index not in members]
     if not outside:
-        return float(softmax(logits) @ np.arange(len(logits)))
+        return expected_stage(softmax(logits))
     return float(np.logaddexp.reduce(logits[inside]) - np.logaddexp.reduce(logits[outside]))
 
 

@@ -11,7 +11,8 @@ from bad_inputs import write_slices
 import LiverFibrosisStagingLib.batch as batch
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage, stage_folder
 from LiverFibrosisStagingLib.__main__ import main
-from LiverFibrosisStagingLib.batch import COLUMNS, find_cases
+from LiverFibrosisStagingLib.batch import COLUMNS
+from LiverFibrosisStagingLib.cases import find_cases
 from LiverFibrosisStagingLib.signs.measure import UNITS
 
 MASKS = ("liver", "spleen")

@@ -133,7 +133,7 @@ def test_command_measures_the_phantom_and_draws(sample, single_path, tmp_path, c
         sitk.WriteImage(sitk.ReadImage(str(whole))[:, :, 20:60], str(path))  # one patch
     arguments = [str(ct), "--liver", str(liver), "-o", str(tmp_path / "out")]
     arguments += ["--model", str(single_path)]
-    assert main(["check-explanation", *arguments, "--explain", "F4", "-q"]) == 0
+    assert main(["check-explanation", "--faithfulness", *arguments, "--explain", "F4", "-q"]) == 0
     assert "Deletion: area" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "faithfulness.json").read_text())
     areas = found["areas"]

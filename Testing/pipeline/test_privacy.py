@@ -11,8 +11,8 @@ import pytest
 import SimpleITK as sitk
 from bad_inputs import hu_array, image, write, write_slices
 
-from LiverFibrosisStagingLib import faithfulness
-from LiverFibrosisStagingLib.__main__ import main
+from LiverFibrosisStagingLib import explanation_check, faithfulness
+from LiverFibrosisStagingLib.__main__ import FAILS_CHECK, main
 from LiverFibrosisStagingLib.privacy import Names, looks_like_person_name, pseudonym
 
 TAGS = {"0010|0010": "DOE^JANE", "0008|103e": "Jane Doe arterial", "0010|0030": "19500213"}
@@ -237,8 +237,9 @@ def test_no_command_writes_a_name(shown, inputs, model_path, tmp_path, monkeypat
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: shown, raising=False)
-    quick = partial(faithfulness.check_explanation, steps=1, layers=1)
-    monkeypatch.setattr(faithfulness, "check_explanation", quick)
+    quick = partial(faithfulness.measure_faithfulness, steps=1, layers=1)
+    monkeypatch.setattr(faithfulness, "measure_faithfulness", quick)
+    monkeypatch.setattr(explanation_check, "CHANGES", (explanation_check.SURROUNDINGS,))
     cohort, single = inputs / "cohort", model_path.with_name("LFS_single.onnx")
     if shown:
         one, mask = cohort / "DOE_JANE", cohort / "DOE_JANE_1950_liver.seg.nrrd"
@@ -254,7 +255,9 @@ def test_no_command_writes_a_name(shown, inputs, model_path, tmp_path, monkeypat
 
     run("stage", one, "--liver", mask, "--model", single, "-o", "out/stage")
     run("segment", cohort / "DOE_JANE", "-o", f"out/segmented/{labels}")
-    run("check-explanation", one, "--liver", mask, "--model", single, "-o", "out/check")
+    on_one = ["check-explanation", one, "--liver", mask, "--model", single]
+    run(*on_one, "-o", "out/faithfulness", "--faithfulness")
+    run(*on_one, "-o", "out/check", code=FAILS_CHECK)
     printed = run("batch", source, "--model", single, "-o", "out/batch", *options, code=3)
     assert "DOE" in printed.err  # the screen says which is which
     assert {".json", ".csv", ".png", ".nrrd"} <= {path.suffix for path in check(tmp_path / "here")}

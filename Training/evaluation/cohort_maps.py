@@ -22,7 +22,8 @@ UNUSUAL = 0.05  # share of cases like the reference cases that the joint bounds 
 MIN_CASES = 5  # for the reference distribution of a stage
 
 # Yin et al. 2021: median and quartiles of the liver's weight by predicted stage, and how often
-# three readers found each pattern.
+# three readers found each pattern. The paper does not say what its weights are relative to; that it
+# is the body's mean is an assumption.
 PAPER_LIVER_WEIGHT = {"F0": (0.58, 0.43, 0.75), "F4": (1.43, 1.22, 1.63)}
 PAPER_PATTERNS = {"surface_over_core": ("F0", 0.910), "organs_over_rest": ("F4", 0.764)}
 

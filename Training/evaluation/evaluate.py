@@ -217,7 +217,7 @@ def _region_table(maps: dict[str, Any]) -> list[list[str]]:
         for stage, (median, low, high) in cohort_maps.PAPER_LIVER_WEIGHT.items()
     }
     cells = [paper.get(stage, MISSING) for stage in STAGES]
-    return [*lines, ["Liver, Yin et al. 2021", *cells, "p < 0.001"]]
+    return [*lines, ["Liver, Yin et al. 2021 (reference assumed)", *cells, "p < 0.001"]]
 
 
 def _pattern_table(maps: dict[str, Any]) -> list[list[str]]:

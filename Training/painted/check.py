@@ -4,7 +4,7 @@ Each case goes to the network of the fold that left its body out.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from common.files import write_text
 from common.tables import write_csv
 from insilico.effects import Signs, log_likelihoods
 from insilico.paint import Painter
+from LiverFibrosisStagingLib.card import Checks
+from LiverFibrosisStagingLib.explanation_check import ORGANS, SURROUNDINGS, TEXTURE, movement
+from LiverFibrosisStagingLib.imaging.changes import CORE_MM, FAT_HU
 from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE
 from painted.cases import HELD_SEED
 from painted.data import Pool, disturbed, network_input, smoothed, widened
@@ -28,9 +31,9 @@ from painted.fit import Spread, Training, correlations, measures
 from painted.network import LIVER_HU, SCALE, SPACING_MM, Input, OrganNetwork
 
 STAGES = np.arange(5)
-FAT_HU = -100.0
 POOLED = 60  # cases per fold of `of_pool`
 AROUND_MM = 10.0  # of the liver: the region in which its surface is explained
+CORE = tuple(round(CORE_MM / s) for s in SPACING_MM)
 
 
 @dataclass
@@ -127,7 +130,7 @@ def _blanked(
 def _texture(
     hu: torch.Tensor, masks: torch.Tensor, given: Input, _: torch.Generator
 ) -> torch.Tensor:
-    core = -widened(-masks[:, :1], (2, 4, 4))
+    core = -widened(-masks[:, :1], CORE)
     return network_input(torch.where(core > 0, LIVER_HU, hu), masks, given)
 
 
@@ -143,10 +146,11 @@ def _no_spleen(
     return network_input(hu, torch.cat([masks[:, :1], 0 * masks[:, 1:]], dim=1), given)
 
 
+# The names that the library has too are the same changes, there of CTs.
 COUNTERFACTUALS: dict[str, Change] = {
-    "surroundings are fat": _surroundings,
-    "organs are fat, no masks": _blanked,
-    "liver core is uniform": _texture,
+    SURROUNDINGS: _surroundings,
+    ORGANS: _blanked,
+    TEXTURE: _texture,
     "masks with errors": _vnet,
     "no spleen mask": _no_spleen,
 }
@@ -195,7 +199,7 @@ def organ_features(hu: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
     where = torch.nonzero(columns)[:, 0]
     middle = int((where.min() + where.max()) / 2)
     left = float(columns[middle:].sum()) * voxel / volume
-    core = -widened(-liver[None, None], (2, 4, 4))[0, 0] > 0
+    core = -widened(-liver[None, None], CORE)[0, 0] > 0
     bands = [
         float((smoothed(hu, a) - smoothed(hu, b))[core].std() + 1e-3)
         for a, b in ((1.5, 4.0), (4.0, 8.0))
@@ -300,12 +304,7 @@ def summary(found: Found, names: Sequence[str]) -> dict[str, Any]:
     for name, rows in found.changed.items():
         moved = np.stack(rows) @ STAGES - expected
         of_groups = _measures(np.stack(rows), found)
-        changes[name] = {
-            "mean": float(moved.mean()),
-            "mean_absolute": float(np.abs(moved).mean()),
-            "largest": float(np.abs(moved).max()),
-            **{group: of_groups[group] for group in GROUPS},
-        }
+        changes[name] = movement(moved) | {group: of_groups[group] for group in GROUPS}
     low = expected < 1.5
     shares = {}
     for key in found.shares[0]:
@@ -322,6 +321,15 @@ def summary(found: Found, names: Sequence[str]) -> dict[str, Any]:
         "map_shares": shares,
         "counterfactuals": changes,
     }
+
+
+def model_checks(metrics: Mapping[str, Any]) -> Checks:
+    """The entry `checks` of a model's metadata, from the `summary` of its networks."""
+    moved = {
+        name: {key: change[key] for key in movement([0.0])}
+        for name, change in metrics["counterfactuals"].items()
+    }
+    return {"source": f"{metrics['cases']} cases painted into unseen bodies", "moved": moved}
 
 
 def _measures(probabilities: np.ndarray, found: Found) -> dict[str, float]:

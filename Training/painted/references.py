@@ -33,7 +33,7 @@ from painted.cases import HELD_SEED
 from painted.export import export
 from painted.network import OrganNetwork
 
-FIRST_SEED = 3 * HELD_SEED  # other patients than those of `check.report`
+FIRST_SEED = 4 * HELD_SEED  # other patients than those of `check` and `truth`
 MOST = 1000  # cases per body
 Place = tuple[int, int, int]  # fold, body, number
 Record = dict[str, Any]

@@ -178,7 +178,7 @@ def bounds(ct: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
 def body_bounds(ct: sitk.Image, margin_mm: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
     """Corners, as in `bounds`, of the part of a CT that contains the patient."""
     low, high = bounds(ct)
-    coarse, body = _coarse_body(ct, low, high)
+    coarse, body = coarse_body(ct, low, high)
     box = bounding_box(body)
     if box is None:
         return low, high
@@ -215,9 +215,7 @@ def box_on_ct(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list
     return first.tolist(), (last - first + 1).tolist()
 
 
-def _coarse_body(
-    ct: sitk.Image, low: np.ndarray, high: np.ndarray
-) -> tuple[sitk.Image, np.ndarray]:
+def coarse_body(ct: sitk.Image, low: np.ndarray, high: np.ndarray) -> tuple[sitk.Image, np.ndarray]:
     """A grid of COARSE_MM between two corners, and the body mask on it."""
     step = np.full(3, COARSE_MM)
     size = np.maximum(np.floor((high - low) / step), 1)
@@ -243,7 +241,7 @@ def _body_centre(
     """Centre of the body (x, y) at the liver's level, and how many mm the patch cuts off."""
     low, high = bounds(ct)
     low[2], high[2] = max(low[2], extent[0]), min(high[2], extent[1])
-    coarse, body = _coarse_body(ct, low, high)
+    coarse, body = coarse_body(ct, low, high)
     if not body.any():
         return ((low + high) / 2)[:2], 0.0
     _, j, i = np.nonzero(body)
