@@ -26,7 +26,7 @@ from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
 from LiverFibrosisStagingLib.imaging.reading import read_ct
 from LiverFibrosisStagingLib.stages import EXPECTED, RESEARCH_USE, STAGES
 
-FAT_HU, KEPT_MM, AROUND_MM = -100, 3.0, 10.0
+FAT_HU, KEPT_MM = -100, 3.0
 AIR_HU = -300
 
 
@@ -62,16 +62,17 @@ def shares(result: Any) -> dict[str, float]:
     weight = sitk.GetArrayFromImage(sitk.Resample(result.location_map, grid.volume))
     body = sitk.GetArrayViewFromImage(grid.body) > 0
     liver = sitk.GetArrayViewFromImage(grid.liver) > 0
-    around = _distance(grid.liver) <= AROUND_MM
     spleen = np.zeros_like(liver)
     if grid.spleen is not None:
         spleen = sitk.GetArrayViewFromImage(grid.spleen) > 0
-    regions = {"share": liver | spleen, "share_with_10_mm": around | spleen}
     total = float(weight[body].sum()) or np.nan
-    found = {key: float(weight[region & body].sum()) / total for key, region in regions.items()}
-    found["spleen_share"] = float(weight[spleen & body].sum()) / total
-    found["organs_of_body"] = float(((liver | spleen) & body).sum() / max(body.sum(), 1))
-    return found
+    outside = np.nan if result.outside_share is None else result.outside_share
+    return {
+        "share": float(weight[(liver | spleen) & body].sum()) / total,
+        "share_with_10_mm": 1 - outside,
+        "spleen_share": float(weight[spleen & body].sum()) / total,
+        "organs_of_body": float(((liver | spleen) & body).sum() / max(body.sum(), 1)),
+    }
 
 
 def fat_around(ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None) -> sitk.Image:
