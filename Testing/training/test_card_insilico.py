@@ -1,0 +1,74 @@
+"""The model card of a model trained on painted fibrosis, and its results in the model file."""
+
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from sklearn.metrics import roc_auc_score
+
+pytest.importorskip("onnx")
+pytest.importorskip("torch")
+
+import card_insilico
+
+from LiverFibrosisStagingLib.model import read_card
+from LiverFibrosisStagingLib.stages import RESEARCH_USE
+
+RESULTS = ROOT / "Training" / "results" / "painted"
+
+
+@pytest.fixture(scope="module")
+def described(model_path, tmp_path_factory):
+    """A copy of the shipped model with its results, and their folder with the card."""
+    folder = tmp_path_factory.mktemp("results")
+    for name in ("metrics.json", "cases.csv", "real_cts.csv"):
+        shutil.copy(RESULTS / name, folder)
+    model = shutil.copy(model_path, folder / model_path.name)
+    assert card_insilico.main(["--model", str(model), "--results", str(folder)]) == 0
+    return model, folder
+
+
+def test_the_metadata_have_the_aucs_of_the_cases(described, model_path):
+    model, folder = described
+    before, card = read_card(model_path), read_card(model)
+    with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    stages = np.array([float(row["stage"]) for row in rows])
+    cirrhosis = [float(row["p_F4"]) for row in rows]
+    area = card.training["auc"]["cirrhosis"]
+    assert area["value"] == pytest.approx(roc_auc_score(stages == 4, cirrhosis), abs=1e-4)
+    assert area["low"] < area["value"] < area["high"]
+    assert card.training["evaluated_on"].startswith(f"{len(rows)} cases painted into ")
+    assert card.trained_on == before.trained_on
+    assert (card.fill, card.temperature) == (before.fill, before.temperature)
+
+
+def test_the_card_has_the_numbers_of_the_results(described):
+    model, folder = described
+    text = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    card = read_card(model)
+    assert RESEARCH_USE in text and card.trained_on in text
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    for who in ("network", "logistic_regression", "drawn_signs"):
+        assert f"| {metrics[who]['advanced']:.2f} | {metrics[who]['cirrhosis']:.2f} |" in text
+    with (folder / "real_cts.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            share = round(100 * float(row["share_with_10_mm"]))
+            assert re.search(rf"\| {row['case']} \| .* \| {share} % \|", text)
+
+
+def test_the_shipped_card_is_the_one_of_the_results(described, model_path):
+    """After other results, Training/card_insilico.py must be run again."""
+    shipped, made = (folder / "MODEL_CARD.md" for folder in (RESULTS, described[1]))
+    assert shipped.read_text(encoding="utf-8") == made.read_text(encoding="utf-8")
+    assert read_card(model_path).training == read_card(described[0]).training
+
+
+def test_no_results_are_refused(model_path, tmp_path, capsys):
+    model = shutil.copy(model_path, tmp_path)
+    assert card_insilico.main(["--model", str(model), "--results", str(tmp_path)]) == 1
+    assert "cases.csv" in capsys.readouterr().err
