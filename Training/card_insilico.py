@@ -12,9 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from evaluation import painted_card
+from lfs.export import describe
 from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.model import read_card
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
-from painted import model_card
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,8 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(arguments)
     try:
-        model_card.add_results(options.model, options.results)
-        print(model_card.write(options.model, options.results))
+        training = read_card(options.model).training | painted_card.evaluated(options.results)
+        describe(options.model, {"training": training})
+        print(painted_card.write(options.model, options.results))
     except (StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)
         return 1

@@ -14,11 +14,10 @@ import SimpleITK as sitk
 from .card import Reference
 from .imaging.grid import WorkingGrid, bounding_box
 from .location_map import LocationMap
-from .report.summary import REGION_NAMES, SURFACE_MM
+from .report.summary import AROUND_MM, REGION_NAMES, SURFACE_MM
 
 SURFACE, CORE_AND_SPLEEN, MIXED, ELSEWHERE = "surface", "core and spleen", "mixed", "elsewhere"
 MIN_CASES = 20  # of a stage, for a meaningful reference
-AROUND_MM = 10.0  # of the liver: signs of its surface lie on both sides of its border
 
 Measurements = Mapping[str, Mapping[str, float]]
 

@@ -44,6 +44,7 @@ COLUMNS = (
     "checks",
     "warnings",
     "model",
+    "trained_on",
     "notice",
 )
 
@@ -127,7 +128,12 @@ def _row(
     notify: Callable[[str], None],
     reports: bool,
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"case": case.name, "notice": RESEARCH_USE, "model": model.card.name}
+    row: dict[str, Any] = {
+        "case": case.name,
+        "model": model.card.name,
+        "trained_on": model.card.trained_on,
+        "notice": RESEARCH_USE,
+    }
     try:
         columns = _staged(case, output, model, options, progress, cancel, reports)
         return {**row, "status": "done", **columns}

@@ -133,7 +133,7 @@ def stage(
         predicted_outside(forward_pass, explanation, steps),
         None if members is None else spread(members, predicted),
         has_spleen=spleen is not None,
-        reads_spleen="spleen" in card.channels,
+        spleen_is_input="spleen" in card.channels,
     )
     provenance = _provenance(model, ct, grid)
     provenance["segmentation"] = segmentation and {**segmentation, "organs": segmented}

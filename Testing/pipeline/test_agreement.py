@@ -9,6 +9,7 @@ import pytest
 
 from LiverFibrosisStagingLib import stage
 from LiverFibrosisStagingLib.ensemble import disagreement, spread
+from LiverFibrosisStagingLib.model import read_card
 from LiverFibrosisStagingLib.quality import percentiles, unusual
 from LiverFibrosisStagingLib.report.summary import table_rows
 from LiverFibrosisStagingLib.stages import GROUPS, STAGES, median_stage, softmax
@@ -23,13 +24,13 @@ def result(sample, model):
 
 def test_the_shipped_model_is_an_ensemble_and_reports_its_spread(result, model):
     members = result.member_probabilities
-    assert members.shape == (5, len(STAGES))
+    assert len(members) > 1 and members.shape[1] == len(STAGES)
     given = [f.tensors["member_logits"][0] for f in result.forward_pass.forwards]
     logits = np.mean(given, axis=0, dtype=np.float64)
     np.testing.assert_allclose(members, softmax(logits, model.card.temperature))
     np.testing.assert_allclose(logits.mean(axis=0), result.forward_pass.logits, atol=1e-4)
     found = result.summary()["ensemble"]
-    assert found["members"] == 5
+    assert found["members"] == len(members)
     for index, name in enumerate(STAGES):
         low, high = found["range"][name]
         assert (low, high) == (members[:, index].min(), members[:, index].max())
@@ -41,8 +42,9 @@ def test_the_shipped_model_is_an_ensemble_and_reports_its_spread(result, model):
 
 def test_the_table_shows_how_many_networks_agree(result):
     rows = {name: value for name, value, _ in table_rows(result.summary())}
-    agreeing = (median_stage(result.member_probabilities) == STAGES.index(result.stage)).sum()
-    assert rows[f"Networks predicting {result.stage}"] == f"{agreeing} of 5"
+    members = result.member_probabilities
+    agreeing = (median_stage(members) == STAGES.index(result.stage)).sum()
+    assert rows[f"Networks predicting {result.stage}"] == f"{agreeing} of {len(members)}"
 
 
 @pytest.mark.parametrize("says_f4, warned", [(5, False), (4, False), (3, True), (1, True)])
@@ -107,8 +109,8 @@ def test_only_the_predicted_stages_map_is_compared(result):
     assert not any("Unusual" in warning for warning in result.explain(other).map_warnings)
 
 
-def test_the_shipped_reference_is_that_of_its_test_cohort(model):
-    reference = model.card.reference
+def test_the_reference_of_a_trained_model_is_that_of_its_test_cohort(phantoms_path):
+    reference = read_card(phantoms_path).reference
     assert "test cohort" in reference["source"]
     for values in reference["stages"].values():
         assert values["cases"] >= 5

@@ -19,9 +19,9 @@ from LiverFibrosisStagingLib.support import agreement
 from LiverFibrosisStagingLib.support import reasons as all_reasons
 
 
-def reasons(stage_name, checks, outside=0.1, members=None, has_spleen=True, reads_spleen=False):
+def reasons(stage_name, checks, outside=0.1, members=None, has_spleen=True, spleen_is_input=False):
     return all_reasons(
-        stage_name, checks, outside, members, has_spleen=has_spleen, reads_spleen=reads_spleen
+        stage_name, checks, outside, members, has_spleen=has_spleen, spleen_is_input=spleen_is_input
     )
 
 
@@ -32,7 +32,7 @@ def check(key, outcome):
 def test_a_stage_is_supported_if_nothing_speaks_against_it():
     checks = (check("phase", "pass"), check("thickness", "warn"))
     members = spread(stage_rows(5), "F4")
-    assert reasons("F4", checks, 0.3, members, reads_spleen=True) == ()
+    assert reasons("F4", checks, 0.3, members, spleen_is_input=True) == ()
     assert reasons("F4", (), has_spleen=False) == ()
 
 
@@ -43,14 +43,16 @@ def test_a_slab_of_the_liver_is_a_reason(lower, upper, supported):
     assert found == (() if supported else ("Cut.",))
 
 
-@pytest.mark.parametrize("reads_spleen", [False, True])
-def test_the_spleen_must_be_complete_for_a_model_that_reads_it(reads_spleen):
+@pytest.mark.parametrize("spleen_is_input", [False, True])
+def test_the_spleen_must_be_complete_if_it_is_an_input(spleen_is_input):
     areas = {"liver_lower_cm2": 0, "liver_upper_cm2": 0, "spleen_lower_cm2": 9}
     cut = Check("coverage", "", "warn", "Cut.", {**areas, "spleen_upper_cm2": 0})
-    assert reasons("F0", (cut,), reads_spleen=reads_spleen) == (("Cut.",) if reads_spleen else ())
-    missing = reasons("F0", (), has_spleen=False, reads_spleen=reads_spleen)
+    assert reasons("F0", (cut,), spleen_is_input=spleen_is_input) == (
+        ("Cut.",) if spleen_is_input else ()
+    )
+    missing = reasons("F0", (), has_spleen=False, spleen_is_input=spleen_is_input)
     sentence = "There is no mask of the spleen; the model needs it."
-    assert missing == ((sentence,) if reads_spleen else ())
+    assert missing == ((sentence,) if spleen_is_input else ())
 
 
 def test_an_unusual_volume_of_the_liver_is_a_reason():
@@ -205,3 +207,9 @@ def test_an_unsupported_stage_is_said_first(result):
     assert one_line(unsupported).endswith("). The phase is arterial.")
     summary = unsupported.summary()
     assert (summary["supported"], summary["reasons"]) == (False, ["The phase is arterial."])
+
+
+def test_the_shipped_model_needs_the_spleen(sample, model, single):
+    sentence = "There is no mask of the spleen; the model needs it."
+    assert sentence in stage(sample["ct"], sample["liver"], model=model).reasons
+    assert sentence not in stage(sample["ct"], sample["liver"], model=single).reasons

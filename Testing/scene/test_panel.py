@@ -141,11 +141,14 @@ def test_staging_the_sample_shows_progress_result_and_map(ready):
     assert ui.advancedBar.value == pytest.approx(sum(bars[3:]), abs=3)
     assert ui.cirrhosisBar.value == pytest.approx(bars[4], abs=1)
     assert ui.resultWidget.visible and not ui.emptyLabel.visible and ui.overlayWidget.enabled
-    assert ui.stageLabel.visible and ui.probabilitiesWidget.enabled
-    assert not ui.unsupportedLabel.visible
+    summary = ready.logic.storedSummary(ui.inputVolumeSelector.currentNode())
+    assert ui.stageLabel.visible == ui.probabilitiesWidget.enabled == summary["supported"]
+    assert ui.unsupportedLabel.visible != summary["supported"]
     assert "esearch use" in ui.researchUseLabel.text
-    assert "Trained on" in ui.behindLabel.text
-    assert " of 5 predict F4, with probabilities of " in ui.behindLabel.text
+    assert summary["model"]["trained_on"] in ui.behindLabel.text
+    found = summary["ensemble"]
+    agreeing = f"{found['agreeing']} of {found['members']} predict {summary['stage']}, with"
+    assert agreeing in ui.behindLabel.text
     assert "Liver&nbsp;surface" in ui.measurementsLabel.text
     check_overlay()
 

@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 import card_insilico
 
 from LiverFibrosisStagingLib.model import read_card
-from LiverFibrosisStagingLib.stages import RESEARCH_USE
+from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE
 
 RESULTS = ROOT / "Training" / "results" / "painted"
 
@@ -30,6 +30,16 @@ def described(model_path, tmp_path_factory):
     model = shutil.copy(model_path, folder / model_path.name)
     assert card_insilico.main(["--model", str(model), "--results", str(folder)]) == 0
     return model, folder
+
+
+def test_the_shipped_file_describes_itself(model_path):
+    card = read_card(model_path)
+    assert model_path.stat().st_size < 15e6
+    assert (card.contract, card.channels, card.field) == (2, ("ct", "liver", "spleen"), "organs")
+    assert card.fill is not None and card.liver_hu is not None
+    assert "no patient with a known stage" in card.trained_on
+    assert RESEARCH_USE in card.intended_use
+    assert set(card.training["auc"]) == set(GROUPS)
 
 
 def test_the_metadata_have_the_aucs_of_the_cases(described, model_path):

@@ -11,9 +11,8 @@ import numpy as np
 from common.files import write_text
 from common.tables import markdown
 from evaluation.metrics import auc, draw_patients, interval
-from lfs.export import describe
-from LiverFibrosisStagingLib import StagingModel
 from LiverFibrosisStagingLib.card import Card
+from LiverFibrosisStagingLib.model import read_card
 from LiverFibrosisStagingLib.report.summary import group_label
 from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES
 
@@ -46,8 +45,11 @@ ROWS = {
 }
 
 
-def add_results(model: Path, results: Path) -> None:
-    """Add the AUCs on painted cases of unseen bodies to a model file's metadata."""
+def evaluated(results: Path) -> dict[str, Any]:
+    """AUCs on painted cases of unseen bodies, for a model's metadata (`training_record.Training`).
+
+    The intervals are of bodies drawn with replacement. results: folder with cases.csv.
+    """
     with (results / CASES).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     stages = np.array([int(float(row["stage"])) for row in rows])
@@ -59,12 +61,11 @@ def add_results(model: Path, results: Path) -> None:
         score = probabilities[:, first:].sum(axis=1)
         area = interval(lambda w, s=score, f=first: auc(stages >= f, s, w), weights)
         found[group] = {key: round(value, 4) for key, value in area.items()}
-    training = StagingModel.load(model).card.training
     about = (
         f"{len(rows)} cases painted into {len(np.unique(bodies))} real bodies, each by a network "
         "that had not seen the body; no patient with a known stage"
     )
-    describe(model, {"training": {**training, "auc": found, "evaluated_on": about}})
+    return {"auc": found, "evaluated_on": about}
 
 
 def write(model: Path, results: Path) -> Path:
@@ -73,7 +74,7 @@ def write(model: Path, results: Path) -> Path:
     results: folder with metrics.json and cases.csv of `painted.check` and, if there are real CTs,
     real_cts.csv with the columns REAL_COLUMNS, as of check_cts.py.
     """
-    card = StagingModel.load(model).card
+    card = read_card(model)
     metrics = json.loads((results / METRICS).read_text(encoding="utf-8"))
     sections = [
         f"# Model card: {card.name}",
@@ -124,7 +125,7 @@ def _painted(card: Card, metrics: Mapping[str, Any]) -> str:
         f"95 % intervals of the model's AUCs, with bodies drawn at random: {intervals}.",
         "Mean expected stage of cases painted as F0 to F4: "
         f"{', '.join(map(_number, metrics['expected_by_stage']))}.",
-        f"Correlation of what the network reads with what was drawn: {signs}.",
+        f"Correlation of the regressed signs with the drawn ones: {signs}.",
         "Location map of the expected stage, share within the liver, 10 mm around it, and the "
         f"spleen: median {_percent(shares['median'])}, lowest {_percent(shares['lowest'])}.",
     ]
