@@ -62,8 +62,8 @@ def evaluated(results: Path) -> dict[str, Any]:
         area = interval(lambda w, s=score, f=first: auc(stages >= f, s, w), weights)
         found[group] = {key: round(value, 4) for key, value in area.items()}
     about = (
-        f"{len(rows)} cases painted into {len(np.unique(bodies))} real bodies, unseen by the measured "
-        "networks; no patient with a known stage"
+        f"{len(rows)} cases painted into {len(np.unique(bodies))} real bodies, unseen by the "
+        "measured networks; no patient with a known stage"
     )
     return {"auc": found, "evaluated_on": about}
 
