@@ -6,8 +6,10 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from LiverFibrosisStagingLib import stage
+from LiverFibrosisStagingLib.__main__ import main
 from LiverFibrosisStagingLib.ensemble import disagreement, spread
 from LiverFibrosisStagingLib.model import read_card
 from LiverFibrosisStagingLib.quality import percentiles, unusual
@@ -38,6 +40,25 @@ def test_the_shipped_model_is_an_ensemble_and_reports_its_spread(result, model):
         scores = members[:, first:].sum(axis=1)
         assert found["range"][name] == pytest.approx([scores.min(), scores.max()])
     jsonschema.validate(json.loads(json.dumps(result.summary())), json.loads(SCHEMA.read_text()))
+
+
+def test_probabilities_and_map_of_the_shipped_model(result, model):
+    assert result.probabilities.sum() == pytest.approx(1)
+    assert 0 <= result.outside_share <= 1
+    # The map lies within the network's field of view.
+    columns = np.argwhere(sitk.GetArrayViewFromImage(result.label_map))
+    reach = (np.ptp(columns, axis=0) + 1) * result.ct.GetSpacing()[::-1]
+    field = np.multiply(model.card.patch_size, model.card.spacing_mm)
+    assert columns.size and (reach[1:] <= field[1:] + 2 * np.array(model.card.spacing_mm[1:])).all()
+
+
+def test_the_command_line_and_the_library_agree(result, sample, tmp_path, capsys):
+    arguments = ["stage", sample["ct"], "--liver", sample["liver"], "--spleen", sample["spleen"]]
+    assert main([*map(str, arguments), "-o", str(tmp_path)]) == 0
+    ours, theirs = json.loads((tmp_path / "staging.json").read_text()), result.summary()
+    for key in ("stage", "probabilities", "reasons", "measurements", "location_map", "ensemble"):
+        assert ours[key] == theirs[key], key
+    assert result.stage in capsys.readouterr().out
 
 
 def test_the_table_shows_how_many_networks_agree(result):

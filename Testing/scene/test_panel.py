@@ -121,7 +121,7 @@ def test_the_model_card_is_shown_on_demand(panel, tmp_path):
 
 
 @pytest.mark.ensemble
-def test_staging_the_sample_shows_progress_result_and_map(ready):
+def test_staging_the_sample_shows_progress_result_and_map(ready, sample):
     ui, seen = ready.ui, []
     ui.progressBar.valueChanged.connect(lambda value: seen.append((value, ui.stepLabel.text)))
     ui.stageButton.click()
@@ -151,6 +151,11 @@ def test_staging_the_sample_shows_progress_result_and_map(ready):
     assert agreeing in ui.behindLabel.text
     assert "Liver&nbsp;surface" in ui.measurementsLabel.text
     check_overlay()
+
+    from LiverFibrosisStagingLib import stage
+
+    alone = stage(sample["ct"], sample["liver"], sample["spleen"])
+    np.testing.assert_allclose(bars, 1000 * alone.probabilities, atol=0.51)
 
 
 def test_the_numbers_are_those_of_the_library(staged, sample, single):
