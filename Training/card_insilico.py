@@ -3,7 +3,7 @@
     python Training/card_insilico.py --model LFS.onnx --results FOLDER
 
 FOLDER has metrics.json and cases.csv of check_insilico.py and, for unmodified CTs, real_cts.csv
-with the columns case, expected, expected_in_fat and share_with_10_mm of check_cts.py's checked.csv.
+with the columns case, expected, surroundings are fat and share_with_10_mm of check_cts.py's table.
 The AUCs with their intervals are added to the model file; MODEL_CARD.md is written into FOLDER.
 """
 

@@ -47,7 +47,7 @@ def check(case: Case, model: StagingModel) -> dict[str, Any]:
         row |= {"lowest": min(of_members), "highest": max(of_members)}
     row |= shares(result)
     other = stage(fat_around(ct, liver, spleen), liver, spleen, model, EXPECTED)
-    row["expected_in_fat"] = expected(other.probabilities)
+    row["surroundings are fat"] = expected(other.probabilities)
     return row
 
 

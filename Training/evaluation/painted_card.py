@@ -35,7 +35,7 @@ LIMITS = (
 REAL_COLUMNS = {
     "case": "CT",
     "expected": "expected stage",
-    "expected_in_fat": "with fat around the organs",
+    "surroundings are fat": "surroundings are fat",
     "share_with_10_mm": "map in liver, with 10 mm, and spleen",
 }
 ROWS = {
