@@ -4,7 +4,8 @@
 
 FOLDER has metrics.json and cases.csv of check_insilico.py and, for unmodified CTs, real_cts.csv
 with the columns case, expected, surroundings are fat and share_with_10_mm of check_cts.py's table.
-The AUCs with their intervals are added to the model file; MODEL_CARD.md is written into FOLDER.
+The AUCs with their intervals are added to the model file, unless it has AUCs from elsewhere;
+MODEL_CARD.md is written into FOLDER.
 """
 
 import argparse
@@ -26,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(arguments)
     try:
-        training = read_card(options.model).training | painted_card.evaluated(options.results)
-        describe(options.model, {"training": training})
+        measured = painted_card.evaluated(options.results)
+        describe(options.model, {"training": measured | read_card(options.model).training})
         print(painted_card.write(options.model, options.results))
     except (StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ pytest.importorskip("torch")
 
 import card_insilico
 
+from evaluation import painted_card
+from lfs.export import describe
 from LiverFibrosisStagingLib.model import read_card
 from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE
 
+MEASURED = ("auc", "evaluated_on")
 RESULTS = ROOT / "Training" / "results" / "painted"
 
 
@@ -27,7 +31,9 @@ def described(model_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     for name in ("metrics.json", "cases.csv", "real_cts.csv"):
         shutil.copy(RESULTS / name, folder)
-    model = shutil.copy(model_path, folder / model_path.name)
+    model = Path(shutil.copy(model_path, folder))
+    training = read_card(model).training
+    describe(model, {"training": {k: v for k, v in training.items() if k not in MEASURED}})
     assert card_insilico.main(["--model", str(model), "--results", str(folder)]) == 0
     return model, folder
 
@@ -71,11 +77,22 @@ def test_the_card_has_the_numbers_of_the_results(described):
             assert re.search(rf"\| {row['case']} \| .* \| {share} % \|", text)
 
 
-def test_the_shipped_card_is_the_one_of_the_results(described, model_path):
+def test_aucs_of_another_evaluation_are_kept(described, tmp_path):
+    folder = Path(shutil.copytree(described[1], tmp_path / "results"))
+    other = folder / described[0].name
+    auc = {group: {"value": 0.6, "low": 0.5, "high": 0.7} for group in GROUPS}
+    training = read_card(model).training | {"auc": auc, "evaluated_on": "patients"}
+    describe(other, {"training": training})
+    assert card_insilico.main(["--model", str(other), "--results", str(folder)]) == 0
+    assert read_card(other).training == training
+    assert "0.60 [0.50, 0.70] (patients)" in (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_the_shipped_card_is_the_one_of_the_results(model_path, tmp_path):
     """After other results, Training/card_insilico.py must be run again."""
-    shipped, made = (folder / "MODEL_CARD.md" for folder in (RESULTS, described[1]))
-    assert shipped.read_text(encoding="utf-8") == made.read_text(encoding="utf-8")
-    assert read_card(model_path).training == read_card(described[0]).training
+    made = painted_card.write(model_path, Path(shutil.copytree(RESULTS, tmp_path / "results")))
+    shipped = (RESULTS / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert shipped == made.read_text(encoding="utf-8")
 
 
 def test_no_results_are_refused(model_path, tmp_path, capsys):

@@ -116,13 +116,14 @@ def _painted(card: Card, metrics: Mapping[str, Any]) -> str:
         values = [*(_number(metrics[key][g]) for g in GROUPS), _number(metrics[key]["kappa"])]
         rows.append([title, *values, _percent(metrics[key]["middle"])])
     intervals = ", ".join(
-        f"{area['low']:.2f} to {area['high']:.2f}"
+        f"{_number(area['value'])} [{_number(area['low'])}, {_number(area['high'])}]"
         for area in (card.training["auc"][group] for group in GROUPS)
     )
     signs = ", ".join(f"{name} {r:.2f}" for name, r in metrics["signs_r"].items())
     shares = metrics["map_shares"]["expected organs"]
     lines = [
-        f"95 % intervals of the model's AUCs, with bodies drawn at random: {intervals}.",
+        f"AUCs in the model file, with 95 % intervals over bodies: {intervals} "
+        f"({card.training['evaluated_on']}).",
         "Mean expected stage of cases painted as F0 to F4: "
         f"{', '.join(map(_number, metrics['expected_by_stage']))}.",
         f"Correlation of the regressed signs with the drawn ones: {signs}.",
