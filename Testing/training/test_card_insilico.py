@@ -81,7 +81,7 @@ def test_aucs_of_another_evaluation_are_kept(described, tmp_path):
     folder = Path(shutil.copytree(described[1], tmp_path / "results"))
     other = folder / described[0].name
     auc = {group: {"value": 0.6, "low": 0.5, "high": 0.7} for group in GROUPS}
-    training = read_card(model).training | {"auc": auc, "evaluated_on": "patients"}
+    training = read_card(other).training | {"auc": auc, "evaluated_on": "patients"}
     describe(other, {"training": training})
     assert card_insilico.main(["--model", str(other), "--results", str(folder)]) == 0
     assert read_card(other).training == training
