@@ -155,10 +155,12 @@ def staged(ready):
 
 @pytest.fixture
 def single_network(monkeypatch, single_path):
-    """The panel stages with one network instead of five, for tests independent of the numbers."""
+    """Panel and library stage with one network by default, for tests independent of the numbers."""
+    from LiverFibrosisStagingLib import staging
     from LiverFibrosisStagingLib.scene import jobs
 
-    monkeypatch.setattr(jobs, "default_model_path", lambda: single_path)
+    for module in (staging, jobs):
+        monkeypatch.setattr(module, "default_model_path", lambda: single_path)
 
 
 # ---------------------------------------------------------------------------- the scene
