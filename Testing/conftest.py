@@ -43,8 +43,16 @@ def model(model_path):
 
 
 @pytest.fixture(scope="session")
+def phantoms_path() -> Path:
+    """The ensemble trained on phantoms, for tests that need a model that stages the sample."""
+    from LiverFibrosisStagingLib.resources import default_model_path
+
+    return default_model_path("LFS_phantoms.onnx")
+
+
+@pytest.fixture(scope="session")
 def single_path() -> Path:
-    """One of the shipped ensemble's five networks, for tests independent of the ensemble."""
+    """One of the networks trained on phantoms, for tests independent of ensemble and masks."""
     from LiverFibrosisStagingLib.resources import default_model_path
 
     return default_model_path("LFS_single.onnx")
@@ -147,10 +155,12 @@ def staged(ready):
 
 @pytest.fixture
 def single_network(monkeypatch, single_path):
-    """The panel stages with one network instead of five, for tests independent of the numbers."""
+    """Panel and library stage with one network by default, for tests independent of the numbers."""
+    from LiverFibrosisStagingLib import staging
     from LiverFibrosisStagingLib.scene import jobs
 
-    monkeypatch.setattr(jobs, "default_model_path", lambda: single_path)
+    for module in (staging, jobs):
+        monkeypatch.setattr(module, "default_model_path", lambda: single_path)
 
 
 # ---------------------------------------------------------------------------- the scene

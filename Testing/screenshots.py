@@ -1,5 +1,5 @@
-"""Make the screenshots of the documentation: the panel in its states, with the slice views, and the
-report in Chromium.
+"""Make the pictures of the documentation: the panel in its states, with the slice views, the
+overview, and the report in Chromium.
 
     python Testing/screenshots.py [FOLDER]      (default: Resources/Screenshots)
 
@@ -30,6 +30,7 @@ from PySide6.QtWidgets import QMessageBox  # noqa: E402
 from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
 
 from LiverFibrosisStagingLib import stage  # noqa: E402
+from LiverFibrosisStagingLib.report.drawing import write_png  # noqa: E402
 
 PANEL_WIDTH, LOW = 420, 580
 LARGE, SMALL = (644, 640), (320, 330)
@@ -187,10 +188,11 @@ def remove_contrast(volume: Any) -> None:
     slicer.util.arrayFromVolumeModified(volume)
 
 
-def draw_report(folder: Path) -> None:
-    """The upper part of the sample's report, as Chromium shows it."""
+def draw_result(folder: Path) -> None:
+    """The sample's overview, and the upper part of its report, as Chromium shows it."""
     sample = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
     result = stage(sample / "phantom_F4_ct.nii.gz", sample / "phantom_F4.seg.nrrd")
+    write_png(result.overview(), folder / "overview.png")
     browser = chromium.Page(chromium.find())
     with tempfile.TemporaryDirectory() as temporary:
         browser.open(result.save_report(temporary), width=1120)
@@ -202,7 +204,7 @@ def draw_report(folder: Path) -> None:
 def main(folder: Path) -> None:
     """Make all pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    draw_report(folder)
+    draw_result(folder)
     slicer_host.start()
     studio = Studio(folder)
     ui = studio.ui

@@ -27,8 +27,6 @@ from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
 from LiverFibrosisStagingLib.imaging.reading import read_ct
 from LiverFibrosisStagingLib.stages import EXPECTED, RESEARCH_USE, STAGES, expected_stage
 
-AROUND_MM = 10.0
-
 
 def check(case: Case, model: StagingModel) -> dict[str, Any]:
     """The row of one case. Raises StagingError if it cannot be staged or has no liver mask."""
@@ -56,24 +54,17 @@ def shares(result: Any) -> dict[str, float]:
     weight = sitk.GetArrayFromImage(sitk.Resample(result.location_map, grid.volume))
     body = sitk.GetArrayViewFromImage(grid.body) > 0
     liver = sitk.GetArrayViewFromImage(grid.liver) > 0
-    around = _distance(grid.liver) <= AROUND_MM
     spleen = np.zeros_like(liver)
     if grid.spleen is not None:
         spleen = sitk.GetArrayViewFromImage(grid.spleen) > 0
-    regions = {"share": liver | spleen, "share_with_10_mm": around | spleen}
     total = float(weight[body].sum()) or np.nan
-    found = {key: float(weight[region & body].sum()) / total for key, region in regions.items()}
-    found["spleen_share"] = float(weight[spleen & body].sum()) / total
-    found["organs_of_body"] = float(((liver | spleen) & body).sum() / max(body.sum(), 1))
-    return found
-
-
-def _distance(mask: sitk.Image) -> np.ndarray:
-    """Distance in mm to a mask, negative inside."""
-    distance = sitk.SignedMaurerDistanceMap(
-        mask != 0, squaredDistance=False, useImageSpacing=True, insideIsPositive=False
-    )
-    return sitk.GetArrayFromImage(distance)
+    outside = np.nan if result.outside_share is None else result.outside_share
+    return {
+        "share": float(weight[(liver | spleen) & body].sum()) / total,
+        "share_with_10_mm": 1 - outside,
+        "spleen_share": float(weight[spleen & body].sum()) / total,
+        "organs_of_body": float(((liver | spleen) & body).sum() / max(body.sum(), 1)),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

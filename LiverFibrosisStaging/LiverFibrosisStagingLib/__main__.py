@@ -84,10 +84,15 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
     for warning in result.warnings:
         if warning not in result.reasons:  # which are in the first line
             print(f"Warning: {warning}")
-    print(f"{RESEARCH_USE} Model: {result.provenance['model']['trained_on']}")
+    model = result.provenance["model"]
+    print(_notice(model["name"], model["trained_on"]))
     written = "Report, overview" if options.report else "Overview"
     print(f"{written}, location map and numbers: {folder}")
     return DONE
+
+
+def _notice(model: str, trained_on: str) -> str:
+    return f"{RESEARCH_USE} Model {model}, trained on: {trained_on}"
 
 
 def _staged(
@@ -171,7 +176,7 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
         )
     failed = [row for row in rows if row["status"] != "done"]
     print(f"{len(rows) - len(failed)} of {len(rows)} cases staged; see {options.output}/{TABLE}")
-    print(RESEARCH_USE)
+    print(_notice(rows[0]["model"], rows[0]["trained_on"]))
     return SOME_FAILED if failed else DONE
 
 

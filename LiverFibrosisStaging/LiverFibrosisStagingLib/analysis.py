@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from .card import Reference
 from .imaging.grid import WorkingGrid, bounding_box
 from .location_map import LocationMap
-from .report.summary import REGION_NAMES, SURFACE_MM
+from .report.summary import AROUND_MM, REGION_NAMES, SURFACE_MM
 
 SURFACE, CORE_AND_SPLEEN, MIXED, ELSEWHERE = "surface", "core and spleen", "mixed", "elsewhere"
 MIN_CASES = 20  # of a stage, for a meaningful reference
@@ -64,6 +64,24 @@ def measure(
         }
         for name, region in regions.items()
     }
+
+
+def outside_share(location: LocationMap, grid: WorkingGrid) -> float | None:
+    """Share of the weight farther than AROUND_MM from the liver and outside the spleen.
+
+    None for an empty map.
+    """
+    weight = sitk.GetArrayViewFromImage(location.relative)
+    total = float(weight.sum(dtype=np.float64))
+    if not total:
+        return None
+    distance = sitk.SignedMaurerDistanceMap(
+        grid.liver != 0, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+    )
+    outside = sitk.GetArrayViewFromImage(distance) > AROUND_MM
+    if grid.spleen is not None:
+        outside &= ~_inside(grid.spleen)
+    return float((weight * outside).sum(dtype=np.float64)) / total
 
 
 def deeper_than(mask: sitk.Image, depth_mm: float) -> np.ndarray:

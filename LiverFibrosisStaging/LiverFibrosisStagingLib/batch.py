@@ -36,6 +36,7 @@ COLUMNS = (
     "explained",
     *(f"{region}_{what}" for region in REGION_NAMES for what in ("mean", "share")),
     "surface_to_core",
+    "outside_share",
     "pattern",
     *UNITS,
     "agreement",
@@ -43,6 +44,7 @@ COLUMNS = (
     "checks",
     "warnings",
     "model",
+    "trained_on",
     "notice",
 )
 
@@ -123,7 +125,12 @@ def _row(
     notify: Callable[[str], None],
     reports: bool,
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"case": case.name, "notice": RESEARCH_USE, "model": model.card.name}
+    row: dict[str, Any] = {
+        "case": case.name,
+        "model": model.card.name,
+        "trained_on": model.card.trained_on,
+        "notice": RESEARCH_USE,
+    }
     try:
         columns = _staged(case, output, model, options, progress, cancel, reports)
         return {**row, "status": "done", **columns}
@@ -227,6 +234,7 @@ def _columns(summary: dict[str, Any]) -> dict[str, Any]:
         "explained": summary["location_map"]["explained"],
         **measurements,
         "surface_to_core": _rounded(summary["location_map"]["surface_to_core"]),
+        "outside_share": _rounded(summary["location_map"]["outside_share"]),
         "pattern": summary["location_map"]["pattern"]["name"],
         **{key: _rounded(value) for key, value in summary["signs"].items()},
         "agreement": summary["agreement"]["sentence"],

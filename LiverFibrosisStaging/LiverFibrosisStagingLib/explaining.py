@@ -12,10 +12,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from .analysis import (
-    Measurements,
     Pattern,
     Thresholds,
     measure,
+    outside_share,
     pattern,
     thresholds,
 )
@@ -108,6 +108,7 @@ class Explanation:
     body_mean: float
     measurements: dict[str, dict[str, float]]
     surface_mm: float
+    outside_share: float | None
     pattern: Pattern
     percentiles: dict[str, float]
     map_warnings: tuple[str, ...]
@@ -138,7 +139,8 @@ def explain_score(
     predicted = forward_pass.predicted
     members = explained_stages(explain, predicted)
     explained = STAGES[predicted] if explain == "predicted" else explain
-    location, measurements = _measured_map(forward_pass, members, steps, surface_mm, 0.65)
+    location = _merged_map(forward_pass, members, steps, 0.65)
+    measurements = measure(location, forward_pass.grid, surface_mm)
     steps.begin(0.8, "Resampling the map to the CT's grid")
     relative, labels = on_ct(location, forward_pass.grid, ct)
     reference = forward_pass.model.card.reference
@@ -166,34 +168,30 @@ def explain_score(
         body_mean=location.body_mean,
         measurements=measurements,
         surface_mm=surface_mm,
+        outside_share=outside_share(location, forward_pass.grid),
         pattern=pattern(measurements, thresholds(reference) if usual_surface else Thresholds()),
         percentiles=found,
         map_warnings=tuple(map_warnings),
     )
 
 
-def predicted_measurements(
+def predicted_outside(
     forward_pass: ForwardPass, explanation: Explanation, steps: Steps
-) -> Measurements:
-    """Measurements of the predicted stage's map, which may not be the one that was explained."""
+) -> float | None:
+    """`outside_share` of the predicted stage's map, which may not be the one that was explained."""
     if explanation.explained == STAGES[forward_pass.predicted]:
-        return explanation.measurements
-    members = (forward_pass.predicted,)
-    return _measured_map(forward_pass, members, steps, explanation.surface_mm, 0.85)[1]
+        return explanation.outside_share
+    location = _merged_map(forward_pass, (forward_pass.predicted,), steps, 0.85)
+    return outside_share(location, forward_pass.grid)
 
 
-def _measured_map(
-    forward_pass: ForwardPass,
-    members: tuple[int, ...],
-    steps: Steps,
-    surface_mm: float,
-    since: float,
-) -> tuple[LocationMap, dict[str, dict[str, float]]]:
-    """The map of a score and its measurements; its steps begin at the fraction `since`."""
+def _merged_map(
+    forward_pass: ForwardPass, members: tuple[int, ...], steps: Steps, since: float
+) -> LocationMap:
+    """The map of a score; its steps begin at the fraction `since`."""
     maps = []
     for number, forward in enumerate(forward_pass.forwards):
         steps.begin(since + 0.1 * number / len(forward_pass.forwards), "Explaining")
         maps.append(forward_pass.model.location_map(forward, members)[0])
     steps.begin(since + 0.1, "Merging the location map")
-    location = merge_patches(maps, forward_pass.grid, forward_pass.model.card.patch_size)
-    return location, measure(location, forward_pass.grid, surface_mm)
+    return merge_patches(maps, forward_pass.grid, forward_pass.model.card.patch_size)

@@ -51,11 +51,12 @@ class StagingResult:
     mean over the body. body_mean: that mean, so that location_map times body_mean is the raw
     Grad-CAM. label_map: uint8 image on the CT's grid, ten bands, 0 outside the body or where the
     map is 0. measurements: mean, share and volume_ml by region (`analysis.measure`). surface_mm:
-    thickness of the liver's surface in them. pattern: of the location map. percentiles: by region,
-    of the predicted stage's map (`quality.percentiles`), otherwise empty. ct, liver, spleen: on the
-    CT's grid. staging_warnings, map_warnings: about the input, and about this map. provenance:
-    model, input, software and seconds, as in staging.json; `batch` adds a fingerprint.
-    forward_pass: the network's outputs, for `explain`.
+    thickness of the liver's surface in them. outside_share: share of the map's weight farther than
+    10 mm from the liver and outside the spleen; None if the map is empty. pattern: of the location
+    map. percentiles: by region, of the predicted stage's map (`quality.percentiles`), otherwise
+    empty. ct, liver, spleen: on the CT's grid. staging_warnings, map_warnings: about the input, and
+    about this map. provenance: model, input, software and seconds, as in staging.json; `batch` adds
+    a fingerprint. forward_pass: the network's outputs, for `explain`.
     """
 
     probabilities: np.ndarray
@@ -71,6 +72,7 @@ class StagingResult:
     body_mean: float
     measurements: dict[str, dict[str, float]]
     surface_mm: float
+    outside_share: float | None
     pattern: Pattern
     percentiles: dict[str, float]
     staging_warnings: tuple[str, ...]
@@ -184,6 +186,7 @@ class StagingResult:
                 "bands": BANDS_TEXT,
                 "surface_mm": self.surface_mm,
                 "surface_to_core": self._surface_to_core(),
+                "outside_share": self.outside_share,
                 "pattern": asdict(self.pattern),
                 "percentiles": self.percentiles,
             },

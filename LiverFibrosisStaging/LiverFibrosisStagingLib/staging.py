@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from . import __version__
 from .ensemble import spread
 from .errors import CancelToken, StagingError
-from .explaining import Progress, Steps, explain_score, predicted_measurements, run_network
+from .explaining import Progress, Steps, explain_score, predicted_outside, run_network
 from .imaging.body import Body, body_of
 from .imaging.checks import check_copies, check_ct, check_organs
 from .imaging.grid import WorkingGrid, working_grid
@@ -132,8 +132,10 @@ def stage(
     why_not = reasons(
         predicted,
         checks,
-        predicted_measurements(forward_pass, explanation, steps),
+        predicted_outside(forward_pass, explanation, steps),
         None if members is None else spread(members, predicted),
+        has_spleen=spleen is not None,
+        spleen_is_input="spleen" in card.channels,
     )
     provenance = _provenance(model, ct, grid)
     provenance["segmentation"] = segmentation and {**segmentation, "organs": segmented}

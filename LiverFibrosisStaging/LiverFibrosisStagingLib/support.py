@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .analysis import Measurements
 from .ensemble import disagreement
 from .imaging.input_checks import (
     COVERAGE,
@@ -15,43 +14,52 @@ from .imaging.input_checks import (
     WARN,
     Check,
 )
+from .report.summary import outside_sentence
 from .signs.placing import HIGH, LOW, Placement
 from .signs.published import published_signs
 from .stages import STAGES
 
-MAX_OUTSIDE = 0.5  # share of the weight outside liver and spleen
+MAX_OUTSIDE = 0.3  # share of the map's weight far from liver and spleen (`analysis.outside_share`)
 MIN_AUC = 0.7  # of a sign, to say anything about the stage; the liver's volume has 0.51
 
 
 def reasons(
     stage: str,
     checks: Sequence[Check],
-    measurements: Measurements,
+    outside: float | None,
     spread: dict[str, Any] | None,
+    *,
+    has_spleen: bool,
+    spleen_is_input: bool,
 ) -> tuple[str, ...]:
     """Why a predicted stage is not supported, one sentence each; none if it is.
 
     checks: of the input, of which an overruled refusal, a wrong phase, an unusual volume of the
-    liver, and a liver cut off at both ends of the scan count; measurements: of the predicted
-    stage's location map; spread: of an ensemble (`ensemble.spread`), or None.
+    liver, and a liver cut off at both ends of the scan count; outside: of the predicted stage's
+    location map (`analysis.outside_share`); spread: of an ensemble (`ensemble.spread`), or None;
+    has_spleen: whether there is a mask of the spleen; spleen_is_input: whether it is an input of
+    the model, so that a mask that is missing or cut off by an end of the scan counts too.
     """
-    found = [check.sentence for check in checks if _counts(check)]
-    outside = measurements["rest"]["share"]
-    if not any(values["share"] for values in measurements.values()):
+    found = [check.sentence for check in checks if _counts(check, spleen_is_input)]
+    if spleen_is_input and not has_spleen:
+        found.append("There is no mask of the spleen; the model needs it.")
+    if outside is None:
         found.append(f"The location map is empty: no region contributed positively to {stage}.")
     elif outside > MAX_OUTSIDE:
-        organs = "liver and spleen" if "spleen" in measurements else "the liver"
-        found.append(f"{100 * outside:.0f} % of the location map's weight lies outside {organs}.")
+        found.append(outside_sentence(outside, has_spleen))
     if spread is not None:
         found += disagreement(spread, stage)
     return tuple(found)
 
 
-def _counts(check: Check) -> bool:
+def _counts(check: Check, spleen_is_input: bool) -> bool:
     """Whether a check that did not pass makes the stage unsupported."""
     if check.key == COVERAGE and check.outcome == WARN:
-        areas = (check.values[f"liver_{end}_cm2"] for end in ("lower", "upper"))
-        return all(float(area) >= MIN_CUT_CM2 for area in areas)
+        liver, spleen = (
+            [float(check.values.get(f"{organ}_{end}_cm2", 0)) for end in ("lower", "upper")]
+            for organ in ("liver", "spleen")
+        )
+        return min(liver) >= MIN_CUT_CM2 or (spleen_is_input and max(spleen) >= MIN_CUT_CM2)
     return check.outcome == REFUSE or (check.outcome == WARN and check.key in (PHASE, LIVER_VOLUME))
 
 

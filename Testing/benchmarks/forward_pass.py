@@ -46,7 +46,7 @@ def main() -> None:
 
     logging.getLogger().setLevel(logging.ERROR)  # the quantiser logs advice at every call
 
-    shipped = onnx.load(default_model_path())
+    shipped = onnx.load(default_model_path("LFS_phantoms.onnx"))
     x = _sample_patch()
     weights = {t.name: numpy_helper.to_array(t) for t in shipped.graph.initializer}
 
@@ -220,7 +220,7 @@ def _sample_patch() -> "np.ndarray":
     from LiverFibrosisStagingLib.model import read_card
     from LiverFibrosisStagingLib.resources import default_model_path
 
-    card = read_card(default_model_path())
+    card = read_card(default_model_path("LFS_phantoms.onnx"))
     folder = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
     ct = sitk.ReadImage(folder / "phantom_F4_ct.nii.gz")
     liver = sitk.ReadImage(folder / "phantom_F4.seg.nrrd") == 1

@@ -47,7 +47,7 @@ def main() -> None:
     from LiverFibrosisStagingLib.resources import default_model_path
 
     torch.set_num_threads(options.threads)
-    path = default_model_path()
+    path = default_model_path("LFS_phantoms.onnx")
     graph = onnx.load(path).graph
     layers = [node.output[0] for node in graph.node if node.op_type == "LeakyRelu"]
     size = [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim[1:]]

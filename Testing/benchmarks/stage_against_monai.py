@@ -2,7 +2,7 @@
 
     python Testing/benchmarks/stage_against_monai.py CT --liver MASK [--runs 5]
 
-Both read the same files, resample the CT to the same spacing and patch size, run the same weights
+Both read the same files, resample the CT to the same spacing and patch size, run LFS_phantoms.onnx
 on the same number of patches, explain F4, and produce a location map and its ten bands on the CT's
 grid. The library also checks the input, measures regions and hashes the voxels. Each run is a
 separate process with the same number of threads; runs of both alternate. Medians, their ratio and
@@ -26,9 +26,10 @@ EXPLAINED = 4
 
 def ours(ct: str, liver: str) -> tuple[float, list[float]]:
     from LiverFibrosisStagingLib import stage
+    from LiverFibrosisStagingLib.resources import default_model_path
 
     started = time.perf_counter()
-    result = stage(ct, liver, explain="F4")
+    result = stage(ct, liver, model=default_model_path("LFS_phantoms.onnx"), explain="F4")
     return time.perf_counter() - started, result.probabilities.tolist()
 
 
@@ -43,10 +44,10 @@ def theirs(ct: str, liver: str) -> tuple[float, list[float]]:
     from LiverFibrosisStagingLib.model import StagingModel
     from LiverFibrosisStagingLib.resources import default_model_path
 
-    card = StagingModel.load(default_model_path()).card
+    card = StagingModel.load(default_model_path("LFS_phantoms.onnx")).card
     slices, rows, columns = card.patch_size
     started = time.perf_counter()
-    network = TorchTwin(default_model_path()).eval()
+    network = TorchTwin(default_model_path("LFS_phantoms.onnx")).eval()
     load = mt.Compose(
         [
             mt.LoadImaged(["ct", "liver"]),

@@ -293,11 +293,8 @@ def test_the_staging_model_takes_every_method(model_path):
     from LiverFibrosisStagingLib import StagingModel
 
     staging = StagingModel.load(model_path)
-    x = (
-        np.random.default_rng(13)
-        .uniform(0.4, 0.9, (1, 1, *staging.card.patch_size))
-        .astype(np.float32)
-    )
+    size = (1, len(staging.card.channels), *staging.card.patch_size)
+    x = np.random.default_rng(13).uniform(0.4, 0.9, size).astype(np.float32)
     forward = staging.run(x)
     maps = {method: staging.location_map(forward, (4,), method) for method in METHODS}
     assert {m.shape for m in maps.values()} == {maps["gradcam"].shape}

@@ -1,13 +1,17 @@
 """Regions of the location map against hand-computed bodies, and the patterns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.ndimage import distance_transform_edt
 
 from LiverFibrosisStagingLib.analysis import (
     Thresholds,
     deeper_than,
     measure,
+    outside_share,
     pattern,
     surface_to_core,
     thresholds,
@@ -100,6 +104,20 @@ def test_mean_is_the_share_of_the_weight_over_that_of_the_volume():
     for values in found.values():
         focus = values["share"] / (values["volume_ml"] / body)
         assert values["mean"] == pytest.approx(focus, rel=1e-5)
+
+
+@pytest.mark.parametrize("spacing", [(2, 2, 4), (4, 2, 1.5)])
+def test_weight_far_from_the_liver_and_outside_the_spleen(spacing):
+    location, grid, _ = ball_in_a_box(spacing)
+    weight = sitk.GetArrayViewFromImage(location.relative).astype(float)
+    liver, spleen = (sitk.GetArrayViewFromImage(mask) > 0 for mask in (grid.liver, grid.spleen))
+    far = distance_transform_edt(~liver, sampling=spacing[::-1]) > 10
+    share = weight[far & ~spleen].sum() / weight.sum()
+    assert 0.1 < share < 0.9 and outside_share(location, grid) == pytest.approx(share, rel=1e-6)
+    with_spleen = weight[far].sum() / weight.sum()
+    found = outside_share(location, replace(grid, spleen=None))
+    assert found == pytest.approx(with_spleen, rel=1e-6) and found > share
+    assert outside_share(LocationMap(location.relative * 0, 0.0), grid) is None
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)

@@ -77,7 +77,7 @@ def test_segments_height_and_weight_reach_the_result(sample, single_path, tmp_pa
 
 
 def test_an_unsupported_stage_is_printed_as_such(sample, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(staging, "reasons", lambda *_: ("Most weight lies elsewhere.",))
+    monkeypatch.setattr(staging, "reasons", lambda *_, **__: ("Most weight lies elsewhere.",))
     arguments = ["stage", sample["ct"], "--liver", sample["liver"], "-o", tmp_path, "--shell", 5]
     assert main([*map(str, arguments)]) == 0
     first = capsys.readouterr().out.splitlines()[0]

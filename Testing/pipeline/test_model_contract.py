@@ -40,16 +40,19 @@ def drop_output(name):
 
 
 def wrong_rank(model):
-    shape = ["N", 1, 168, 216]
+    channels, *size = (d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:])
+    shape = ["N", channels, *size[1:]]
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("volume", TensorProto.FLOAT, shape))
-    first = next(node for node in model.graph.node if "volume" in node.input)
     axes = helper.make_tensor("axes_of_rank", TensorProto.INT64, [1], [2])
     model.graph.initializer.append(axes)
     unsqueeze = helper.make_node("Unsqueeze", ["volume", "axes_of_rank"], ["volume5"])
-    expand_to = helper.make_tensor("expand_to", TensorProto.INT64, [5], [1, 1, 32, 168, 216])
+    expand_to = helper.make_tensor("expand_to", TensorProto.INT64, [5], [1, channels, *size])
     model.graph.initializer.append(expand_to)
     expand = helper.make_node("Expand", ["volume5", "expand_to"], ["volume_full"])
-    first.input[list(first.input).index("volume")] = "volume_full"
+    for node in model.graph.node:
+        renamed = ["volume_full" if name == "volume" else name for name in node.input]
+        del node.input[:]
+        node.input.extend(renamed)
     nodes = [unsqueeze, expand, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)

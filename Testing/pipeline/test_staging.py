@@ -69,8 +69,12 @@ def check(result):
     assert shares["liver_surface"] + shares["liver_core"] == pytest.approx(shares["liver"])
 
 
-def test_sample_is_staged_as_it_was_made(sample):
-    result = stage(*sample.values())
+def test_the_shipped_model_stages_the_sample(sample):
+    check(stage(*sample.values()))
+
+
+def test_the_model_of_phantoms_stages_the_sample_as_it_was_made(sample, phantoms_path):
+    result = stage(*sample.values(), phantoms_path)
     check(result)
     assert result.stage == "F4"
     assert not result.warnings

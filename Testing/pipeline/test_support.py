@@ -15,12 +15,14 @@ from LiverFibrosisStagingLib.signs.measure import Measurement, measure_signs
 from LiverFibrosisStagingLib.signs.placing import place, place_signs
 from LiverFibrosisStagingLib.signs.published import published_signs
 from LiverFibrosisStagingLib.staging import stage
-from LiverFibrosisStagingLib.support import agreement, reasons
+from LiverFibrosisStagingLib.support import agreement
+from LiverFibrosisStagingLib.support import reasons as all_reasons
 
 
-def shares(rest=0.3, **others):
-    found = {"liver": 0.7 - others.get("spleen", 0), "rest": rest, **others}
-    return {region: {"mean": 1.0, "share": s, "volume_ml": 1.0} for region, s in found.items()}
+def reasons(stage_name, checks, outside=0.1, members=None, has_spleen=True, spleen_is_input=False):
+    return all_reasons(
+        stage_name, checks, outside, members, has_spleen=has_spleen, spleen_is_input=spleen_is_input
+    )
 
 
 def check(key, outcome):
@@ -30,19 +32,31 @@ def check(key, outcome):
 def test_a_stage_is_supported_if_nothing_speaks_against_it():
     checks = (check("phase", "pass"), check("thickness", "warn"))
     members = spread(stage_rows(5), "F4")
-    assert reasons("F4", checks, shares(0.5, spleen=0.1), members) == ()
-    assert reasons("F4", (), shares(0.2), None) == ()
+    assert reasons("F4", checks, 0.3, members, spleen_is_input=True) == ()
+    assert reasons("F4", (), has_spleen=False) == ()
 
 
 @pytest.mark.parametrize(("lower", "upper", "supported"), [(9, 9, False), (9, 0, True)])
 def test_a_slab_of_the_liver_is_a_reason(lower, upper, supported):
     areas = {"liver_lower_cm2": lower, "liver_upper_cm2": upper}
-    found = reasons("F0", (Check("coverage", "", "warn", "Cut.", areas),), shares(0.2), None)
+    found = reasons("F0", (Check("coverage", "", "warn", "Cut.", areas),), has_spleen=False)
     assert found == (() if supported else ("Cut.",))
 
 
+@pytest.mark.parametrize("spleen_is_input", [False, True])
+def test_the_spleen_must_be_complete_if_it_is_an_input(spleen_is_input):
+    areas = {"liver_lower_cm2": 0, "liver_upper_cm2": 0, "spleen_lower_cm2": 9}
+    cut = Check("coverage", "", "warn", "Cut.", {**areas, "spleen_upper_cm2": 0})
+    assert reasons("F0", (cut,), spleen_is_input=spleen_is_input) == (
+        ("Cut.",) if spleen_is_input else ()
+    )
+    missing = reasons("F0", (), has_spleen=False, spleen_is_input=spleen_is_input)
+    sentence = "There is no mask of the spleen; the model needs it."
+    assert missing == ((sentence,) if spleen_is_input else ())
+
+
 def test_an_unusual_volume_of_the_liver_is_a_reason():
-    found = reasons("F0", (check("liver_volume", "warn"),), shares(0.2), None)
+    found = reasons("F0", (check("liver_volume", "warn"),))
     assert found == ("The liver_volume is warn.",)
 
 
@@ -50,15 +64,14 @@ def stage_rows(says_f4):
     return np.array([[0, 0, 0, 0.2, 0.8]] * says_f4 + [[0.9, 0.1, 0, 0, 0]] * (5 - says_f4))
 
 
-def test_weight_outside_the_organs_is_a_reason_with_its_share():
-    assert reasons("F4", (), shares(0.85, spleen=0.05), None) == (
-        "85 % of the location map's weight lies outside liver and spleen.",
-    )
-    assert "outside the liver." in reasons("F4", (), shares(0.6), None)[0]
+def test_weight_far_from_the_organs_is_a_reason_with_its_share():
+    far = "85 % of the location map's weight lies farther than 10 mm from the liver"
+    assert reasons("F4", (), 0.85) == (f"{far} and outside the spleen.",)
+    assert reasons("F4", (), 0.85, has_spleen=False) == (f"{far}.",)
 
 
 def test_an_empty_map_is_a_reason():
-    (reason,) = reasons("F4", (), {r: {"share": 0.0} for r in ("liver", "rest")}, None)
+    (reason,) = reasons("F4", (), None)
     assert "empty" in reason
 
 
@@ -78,7 +91,7 @@ def without_weight(tmp_path_factory):
 
 def test_an_empty_map_is_said_once(sample, without_weight):
     staged = stage(sample["ct"], sample["liver"], sample["spleen"], without_weight)
-    assert staged.body_mean == 0
+    assert staged.body_mean == 0 and staged.outside_share is None
     assert sum("map is empty" in text for text in (*staged.reasons, *staged.warnings)) == 1
     assert not staged.supported
     other = staged.explain("F0" if staged.stage != "F0" else "F4")
@@ -88,7 +101,7 @@ def test_an_empty_map_is_said_once(sample, without_weight):
 
 def test_failed_checks_and_disagreeing_networks_are_reasons():
     checks = (check("phase", "warn"), check("organs", "refuse"), check("noise", "warn"))
-    found = reasons("F4", checks, shares(), spread(stage_rows(3), "F4"))
+    found = reasons("F4", checks, members=spread(stage_rows(3), "F4"))
     assert found == (
         "The phase is warn.",
         "The organs is refuse.",
@@ -194,3 +207,9 @@ def test_an_unsupported_stage_is_said_first(result):
     assert one_line(unsupported).endswith("). The phase is arterial.")
     summary = unsupported.summary()
     assert (summary["supported"], summary["reasons"]) == (False, ["The phase is arterial."])
+
+
+def test_the_shipped_model_needs_the_spleen(sample, model, single):
+    sentence = "There is no mask of the spleen; the model needs it."
+    assert sentence in stage(sample["ct"], sample["liver"], model=model).reasons
+    assert sentence not in stage(sample["ct"], sample["liver"], model=single).reasons

@@ -121,7 +121,7 @@ def test_the_model_card_is_shown_on_demand(panel, tmp_path):
 
 
 @pytest.mark.ensemble
-def test_staging_the_sample_shows_progress_result_and_map(ready):
+def test_staging_the_sample_shows_progress_result_and_map(ready, sample):
     ui, seen = ready.ui, []
     ui.progressBar.valueChanged.connect(lambda value: seen.append((value, ui.stepLabel.text)))
     ui.stageButton.click()
@@ -141,13 +141,21 @@ def test_staging_the_sample_shows_progress_result_and_map(ready):
     assert ui.advancedBar.value == pytest.approx(sum(bars[3:]), abs=3)
     assert ui.cirrhosisBar.value == pytest.approx(bars[4], abs=1)
     assert ui.resultWidget.visible and not ui.emptyLabel.visible and ui.overlayWidget.enabled
-    assert ui.stageLabel.visible and ui.probabilitiesWidget.enabled
-    assert not ui.unsupportedLabel.visible
+    summary = ready.logic.storedSummary(ui.inputVolumeSelector.currentNode())
+    assert ui.stageLabel.visible == ui.probabilitiesWidget.enabled == summary["supported"]
+    assert ui.unsupportedLabel.visible != summary["supported"]
     assert "esearch use" in ui.researchUseLabel.text
-    assert "Trained on" in ui.behindLabel.text
-    assert " of 5 predict F4, with probabilities of " in ui.behindLabel.text
+    assert summary["model"]["trained_on"] in ui.behindLabel.text
+    found = summary["ensemble"]
+    agreeing = f"{found['agreeing']} of {found['members']} predict {summary['stage']}, with"
+    assert agreeing in ui.behindLabel.text
     assert "Liver&nbsp;surface" in ui.measurementsLabel.text
     check_overlay()
+
+    from LiverFibrosisStagingLib import stage
+
+    alone = stage(sample["ct"], sample["liver"], sample["spleen"])
+    np.testing.assert_allclose(bars, 1000 * alone.probabilities, atol=0.51)
 
 
 def test_the_numbers_are_those_of_the_library(staged, sample, single):

@@ -53,8 +53,8 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture(params=["small", "shipped"])
-def exported(request, small, model_path) -> Path:
-    return small[1] if request.param == "small" else model_path
+def exported(request, small, phantoms_path) -> Path:
+    return small[1] if request.param == "small" else phantoms_path
 
 
 def metadata_of(path):
@@ -114,9 +114,9 @@ def test_the_library_loads_it(exported):
     assert card.target_layer == "features"
 
 
-def test_the_shipped_file_describes_itself(model_path):
-    card = metadata_of(model_path)
-    assert model_path.stat().st_size < 15e6
+def test_the_shipped_file_describes_itself(phantoms_path):
+    card = metadata_of(phantoms_path)
+    assert phantoms_path.stat().st_size < 15e6
     assert (card["contract"], card["window_hu"]) == (1, [-125, 225])
     assert (card["spacing_mm"], card["patch_size"]) == (list(SPACING_MM), list(PATCH_SIZE))
     assert "Research use only" in card["intended_use"]
@@ -128,7 +128,7 @@ def test_the_shipped_file_describes_itself(model_path):
         assert 0.5 < auc["low"] <= auc["value"] <= auc["high"] <= 1
     assert training["auc"]["significant"]["value"] >= 0.9
     assert training["evaluated_on"] and training["date"] and training["code_version"]
-    maps = StagingModel.load(model_path).run(np.zeros((1, 1, *PATCH_SIZE), np.float32))
+    maps = StagingModel.load(phantoms_path).run(np.zeros((1, 1, *PATCH_SIZE), np.float32))
     voxel = np.array(PATCH_SIZE) / maps.tensors["features"].shape[2:] * SPACING_MM
     assert voxel.max() <= 8  # mm: resolves the liver's surface and core
 

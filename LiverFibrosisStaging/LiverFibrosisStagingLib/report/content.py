@@ -15,7 +15,13 @@ from ..signs.measure import MeasuredSigns, Measurement
 from ..signs.placing import Strip, strips
 from ..signs.published import Sign, Source, published_signs
 from ..stages import GROUPS, STAGES
-from .summary import REGION_NAMES, further_warnings, group_label, segmented_by
+from .summary import (
+    REGION_NAMES,
+    further_warnings,
+    group_label,
+    pattern_sentences,
+    segmented_by,
+)
 
 TITLE = "Liver fibrosis staging on CT"
 # Of a group in a strip: its central 90 % and 50 %, and its median.
@@ -154,7 +160,7 @@ def report_content(
     ensemble = summary.get("ensemble")
     ranges = {} if ensemble is None else ensemble["range"]
     regions, note = usual_regions(summary, reference)
-    pattern = summary["location_map"]["pattern"]
+    pattern = summary["location_map"]["pattern"]["name"]
     placed = tuple(filter(None, map(_strip, strips(signs))))
     return Report(
         notice=summary["research_use"],
@@ -201,14 +207,9 @@ def report_content(
         regions_high=1.05
         * max(1.0, *(value for each in regions for value in (each.mean, *(each.usual or ())))),
         regions_note=note,
-        pattern=" ".join(
-            part
-            for part in (
-                f"Pattern: {pattern['name']}." if pattern["name"] else "The map is empty.",
-                pattern["sentence"],
-            )
-            if part
-        ),
+        pattern=f"Pattern: {pattern}. {pattern_sentences(summary)}"
+        if pattern
+        else "The map is empty.",
         checks=tuple(
             (check["name"], check["outcome"], check["sentence"]) for check in summary["checks"]
         ),

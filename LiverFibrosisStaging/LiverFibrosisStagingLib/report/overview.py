@@ -301,7 +301,7 @@ def _draw_footer(pen: Pen, model_name: str, model_training: str) -> None:
     used = pen.text(RESEARCH_USE, _FOOTER.x, _FOOTER.y + 13, 18, ACCENT, bold=True)
     model = f"Model {model_name}".strip()
     if model_training:
-        model = f"{model}, trained on {model_training}"
+        model = f"{model}, trained on: {model_training}"
     lines = pen.wrap(model, _FOOTER.width - used - 40, 14)
     if len(lines) > 2:
         lines = [lines[0], lines[1][:-3].rstrip() + "..."]

@@ -7,6 +7,7 @@ from ..files import cell
 from ..stages import GROUPS, STAGES
 
 SURFACE_MM = 10.0  # thickness of the liver's surface: over one voxel of the shipped model's map
+AROUND_MM = 10.0  # of the liver: signs of its surface lie on both sides of its border
 COLUMNS = ("Quantity", "Value", "Unit")
 REGION_NAMES = {
     "liver": "Liver",
@@ -31,6 +32,25 @@ def segmented_by(summary: Mapping[str, Any]) -> str:
     if segmentation.get("organs") == ["liver"]:
         return "V-Net (liver), user (spleen)"
     return "V-Net, edited" if segmentation.get("edited") else "V-Net"
+
+
+def outside_sentence(share: float, has_spleen: bool) -> str:
+    """The share of a location map's weight that is far from the organs, in words.
+
+    share: 0..1 (`analysis.outside_share`); has_spleen: whether there is a mask of the spleen.
+    """
+    beyond = " and outside the spleen" if has_spleen else ""
+    return (
+        f"{100 * share:.0f} % of the location map's weight lies farther than {AROUND_MM:g} mm from "
+        f"the liver{beyond}."
+    )
+
+
+def pattern_sentences(summary: Mapping[str, Any]) -> str:
+    """The numbers that the map's pattern follows from, and its weight far from the organs."""
+    location = summary["location_map"]
+    outside = outside_sentence(location["outside_share"], "spleen" in summary["measurements"])
+    return f"{location['pattern']['sentence']} {outside}"
 
 
 def further_warnings(summary: Mapping[str, Any]) -> tuple[str, ...]:

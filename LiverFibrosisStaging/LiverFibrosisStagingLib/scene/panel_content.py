@@ -259,7 +259,7 @@ def _found_text(segmentation_node: Any, volume_node: Any) -> str:
     if spleen:
         found = _("{liver}; {spleen}").format(liver=names[0], spleen=names[1])
     else:
-        found = _("{liver}; no spleen (optional)").format(liver=names[0])
+        found = _("{liver}; no spleen, which the shipped model needs").format(liver=names[0])
     other = drawn_on(segmentation_node)
     if volume_node is None or other in (None, volume_node):
         return found

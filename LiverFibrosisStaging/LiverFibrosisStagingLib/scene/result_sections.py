@@ -13,7 +13,7 @@ from slicer.i18n import tr as _
 from ..imaging.input_checks import PASS, REFUSE, WARN
 from ..report.colors import BAND_COUNT, BANDS, css
 from ..report.content import OUTCOMES, Region, percent, usual_regions
-from ..report.summary import further_warnings
+from ..report.summary import further_warnings, pattern_sentences
 
 _OF_PATIENT = css(BANDS[BAND_COUNT // 2].rgb)
 _BAR_WIDTH = 120  # pixels, of the longest bar
@@ -40,12 +40,12 @@ def checks_title(summary: Mapping[str, Any]) -> str:
 
 
 def pattern_html(summary: Mapping[str, Any]) -> str:
-    """The location map's pattern with its sentence."""
-    pattern = summary["location_map"]["pattern"]
-    if not pattern["name"]:
+    """The location map's pattern, and the numbers behind it."""
+    pattern = summary["location_map"]["pattern"]["name"]
+    if not pattern:
         return escape(_("The location map is empty."))
-    name = _("Pattern: {name}.").format(name=pattern["name"])
-    return f"<b>{escape(name)}</b> {escape(pattern['sentence'])}"
+    name = _("Pattern: {name}.").format(name=pattern)
+    return f"<b>{escape(name)}</b> {escape(pattern_sentences(summary))}"
 
 
 def regions_html(summary: Mapping[str, Any]) -> tuple[str, str]:
