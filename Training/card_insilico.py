@@ -3,9 +3,9 @@
     python Training/card_insilico.py --model LFS.onnx --results FOLDER
 
 FOLDER has metrics.json and cases.csv of check_insilico.py and, for unmodified CTs, real_cts.csv
-with the columns case, expected, surroundings are fat and share_with_10_mm of check_cts.py's table.
-The AUCs with their intervals are added to the model file, unless it has AUCs from elsewhere;
-MODEL_CARD.md is written into FOLDER.
+with the columns case, expected, those of the changes and share_with_10_mm of check_cts.py's table.
+The AUCs with their intervals are added to the model file, unless it has AUCs from elsewhere, and
+the movements of the expected stage as its checks; MODEL_CARD.md is written into FOLDER.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from lfs.export import describe
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.model import read_card
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
+from painted.check import model_checks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         measured = painted_card.evaluated(options.results)
-        describe(options.model, {"training": measured | read_card(options.model).training})
+        metrics = painted_card.read_metrics(options.results)
+        training = measured | read_card(options.model).training
+        describe(options.model, {"training": training, "checks": model_checks(metrics)})
         print(painted_card.write(options.model, options.results))
     except (StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)

@@ -16,8 +16,10 @@ pytest.importorskip("torch")
 
 import card_insilico
 
+from common.tables import MISSING, write_csv
 from evaluation import painted_card
 from lfs.export import describe
+from LiverFibrosisStagingLib.explanation_check import CHANGES
 from LiverFibrosisStagingLib.model import read_card
 from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE
 
@@ -60,6 +62,10 @@ def test_the_metadata_have_the_aucs_of_the_cases(described, model_path):
     assert area["low"] < area["value"] < area["high"]
     assert card.training["evaluated_on"].startswith(f"{len(rows)} cases painted into ")
     assert card.trained_on == before.trained_on
+    moved = card.checks["moved"]["surroundings are fat"]
+    expected = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert moved["cases"] == len(rows)
+    assert moved["largest"] == expected["counterfactuals"]["surroundings are fat"]["largest"]
     assert (card.fill, card.temperature) == (before.fill, before.temperature)
 
 
@@ -75,6 +81,17 @@ def test_the_card_has_the_numbers_of_the_results(described):
         for row in csv.DictReader(file):
             share = round(100 * float(row["share_with_10_mm"]))
             assert re.search(rf"\| {row['case']} \| .* \| {share} % \|", text)
+
+
+def test_real_cts_have_a_column_for_each_measured_change(described, tmp_path):
+    model, results = described
+    folder = Path(shutil.copytree(results, tmp_path / "results"))
+    columns = ("case", "expected", *CHANGES, "share_with_10_mm", "spleen_share")
+    rows = [columns, ("a", 1.234, 1.1, 2.2, 1.3, MISSING, 1.4, 0.75, 0.1)]
+    write_csv(folder / "real_cts.csv", rows)
+    text = painted_card.write(model, folder).read_text(encoding="utf-8")
+    assert f"| CT | expected stage | {' | '.join(CHANGES)} | map in liver" in text
+    assert f"| a | 1.23 | 1.10 | 2.20 | 1.30 | {MISSING} | 1.40 | 75 % |" in text
 
 
 def test_aucs_of_another_evaluation_are_kept(described, tmp_path):

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from common.files import write_text
-from common.tables import markdown
+from common.tables import MISSING, markdown
 from evaluation.metrics import auc, draw_patients, interval
 from LiverFibrosisStagingLib.card import Card
+from LiverFibrosisStagingLib.explanation_check import CHANGES
 from LiverFibrosisStagingLib.model import read_card
 from LiverFibrosisStagingLib.report.summary import group_label
 from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES
@@ -35,7 +36,7 @@ LIMITS = (
 REAL_COLUMNS = {
     "case": "CT",
     "expected": "expected stage",
-    "surroundings are fat": "surroundings are fat",
+    **{change: change for change in CHANGES},
     "share_with_10_mm": "map in liver, with 10 mm, and spleen",
 }
 ROWS = {
@@ -68,14 +69,20 @@ def evaluated(results: Path) -> dict[str, Any]:
     return {"auc": found, "evaluated_on": about}
 
 
+def read_metrics(results: Path) -> dict[str, Any]:
+    """The metrics of `painted.check.report` in a folder of results."""
+    return json.loads((results / METRICS).read_text(encoding="utf-8"))
+
+
 def write(model: Path, results: Path) -> Path:
     """Write MODEL_CARD.md into `results`; returns its path.
 
     results: folder with metrics.json and cases.csv of `painted.check` and, if there are real CTs,
-    real_cts.csv with the columns REAL_COLUMNS, as of check_cts.py.
+    real_cts.csv with the columns REAL_COLUMNS of check_cts.py; changes that were not measured may
+    be left out.
     """
     card = read_card(model)
-    metrics = json.loads((results / METRICS).read_text(encoding="utf-8"))
+    metrics = read_metrics(results)
     sections = [
         f"# Model card: {card.name}",
         f"{RESEARCH_USE}\n\nTrained on: {card.trained_on}\n\n{MEANING}",
@@ -165,15 +172,19 @@ def _changes(found: Mapping[str, Mapping[str, float]]) -> list[Sequence[str]]:
 def _real(path: Path) -> str:
     with path.open(newline="", encoding="utf-8") as file:
         found = list(csv.DictReader(file))
-    rows = [[*REAL_COLUMNS.values()]]
+    columns = [column for column in REAL_COLUMNS if column in found[0]]
+    rows = [[REAL_COLUMNS[column] for column in columns]]
     for row in found:
-        case, *stages, share = (row[column] for column in REAL_COLUMNS)
-        rows.append([case, *(_number(float(stage)) for stage in stages), _percent(float(share))])
+        case, *stages, share = (row[column] for column in columns)
+        stages = [stage if stage == MISSING else _number(float(stage)) for stage in stages]
+        rows.append([case, *stages, _percent(float(share))])
     return "\n\n".join(
         [
             "## Real CTs, unmodified",
             "Their stages are not known; a diagnosis of cirrhosis is. Each is measured with a "
-            "network that had not seen its body.",
+            "network that had not seen its body. The columns of changes have the expected stage of "
+            "the changed CT ([check-explanation](../../../docs/command-line.md"
+            "#what-the-stage-depends-on)).",
             markdown(rows),
         ]
     )
