@@ -20,7 +20,7 @@ from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
 from painted.cases import painter
 from painted.check import report
-from painted.network import Input, OrganNetwork
+from painted.network import Input, SignNetwork
 
 
 def check(bodies: Path, run: Path, folder: Path, per_body: int, pairs: int) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def check(bodies: Path, run: Path, folder: Path, per_body: int, pairs: int) -> d
     state = torch.load(run / "checkpoint.pt", map_location=device, weights_only=True)
     networks = []
     for weights in state["networks"]:
-        network = OrganNetwork(given, len(state["signs"]))
+        network = SignNetwork(given)
         network.load_state_dict(weights)
         networks.append(network.to(device).eval())
     return report(
