@@ -88,7 +88,7 @@ def _maps(network: SignNetwork) -> list[onnx.NodeProto]:
     file, x = io.BytesIO(), torch.zeros(1, 3, *network.given.patch_size)
     any_batch = {"volume": {0: "N"}, "features": {0: "N"}}
     with warnings.catch_warnings():  # the newer exporter needs two further packages
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             Features(),
             (x,),

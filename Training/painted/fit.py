@@ -32,6 +32,7 @@ DRAWN = {
     "measured_spleen_ml": "spleen_ml",
     "measured_lsvr": "lsvr",
     "texture_hu": "texture_hu",
+    "nodularity": "nodularity",
     "ascites_mm": "ascites_mm",
 }
 
@@ -45,7 +46,7 @@ class Schedule:
     for the layers from signs to stage. batch: of them in a step.
     """
 
-    versions: int = 3
+    versions: int = 2
     reader_steps: int = 600
     stage_steps: int = 1500
     learning_rate: float = 1e-2
