@@ -169,7 +169,7 @@ def test_maps_measure_texture_beyond_the_noise_of_the_spleen():
     hu, masks = organs(texture=4.0)
     hu = hu + masks[:, 1:] * torch.randn(hu.shape, generator=torch.Generator().manual_seed(1)) * 4
     maps = SignMaps()(hu, masks).mean(dim=(0, 2, 3, 4))  # with more noise in the spleen alone
-    assert float(maps[0] - maps[1]) == pytest.approx(coarse, rel=0.2)
+    assert float(maps[0] - maps[1]) == pytest.approx(coarse, abs=0.5)
     hu, masks = organs(texture=4.0)
     hu[0, 0, 10:14, 24:30, 24:30] = 160.0  # a vessel
     maps = SignMaps()(hu, masks).mean(dim=(0, 2, 3, 4))
