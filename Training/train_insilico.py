@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.calibration import fit_temperature
 from common.files import unfinished, write_text
 from common.options import add_options, with_options
 from common.resume import check_plan, digest
@@ -29,9 +30,18 @@ from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
 from painted.cases import Source, body_files
 from painted.check import report
 from painted.export import export
-from painted.fit import Schedule, correlations, fit, measures, read_cases, unseen
+from painted.fit import (
+    Readings,
+    Schedule,
+    Spread,
+    correlations,
+    fit,
+    measures,
+    read_cases,
+    unseen,
+)
 from painted.maps import LIVER_HU, NAMES
-from painted.network import SIGNS, SPACING_MM, Input
+from painted.network import SIGNS, SPACING_MM, Input, SignNetwork
 
 SCHEDULE = Schedule()
 
@@ -85,14 +95,17 @@ def train(
         weights = [network.state_dict() for network in networks]
         names = list(SIGNS)
         torch.save({"networks": weights, "spread": spread, "signs": names, "held": held}, file)
-    probabilities, signs = unseen(networks, held, readings)
-    drawn = (readings.signs - spread[0].numpy()) / spread[1].numpy()
     found: dict[str, Any] = {"research_use": RESEARCH_USE, "cases": len(readings)}
-    found |= measures(probabilities, readings.stages, signs, drawn)
-    found["signs_r"] = dict(zip(SIGNS, correlations(signs, drawn).tolist()))
+    found |= of_unseen(networks, held, readings, spread)
+    order = np.random.default_rng(schedule.seed).permutation(len(readings))
+    shuffled, _ = fit(
+        dataclasses.replace(readings, signs=readings.signs[order]), held, given, schedule
+    )
+    found["shuffled_signs"] = of_unseen(shuffled, held, readings, spread)
     write_text(run / "metrics.json", json.dumps(found, indent=1) + "\n")
 
     described = metadata(name, len(files), given)
+    described["calibration"] = {"temperature": found["temperature"]}
     for fold, network in enumerate(networks):
         learned = {d for body, d in digests.items() if body not in plan["held"][fold]}
         about = described | {"name": f"{name}, fold {fold}"}
@@ -100,10 +113,24 @@ def train(
     if per_body:
         checked = [network.to(device) for network in networks]
         common = checked, held, source.painter, list(SIGNS), spread
-        more = report(*common, run / "check", per_body, per_body // 6)
-        described["calibration"] = {"temperature": more["temperature"]}
+        report(*common, run / "check", per_body, per_body // 6)
     export(networks, run / "LFS.onnx", described, set(digests.values()))
     return found
+
+
+def of_unseen(
+    networks: Sequence[SignNetwork],
+    held: Sequence[Sequence[int]],
+    readings: Readings,
+    spread: Spread,
+) -> dict[str, Any]:
+    """`measures` of the folds' networks on the bodies that they have not seen, and temperature."""
+    probabilities, signs = unseen(networks, held, readings)
+    drawn = (readings.signs - spread[0].numpy()) / spread[1].numpy()
+    found: dict[str, Any] = measures(probabilities, readings.stages, signs, drawn)
+    found["signs_r"] = dict(zip(SIGNS, correlations(signs, drawn).tolist()))
+    scores = np.log(np.maximum(probabilities, 1e-12))
+    return found | {"temperature": fit_temperature(scores, readings.stages)}
 
 
 def cases_read(file: Path) -> int:
