@@ -33,7 +33,7 @@ from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
 from painted.cases import body_files, painter
 from painted.check import report
-from painted.network import Input, OrganNetwork
+from painted.network import Input, SignNetwork
 from painted.references import calibrate
 from painted.truth import single_signs, write_truth
 
@@ -71,7 +71,7 @@ def references(bodies: Path, run: Path, folder: Path, per_body: int, name: str) 
     return calibrate(networks, state["held"], cases, described, learned, folder, per_body)
 
 
-def load_run(run: Path, device: torch.device) -> tuple[list[OrganNetwork], dict[str, Any]]:
+def load_run(run: Path, device: torch.device) -> tuple[list[SignNetwork], dict[str, Any]]:
     """The networks of a run's folds, and its checkpoint. Raises StagingError if there is none."""
     if not (run / "checkpoint.pt").is_file():
         raise StagingError(f"{run}: no checkpoint.pt; a run of train_insilico.py is needed.")
@@ -80,7 +80,7 @@ def load_run(run: Path, device: torch.device) -> tuple[list[OrganNetwork], dict[
     state = torch.load(run / "checkpoint.pt", map_location=device, weights_only=True)
     networks = []
     for weights in state["networks"]:
-        network = OrganNetwork(given, len(state["signs"]))
+        network = SignNetwork(given)
         network.load_state_dict(weights)
         networks.append(network.to(device).eval())
     return networks, state

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -12,16 +13,16 @@ pytest.importorskip("onnx")
 import train_insilico  # noqa: E402
 
 from insilico.paint import Case  # noqa: E402
-from LiverFibrosisStagingLib import StagingModel, stage  # noqa: E402
+from LiverFibrosisStagingLib import StagingError, StagingModel, stage  # noqa: E402
 from LiverFibrosisStagingLib.imaging.grid import patch_array, working_grid  # noqa: E402
 from painted import cases, data, fit  # noqa: E402
 from painted.check import map_shares  # noqa: E402
 from painted.export import export  # noqa: E402
-from painted.network import INPUTS, Input, OrganNetwork, near, region_weights  # noqa: E402
+from painted.maps import NAMES, SignMaps  # noqa: E402
+from painted.network import SIGNS, Input, SignNetwork  # noqa: E402
 
 SMALL = Input((16, 32, 48))
-SIGNS = ("spleen_ml", "texture", "rare")
-NETWORK = {"channels": (4, 5, 6, 7), "dense": 8}
+QUICK = fit.Schedule(versions=2, reader_steps=60, stage_steps=60, patients=500, batch=200)
 
 
 def painted(seed, body=0):
@@ -35,8 +36,9 @@ def painted(seed, body=0):
     hu = np.where(((y - 22) / 20) ** 2 + ((x - 30) / 28) ** 2 < 1, 40.0, -1000.0)
     texture = 1 + 3 * drawn
     hu = hu + rng.normal(0, 4, hu.shape) + liver * (70 + texture * rng.normal(0, 1, hu.shape))
-    truth = {"stage": drawn, "spleen_ml": spleen.sum() * 0.016, "texture": texture}
-    truth["rare"] = 1.0 if drawn > 2 else float("nan")
+    truth = {"stage": drawn, "measured_spleen_ml": spleen.sum() * 0.016, "texture_hu": texture}
+    truth |= {"measured_lsvr": 0.25 + 0.05 * drawn, "ascites_mm": 5.0 if drawn > 3 else 0.0}
+    truth["nodularity"] = 1.5 + 0.3 * drawn
     tensors = [torch.as_tensor(a) for a in (np.float32(hu), liver, spleen & ~liver)]
     return Case(*tensors, (4.0, 2.0, 2.0), truth), body
 
@@ -45,7 +47,8 @@ class Source(cases.Source):
     """Cases of the function above."""
 
     def __init__(self, bodies=2):
-        self.taken, self.bodies = 0, bodies
+        self.taken, self.bodies, self.device = 0, bodies, torch.device("cpu")
+        self._processes = []
 
     def take(self, count, wait=False):
         for _ in range(count if wait else 0):
@@ -53,25 +56,23 @@ class Source(cases.Source):
             yield painted(self.taken, self.taken % self.bodies)
 
 
-def small_network():
-    return OrganNetwork(SMALL, 3, **NETWORK)
-
-
 def pool(count, given=SMALL):
-    made = data.Pool(count, given, SIGNS, "cpu")
+    made = data.Pool(count, given, tuple(SIGNS), "cpu")
     for case, body in Source().take(count, wait=True):
         made.add(case, body)
     return made
 
 
-def warm(given, seed):
-    """A network with normalisations that are not trivial."""
+PLAIN = torch.zeros(len(SIGNS)), torch.ones(len(SIGNS))
+
+
+def random_network(given, seed):
+    """A network with random weights and normalisations that are not trivial."""
     torch.manual_seed(seed)
-    network = OrganNetwork(given, 3, **NETWORK).train()
-    batch = pool(4, given).batch(np.arange(4), (torch.zeros(3), torch.ones(3)))
-    with torch.no_grad():
-        for _ in range(3):
-            network(batch.x)
+    network = SignNetwork(given)
+    network.signs[0].running_mean.copy_(torch.rand(len(NAMES)))
+    network.signs[0].running_var.copy_(0.5 + torch.rand(len(NAMES)))
+    network.separate()
     return network.eval()
 
 
@@ -83,7 +84,7 @@ def image(array):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    networks = [warm(SMALL, seed) for seed in range(2)]
+    networks = [random_network(SMALL, seed) for seed in range(2)]
     path = tmp_path_factory.mktemp("painted") / "LFS.onnx"
     export(networks, path, train_insilico.metadata("tiny", 2, SMALL))
     return networks, path
@@ -94,9 +95,9 @@ def test_training_input_is_the_librarys(exported):
     masks = [image(mask.numpy().astype(np.uint8)) for mask in (case.liver, case.spleen)]
     grid = working_grid(image(case.hu.numpy()), *masks, **model.card.preprocessing)
     ours = patch_array(grid, 0, SMALL.patch_size[0])[0]
-    stored = data.Pool(1, SMALL, SIGNS, "cpu")
+    stored = data.Pool(1, SMALL, tuple(SIGNS), "cpu")
     stored.add(case, 0)
-    theirs = stored.batch(np.array([0]), (torch.zeros(3), torch.ones(3))).x[0].numpy()
+    theirs = stored.batch(np.array([0]), PLAIN).x[0].numpy()
     # The library's grid may lie half a voxel from ours.
     centres = [np.argwhere(x[1]).mean(axis=0) for x in (ours, theirs)]
     shift = np.round(centres[0] - centres[1]).astype(int)
@@ -107,23 +108,19 @@ def test_training_input_is_the_librarys(exported):
     assert (moved[1:] != ours[1:]).mean() < 0.03
 
 
-@pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("members", [1, 3])
-def test_gradient_in_numpy_equals_autograd(kind, members, tmp_path):
-    given = Input(SMALL.patch_size, INPUTS[kind].channels, INPUTS[kind].field)
-    networks = [warm(given, seed) for seed in range(members)]
-    export(networks, tmp_path / "m.onnx", train_insilico.metadata("tiny", 2, given))
+def test_gradient_in_numpy_equals_autograd(members, tmp_path):
+    networks = [random_network(SMALL, seed) for seed in range(members)]
+    export(networks, tmp_path / "m.onnx", train_insilico.metadata("tiny", 2, SMALL))
     model = StagingModel.load(tmp_path / "m.onnx")
-    x = pool(3, given).batch(np.arange(3), (torch.zeros(3), torch.ones(3))).x
+    x = pool(3).batch(np.arange(3), PLAIN).x
     forward = model.run(x.numpy())
-    features = [network.features(x).detach().requires_grad_() for network in networks]
-    logits = sum(n.outputs(f, x)[0] for n, f in zip(networks, features)) / members
+    features = networks[0].features(x).detach().requires_grad_()
+    logits = sum(network.outputs(features)[0] for network in networks) / members
     np.testing.assert_allclose(forward.logits, logits.detach(), atol=1e-4)
-    expected = torch.softmax(logits, 1) @ torch.arange(5.0)
-    expected.sum().backward()
-    gradient = torch.cat([f.grad for f in features], 1)
-    maps = torch.cat(features, 1).detach()
-    location = (gradient.mean((2, 3, 4), keepdim=True) * maps).sum(1).relu().numpy()
+    (torch.softmax(logits, 1) @ torch.arange(5.0)).sum().backward()
+    weights = features.grad.mean((2, 3, 4), keepdim=True)
+    location = (weights * features.detach()).sum(1).relu().numpy()
     ours = model.location_map(forward, (0, 1, 2, 3, 4))
     assert np.abs(ours - location).max() < 1e-4 * location.max()
 
@@ -139,15 +136,81 @@ def test_staging_without_a_spleen_and_map_near_the_organs(exported):
     assert weight.max() > 0 and outside.any() and weight[outside].max() == 0
 
 
-def test_regions_weigh_organs_only():
-    masks = torch.zeros(1, 2, 16, 32, 40)
-    masks[0, 0, 4:12, 8:24, 8:24] = 1
-    weights = region_weights(masks)[0].reshape(5, 8, 8, 10)
-    assert weights[0].sum() == pytest.approx(64 / 65) and (weights[0] > 0).sum() == 64
-    assert not weights[2].any() and not weights[4].any()  # no spleen
-    assert weights[1].sum() == pytest.approx(1, abs=0.01) and weights[1, 4, 3, 3] == 0
-    assert weights[3].sum() * 2900 == pytest.approx(64)
-    assert near(masks).sum() == 6**3
+def organs(texture=0.0, noise=3.0, spleen_radius=10, fluid=False, seed=0):
+    """HU and masks [1, channels, 24, 64, 96] of a liver and a spleen in fat."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.meshgrid(*(np.arange(n) for n in (24, 64, 96)), indexing="ij")
+    liver = ((z - 12) / 9) ** 2 + ((y - 32) / 24) ** 2 + ((x - 32) / 24) ** 2 < 1
+    radius = spleen_radius
+    spleen = ((z - 12) / 8) ** 2 + ((y - 32) / radius) ** 2 + ((x - 78) / radius) ** 2 < 1
+    hu = np.where(liver, 105.0, np.where(spleen, 120.0, 8.0 if fluid else -100.0))
+    coarse = ndimage.gaussian_filter(rng.normal(0, 1, hu.shape), (0, 1.5, 1.5))
+    hu = hu + rng.normal(0, noise, hu.shape) + liver * texture * coarse / coarse.std()
+    masks = np.stack([liver, spleen])[None]
+    return torch.as_tensor(hu[None, None], dtype=torch.float32), torch.as_tensor(masks).float()
+
+
+def means(**options):
+    """Means of the maps by name."""
+    found = SignMaps()(*organs(**options)).mean(dim=(0, 2, 3, 4))
+    return dict(zip(NAMES, found.tolist()))
+
+
+def beyond_noise(**options):
+    found = means(**options)
+    return found["coarse parenchyma"] - found["fine parenchyma"]
+
+
+def test_maps_measure_texture_beyond_the_noise_of_the_spleen():
+    plain, coarse = beyond_noise(), beyond_noise(texture=4.0)
+    assert coarse > plain + 1
+    for noise in (1.0, 6.0):  # in liver and spleen alike
+        assert beyond_noise(noise=noise) == pytest.approx(plain, abs=0.5)
+    hu, masks = organs(texture=4.0)
+    hu = hu + masks[:, 1:] * torch.randn(hu.shape, generator=torch.Generator().manual_seed(1)) * 4
+    maps = SignMaps()(hu, masks).mean(dim=(0, 2, 3, 4))  # with more noise in the spleen alone
+    assert float(maps[0] - maps[1]) == pytest.approx(coarse, abs=0.5)
+    hu, masks = organs(texture=4.0)
+    hu[0, 0, 10:14, 24:30, 24:30] = 160.0  # a vessel
+    maps = SignMaps()(hu, masks).mean(dim=(0, 2, 3, 4))
+    assert float(maps[0] - maps[1]) == pytest.approx(coarse, rel=0.15)
+    masks[:, 1] = 0  # without a spleen, texture is taken for typical
+    maps = SignMaps()(hu, masks).mean(dim=(0, 2, 3, 4))
+    assert abs(float(maps[0] - maps[1])) < 0.5
+
+
+def test_maps_measure_volumes_and_fluid():
+    found, masks = means(), organs()[1]
+    voxel_ml = 0.016
+    assert found["spleen"] * 490 * 0.512 == pytest.approx(float(masks[:, 1].sum()) * voxel_ml)
+    assert found["liver"] * 2900 * 0.512 == pytest.approx(float(masks[:, 0].sum()) * voxel_ml)
+    parts = [found[name] for name in NAMES if name.startswith("liver, part")]
+    assert sum(parts) == pytest.approx(1, abs=0.01)
+    assert parts == pytest.approx(parts[::-1], abs=0.03)  # this liver is symmetrical
+    assert found["fluid"] < 0.05 and found["fat"] > 0.9
+    # Fluid is told from fat by the patient's own fat, and by -100 HU where there is none.
+    assert means(fluid=True)["fluid"] > 0.9
+
+
+def test_maps_measure_the_roughness_of_the_anterior_edge():
+    def rough(waves_mm):
+        hu, masks = organs(noise=0.0)
+        angle = torch.arange(96) / 96 * 2 * np.pi * 9
+        shift = (waves_mm / 2 * torch.sin(angle)).round().long()
+        for column, rows in enumerate(shift.tolist()):
+            hu[..., column] = hu[..., column].roll(rows, dims=3)
+            masks[..., column] = masks[..., column].roll(rows, dims=3)
+        return float(SignMaps()(hu, masks)[:, 2].mean())
+
+    assert rough(0.0) < rough(2.5) < rough(5.0)
+
+
+def test_maps_are_in_the_organs_and_at_most_8_mm_from_them():
+    hu, masks = organs(texture=3.0)
+    found = SignMaps()(hu, masks).sum(dim=1)[0]
+    near = data.widened(masks.amax(dim=1, keepdim=True), (2, 4, 4))
+    blocks = torch.nn.functional.max_pool3d(near, (2, 4, 4))[0, 0]
+    assert found[blocks == 0].abs().max() == 0 < found[blocks == 1].sum()
 
 
 def test_ordered_loss_is_least_at_the_truth_and_punishes_distance():
@@ -158,7 +221,7 @@ def test_ordered_loss_is_least_at_the_truth_and_punishes_distance():
 
 
 def test_disturbed_masks_err_like_a_segmentation():
-    masks = pool(12).batch(np.arange(12), (torch.zeros(3), torch.ones(3))).masks
+    masks = pool(12).batch(np.arange(12), PLAIN).masks
     found = data.disturbed(masks, torch.Generator().manual_seed(2))
     overlap = 2 * (found * masks).sum((2, 3, 4)) / (found + masks).sum((2, 3, 4))
     assert (found * (1 - found)).abs().max() == 0 and not (found[:, 0] * found[:, 1]).any()
@@ -168,40 +231,65 @@ def test_disturbed_masks_err_like_a_segmentation():
     assert torch.equal(found, again)
 
 
-def test_the_loss_falls_on_cases_that_are_seen_again():
-    torch.manual_seed(0)
-    network, schedule = OrganNetwork(SMALL, 3, dropout=0.0, **NETWORK).train(), fit.Schedule()
-    stored = pool(8)
-    batch = stored.batch(np.arange(8), stored.spread())
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(15):
-        loss = fit.total_loss(network, batch, schedule, half=False)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+def test_a_run_resumes_and_is_measured_on_unseen_bodies(tmp_path, monkeypatch):
+    for body in range(2):
+        (tmp_path / f"b{body}.npz").write_bytes(b"body %d" % body)
+    made = []
+
+    def source(folder, device, workers, taken):
+        made.append(Source())
+        made[-1].taken = taken
+        return made[-1]
+
+    monkeypatch.setattr(train_insilico, "Source", source)
+    options = {"cases": 40, "schedule": QUICK, "given": SMALL}
+    found = train_insilico.train(tmp_path, tmp_path / "run", **options)
+    assert made[0].taken == 40 and found["cases"] == 40
+    assert found["signs_r"]["measured_spleen_ml"] > 0.5
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["held"] == [[0], [1]] and len(state["networks"]) == 2
+    # No sign is read from another sign's maps.
+    network = SignNetwork(SMALL)
+    network.load_state_dict(state["networks"][0])
+    network.eval()
+    x = torch.rand(1, len(NAMES), requires_grad=True)
+    network.signs(x)[0, list(SIGNS).index("texture_hu")].backward()
+    used = [name for name, slope in zip(NAMES, x.grad[0].tolist()) if slope]
+    assert set(used) == set(SIGNS["texture_hu"])
+    # A finished run paints nothing.
+    again = train_insilico.train(tmp_path, tmp_path / "run", **options)
+    assert made[1].taken == 40 and again == found
+    model = StagingModel.load(tmp_path / "run" / "LFS.onnx")
+    assert model.card.name == "LFS"
+    with pytest.raises(StagingError, match="contains another run"):
+        train_insilico.train(tmp_path, tmp_path / "run", **{**options, "folds": 1})
 
 
-def test_a_run_resumes_and_is_measured_on_unseen_bodies(tmp_path):
-    def run(steps):
-        stored = data.Pool(16, SMALL, SIGNS, "cpu")
-        schedule = fit.Schedule(steps, 4, painting=0.0, check_every=2, recalibration=2)
-        training = fit.Training(tmp_path, stored, [[0], [1]], Source(), small_network, schedule, 16)
-        training.fit()
-        return training
+def test_drawn_readings_follow_the_readers_errors():
+    rng = np.random.default_rng(0)
+    truth = torch.as_tensor(rng.normal(size=(500, 5)), dtype=torch.float32)
+    noise = torch.as_tensor(rng.normal(size=(500, 5)), dtype=torch.float32)
+    read = 0.5 * truth + 0.1 * noise + 0.2
+    spread = torch.zeros(5), torch.ones(5)
+    drawn, stages = fit.drawn_readings(read, truth, spread, fit.Schedule(patients=4000), 0)
+    rows = []
+    again = np.random.default_rng([0, 0])
+    again.integers(5, size=4000)
+    for one in stages.tolist():
+        signs = fit.draw(one, again)
+        rows.append([signs.spleen_ml, signs.lsvr, signs.texture_hu, signs.nodularity])
+        rows[-1].append(signs.ascites_mm)
+    values = np.array(rows)
+    values[:, :2] = np.log(values[:, :2])
+    errors = drawn.numpy() - (0.2 + 0.5 * values)
+    assert errors.std(axis=0) == pytest.approx(0.1, rel=0.1)
+    assert abs(errors.mean(axis=0)).max() < 0.03
 
-    assert run(2).step == 2 and fit.cases_taken(tmp_path) == 16
-    training = run(4)
-    log = np.genfromtxt(tmp_path / "log.csv", delimiter=",", names=True)
-    assert log["step"].tolist() == [2, 4] and np.isfinite(log["loss"]).all()
-    probabilities, stages, _, _ = training.unseen()
-    assert stages.tolist() == training.pool.stages[[*range(1, 16, 2), *range(0, 16, 2)]].tolist()
-    # A finished run only restores its networks.
-    np.testing.assert_allclose(run(4).unseen()[0], probabilities, atol=1e-6)
-    batch = training.pool.batch(np.arange(4), training.spread)
-    shares = map_shares(training.networks[0], batch.x, batch.masks)
+
+def test_map_shares_are_those_of_the_location_map(exported):
+    networks, _ = exported
+    batch = pool(4).batch(np.arange(4), PLAIN)
+    shares = map_shares(networks[0], batch.x, batch.masks)
     assert len(shares) == 4 and all(0 < share["expected organs"] <= 1 for share in shares)
 
 

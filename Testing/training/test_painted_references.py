@@ -20,7 +20,7 @@ from LiverFibrosisStagingLib import StagingModel, stage  # noqa: E402
 from LiverFibrosisStagingLib.errors import StagingError  # noqa: E402
 from LiverFibrosisStagingLib.stages import GROUPS, STAGES, median_stage, softmax  # noqa: E402
 from painted import references  # noqa: E402
-from painted.network import Input, OrganNetwork  # noqa: E402
+from painted.network import Input, SignNetwork  # noqa: E402
 
 SMALL, SPACING = Input((16, 32, 48)), (4.0, 2.0, 2.0)
 HELD, DIGESTS = [[1], [0]], ["body 0", "body 1"]
@@ -50,9 +50,9 @@ class Painter:
 
 def network(seed):
     torch.manual_seed(seed)
-    made = OrganNetwork(SMALL, 1, channels=(4, 5, 6, 7), dense=8)
+    made = SignNetwork(SMALL)
     with torch.no_grad():
-        made.stages.weight *= 20  # so that cases differ
+        made.stages[-1].weight *= 20  # so that cases differ
     return made.eval()
 
 

@@ -16,7 +16,8 @@ from insilico.paint import Case  # noqa: E402
 from LiverFibrosisStagingLib.explanation_check import SURROUNDINGS, passes  # noqa: E402
 from painted import truth  # noqa: E402
 from painted.check import COUNTERFACTUALS, model_checks  # noqa: E402
-from painted.network import SCALE, Input, OrganNetwork  # noqa: E402
+from painted.maps import SCALE  # noqa: E402
+from painted.network import Input, SignNetwork  # noqa: E402
 
 SMALL = Input((16, 48, 64))
 GRID = np.meshgrid(*(np.arange(n) for n in (16, 50, 66)), indexing="ij")
@@ -48,11 +49,14 @@ class SpleenNetwork(nn.Module):
         liver, spleen = (functional.avg_pool3d(x[:, k : k + 1], SCALE) for k in (1, 2))
         return spleen + 0.1 * liver
 
-    def outputs(self, features, x):
+    def outputs(self, features):
         return features.sum(dim=(1, 2, 3, 4))[:, None] * torch.arange(5.0) / 100, None
 
     def forward(self, x):
-        return self.outputs(self.features(x), x)
+        return self.outputs(self.features(x))
+
+    def separate(self):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +106,17 @@ def test_the_field_is_the_same_for_both_cases():
 
 
 def test_the_control_has_other_weights_and_the_same_layers():
-    network = OrganNetwork(SMALL, 3, channels=(4, 5, 6, 7), dense=8).eval()
-    x = torch.rand(2, 3, *SMALL.patch_size).round()
-    before = network.head[0].weight.clone()
-    one, two = (truth.untrained(network, x, seed) for seed in (0, 1))
-    assert torch.equal(network.head[0].weight, before) and not one.training
+    network = SignNetwork(SMALL).eval()
+    network.signs[0].running_mean += 3
+    before = network.signs[1].weight.clone()
+    one, two = (truth.untrained(network, seed) for seed in (0, 1))
+    assert torch.equal(network.signs[1].weight, before) and not one.training
     for control in (one, two):
-        assert not torch.allclose(control.head[0].weight, before)
-    assert not torch.allclose(one.stages.weight, two.stages.weight)
-    assert torch.equal(truth.untrained(network, x, 0).stages.weight, one.stages.weight)
+        assert not torch.allclose(control.signs[1].weight, before * network.own_maps)
+        assert (control.signs[1].weight[network.own_maps == 0] == 0).all()
+        assert torch.equal(control.signs[0].running_mean, network.signs[0].running_mean)
+    assert not torch.allclose(one.stages[0].weight, two.stages[0].weight)
+    assert torch.equal(truth.untrained(network, 0).stages[0].weight, one.stages[0].weight)
 
 
 def test_files_hold_a_row_for_each_map_and_medians_by_network(found, tmp_path):

@@ -28,7 +28,7 @@ class Source:
     def __init__(
         self, folder: Path, device: torch.device | str, workers: int = 0, taken: int = 0
     ) -> None:
-        self.taken = taken
+        self.taken, self.device = taken, torch.device(device)
         self._seeds = itertools.count(taken, workers + 1)
         self._queue: multiprocessing.Queue | None = None
         self._processes: list[multiprocessing.Process] = []

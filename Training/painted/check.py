@@ -27,11 +27,11 @@ from LiverFibrosisStagingLib.imaging.changes import CORE_MM, FAT_HU
 from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE
 from painted.cases import HELD_SEED
 from painted.data import Pool, disturbed, network_input, smoothed, widened
-from painted.fit import Spread, Training, correlations, measures
-from painted.network import LIVER_HU, SCALE, SPACING_MM, Input, OrganNetwork
+from painted.fit import Spread, correlations, measures
+from painted.maps import LIVER_HU, SCALE
+from painted.network import SPACING_MM, Input, SignNetwork
 
 STAGES = np.arange(5)
-POOLED = 60  # cases per fold of `of_pool`
 AROUND_MM = 10.0  # of the liver: the region in which its surface is explained
 CORE = tuple(round(CORE_MM / s) for s in SPACING_MM)
 
@@ -59,7 +59,7 @@ class Found:
 
 
 def examine(
-    networks: Sequence[OrganNetwork],
+    networks: Sequence[SignNetwork],
     held: Sequence[Sequence[int]],
     painter: Painter,
     names: Sequence[str],
@@ -89,7 +89,7 @@ def examine(
 
 
 def _measure(
-    network: OrganNetwork, pool: Pool, chosen: np.ndarray, spread: Spread, found: Found
+    network: SignNetwork, pool: Pool, chosen: np.ndarray, spread: Spread, found: Found
 ) -> None:
     hu, masks = pool.volumes(chosen)
     x = network_input(hu, masks, network.given)
@@ -160,13 +160,13 @@ COUNTERFACTUALS: dict[str, Change] = {
 
 
 def map_shares(
-    network: OrganNetwork, x: torch.Tensor, masks: torch.Tensor
+    network: SignNetwork, x: torch.Tensor, masks: torch.Tensor
 ) -> list[dict[str, float]]:
     """Share of the Grad-CAM map by region, of the expected stage and of the likeliest stage."""
     with torch.no_grad():
         features = network.features(x)
     features.requires_grad_()
-    logits, _ = network.outputs(features, x)
+    logits, _ = network.outputs(features)
     stages = torch.arange(5, device=x.device, dtype=logits.dtype)
     scores = {"expected": logits.softmax(dim=1) @ stages, "likeliest": logits.amax(dim=1)}
     around = widened(masks[:, :1], [int(AROUND_MM / s) for s in SPACING_MM])
@@ -247,7 +247,7 @@ def ceiling(found: Found) -> np.ndarray:
 
 
 def report(
-    networks: Sequence[OrganNetwork],
+    networks: Sequence[SignNetwork],
     held: Sequence[Sequence[int]],
     painter: Painter,
     names: Sequence[str],
@@ -283,18 +283,6 @@ def report(
         }
         write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     return metrics
-
-
-def of_pool(training: Training) -> dict[str, Any]:
-    """`summary` of a training's networks on the unseen cases of its own pool."""
-    found = Found()
-    for network, bodies in zip(training.networks, training.held):
-        places = training.pool.of_bodies(bodies)[-POOLED:]
-        found.truth += [{"stage": float(s)} for s in training.pool.stages[places].tolist()]
-        found.body += training.pool.bodies[places].tolist()
-        for chosen in np.array_split(places, max(1, len(places) // 8)):
-            _measure(network.eval(), training.pool, chosen, training.spread, found)
-    return summary(found, training.pool.names)
 
 
 def summary(found: Found, names: Sequence[str]) -> dict[str, Any]:

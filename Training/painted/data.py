@@ -1,10 +1,8 @@
-"""Painted cases in memory, and the batches that training draws from them.
+"""Painted cases as inputs of the network, with random shifts, contrast, noise and mask errors.
 
-Everything is PyTorch on one device, a GPU if there is one: cases are kept there and used several
-times, each time with another shift, contrast, noise and error of the masks.
+Everything is PyTorch on one device, a GPU if there is one.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +12,9 @@ import torch
 from torch.nn import functional
 
 from insilico.paint import Case
-from painted.network import LIVER_HU, SPACING_MM, Input
+from painted.maps import LIVER_HU
+from painted.network import SPACING_MM, Input
 
-AIR_HU = -1024.0
 MARGIN = (4, 16, 16)  # voxels (slice, row, column) stored beyond the patch, for shifts
 
 
@@ -51,12 +49,6 @@ class Pool:
         self.bodies = np.full(size, -1)
         self.added = 0
 
-    def seen_as(self, given: Input) -> "Pool":
-        """The same cases for another input with the same patch and smoothing."""
-        other = copy.copy(self)
-        other.given = given
-        return other
-
     def __len__(self) -> int:
         return min(self.added, len(self.bodies))
 
@@ -67,25 +59,13 @@ class Pool:
         liver, spleen = (mask.to(self.device) > 0 for mask in (case.liver, case.spleen))
         hu = hu + (LIVER_HU - hu[liver].median())
         start = self._start(liver | spleen)
-        outside = AIR_HU if self.given.fill_mm is None else self.given.fill_hu
-        self.hu[place] = cut(hu, start, self.shape, outside).half()
+        self.hu[place] = cut(hu, start, self.shape, self.given.fill_hu).half()
         labels = liver.to(torch.uint8) + 2 * (spleen & ~liver).to(torch.uint8)
         self.organs[place] = cut(labels, start, self.shape, 0)
         values = [scaled_sign(name, case.truth[name]) for name in self.names]
         self.signs[place] = torch.tensor(values, device=self.device)
         self.stages[place], self.bodies[place] = int(case.truth["stage"]), body
         self.added += 1
-
-    def spread(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of each sign over the cases [signs]."""
-        known = self.signs[: len(self)]
-        mean = known.nanmean(dim=0)
-        deviation = (known - mean).pow(2).nanmean(dim=0).sqrt()
-        return mean, deviation.clamp(min=1e-3)
-
-    def of_bodies(self, bodies: Sequence[int]) -> np.ndarray:
-        """Places of the cases that were painted into these bodies."""
-        return np.flatnonzero(np.isin(self.bodies[: len(self)], list(bodies)))
 
     def batch(
         self,
@@ -96,8 +76,6 @@ class Pool:
         """The cases at `places`; augmented with a generator, without one as they are."""
         index = torch.as_tensor(places, device=self.device)
         hu, masks = self.volumes(places, generator)
-        if generator is not None:
-            hu, masks = moved(hu, masks, generator)
         given = masks
         if generator is not None:
             given = disturbed(masks, generator)
@@ -129,8 +107,6 @@ class Pool:
     def _start(self, organs: torch.Tensor) -> list[int]:
         found = torch.nonzero(organs)
         middle = (found.amin(dim=0) + found.amax(dim=0) + 1) / 2
-        if self.given.field == "body":
-            middle[1:] = torch.tensor(organs.shape[1:], device=middle.device) / 2
         return [round(m - n / 2) for m, n in zip(middle.tolist(), self.shape)]
 
 
@@ -139,12 +115,10 @@ def network_input(hu: torch.Tensor, masks: torch.Tensor, given: Input) -> torch.
 
     hu: smoothed and shifted to the liver's median.
     """
-    if given.fill_mm is not None:
-        radius = [round(given.fill_mm / s) for s in SPACING_MM]
-        hu = torch.where(widened(masks.amax(dim=1, keepdim=True), radius) > 0, hu, given.fill_hu)
+    radius = [round(given.fill_mm / s) for s in SPACING_MM]
+    hu = torch.where(widened(masks.amax(dim=1, keepdim=True), radius) > 0, hu, given.fill_hu)
     low, high = given.window_hu
-    windowed = ((hu - low) / (high - low)).clamp(0, 1)
-    return torch.cat([windowed, masks], dim=1) if given.masked else windowed
+    return torch.cat([((hu - low) / (high - low)).clamp(0, 1), masks], dim=1)
 
 
 def widened(mask: torch.Tensor, radius: Sequence[int]) -> torch.Tensor:
@@ -188,29 +162,6 @@ def cut(
     return part
 
 
-def moved(
-    hu: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random rotation (SD 4 degrees) and stretching (6 %) in plane, which keep volumes.
-
-    One case of four is not changed, because interpolation smooths.
-    """
-    count, device = len(hu), hu.device
-    turn, stretch = torch.randn(2, count, generator=generator, device=device)
-    keep = torch.rand(count, generator=generator, device=device) < 0.25
-    turn, stretch = (torch.where(keep, 0.0, value) for value in (0.07 * turn, 0.06 * stretch))
-    theta = torch.zeros(count, 3, 4, device=device)
-    # Coordinates are shares of the field's half size: x (columns), y (rows), z (slices).
-    ratio = hu.shape[3] / hu.shape[4]
-    theta[:, 0, 0], theta[:, 0, 1] = turn.cos() * stretch.exp(), -turn.sin() * ratio
-    theta[:, 1, 0], theta[:, 1, 1] = turn.sin() / ratio, turn.cos() * (-stretch).exp()
-    theta[:, 2, 2] = 1.0
-    grid = functional.affine_grid(theta, list(hu.shape), align_corners=False)
-    volumes = torch.cat([hu, masks], dim=1)
-    found = functional.grid_sample(volumes, grid, padding_mode="border", align_corners=False)
-    return found[:, :1], (found[:, 1:] > 0.5).float()
-
-
 def contrasted(hu: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Random contrast about the liver's HU (SD 8 %), shift (3 HU) and noise (up to 6 HU).
 
@@ -227,14 +178,14 @@ def contrasted(hu: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def surrounded(hu: torch.Tensor, masks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """In one case of three, a constant between -125 and 60 HU in place of the surroundings.
+    """In one case of three, a constant between -125 and -75 HU in place of the surroundings.
 
     It begins 4 mm from the organs, so that stages are not told by what lies farther away.
     """
     size = (len(hu), 1, 1, 1, 1)
     chosen, level = torch.rand(2, *size, generator=generator, device=hu.device)
     near = widened(masks.amax(dim=1, keepdim=True), (1, 2, 2))
-    return torch.where((near > 0) | (chosen > 1 / 3), hu, 185 * level - 125)
+    return torch.where((near > 0) | (chosen > 1 / 3), hu, 50 * level - 125)
 
 
 def disturbed(masks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

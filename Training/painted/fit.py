@@ -1,55 +1,225 @@
-"""Training of one network per fold on painted cases, all folds at once from one pool.
+"""Training of one `SignNetwork` per fold of bodies on painted cases.
 
-Folds leave bodies out. A case is painted once and used by every fold that does not leave its body
-out, so that the cases of a fold's bodies are unseen by its network.
+1. Cases are painted, and the means of their maps are kept: nothing before them is trained.
+2. The readers of the signs are trained on these means, those of each fold without its bodies.
+3. The layers from signs to stage are trained on drawn patients, which need no CT: signs from
+   `insilico.effects`, with the reading errors that the folds' readers make on unseen bodies.
 """
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from torch import nn
 from torch.nn import functional
+from tqdm import tqdm
 
 from common.files import unfinished
-from LiverFibrosisStagingLib.stages import GROUPS
+from insilico.effects import draw
+from LiverFibrosisStagingLib.stages import GROUPS, STAGES, median_stage
 from painted.cases import Source
-from painted.data import Batch, Pool
-from painted.network import OrganNetwork, near
+from painted.data import Pool, scaled_sign
+from painted.network import SIGNS, Input, SignNetwork
 
 Spread = tuple[torch.Tensor, torch.Tensor]
+WRITE_EVERY = 25  # cases
+# The drawn sign of each sign that is read.
+DRAWN = {
+    "measured_spleen_ml": "spleen_ml",
+    "measured_lsvr": "lsvr",
+    "texture_hu": "texture_hu",
+    "nodularity": "nodularity",
+    "ascites_mm": "ascites_mm",
+}
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Hyperparameters.
 
-    steps, batch, learning_rate, weight_decay: of AdamW with a warm-up and a cosine decay. seconds:
-    time, with that of the first cases, after which the decay ends even if fewer steps were made; 0
-    for no limit. sign_weight: of the signs' error in the loss. far_weight: of the mean activation
-    farther than 8 to 16 mm from the organs, without masks as channels. painting: share of the time
-    in which the training process paints further cases. check_every: steps between looks at unseen
-    bodies, which are only logged, and checkpoints. recalibration: batches for the batch
-    normalisations' statistics.
+    versions: of each case, the first as it is, the others with another contrast, noise and errors
+    of the masks. reader_steps, stage_steps: of AdamW with a cosine decay. patients: that are drawn
+    for the layers from signs to stage. batch: of them in a step.
     """
 
-    steps: int = 1500
-    batch: int = 24
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.02
-    seconds: float = 0.0
-    sign_weight: float = 1.0
-    far_weight: float = 6.0
-    painting: float = 0.4
-    check_every: int = 100
-    recalibration: int = 10
+    versions: int = 2
+    reader_steps: int = 600
+    stage_steps: int = 1500
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.01
+    patients: int = 50_000
+    batch: int = 2000
     seed: int = 0
+
+
+@dataclass
+class Readings:
+    """Means of the maps of painted cases.
+
+    means: [cases, versions, maps]; signs: drawn [cases, signs]; stages, bodies: [cases].
+    """
+
+    means: np.ndarray
+    signs: np.ndarray
+    stages: np.ndarray
+    bodies: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+
+def read_cases(
+    source: Source, file: Path, count: int, given: Input, schedule: Schedule
+) -> Readings:
+    """The readings of `count` cases; kept in `file`, from which an interrupted run resumes."""
+    rows: list[tuple] = []
+    if file.exists():
+        with np.load(file) as kept:
+            rows = [*zip(*(kept[key] for key in ("means", "signs", "stages", "bodies")))]
+    maps = SignNetwork(given).to(source.device)
+    remaining = max(0, count - len(rows))
+    for case, body in tqdm(source.take(remaining, wait=True), "Painting", remaining, unit="case"):
+        pool = Pool(1, given, tuple(SIGNS), source.device)
+        pool.add(case, body)
+        means = versions(maps, pool, schedule, len(rows))
+        signs = pool.signs[0].cpu().numpy()
+        rows.append((means, signs, int(pool.stages[0]), body))
+        if len(rows) % WRITE_EVERY == 0 or len(rows) == count:
+            _write(file, rows)
+    return Readings(*(np.stack(column) for column in zip(*rows[:count])))
+
+
+def versions(network: SignNetwork, pool: Pool, schedule: Schedule, number: int) -> np.ndarray:
+    """Means of the maps [versions, maps] of the only case in `pool`."""
+    device, found = pool.device, []
+    plain = torch.zeros(1, device=device), torch.ones(1, device=device)
+    for version in range(schedule.versions):
+        generator = None
+        if version:
+            seed = np.random.SeedSequence([schedule.seed, number, version]).generate_state(1)[0]
+            generator = torch.Generator(device).manual_seed(int(seed))
+        with torch.no_grad():
+            features = network.features(pool.batch(np.array([0]), plain, generator).x)
+        found.append(features.mean(dim=(0, 2, 3, 4)).cpu().numpy())
+    return np.stack(found)
+
+
+def _write(file: Path, rows: Sequence[tuple]) -> None:
+    means, signs, stages, bodies = (np.stack(column) for column in zip(*rows))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished(file) as partial, partial.open("wb") as stream:
+        np.savez(stream, means=means, signs=signs, stages=stages, bodies=bodies)
+
+
+def fit(
+    readings: Readings, held: Sequence[Sequence[int]], given: Input, schedule: Schedule
+) -> tuple[list[SignNetwork], Spread]:
+    """A network for each fold, which has not seen the bodies that it holds out; and the signs'
+    mean and standard deviation, in which they are read.
+    """
+    signs = torch.as_tensor(readings.signs, dtype=torch.float32)
+    spread = signs.mean(dim=0), signs.std(dim=0).clamp(min=1e-3)
+    truth = (signs - spread[0]) / spread[1]
+    networks = []
+    read = torch.zeros_like(truth)
+    for fold, bodies in enumerate(held):
+        unseen = torch.as_tensor(np.isin(readings.bodies, list(bodies)))
+        torch.manual_seed(schedule.seed + fold)
+        network = SignNetwork(given)
+        means = torch.as_tensor(readings.means, dtype=torch.float32)
+        _fit_readers(network, means[~unseen], truth[~unseen], schedule)
+        with torch.no_grad():
+            read[unseen] = network.signs(means[unseen, 0])
+        networks.append(network)
+    for fold, (network, bodies) in enumerate(zip(networks, held)):
+        seen = torch.as_tensor(~np.isin(readings.bodies, list(bodies)))
+        drawn, stages = drawn_readings(read[seen], truth[seen], spread, schedule, fold)
+        _fit_stages(network, drawn, stages, schedule, fold)
+    return networks, spread
+
+
+def _fit_readers(
+    network: SignNetwork, means: torch.Tensor, truth: torch.Tensor, schedule: Schedule
+) -> None:
+    """means: [cases, versions, maps]; each step takes another version of each case."""
+    norm, readers = network.signs[0], network.signs[1:]
+    every = means.flatten(0, 1)
+    norm.running_mean.copy_(every.mean(dim=0))
+    norm.running_var.copy_(every.var(dim=0))
+    network.eval()  # the normalisation stays as it is
+    norm.requires_grad_(False)
+    cases = torch.arange(len(means))
+
+    def loss() -> torch.Tensor:
+        chosen = means[cases, torch.randint(means.shape[1], (len(means),))]
+        return functional.smooth_l1_loss(network.signs(chosen), truth)
+
+    _minimise(loss, readers, schedule.reader_steps, schedule, network.separate)
+
+
+def drawn_readings(
+    read: torch.Tensor, truth: torch.Tensor, spread: Spread, schedule: Schedule, fold: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Readings [patients, signs] of drawn patients, and their stages.
+
+    read, truth: signs as read and as drawn of cases with unseen bodies [cases, signs]. A reading is
+    a linear function of the sign, and the errors of one of these cases are added.
+    """
+    rng = np.random.default_rng([schedule.seed, fold])
+    slope = ((read - read.mean(dim=0)) * (truth - truth.mean(dim=0))).mean(dim=0)
+    slope = slope / truth.var(dim=0, correction=0).clamp(min=1e-6)  # 0 for a sign that none has
+    offset = read.mean(dim=0) - slope * truth.mean(dim=0)
+    errors = read - (offset + slope * truth)
+    stages = rng.integers(len(STAGES), size=schedule.patients)
+    rows = []
+    for stage in stages.tolist():
+        signs = draw(stage, rng)
+        rows.append([scaled_sign(name, getattr(signs, own)) for name, own in DRAWN.items()])
+    values = (torch.tensor(rows, dtype=torch.float32) - spread[0]) / spread[1]
+    chosen = torch.as_tensor(rng.integers(len(errors), size=len(values)))
+    return offset + slope * values + errors[chosen], torch.as_tensor(stages)
+
+
+def _fit_stages(
+    network: SignNetwork,
+    readings: torch.Tensor,
+    stages: torch.Tensor,
+    schedule: Schedule,
+    fold: int,
+) -> None:
+    generator = torch.Generator().manual_seed(schedule.seed + fold)
+
+    def loss() -> torch.Tensor:
+        chosen = torch.randint(len(readings), (schedule.batch,), generator=generator)
+        return ordered_loss(network.stages(readings[chosen]), stages[chosen])
+
+    _minimise(loss, network.stages, schedule.stage_steps, schedule)
+
+
+def _minimise(
+    loss: Callable[[], torch.Tensor],
+    layers: nn.Module,
+    steps: int,
+    schedule: Schedule,
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    optimizer = torch.optim.AdamW(
+        layers.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay
+    )
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        after()
+    if not math.isfinite(float(value.detach())):
+        raise FloatingPointError(f"The loss is {float(value.detach())} after {steps} steps.")
 
 
 def ordered_loss(logits: torch.Tensor, stages: torch.Tensor) -> torch.Tensor:
@@ -58,7 +228,6 @@ def ordered_loss(logits: torch.Tensor, stages: torch.Tensor) -> torch.Tensor:
     A cumulative probability is the sum of the softmax's. Its minimum puts the median, not the most
     frequent stage, at the right place. logits [N, 5], stages [N].
     """
-    logits = logits.float()
     total = logits.logsumexp(dim=1)
     loss = logits.new_zeros(len(logits))
     for k in range(1, logits.shape[1]):
@@ -68,223 +237,21 @@ def ordered_loss(logits: torch.Tensor, stages: torch.Tensor) -> torch.Tensor:
     return loss.mean() / (logits.shape[1] - 1)
 
 
-def sign_loss(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Mean smooth absolute error of the signs that are known (not NaN)."""
-    known = torch.isfinite(truth)
-    return functional.smooth_l1_loss(found.float()[known], truth[known])
-
-
-def total_loss(network: OrganNetwork, batch: Batch, schedule: Schedule, half: bool) -> torch.Tensor:
-    """Loss of one batch. half: bfloat16 for the convolutions."""
-    x = batch.x.contiguous(memory_format=torch.channels_last_3d)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-        features = network.features(x)
-        logits, signs = network.outputs(features, x)
-    loss = ordered_loss(logits, batch.stages)
-    loss = loss + schedule.sign_weight * sign_loss(signs, batch.signs)
-    if schedule.far_weight and not network.given.masked:
-        far = 1 - near(batch.masks)
-        loss = loss + schedule.far_weight * (features.float().abs() * far).mean()
-    return loss
-
-
-class Training:
-    """The folds' networks in training; resumes from RUN/checkpoint.pt if it exists.
-
-    pool: empty. held: bodies that each fold leaves out. source: of the cases, `first` of them
-    before the first step. make: an untrained network. start_from: checkpoint.pt of another run with
-    the same bodies left out, whose weights are the initial ones.
-    """
-
-    def __init__(
-        self,
-        run: Path,
-        pool: Pool,
-        held: Sequence[Sequence[int]],
-        source: Source,
-        make: Callable[[], OrganNetwork],
-        schedule: Schedule,
-        first: int,
-        start_from: Path | None = None,
-    ) -> None:
-        self.run, self.pool, self.source, self.schedule = run, pool, source, schedule
-        self.held = [list(bodies) for bodies in held]
-        self.step, self.elapsed, self._painting = 0, 0.0, 0.0
-        started = time.monotonic()
-        self.networks = []
-        for fold in range(len(self.held)):
-            torch.manual_seed(schedule.seed + fold)
-            self.networks.append(make().to(pool.device, memory_format=torch.channels_last_3d))
-        self.optimizers = [
-            torch.optim.AdamW(network.parameters(), weight_decay=schedule.weight_decay)
-            for network in self.networks
-        ]
-        self.checkpoint, self.log = run / "checkpoint.pt", run / "log.csv"
-        run.mkdir(parents=True, exist_ok=True)
-        resumed = self.checkpoint.exists()
-        if resumed:
-            self._restore()
-        elif start_from is not None:
-            self._load(start_from)
-        self._began = started - self.elapsed
-        for case, body in source.take(first, wait=True):
-            pool.add(case, body)
-        if not resumed:
-            if start_from is None:
-                self.spread: Spread = pool.spread()
-            names = ("step", "seconds", "painted", "loss", *GROUPS, "kappa", "middle", "signs")
-            self.log.write_text(",".join(names) + "\n", encoding="utf-8")
-
-    def fit(self) -> None:
-        """Train to the schedule's end."""
-        schedule, began = self.schedule, self._began
-        half = self.pool.device.type == "cuda"
-        recent: list[torch.Tensor] = []
-        while (part := self._part(time.monotonic() - began)) < 1:
-            self._refresh(time.monotonic() - began)
-            rate = schedule.learning_rate * _rate(part)
-            for fold, (network, optimizer) in enumerate(zip(self.networks, self.optimizers)):
-                batch = self._batch(fold, schedule.batch)
-                torch.manual_seed(schedule.seed + self.step)  # dropout
-                network.train()
-                loss = total_loss(network, batch, schedule, half)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-                optimizer.step()
-                recent.append(loss.detach())
-            if self.pool.device.type == "cuda":
-                torch.cuda.synchronize()  # so that the time is that of the step
-            self.step += 1
-            self.elapsed = time.monotonic() - began
-            if self.step % schedule.check_every == 0 or self._part(self.elapsed) >= 1:
-                mean = float(torch.stack(recent).mean())
-                if not np.isfinite(mean):
-                    raise FloatingPointError(f"The loss is {mean} at step {self.step}.")
-                recent = []
-                self.look(mean)
-
-    def _refresh(self, elapsed: float) -> None:
-        """Add the cases that are ready, and paint for the schedule's share of the time."""
-        began = time.monotonic()
-        for case, body in self.source.take(len(self.pool.bodies)):
-            self.pool.add(case, body)
-        while self._painting + time.monotonic() - began < self.schedule.painting * elapsed:
-            for case, body in self.source.take(1, wait=True):
-                self.pool.add(case, body)
-            if self.pool.device.type == "cuda":
-                torch.cuda.synchronize()
-        self._painting += time.monotonic() - began
-
-    def look(self, loss: float) -> dict[str, float]:
-        """Recalibrate, measure the networks on their unseen bodies, log and save."""
-        for fold in range(len(self.held)):
-            self.recalibrate(fold)
-        found = measures(*self.unseen())
-        row = [self.step, self.elapsed, self.pool.added, loss, *found.values()]
-        with self.log.open("a", encoding="utf-8") as stream:
-            print(*(f"{value:.4g}" for value in row), sep=",", file=stream)
-        print(*(f"{k} {v:.3f}" for k, v in found.items()), f"step {self.step} loss {loss:.3f}")
-        self.save()
-        return found
-
-    def recalibrate(self, fold: int) -> None:
-        """Batch normalisation statistics from training cases, with the present weights.
-
-        Running averages lag behind the weights: before this, 55 of 60 cases were F0.
-        """
-        network = self.networks[fold]
-        layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        kept = [layer.momentum for layer in layers]
-        network.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # cumulative average
-            layer.train()
+def unseen(
+    networks: Sequence[SignNetwork], held: Sequence[Sequence[int]], readings: Readings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities [cases, 5] and signs of the folds' held-out cases, as they are painted."""
+    means = torch.as_tensor(readings.means[:, 0], dtype=torch.float32)
+    probabilities, signs = (
+        torch.zeros(len(readings), len(STAGES)),
+        torch.zeros(len(means), len(SIGNS)),
+    )
+    for network, bodies in zip(networks, held):
+        chosen = torch.as_tensor(np.isin(readings.bodies, list(bodies)))
         with torch.no_grad():
-            for _ in range(self.schedule.recalibration):
-                network(self._batch(fold, self.schedule.batch).x)
-        for layer, momentum in zip(layers, kept):
-            layer.momentum = momentum
-        network.eval()
-
-    def unseen(self, at_most: int = 120) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Probabilities, stages, signs found and signs drawn of the folds' unseen cases."""
-        parts = []
-        for network, bodies in zip(self.networks, self.held):
-            places = self.pool.of_bodies(bodies)[-at_most:]
-            network.eval()
-            for chosen in np.array_split(places, max(1, len(places) // self.schedule.batch)):
-                if not len(chosen):
-                    continue
-                batch = self.pool.batch(chosen, self.spread)
-                with torch.no_grad():
-                    logits, signs = network(batch.x)
-                parts.append((logits.softmax(dim=1), batch.stages, signs, batch.signs))
-        return tuple(torch.cat(part).float().cpu().numpy() for part in zip(*parts))
-
-    def save(self) -> None:
-        """Write the checkpoint."""
-        state = {
-            "networks": [network.state_dict() for network in self.networks],
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "spread": self.spread,
-            "signs": self.pool.names,
-            "held": self.held,
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "taken": self.source.taken,
-        }
-        with unfinished(self.checkpoint) as file:
-            torch.save(state, file)
-
-    def _load(self, checkpoint: Path) -> dict[str, Any]:
-        """Weights and the signs' scale of a checkpoint with the same folds; returns its content."""
-        state = torch.load(checkpoint, map_location=self.pool.device, weights_only=True)
-        for network, weights in zip(self.networks, state["networks"], strict=True):
-            network.load_state_dict(weights)
-        self.spread = tuple(state["spread"])
-        return state
-
-    def _restore(self) -> None:
-        state = self._load(self.checkpoint)
-        for optimizer, moments in zip(self.optimizers, state["optimizers"]):
-            optimizer.load_state_dict(moments)
-        self.step, self.elapsed = state["step"], state["elapsed"]
-
-    def _part(self, elapsed: float) -> float:
-        """How much of the schedule is done, 0..1."""
-        limit = self.schedule.seconds
-        return max(self.step / self.schedule.steps, elapsed / limit if limit else 0.0)
-
-    def _batch(self, fold: int, size: int) -> Batch:
-        """Augmented training cases of a fold; the painter draws stages with equal frequency."""
-        rng = np.random.default_rng([self.schedule.seed, self.step, fold, size])
-        others = sorted({*self.pool.bodies[: len(self.pool)].tolist()} - {*self.held[fold]})
-        places = rng.choice(self.pool.of_bodies(others), size)
-        generator = torch.Generator(self.pool.device).manual_seed(int(rng.integers(2**31)))
-        return self.pool.batch(places, self.spread, generator)
-
-
-def cases_taken(run: Path) -> int:
-    """How many cases an interrupted run has taken; 0 for a new one."""
-    checkpoint = run / "checkpoint.pt"
-    if not checkpoint.exists():
-        return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["taken"])
-
-
-def _rate(part: float, warm_up: float = 0.05) -> float:
-    if part < warm_up:
-        return (part + 0.01) / (warm_up + 0.01)
-    return 0.5 * (1 + math.cos(math.pi * (part - warm_up) / (1 - warm_up))) + 1e-3
-
-
-def medians(probabilities: np.ndarray) -> np.ndarray:
-    """The median stage of each row: the first with a cumulative probability of at least 1/2."""
-    return (np.cumsum(probabilities, axis=1) < 0.5 - 1e-9).sum(axis=1)
+            logits, signs[chosen] = network.eval().of_means(means[chosen])
+        probabilities[chosen] = logits.softmax(dim=1)
+    return probabilities.numpy(), signs.numpy()
 
 
 def measures(
@@ -297,7 +264,7 @@ def measures(
         both = 0 < truth.sum() < len(truth)
         score = probabilities[:, first:].sum(axis=1)
         found[name] = float(roc_auc_score(truth, score)) if both else float("nan")
-    said = medians(probabilities)
+    said = median_stage(probabilities)
     found["kappa"] = float(cohen_kappa_score(said, stages.astype(int), weights="quadratic"))
     middle = (stages > 0) & (stages < 4)
     found["middle"] = float(((said > 0) & (said < 4))[middle].mean()) if middle.any() else 0.0

@@ -31,7 +31,7 @@ from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES, median_stage, s
 from LiverFibrosisStagingLib.staging import stage
 from painted.cases import HELD_SEED
 from painted.export import export
-from painted.network import OrganNetwork
+from painted.network import SignNetwork
 
 FIRST_SEED = 4 * HELD_SEED  # other patients than those of `check` and `truth`
 MOST = 1000  # cases per body
@@ -40,7 +40,7 @@ Record = dict[str, Any]
 
 
 def calibrate(
-    networks: Sequence[OrganNetwork],
+    networks: Sequence[SignNetwork],
     held: Sequence[Sequence[int]],
     painter: Painter,
     described: dict[str, Any],
@@ -165,7 +165,7 @@ def _record(
     return record
 
 
-def _digest(network: OrganNetwork) -> str:
+def _digest(network: SignNetwork) -> str:
     """First 16 digits of the SHA-256 of a network's weights."""
     found = hashlib.sha256()
     for values in network.state_dict().values():

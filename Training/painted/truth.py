@@ -2,9 +2,9 @@
 
 The same patient is painted as F0 and with one sign of F4. The truth is the region that differs; the
 measure is the density of the map in it over the density in the rest of liver and spleen. Networks
-are those of the folds, on bodies that they have not seen; the control has the same layers with
-untrained weights, and statistics of its normalisations from the same cases. A network is one
-observation: cases of one network are not independent, and no p-values are given.
+are those of the folds, on bodies that they have not seen; the control has the same maps and
+normalisation, and untrained weights from the maps to the stage. A network is one observation: cases
+of one network are not independent, and no p-values are given.
 """
 
 import copy
@@ -25,8 +25,9 @@ from common.tables import write_csv
 from insilico.paint import Case, Painter
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
 from painted.cases import HELD_SEED
-from painted.data import AIR_HU, cut, network_input, smoothed
-from painted.network import LIVER_HU, SCALE, SPACING_MM, Input, OrganNetwork
+from painted.data import cut, network_input, smoothed
+from painted.maps import LIVER_HU, SCALE
+from painted.network import SPACING_MM, Input, SignNetwork
 
 FIRST_SEED = 3 * HELD_SEED  # patients of no other measurement
 SURFACE_MM = (6.0, 4.0)  # of the liver's shell, inside and outside
@@ -62,7 +63,7 @@ class Ratio(NamedTuple):
 
 
 def single_signs(
-    networks: Sequence[OrganNetwork],
+    networks: Sequence[SignNetwork],
     held: Sequence[Sequence[int]],
     painter: Painter,
     per_body: int,
@@ -81,7 +82,7 @@ def single_signs(
                 about = regions(masks[0], case.truth["measured_lsvr"])
                 region = torch.stack([about[sign], rest(masks[0], about[sign])])
                 shell = torch.stack([about["surface"], about["texture"]])
-                control = untrained(networks[fold], x, fold)
+                control = untrained(networks[fold], fold)
                 for kind, network in zip(NETWORKS, (networks[fold].eval(), control)):
                     maps, moved = _maps(network, x)
                     for (score, which), location in maps.items():
@@ -99,12 +100,11 @@ def same_field(cases: Sequence[Case], given: Input) -> tuple[torch.Tensor, torch
     places = torch.nonzero(cases[0].liver | cases[0].spleen)
     middle = (places.amin(dim=0) + places.amax(dim=0) + 1) / 2
     start = [round(m - n / 2) for m, n in zip(middle.tolist(), given.patch_size)]
-    outside = AIR_HU if given.fill_mm is None else given.fill_hu
     hu, masks = [], []
     for case in cases:
         volume = smoothed(case.hu.float(), given.smoothing_mm)
         volume = volume + (LIVER_HU - volume[case.liver].median())
-        hu.append(cut(volume, start, given.patch_size, outside))
+        hu.append(cut(volume, start, given.patch_size, given.fill_hu))
         organs = (case.liver, case.spleen & ~case.liver)
         masks.append(torch.stack([cut(o.float(), start, given.patch_size, 0) for o in organs]))
     return torch.stack(hu)[:, None], torch.stack(masks)
@@ -132,23 +132,20 @@ def rest(masks: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
     return masks.amax(dim=0) * (1 - region)
 
 
-def untrained(network: OrganNetwork, x: torch.Tensor, seed: int) -> OrganNetwork:
-    """The same layers with new random weights; statistics of the normalisations are those of x."""
+def untrained(network: SignNetwork, seed: int) -> SignNetwork:
+    """The same maps and normalisation, with new random weights from the maps to the stage."""
     control = copy.deepcopy(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in control.modules():
-            if hasattr(layer, "reset_parameters"):
+            if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.momentum = None  # the statistics of all that it is given
-        with torch.no_grad():
-            control.train()(x)
+    control.separate()
     return control.eval()
 
 
 def _maps(
-    network: OrganNetwork, x: torch.Tensor
+    network: SignNetwork, x: torch.Tensor
 ) -> tuple[dict[tuple[str, str], torch.Tensor], float]:
     """By score and map, Grad-CAM on the target layer's grid; and how far the expected stage moves.
 
@@ -158,7 +155,7 @@ def _maps(
     with torch.no_grad():
         features = network.features(x)
     features.requires_grad_()
-    logits, _ = network.outputs(features, x)
+    logits, _ = network.outputs(features)
     found = {}
     for name, score in SCORES.items():
         (gradient,) = torch.autograd.grad(score(logits).sum(), features, retain_graph=True)
