@@ -38,7 +38,6 @@ def painted(seed, body=0):
     hu = hu + rng.normal(0, 4, hu.shape) + liver * (70 + texture * rng.normal(0, 1, hu.shape))
     truth = {"stage": drawn, "measured_spleen_ml": spleen.sum() * 0.016, "texture_hu": texture}
     truth |= {"measured_lsvr": 0.25 + 0.05 * drawn, "ascites_mm": 5.0 if drawn > 3 else 0.0}
-    truth["nodularity"] = 1.5 + 0.3 * drawn
     tensors = [torch.as_tensor(a) for a in (np.float32(hu), liver, spleen & ~liver)]
     return Case(*tensors, (4.0, 2.0, 2.0), truth), body
 
@@ -192,19 +191,6 @@ def test_maps_measure_volumes_and_fluid():
     assert means(fluid=True)["fluid"] > 0.9
 
 
-def test_maps_measure_the_roughness_of_the_anterior_edge():
-    def rough(waves_mm):
-        hu, masks = organs(noise=0.0)
-        angle = torch.arange(96) / 96 * 2 * np.pi * 9
-        shift = (waves_mm / 2 * torch.sin(angle)).round().long()
-        for column, rows in enumerate(shift.tolist()):
-            hu[..., column] = hu[..., column].roll(rows, dims=3)
-            masks[..., column] = masks[..., column].roll(rows, dims=3)
-        return float(SignMaps()(hu, masks)[:, 2].mean())
-
-    assert rough(0.0) < rough(2.5) < rough(5.0)
-
-
 def test_maps_are_in_the_organs_and_at_most_8_mm_from_them():
     hu, masks = organs(texture=3.0)
     found = SignMaps()(hu, masks).sum(dim=1)[0]
@@ -226,7 +212,6 @@ def test_disturbed_masks_err_like_a_segmentation():
     overlap = 2 * (found * masks).sum((2, 3, 4)) / (found + masks).sum((2, 3, 4))
     assert (found * (1 - found)).abs().max() == 0 and not (found[:, 0] * found[:, 1]).any()
     assert 0.7 < overlap[:, 0].median() < 1 and (overlap[:, 0] == 1).any()
-    assert overlap[:, 1].min() == 0  # without a spleen
     again = data.disturbed(masks, torch.Generator().manual_seed(2))
     assert torch.equal(found, again)
 
@@ -267,18 +252,17 @@ def test_a_run_resumes_and_is_measured_on_unseen_bodies(tmp_path, monkeypatch):
 
 def test_drawn_readings_follow_the_readers_errors():
     rng = np.random.default_rng(0)
-    truth = torch.as_tensor(rng.normal(size=(500, 5)), dtype=torch.float32)
-    noise = torch.as_tensor(rng.normal(size=(500, 5)), dtype=torch.float32)
+    truth = torch.as_tensor(rng.normal(size=(500, 4)), dtype=torch.float32)
+    noise = torch.as_tensor(rng.normal(size=(500, 4)), dtype=torch.float32)
     read = 0.5 * truth + 0.1 * noise + 0.2
-    spread = torch.zeros(5), torch.ones(5)
+    spread = torch.zeros(4), torch.ones(4)
     drawn, stages = fit.drawn_readings(read, truth, spread, fit.Schedule(patients=4000), 0)
     rows = []
     again = np.random.default_rng([0, 0])
     again.integers(5, size=4000)
     for one in stages.tolist():
         signs = fit.draw(one, again)
-        rows.append([signs.spleen_ml, signs.lsvr, signs.texture_hu, signs.nodularity])
-        rows[-1].append(signs.ascites_mm)
+        rows.append([signs.spleen_ml, signs.lsvr, signs.texture_hu, signs.ascites_mm])
     values = np.array(rows)
     values[:, :2] = np.log(values[:, :2])
     errors = drawn.numpy() - (0.2 + 0.5 * values)

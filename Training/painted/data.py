@@ -192,8 +192,8 @@ def disturbed(masks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Masks [N, 2, slices, rows, columns] with the errors of a segmentation.
 
     The surface is smoothed and moved by a random field with a wavelength of 3 cm (0 to about 4 mm);
-    in one case of five a ball of 12 to 32 mm is added to or cut from an organ's border; one case in
-    ten has no spleen mask; one in five is unchanged.
+    in one case of five a ball of 12 to 32 mm is added to or cut from an organ's border; one in five
+    is unchanged.
     """
     count, device = len(masks), masks.device
 
@@ -223,9 +223,8 @@ def disturbed(masks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
             moved[case, organ][ball] = float(random(1) < 0.5)
     unchanged = (random(count, 1, 1, 1, 1) < 0.2).float()
     found = unchanged * masks + (1 - unchanged) * moved
-    has_spleen = (random(count, 1, 1, 1) > 0.1).float()
     liver = found[:, 0]
-    return torch.stack([liver, found[:, 1] * (1 - liver) * has_spleen], dim=1)
+    return torch.stack([liver, found[:, 1] * (1 - liver)], dim=1)
 
 
 def scaled_sign(name: str, value: float) -> float:

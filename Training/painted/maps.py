@@ -25,9 +25,6 @@ OUTLIER = 1.5  # deviations of more than so many SD are cut off
 CUT_OFF = 1.25
 NOISE_VOXELS = 20.0  # weight, beside the spleen, of noise with which the texture is typical
 TYPICAL_HU2 = 0.9  # energy beyond noise that separates coarse from fine; median of painted livers
-# Surface: pixels where liver and fat in front of it are half and half, and their deviation.
-FAT_SHARE, EDGE, LEVEL = (0.15, 0.1), (1, 7, 7), (1, 9, 9)
-FRONT = 5  # rows
 SLABS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # borders, in shares of the liver's width from the right
 SLAB_EDGE = 0.1
 LIVER_VOXELS, SPLEEN_VOXELS = 2900.0, 490.0  # of the maps: 1500 and 250 mL
@@ -37,7 +34,7 @@ FAT_HU, FLUID_HU, SOFT_HU = (-150.0, -50.0), (80.0, 140.0), 10.0  # fluid: above
 FAT_ASSUMED, FAT_VOXELS = -100.0, 50.0
 
 NAMES = (
-    *("coarse parenchyma", "fine parenchyma", "rough surface", "spleen", "liver"),
+    *("coarse parenchyma", "fine parenchyma", "spleen", "liver"),
     *(f"liver, part {number}" for number in range(1, len(SLABS) + 2)),
     *(*SHELLS, "fat"),
 )
@@ -53,8 +50,7 @@ class SignMaps(nn.Module):
     def forward(self, hu: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """The maps."""
         liver, spleen = masks[:, :1], masks[:, 1:]
-        parts = [*_texture(hu, liver, spleen), _surface(hu, liver)]
-        parts += [*_sizes(liver, spleen), *_around(hu, masks)]
+        parts = [*_texture(hu, liver, spleen), *_sizes(liver, spleen), *_around(hu, masks)]
         return torch.cat(parts, dim=1)
 
 
@@ -99,21 +95,6 @@ def _energies(hu: torch.Tensor, core: torch.Tensor) -> list[torch.Tensor]:
             variance = CUT_OFF * _total(limited) / (_total(core) + 1e-3)
         found.append(_blocks(torch.minimum(energy, OUTLIER**2 * variance)))
     return [*found, _blocks(core)]
-
-
-def _surface(hu: torch.Tensor, liver: torch.Tensor) -> torch.Tensor:
-    """Squared deviation of the liver's anterior edge with fat from its smooth course."""
-    inside = ((hu + 60) / 120).clamp(0, 1)
-    smooth = _box(_box(inside, EDGE), EDGE)
-    behind = functional.max_pool3d(functional.pad(liver, (0, 0, 0, FRONT)), (1, FRONT + 1, 1), 1)
-    ahead = functional.max_pool3d(functional.pad(liver, (0, 0, FRONT, 0)), (1, FRONT + 1, 1), 1)
-    anterior = _grown((behind - ahead).clamp(0, 1), (1, 5, 5))
-    border = _grown(liver, EDGE) - _shrunk(liver, EDGE)
-    fat = (_box(_between(hu, *FAT_HU), EDGE) - FAT_SHARE[0]) / FAT_SHARE[1]
-    weight = (1 - 2.5 * (2 * smooth - 1).abs()).clamp(0, 1) * anterior * border * fat.clamp(0, 1)
-    apart = inside - smooth
-    level = _box(apart * weight, LEVEL) / (_box(weight, LEVEL) + 1e-4)
-    return _blocks((apart - level) ** 2 * weight) / _mean(_blocks(weight))
 
 
 def _sizes(liver: torch.Tensor, spleen: torch.Tensor) -> list[torch.Tensor]:

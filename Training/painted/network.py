@@ -22,7 +22,6 @@ SIGNS = {
     "measured_spleen_ml": ("spleen",),
     "measured_lsvr": ("liver", *(f"liver, part {n}" for n in range(1, len(SLABS) + 2))),
     "texture_hu": ("coarse parenchyma", "fine parenchyma"),
-    "nodularity": ("rough surface",),
     "ascites_mm": (*SHELLS, "fat"),
 }
 
