@@ -7,6 +7,7 @@ import SimpleITK as sitk
 from LiverFibrosisStagingLib import read_ct, read_mask
 from LiverFibrosisStagingLib.imaging.grid import resample_ct
 from LiverFibrosisStagingLib.imaging.plausibility import without_heart
+from LiverFibrosisStagingLib.imaging.refinement import refine_em_mrf
 from LiverFibrosisStagingLib.imaging.segmentation import (
     network_grid,
     segment_checked,
@@ -175,16 +176,41 @@ def test_nothing_is_changed_without_a_spine():
     assert np.array_equal(without_heart(given, image), given)
 
 
-@pytest.mark.parametrize("case", ["hcc007_cirrA_bl_pv", "hcc011_cirrA_pv"])
-def test_organs_of_real_patients_are_not_changed(case, shared_data):
-    folder = shared_data / case
-    ct = read_ct(folder / "ct.nii.gz")
+def on_network_grid(folder):
+    """A real CT on the network's grid, and shares of liver and spleen."""
     card = shipped_network().card
-    grid = network_grid(ct, card.spacing_mm, card.multiple_of)
+    grid = network_grid(read_ct(folder / "ct.nii.gz"), card.spacing_mm, card.multiple_of)
     labels = read_mask(folder / "seg_semiauto_liver1_spleen2.nii.gz")
-    liver, spleen = (
+    return grid, [
         sitk.GetArrayFromImage(resample_ct(sitk.Cast(labels == n, sitk.sitkFloat32), grid, 0.0))
         for n in (1, 2)
-    )
+    ]
+
+
+@pytest.fixture(scope="module")
+def patient(shared_data):
+    return on_network_grid(shared_data / "hcc007_cirrA_bl_pv")
+
+
+def test_organs_of_a_real_patient_are_not_changed(patient):
+    grid, (liver, spleen) = patient
     given = np.stack([1 - liver - spleen, liver, spleen])
     assert np.array_equal(without_heart(given, grid), given)
+
+
+def test_a_real_ventricle_is_not_the_spleen(patient):
+    """Only the uppermost 4 cm of the liver and the heart are in the scan."""
+    grid, (liver, spleen) = patient
+    first = np.flatnonzero((liver > 0.5).any(axis=(1, 2)))[-1] - 10
+    hu = sitk.GetArrayFromImage(grid)
+    hu[:first], spleen = -1024, np.where(np.arange(len(hu))[:, None, None] < first, 0, spleen)
+    image = sitk.GetImageFromArray(hu)
+    image.CopyInformation(grid)
+    network = shipped_network()
+    volume = sitk.IntensityWindowing(image, *network.card.window_hu, 0.0, 1.0)
+    given = network.run(sitk.GetArrayViewFromImage(volume))
+    clamped = sitk.Clamp(image, lowerBound=-150, upperBound=250)
+    before = organs(refine_em_mrf(given, clamped))[1]
+    after = organs(without_heart(refine_em_mrf(without_heart(given, image), clamped), image))[1]
+    assert (before & (spleen < 0.1)).sum() > 1000 > 100 > (after & (spleen < 0.1)).sum()
+    assert (after & (spleen > 0.5)).sum() > 0.8 * (spleen > 0.5).sum()
