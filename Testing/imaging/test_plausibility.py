@@ -6,7 +6,7 @@ import SimpleITK as sitk
 
 from LiverFibrosisStagingLib import read_ct, read_mask
 from LiverFibrosisStagingLib.imaging.grid import resample_ct
-from LiverFibrosisStagingLib.imaging.plausibility import without_heart
+from LiverFibrosisStagingLib.imaging.plausibility import landmarks, without_heart
 from LiverFibrosisStagingLib.imaging.refinement import refine_em_mrf
 from LiverFibrosisStagingLib.imaging.segmentation import (
     network_grid,
@@ -65,25 +65,29 @@ def found(liver, spleen, unsure=None):
     return probabilities
 
 
+def cut(probabilities, image):
+    return without_heart(probabilities, landmarks(probabilities, image))
+
+
 def organs(probabilities):
     return probabilities[1] > 0.5, probabilities[2] > 0.5
 
 
 def test_the_larger_of_heart_and_spleen_is_not_the_spleen():
-    kept = without_heart(found(LIVER, SPLEEN | HEART), scan())
+    kept = cut(found(LIVER, SPLEEN | HEART), scan())
     assert np.array_equal(organs(kept)[1], SPLEEN)
     np.testing.assert_allclose(kept.sum(axis=0), 1, atol=1e-6)
 
 
 def test_a_spleen_that_the_network_found_less_likely_than_a_ventricle():
-    kept = without_heart(found(LIVER, VENTRICLE, unsure=SPLEEN), scan())
+    kept = cut(found(LIVER, VENTRICLE, unsure=SPLEEN), scan())
     inside = organs(kept)[1]
     assert not (inside & ~SPLEEN).any() and inside.sum() > 0.9 * SPLEEN.sum()
 
 
 @pytest.mark.parametrize("heart", [HEART, VENTRICLE], ids=["heart", "ventricle"])
 def test_a_heart_alone_is_no_spleen(heart):
-    kept = without_heart(found(LIVER, heart), scan())
+    kept = cut(found(LIVER, heart), scan())
     assert not organs(kept)[1].any() and np.array_equal(organs(kept)[0], LIVER)
 
 
@@ -91,14 +95,14 @@ def test_a_chamber_above_the_dome_is_no_spleen():
     """A scan far into the chest: beside the spine, as an enlarged left atrium."""
     atrium = ellipsoid((50, 46, 60), (5, 6, 6))
     low = LIVER & (np.arange(SIZE[0]) < 44)[:, None, None]
-    assert not organs(without_heart(found(low, atrium), scan()))[1].any()
+    assert not organs(cut(found(low, atrium), scan()))[1].any()
 
 
 def test_the_underside_of_the_heart_is_cut_from_the_liver():
     leak = HEART & (np.arange(SIZE[0]) < 44)[:, None, None]
-    cut = organs(without_heart(found(LIVER | leak, SPLEEN), scan()))[0]
-    assert (cut & leak & ~LIVER).sum() < 0.4 * (leak & ~LIVER).sum()
-    assert (LIVER & ~cut).sum() < 0.01 * LIVER.sum()
+    kept = organs(cut(found(LIVER | leak, SPLEEN), scan()))[0]
+    assert (kept & leak & ~LIVER).sum() < 0.4 * (leak & ~LIVER).sum()
+    assert (LIVER & ~kept).sum() < 0.01 * LIVER.sum()
 
 
 def test_no_spleen_is_reported_for_a_heart():
@@ -140,7 +144,7 @@ HIGH_LOBE = LIVER | ellipsoid((34, 26, 66), (5, 14, 14)) & BODY  # touches the s
 )
 def test_organs_are_not_changed(liver, spleen):
     given = found(liver, spleen)
-    assert np.array_equal(without_heart(given, scan(spleen)), given)
+    assert np.array_equal(cut(given, scan(spleen)), given)
 
 
 def part_of(probabilities, image, *axes):
@@ -162,18 +166,18 @@ def part_of(probabilities, image, *axes):
 )
 def test_organs_in_smaller_scans_are_not_changed(axes):
     given, image = part_of(found(LIVER, SPLEEN), scan(), *axes)
-    assert np.array_equal(without_heart(given, image), given)
+    assert np.array_equal(cut(given, image), given)
 
 
 def test_a_heart_in_a_scan_from_the_middle_of_the_heart():
     given, image = part_of(found(LIVER, VENTRICLE), scan(), slice(26, 46), slice(72), slice(96))
-    assert not organs(without_heart(given, image))[1].any()
+    assert not organs(cut(given, image))[1].any()
 
 
 def test_nothing_is_changed_without_a_spine():
     given = found(LIVER, HEART)
     image = scan(parts=(LUNGS, np.zeros(SIZE, bool)))
-    assert np.array_equal(without_heart(given, image), given)
+    assert np.array_equal(cut(given, image), given)
 
 
 def on_network_grid(folder):
@@ -195,7 +199,7 @@ def patient(shared_data):
 def test_organs_of_a_real_patient_are_not_changed(patient):
     grid, (liver, spleen) = patient
     given = np.stack([1 - liver - spleen, liver, spleen])
-    assert np.array_equal(without_heart(given, grid), given)
+    assert np.array_equal(cut(given, grid), given)
 
 
 def test_a_real_ventricle_is_not_the_spleen(patient):
@@ -211,6 +215,6 @@ def test_a_real_ventricle_is_not_the_spleen(patient):
     given = network.run(sitk.GetArrayViewFromImage(volume))
     clamped = sitk.Clamp(image, lowerBound=-150, upperBound=250)
     before = organs(refine_em_mrf(given, clamped))[1]
-    after = organs(without_heart(refine_em_mrf(without_heart(given, image), clamped), image))[1]
+    after = organs(cut(refine_em_mrf(cut(given, image), clamped), image))[1]
     assert (before & (spleen < 0.1)).sum() > 1000 > 100 > (after & (spleen < 0.1)).sum()
     assert (after & (spleen > 0.5)).sum() > 0.8 * (spleen > 0.5).sum()

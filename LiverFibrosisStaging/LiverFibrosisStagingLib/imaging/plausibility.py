@@ -13,7 +13,6 @@ import numpy as np
 import SimpleITK as sitk
 
 from .grid import BODY_THRESHOLD_HU, bounding_box
-from .organs import LIVER_LABEL, SPLEEN_LABEL
 
 # Chosen on the eight CTs with masks and 115 cases painted into them (100 to 1250
 # mL of spleen): seen from the spine, the centre of a spleen lies at most 34 degrees in front of the
@@ -35,34 +34,32 @@ MIN_HEART_MM = 12.0  # height: less may be the top of a left lobe
 
 
 class Landmarks(NamedTuple):
-    """Row and column of the spine's middle, and the lungs, bool."""
+    """Row and column of the spine's middle; lungs, bool; spacing in mm (slice, row, column)."""
 
     row: float
     column: float
     lungs: np.ndarray
+    spacing: tuple[float, ...]
 
 
-def without_heart(probabilities: np.ndarray, grid: sitk.Image) -> np.ndarray:
+def without_heart(probabilities: np.ndarray, marks: Landmarks | None) -> np.ndarray:
     """The probabilities with those of liver and spleen set to 0 where the heart lies.
 
-    grid: HU of the same voxels. If the network took only a heart for the spleen, what it considered
-    less likely, at least `UNSURE`, becomes the spleen, if its position is that of one.
+    marks: of the same scan; None: nothing is changed. If the network took only a heart for the
+    spleen, what it considered less likely, at least `UNSURE`, becomes the spleen, if its position
+    is that of one.
     """
-    marks = landmarks(probabilities, grid)
     if marks is None:
         return probabilities
     found = probabilities.copy()
-    spacing = grid.GetSpacing()[::-1]
-    found[LIVER_LABEL][_heart_in_liver(found[LIVER_LABEL] > 0.5, marks, spacing)] = 0.0
-    spleen = found[SPLEEN_LABEL]
-    likely, heart = _split(spleen > 0.5, found[LIVER_LABEL] > 0.5, marks, spacing)
+    _, liver, spleen = found
+    liver[_heart_in_liver(liver > 0.5, marks)] = 0.0
+    likely, heart = _split(spleen > 0.5, liver > 0.5, marks)
     if heart.any():
         spleen[(spleen > 0.5) & ~likely] = 0.0
         if not likely.any():
-            unsure = (spleen > UNSURE) & (found[LIVER_LABEL] < spleen)
-            chosen, _ = _split(unsure, found[LIVER_LABEL] > 0.5, marks, spacing)
-            spleen[chosen] = np.maximum(spleen[chosen], 0.75)
-            found[LIVER_LABEL][chosen] = np.minimum(found[LIVER_LABEL][chosen], 0.25)
+            chosen, _ = _split((spleen > UNSURE) & (spleen > liver), liver > 0.5, marks)
+            spleen[chosen], liver[chosen] = 0.75, 0.0
     found[0] = 1.0 - found[1:].sum(axis=0)
     return found
 
@@ -76,6 +73,8 @@ def landmarks(probabilities: np.ndarray, grid: sitk.Image) -> Landmarks | None:
     body = _largest(hu > BODY_THRESHOLD_HU)
     level = body[organs[0]]
     box = bounding_box(level)
+    if box is None:
+        return None
     bone = ((hu[organs[0]] > BONE_HU) & level).mean(axis=0) > SPINE_SHARE
     # In the rear half, and the middle half across.
     _, rows, columns = box
@@ -86,7 +85,9 @@ def landmarks(probabilities: np.ndarray, grid: sitk.Image) -> Landmarks | None:
     if len(places) * np.prod(grid.GetSpacing()[:2]) < MIN_SPINE_MM2:
         return None
     row, column = np.median(places, axis=0)
-    air = np.stack([_filled(each) for each in body]) & (hu < LUNG_HU)
+    first = organs[0].start
+    air = np.zeros(body.shape, bool)
+    air[first:] = np.stack([_filled(each) for each in body[first:]]) & (hu[first:] < LUNG_HU)
     parts, sizes = _components(air)
     # The scan's last slice may be a partial one.
     last = np.flatnonzero(body.any(axis=(1, 2)))[-1]
@@ -95,11 +96,11 @@ def landmarks(probabilities: np.ndarray, grid: sitk.Image) -> Landmarks | None:
         part = parts == number
         large = sizes[number] * np.prod(grid.GetSpacing()) > 1000 * MIN_LUNG_ML
         lungs |= part & (large and np.median(hu[part]) > GAS_HU)
-    return Landmarks(float(row), float(column), lungs)
+    return Landmarks(float(row), float(column), lungs, grid.GetSpacing()[::-1])
 
 
 def _split(
-    spleen: np.ndarray, liver: np.ndarray, marks: Landmarks, spacing: tuple[float, ...]
+    spleen: np.ndarray, liver: np.ndarray, marks: Landmarks
 ) -> tuple[np.ndarray, np.ndarray]:
     """Parts of a spleen where a spleen can lie, and parts where it cannot, bool.
 
@@ -111,37 +112,37 @@ def _split(
     top = np.flatnonzero(liver.any(axis=(1, 2)))[-1] if liver.any() else len(liver)
     likely = np.zeros(spleen.shape, bool)
     heart = likely.copy()
-    least = 1000 * MIN_SPLEEN_ML / np.prod(spacing)
+    least = 1000 * MIN_SPLEEN_ML / np.prod(marks.spacing)
     for number in range(1, len(sizes)):
         core = parts == number
         part = _changed(sitk.BinaryDilate, core, 2) & spleen
         if np.count_nonzero(part) < least:
             continue
         height, row, column = np.argwhere(core).mean(axis=0)
-        left = (column - marks.column) * spacing[2]
-        front = (marks.row - row) * spacing[1]
+        left = (column - marks.column) * marks.spacing[2]
+        front = (marks.row - row) * marks.spacing[1]
         high = height > top or front > left
         target = heart if high and left < VENTRICLE_MM else likely
         target |= part
     return likely, heart & ~likely
 
 
-def _heart_in_liver(liver: np.ndarray, marks: Landmarks, spacing: tuple[float, ...]) -> np.ndarray:
+def _heart_in_liver(liver: np.ndarray, marks: Landmarks) -> np.ndarray:
     """Voxels of a liver, bool, that lie where the heart is.
 
     In an axial section these are parts apart from the right lobe, in front of the spine, with lung
     between them and the right lobe. The left lobe lies below the heart.
     """
     heart = np.zeros(liver.shape, bool)
-    lobe = max(round(marks.column - RIGHT_LOBE_MM / spacing[2]), 0)
+    lobe = max(round(marks.column - RIGHT_LOBE_MM / marks.spacing[2]), 0)
     for z in np.flatnonzero(liver.any(axis=(1, 2)) & marks.lungs.any(axis=(1, 2))):
         parts, sizes = _components(_changed(sitk.BinaryErode, liver[z], 1))
         right = set(np.unique(parts[:, :lobe])) - {0}
         for number in set(range(1, len(sizes))) - right if right else ():
             core = parts == number
             row, column = np.argwhere(core).mean(axis=0)
-            left = (column - marks.column) * spacing[2]
-            front = (marks.row - row) * spacing[1]
+            left = (column - marks.column) * marks.spacing[2]
+            front = (marks.row - row) * marks.spacing[1]
             if not HEART_MM[0] < left < min(HEART_MM[1], front):
                 continue
             rows, first = np.flatnonzero(core.any(axis=1)), np.argmax(core.any(axis=0))
@@ -150,7 +151,7 @@ def _heart_in_liver(liver: np.ndarray, marks: Landmarks, spacing: tuple[float, .
     parts, sizes = _components(heart)
     for number in range(1, len(sizes)):
         part = parts == number
-        if np.count_nonzero(part.any(axis=(1, 2))) * spacing[0] < MIN_HEART_MM:
+        if np.count_nonzero(part.any(axis=(1, 2))) * marks.spacing[0] < MIN_HEART_MM:
             heart[part] = False
     return heart
 
