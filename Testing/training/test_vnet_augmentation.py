@@ -10,9 +10,11 @@ from vnet import augmentation as vnet_augmentation  # noqa: E402
 from vnet.augmentation import (  # noqa: E402
     LIVER,
     SPLEEN,
+    Alike,
     Contrast,
     Deform,
     FieldOfView,
+    Hearts,
     Neighbours,
     Surroundings,
     ThickSlices,
@@ -98,6 +100,28 @@ def test_each_transform_changes_only_its_region(transform, may_change, item):
         differs += where.any().item()
         assert not (where & ~may_change(item)).any()
     assert differs >= 6
+
+
+def test_a_heart_lies_above_or_at_the_liver_in_front_of_the_spine(item):
+    item["volume"][:, 36:], item["labels"][:, 36:] = 0, 0  # the scan ends
+    for seed in range(8):
+        made = changed(Hearts(HU, WINDOW), item, seed)
+        assert torch.equal(made["labels"], item["labels"])
+        where = np.argwhere((made["volume"] != item["volume"])[0].numpy())
+        z, y, x = where.mean(axis=0)
+        assert len(where) > 200 and where[:, 0].max() < 36
+        assert z > 20 and y < 22 and x > 17  # the middle of liver and body; the liver's
+        assert not item["labels"][0][tuple(where.T)].any()
+
+
+def test_kidneys_get_nearly_the_hu_of_an_organ(item):
+    item["volume"][0, 10:14, 30:34, 26:30] = (230 - WINDOW[0]) * HU
+    for seed in range(6):
+        made = changed(Alike(), item, seed)
+        kidney = made["volume"][0, 11, 31, 27].item() / HU + WINDOW[0]
+        assert 99 < kidney < 176  # from that of the liver to halfway from that of the spleen
+        differs = made["volume"] != item["volume"]
+        assert differs.sum() == 64 and torch.equal(made["labels"], item["labels"])
 
 
 def test_labels_outside_the_field_of_view_are_removed(item):

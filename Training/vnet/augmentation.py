@@ -37,6 +37,8 @@ def augmentation(patch_size: tuple[int, int, int], window: tuple[float, float]) 
     return Compose(
         [
             Deform(patch_size),
+            Hearts(hu, window),
+            Alike(),
             Neighbours(hu),
             Tumours(hu),
             Contrast(hu, (40.0 - window[0]) * hu),
@@ -125,6 +127,66 @@ class Deform(_OfBoth):
 
 def _column(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.asarray(values)).float()[:, None, None, None]
+
+
+class Hearts(_OfBoth):
+    """A simulated heart above the liver, or touching it, in front and left of the midline.
+
+    The scans begin near the diaphragm, so that few of them show more than a heart's underside.
+    """
+
+    def __init__(self, hu: float, window: tuple[float, float]) -> None:
+        super().__init__(0.4)
+        self.hu, self.low = hu, window[0]
+
+    def changed(self, volume: torch.Tensor, labels: torch.Tensor) -> Pair:  # noqa: D102
+        tissue = (volume[0] > (-50 - self.low) * self.hu).numpy()
+        scanned = tissue.mean(axis=(1, 2)) > 0.02
+        slices = np.flatnonzero((labels[0] == LIVER).flatten(1).any(dim=1).numpy() & scanned)
+        if not len(slices):
+            return volume, labels
+        top = slices[-1]
+        rows, columns = (np.flatnonzero(tissue[top].any(axis=axis)) for axis in (1, 0))
+        depth, width = np.ptp(rows), np.ptp(columns)
+        centre = np.array(
+            [
+                top + self.R.uniform(-2, 8),
+                rows[0] + self.R.uniform(0.25, 0.42) * depth,
+                (columns[0] + columns[-1]) / 2 + self.R.uniform(-0.05, 0.18) * width,
+            ]
+        )
+        radii = self.R.uniform((6, 6, 8), (11, 10, 14))
+        free = torch.from_numpy(scanned)[:, None, None] & (labels[0] == 0) & (volume[0] < 0.97)
+        muscle = self.R.uniform(50, 130)
+        volume[0][free & self._ellipsoid(volume, centre, radii)] = (muscle - self.low) * self.hu
+        for _ in range(self.R.randint(1, 4)):  # chambers
+            inside = centre + self.R.uniform(-0.5, 0.5, 3) * radii
+            chamber = self._ellipsoid(volume, inside, radii * self.R.uniform(0.3, 0.6))
+            blood = muscle + self.R.uniform(0, 100)
+            volume[0][free & chamber] = (blood - self.low) * self.hu
+        return volume, labels
+
+    @staticmethod
+    def _ellipsoid(volume: torch.Tensor, centre: np.ndarray, radii: np.ndarray) -> torch.Tensor:
+        places = np.ogrid[tuple(slice(n) for n in volume.shape[1:])]
+        parts = ((p - c) / r for p, c, r in zip(places, centre, radii))
+        return torch.from_numpy(sum(part**2 for part in parts) < 1)
+
+
+class Alike(_OfBoth):
+    """Kidneys, heart, vessels and bowel with nearly the HU of liver or spleen: a late phase."""
+
+    def __init__(self) -> None:
+        super().__init__(0.35)
+
+    def changed(self, volume: torch.Tensor, labels: torch.Tensor) -> Pair:  # noqa: D102
+        organ = labels == self.R.choice((LIVER, SPLEEN))
+        if organ.any():
+            level = volume[organ].mean()
+            brighter = (labels == 0) & (volume > level) & (volume < 0.97)
+            less = level + self.R.uniform(0, 0.5) * (volume - level)
+            volume = torch.where(brighter, less, volume)
+        return volume, labels
 
 
 class Neighbours(_OfBoth):

@@ -39,6 +39,7 @@ from .checks import check_ct, check_organs
 from .grid import body_bounds, lps_grid, patch_starts, reorient_to_lps, resample_ct, straightened
 from .input_checks import concerns, input_checks
 from .organs import LIVER_LABEL, SPLEEN_LABEL
+from .plausibility import landmarks, without_heart
 from .reading import NAME_KEY, notes, read_ct
 from .refinement import labels_on_ct, refine_em_mrf
 
@@ -201,8 +202,11 @@ def segment_checked(
     windowed = sitk.IntensityWindowing(grid, *card.window_hu, 0.0, 1.0)
     probabilities = _run(model, windowed, begin, cancel)
     begin(0.8, "Refining the segmentation")
+    marks = landmarks(probabilities, grid)
+    probabilities = without_heart(probabilities, marks)
     clamped = sitk.Clamp(grid, lowerBound=card.window_hu[0], upperBound=card.window_hu[1])
-    labels = labels_on_ct(refine_em_mrf(probabilities, clamped), grid, ct)
+    refined = without_heart(refine_em_mrf(probabilities, clamped), marks)
+    labels = labels_on_ct(refined, grid, ct)
     volumes = _volumes_ml(labels)
     if volumes["liver"] < MIN_ORGAN_ML["liver"]:
         raise StagingError(
