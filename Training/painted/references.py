@@ -23,8 +23,8 @@ from common.resume import check_plan
 from evaluation import cohort_maps
 from evaluation.evaluate import aucs, report_cross_validation, write_metrics
 from evaluation.staged import Staged
-from insilico.cohort import SPACING_MM, images
-from insilico.paint import Painter
+from insilico.cohort import images
+from insilico.paint import CANVAS_MM, Painter
 from LiverFibrosisStagingLib import StagingModel, __version__
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES, median_stage, softmax
@@ -47,7 +47,7 @@ def calibrate(
     digests: Sequence[str],
     folder: Path,
     per_body: int,
-    spacing: tuple[float, float, float] = SPACING_MM,
+    spacing: tuple[float, float, float] = CANVAS_MM,
 ) -> dict[str, Any]:
     """Measure the networks on `per_body` cases of each body; writes the calibrated model.
 
