@@ -24,9 +24,10 @@ from common.calibration import fit_temperature
 from common.files import unfinished, write_text
 from common.options import add_options, with_options
 from common.resume import check_plan, digest
+from evaluation.metrics import group_probabilities, youden
 from LiverFibrosisStagingLib import __version__
 from LiverFibrosisStagingLib.errors import StagingError
-from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
+from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES, softmax
 from painted.cases import Source, body_files
 from painted.check import report
 from painted.export import export
@@ -105,7 +106,7 @@ def train(
     write_text(run / "metrics.json", json.dumps(found, indent=1) + "\n")
 
     described = metadata(name, len(files), given)
-    described["calibration"] = {"temperature": found["temperature"]}
+    described["calibration"] = {key: found[key] for key in ("temperature", "operating_points")}
     for fold, network in enumerate(networks):
         learned = {d for body, d in digests.items() if body not in plan["held"][fold]}
         about = described | {"name": f"{name}, fold {fold}"}
@@ -124,13 +125,18 @@ def of_unseen(
     readings: Readings,
     spread: Spread,
 ) -> dict[str, Any]:
-    """`measures` of the folds' networks on the bodies that they have not seen, and temperature."""
+    """`measures` of the folds' networks on the bodies that they have not seen, and calibration."""
     probabilities, signs = unseen(networks, held, readings)
     drawn = (readings.signs - spread[0].numpy()) / spread[1].numpy()
     found: dict[str, Any] = measures(probabilities, readings.stages, signs, drawn)
     found["signs_r"] = dict(zip(SIGNS, correlations(signs, drawn).tolist()))
     scores = np.log(np.maximum(probabilities, 1e-12))
-    return found | {"temperature": fit_temperature(scores, readings.stages)}
+    found["temperature"] = temperature = fit_temperature(scores, readings.stages)
+    groups = group_probabilities(softmax(scores, temperature))
+    found["operating_points"] = {
+        name: youden(readings.stages >= first, groups[name]) for name, first in GROUPS.items()
+    }
+    return found
 
 
 def cases_read(file: Path) -> int:
