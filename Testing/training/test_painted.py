@@ -57,8 +57,8 @@ class Source(cases.Source):
 
 def pool(count, given=SMALL):
     made = data.Pool(count, given, tuple(SIGNS), "cpu")
-    for case, body in Source().take(count, wait=True):
-        made.add(case, body)
+    for case, _ in Source().take(count, wait=True):
+        made.add(case)
     return made
 
 
@@ -95,7 +95,7 @@ def test_training_input_is_the_librarys(exported):
     grid = working_grid(image(case.hu.numpy()), *masks, **model.card.preprocessing)
     ours = patch_array(grid, 0, SMALL.patch_size[0])[0]
     stored = data.Pool(1, SMALL, tuple(SIGNS), "cpu")
-    stored.add(case, 0)
+    stored.add(case)
     theirs = stored.batch(np.array([0]), PLAIN).x[0].numpy()
     # The library's grid may lie half a voxel from ours.
     centres = [np.argwhere(x[1]).mean(axis=0) for x in (ours, theirs)]

@@ -80,7 +80,7 @@ def examine(
             pool = Pool(per_body, network.given, names, device)
             for seed in range(first_seed, first_seed + per_body):
                 case = painter.case(seed, body, stage, only, SPACING_MM)
-                pool.add(case, body)
+                pool.add(case)
                 found.truth.append(case.truth)
                 found.body.append(body)
             for chosen in np.array_split(np.arange(per_body), -(-per_body // 8)):

@@ -32,7 +32,7 @@ class Batch:
 
 
 class Pool:
-    """Up to `size` cases; a further one replaces the oldest.
+    """Up to `size` cases.
 
     given: the input that batches are made for. names: of the signs.
     """
@@ -46,15 +46,11 @@ class Pool:
         self.organs = torch.empty((size, *self.shape), dtype=torch.uint8, device=device)
         self.signs = torch.full((size, len(self.names)), math.nan, device=device)
         self.stages = torch.zeros(size, dtype=torch.long, device=device)
-        self.bodies = np.full(size, -1)
         self.added = 0
 
-    def __len__(self) -> int:
-        return min(self.added, len(self.bodies))
-
-    def add(self, case: Case, body: int) -> None:
-        """Store a case of a body: smoothed, shifted to the liver's median, centred on the field."""
-        place = self.added % len(self.bodies)
+    def add(self, case: Case) -> None:
+        """Store a case: smoothed, shifted to the liver's median, centred on the field."""
+        place = self.added
         hu = smoothed(case.hu.to(self.device, torch.float32), self.given.smoothing_mm)
         liver, spleen = (mask.to(self.device) > 0 for mask in (case.liver, case.spleen))
         hu = hu + (LIVER_HU - hu[liver].median())
@@ -64,7 +60,7 @@ class Pool:
         self.organs[place] = cut(labels, start, self.shape, 0)
         values = [scaled_sign(name, case.truth[name]) for name in self.names]
         self.signs[place] = torch.tensor(values, device=self.device)
-        self.stages[place], self.bodies[place] = int(case.truth["stage"]), body
+        self.stages[place] = int(case.truth["stage"])
         self.added += 1
 
     def batch(

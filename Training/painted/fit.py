@@ -86,7 +86,7 @@ def read_cases(
     remaining = max(0, count - len(rows))
     for case, body in tqdm(source.take(remaining, wait=True), "Painting", remaining, unit="case"):
         pool = Pool(1, given, tuple(SIGNS), source.device)
-        pool.add(case, body)
+        pool.add(case)
         means = versions(maps, pool, schedule, len(rows))
         signs = pool.signs[0].cpu().numpy()
         rows.append((means, signs, int(pool.stages[0]), body))
