@@ -35,7 +35,7 @@ def check(case: Case, model: StagingModel) -> dict[str, Any]:
     ct = read_ct(case.ct)
     spleen = None if case.spleen is None else read_organ(case.spleen)
     liver, spleen, _ = organ_masks(ct, read_organ(case.liver), spleen)
-    result = stage(ct, liver, spleen, model, EXPECTED)
+    result = stage(ct, liver, spleen, model, EXPECTED, any_phase=True)
     members = result.member_probabilities
     row: dict[str, Any] = {"case": case.name, "predicted": result.stage}
     row |= dict(zip(STAGES, result.probabilities.tolist()))
@@ -74,18 +74,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="an exported model")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(arguments)
+    rows, refused = [], 0
     try:
         model = StagingModel.load(options.model)
-        rows = [check(case, model) for case in tqdm(read_list(options.cases), unit="CT")]
+        for case in tqdm(read_list(options.cases), unit="CT"):
+            try:
+                rows.append(check(case, model))
+            except StagingError as refusal:
+                print(refusal, file=sys.stderr)
+                refused += 1
     except (StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)
+        return 1
+    if not rows:
         return 1
     options.output.mkdir(parents=True, exist_ok=True)
     lines = [[*rows[0]], *([*row.values()] for row in rows)]
     shown = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in line] for line in lines]
     write_csv(options.output / "checked.csv", shown)
     print(f"{markdown(shown)}\n\n{RESEARCH_USE}")
-    return 0
+    return 1 if refused else 0
 
 
 if __name__ == "__main__":
