@@ -61,7 +61,7 @@ def test_the_documentations_python_works_when_pasted(host, sample, tmp_path, mon
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert names["rows"][0]["stage"] in STAGES and (tmp_path / "result" / "overview.png").is_file()
     assert label_node() and str(names["result"].stage) in capsys.readouterr().out
 

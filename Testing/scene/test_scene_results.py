@@ -30,8 +30,8 @@ pytestmark = pytest.mark.usefixtures("scene")
 
 
 @pytest.fixture(scope="module")
-def result(abdomen, model):
-    return stage(*abdomen, model)
+def result(abdomen, phantoms_path):
+    return stage(*abdomen, phantoms_path)  # its map of this CT has many bands
 
 
 @pytest.mark.parametrize("degrees", [None, 0, 30])
