@@ -61,11 +61,14 @@ def label_node():
 
 
 def point_in(node, value):
-    """RAS position of a voxel of this value whose neighbours (row, column +-2) have it too."""
+    """RAS position of a voxel of this value whose neighbours have it too.
+
+    Slices +-1, rows and columns +-2: a view may show the next voxel where the point is halfway.
+    """
     voxels = slicer.util.arrayFromVolume(node)
     inside = np.zeros(voxels.shape, bool)
-    block = np.lib.stride_tricks.sliding_window_view(voxels == value, (1, 5, 5))
-    inside[:, 2:-2, 2:-2] = block.all(axis=(3, 4, 5))
+    block = np.lib.stride_tricks.sliding_window_view(voxels == value, (3, 5, 5))
+    inside[1:-1, 2:-2, 2:-2] = block.all(axis=(3, 4, 5))
     return slicer_host.voxel_point(node, np.argwhere(inside)[0])
 
 
