@@ -63,13 +63,16 @@ def label_node():
 def point_in(node, value):
     """RAS position of a voxel of this value whose neighbours have it too.
 
-    Slices +-1, rows and columns +-2: a view may show the next voxel where the point is halfway.
+    Rows and columns +-2, and slices +-1 if there is such a voxel: a view may show the next slice
+    where the point is halfway.
     """
     voxels = slicer.util.arrayFromVolume(node)
-    inside = np.zeros(voxels.shape, bool)
-    block = np.lib.stride_tricks.sliding_window_view(voxels == value, (3, 5, 5))
-    inside[1:-1, 2:-2, 2:-2] = block.all(axis=(3, 4, 5))
-    return slicer_host.voxel_point(node, np.argwhere(inside)[0])
+    for slices in (3, 1):
+        even = np.lib.stride_tricks.sliding_window_view(voxels == value, (slices, 5, 5))
+        found = np.argwhere(even.all(axis=(3, 4, 5)))
+        if len(found):
+            break
+    return slicer_host.voxel_point(node, found[0] + [slices // 2, 2, 2])
 
 
 def views():
