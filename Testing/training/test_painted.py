@@ -18,7 +18,7 @@ from LiverFibrosisStagingLib.imaging.grid import patch_array, working_grid  # no
 from painted import cases, data, fit  # noqa: E402
 from painted.check import map_shares  # noqa: E402
 from painted.export import export  # noqa: E402
-from painted.maps import NAMES, SignMaps  # noqa: E402
+from painted.maps import NAMES, sign_maps  # noqa: E402
 from painted.network import SIGNS, Input, SignNetwork  # noqa: E402
 
 SMALL = Input((16, 32, 48))
@@ -49,20 +49,17 @@ class Source(cases.Source):
         self.taken, self.bodies, self.device = 0, bodies, torch.device("cpu")
         self._processes = []
 
-    def take(self, count, wait=False):
-        for _ in range(count if wait else 0):
+    def take(self, count):
+        for _ in range(count):
             self.taken += 1
             yield painted(self.taken, self.taken % self.bodies)
 
 
 def pool(count, given=SMALL):
     made = data.Pool(count, given, tuple(SIGNS), "cpu")
-    for case, _ in Source().take(count, wait=True):
+    for case, _ in Source().take(count):
         made.add(case)
     return made
-
-
-PLAIN = torch.zeros(len(SIGNS)), torch.ones(len(SIGNS))
 
 
 def random_network(given, seed):
@@ -96,7 +93,7 @@ def test_training_input_is_the_librarys(exported):
     ours = patch_array(grid, 0, SMALL.patch_size[0])[0]
     stored = data.Pool(1, SMALL, tuple(SIGNS), "cpu")
     stored.add(case)
-    theirs = stored.batch(np.array([0]), PLAIN).x[0].numpy()
+    theirs = stored.inputs(np.array([0]))[0].numpy()
     # The library's grid may lie half a voxel from ours.
     centres = [np.argwhere(x[1]).mean(axis=0) for x in (ours, theirs)]
     shift = np.round(centres[0] - centres[1]).astype(int)
@@ -112,7 +109,7 @@ def test_gradient_in_numpy_equals_autograd(members, tmp_path):
     networks = [random_network(SMALL, seed) for seed in range(members)]
     export(networks, tmp_path / "m.onnx", train_insilico.metadata("tiny", 2, SMALL))
     model = StagingModel.load(tmp_path / "m.onnx")
-    x = pool(3).batch(np.arange(3), PLAIN).x
+    x = pool(3).inputs(np.arange(3))
     forward = model.run(x.numpy())
     features = networks[0].features(x).detach().requires_grad_()
     logits = sum(network.outputs(features)[0] for network in networks) / members
@@ -151,7 +148,7 @@ def organs(texture=0.0, noise=3.0, spleen_radius=10, fluid=False, seed=0):
 
 def means(**options):
     """Means of the maps by name."""
-    found = SignMaps()(*organs(**options)).mean(dim=(0, 2, 3, 4))
+    found = sign_maps(*organs(**options)).mean(dim=(0, 2, 3, 4))
     return dict(zip(NAMES, found.tolist()))
 
 
@@ -167,14 +164,14 @@ def test_maps_measure_texture_beyond_the_noise_of_the_spleen():
         assert beyond_noise(noise=noise) == pytest.approx(plain, abs=0.5)
     hu, masks = organs(texture=4.0)
     hu = hu + masks[:, 1:] * torch.randn(hu.shape, generator=torch.Generator().manual_seed(1)) * 4
-    maps = SignMaps()(hu, masks).mean(dim=(0, 2, 3, 4))  # with more noise in the spleen alone
+    maps = sign_maps(hu, masks).mean(dim=(0, 2, 3, 4))  # with more noise in the spleen alone
     assert float(maps[0] - maps[1]) == pytest.approx(coarse, abs=0.5)
     hu, masks = organs(texture=4.0)
     hu[0, 0, 10:14, 24:30, 24:30] = 160.0  # a vessel
-    maps = SignMaps()(hu, masks).mean(dim=(0, 2, 3, 4))
+    maps = sign_maps(hu, masks).mean(dim=(0, 2, 3, 4))
     assert float(maps[0] - maps[1]) == pytest.approx(coarse, rel=0.15)
     masks[:, 1] = 0  # without a spleen, texture is taken for typical
-    maps = SignMaps()(hu, masks).mean(dim=(0, 2, 3, 4))
+    maps = sign_maps(hu, masks).mean(dim=(0, 2, 3, 4))
     assert abs(float(maps[0] - maps[1])) < 0.5
 
 
@@ -193,7 +190,7 @@ def test_maps_measure_volumes_and_fluid():
 
 def test_maps_are_in_the_organs_and_at_most_8_mm_from_them():
     hu, masks = organs(texture=3.0)
-    found = SignMaps()(hu, masks).sum(dim=1)[0]
+    found = sign_maps(hu, masks).sum(dim=1)[0]
     near = data.widened(masks.amax(dim=1, keepdim=True), (2, 4, 4))
     blocks = torch.nn.functional.max_pool3d(near, (2, 4, 4))[0, 0]
     assert found[blocks == 0].abs().max() == 0 < found[blocks == 1].sum()
@@ -207,7 +204,7 @@ def test_ordered_loss_is_least_at_the_truth_and_punishes_distance():
 
 
 def test_disturbed_masks_err_like_a_segmentation():
-    masks = pool(12).batch(np.arange(12), PLAIN).masks
+    masks = pool(12).inputs(np.arange(12))[:, 1:]
     found = data.disturbed(masks, torch.Generator().manual_seed(2))
     overlap = 2 * (found * masks).sum((2, 3, 4)) / (found + masks).sum((2, 3, 4))
     assert (found * (1 - found)).abs().max() == 0 and not (found[:, 0] * found[:, 1]).any()
@@ -272,8 +269,8 @@ def test_drawn_readings_follow_the_readers_errors():
 
 def test_map_shares_are_those_of_the_location_map(exported):
     networks, _ = exported
-    batch = pool(4).batch(np.arange(4), PLAIN)
-    shares = map_shares(networks[0], batch.x, batch.masks)
+    x = pool(4).inputs(np.arange(4))
+    shares = map_shares(networks[0], x, x[:, 1:])
     assert len(shares) == 4 and all(0 < share["expected organs"] <= 1 for share in shares)
 
 

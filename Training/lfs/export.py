@@ -176,7 +176,7 @@ class Graph:
 def side_by_side(members: list[Steps], one_input: bool = False) -> Steps:
     """The members' steps combined into those of one network with all their channels.
 
-    one_input: the members share the input of the first convolution.
+    one_input: the members share the input of the first convolution or dense layer.
     """
     if len(members) == 1:
         return members[0]
@@ -184,9 +184,10 @@ def side_by_side(members: list[Steps], one_input: bool = False) -> Steps:
     for same in zip(*members):
         op, _, attributes = same[0]
         weights = [np.concatenate(arrays) for arrays in zip(*(weights for _, weights, _ in same))]
-        if op == "Gemm":
+        shared = one_input and not steps
+        if op == "Gemm" and not shared:
             weights[0] = block_diag(*(weight for _, (weight, _), _ in same))
-        elif op == "Conv" and not (one_input and not steps):
+        elif op == "Conv" and not shared:
             attributes = {**attributes, "group": len(members)}
         steps.append((op, weights, attributes))
     return steps

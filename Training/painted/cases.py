@@ -42,17 +42,10 @@ class Source:
                 self._processes.append(process)
         self.painter = painter(folder, device)
 
-    def take(self, count: int, wait: bool = False) -> Iterator[Painted]:
-        """`count` further cases with the indices of their bodies.
-
-        wait: paint those that the other processes do not have ready.
-        """
+    def take(self, count: int) -> Iterator[Painted]:
+        """`count` further cases with the indices of their bodies."""
         for _ in range(count):
-            case = self._ready()
-            if case is None and wait:
-                case = painted(self.painter, next(self._seeds))
-            if case is None:
-                return
+            case = self._ready() or painted(self.painter, next(self._seeds))
             self.taken += 1
             yield case
 

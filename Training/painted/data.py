@@ -5,7 +5,6 @@ Everything is PyTorch on one device, a GPU if there is one.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,23 +17,10 @@ from painted.network import SPACING_MM, Input
 MARGIN = (4, 16, 16)  # voxels (slice, row, column) stored beyond the patch, for shifts
 
 
-@dataclass(frozen=True)
-class Batch:
-    """x: the network's input [N, channels, ...]. masks: of the organs as painted [N, 2, ...].
-
-    stages [N], signs [N, signs]: the truth; signs in units of their spread.
-    """
-
-    x: torch.Tensor
-    masks: torch.Tensor
-    stages: torch.Tensor
-    signs: torch.Tensor
-
-
 class Pool:
     """Up to `size` cases.
 
-    given: the input that batches are made for. names: of the signs.
+    given: what the network is given. names: of the signs.
     """
 
     def __init__(
@@ -63,26 +49,14 @@ class Pool:
         self.stages[place] = int(case.truth["stage"])
         self.added += 1
 
-    def batch(
-        self,
-        places: np.ndarray,
-        spread: tuple[torch.Tensor, torch.Tensor],
-        generator: torch.Generator | None = None,
-    ) -> Batch:
-        """The cases at `places`; augmented with a generator, without one as they are."""
-        index = torch.as_tensor(places, device=self.device)
+    def inputs(self, places: np.ndarray, generator: torch.Generator | None = None) -> torch.Tensor:
+        """The network's input for the cases at `places`; augmented if there is a generator."""
         hu, masks = self.volumes(places, generator)
         given = masks
         if generator is not None:
             given = disturbed(masks, generator)
             hu = surrounded(contrasted(hu, generator), masks, generator)
-        mean, deviation = spread
-        return Batch(
-            network_input(hu, given, self.given),
-            masks,
-            self.stages[index],
-            (self.signs[index] - mean) / deviation,
-        )
+        return network_input(hu, given, self.given)
 
     def volumes(
         self, places: np.ndarray, generator: torch.Generator | None = None

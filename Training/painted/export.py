@@ -44,9 +44,8 @@ def export(
     graph.nodes += _maps(members[0])
     graph.add("GlobalAveragePool", "features", "means")
     tail = [("GlobalAveragePool", "means")]
-    combined = side_by_side([list(steps_of([*m.signs, *m.stages])) for m in members])
-    if len(members) > 1:  # all members have the same maps
-        combined[0] = _of_one_input(members)
+    layers = [list(steps_of([*member.signs, *member.stages])) for member in members]
+    combined = side_by_side(layers, one_input=True)  # all members have the same maps
     _, (weight, bias), attributes = combined[-1]
     mean = [weight.reshape(len(members), 5, -1).mean(axis=0), bias.reshape(-1, 5).mean(axis=0)]
     steps = [("Flatten", [], {"axis": 1}), *combined[:-1], ("Gemm", mean, attributes)]
@@ -100,13 +99,6 @@ def _maps(network: SignNetwork) -> list[onnx.NodeProto]:
             dynamo=False,
         )
     return list(onnx.load_from_string(file.getvalue()).graph.node)
-
-
-def _of_one_input(members: Sequence[SignNetwork]) -> tuple[str, list[np.ndarray], dict]:
-    """The members' first layers, which have the same input, as one layer."""
-    op, _, attributes = next(steps_of(members[0].signs))
-    layers = [next(steps_of(member.signs))[1] for member in members]
-    return op, [np.concatenate(arrays) for arrays in zip(*layers)], attributes
 
 
 def _check_parity(members: Sequence[SignNetwork], content: bytes) -> None:

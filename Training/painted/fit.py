@@ -30,13 +30,6 @@ WRITE_EVERY = 25  # cases
 # Of a reader's squared weights in the loss. The ratio of the lobes is read from the liver's shape,
 # which differs more between bodies than between stages.
 PENALTY = {"measured_lsvr": 0.01}
-# The drawn sign of each sign that is read.
-DRAWN = {
-    "measured_spleen_ml": "spleen_ml",
-    "measured_lsvr": "lsvr",
-    "texture_hu": "texture_hu",
-    "ascites_mm": "ascites_mm",
-}
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ def read_cases(
             rows = [*zip(*(kept[key] for key in ("means", "signs", "stages", "bodies")))]
     maps = SignNetwork(given).to(source.device)
     remaining = max(0, count - len(rows))
-    for case, body in tqdm(source.take(remaining, wait=True), "Painting", remaining, unit="case"):
+    for case, body in tqdm(source.take(remaining), "Painting", remaining, unit="case"):
         pool = Pool(1, given, tuple(SIGNS), source.device)
         pool.add(case)
         means = versions(maps, pool, schedule, len(rows))
@@ -98,14 +91,13 @@ def read_cases(
 def versions(network: SignNetwork, pool: Pool, schedule: Schedule, number: int) -> np.ndarray:
     """Means of the maps [versions, maps] of the only case in `pool`."""
     device, found = pool.device, []
-    plain = torch.zeros(1, device=device), torch.ones(1, device=device)
     for version in range(schedule.versions):
         generator = None
         if version:
             seed = np.random.SeedSequence([schedule.seed, number, version]).generate_state(1)[0]
             generator = torch.Generator(device).manual_seed(int(seed))
         with torch.no_grad():
-            features = network.features(pool.batch(np.array([0]), plain, generator).x)
+            features = network.features(pool.inputs(np.array([0]), generator))
         found.append(features.mean(dim=(0, 2, 3, 4)).cpu().numpy())
     return np.stack(found)
 
@@ -182,7 +174,8 @@ def drawn_readings(
     rows = []
     for stage in stages.tolist():
         signs = draw(stage, rng)
-        rows.append([scaled_sign(name, getattr(signs, own)) for name, own in DRAWN.items()])
+        drawn = (getattr(signs, name.removeprefix("measured_")) for name in SIGNS)
+        rows.append([scaled_sign(name, value) for name, value in zip(SIGNS, drawn)])
     values = (torch.tensor(rows, dtype=torch.float32) - spread[0]) / spread[1]
     chosen = torch.as_tensor(rng.integers(len(errors), size=len(values)))
     return offset + slope * values + errors[chosen], torch.as_tensor(stages)

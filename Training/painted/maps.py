@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 SCALE = (2, 4, 4)  # voxels of the input in a voxel of the maps
@@ -40,18 +39,15 @@ NAMES = (
 )
 
 
-class SignMaps(nn.Module):
+def sign_maps(hu: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """`NAMES` as maps [N, maps, slices / 2, rows / 4, columns / 4].
 
-    Input: HU [N, 1, slices, rows, columns], shifted to the liver's median, at 4 x 2 x 2 mm, and
-    masks [N, 2, ...] of liver and spleen.
+    hu: [N, 1, slices, rows, columns], shifted to the liver's median, at 4 x 2 x 2 mm. masks: of
+    liver and spleen [N, 2, ...].
     """
-
-    def forward(self, hu: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """The maps."""
-        liver, spleen = masks[:, :1], masks[:, 1:]
-        parts = [*_texture(hu, liver, spleen), *_sizes(liver, spleen), *_around(hu, masks)]
-        return torch.cat(parts, dim=1)
+    liver, spleen = masks[:, :1], masks[:, 1:]
+    parts = [*_texture(hu, liver, spleen), *_sizes(liver, spleen), *_around(hu, masks)]
+    return torch.cat(parts, dim=1)
 
 
 def _texture(hu: torch.Tensor, liver: torch.Tensor, spleen: torch.Tensor) -> list[torch.Tensor]:

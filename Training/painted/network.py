@@ -1,6 +1,6 @@
 """SignNetwork: maps of the signs of fibrosis, readings of the signs, and the stage.
 
-Input: CT, and masks of liver and spleen. The target layer is `maps.SignMaps`, at 8 mm; the means
+Input: CT, and masks of liver and spleen. The target layer is `maps.sign_maps`, at 8 mm; the means
 of its maps go through two layers that read the drawn signs, each sign from maps of its own, and two
 layers from the signs to the stage. All signs are known for every painted case.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from LiverFibrosisStagingLib.stages import STAGES
-from painted.maps import NAMES, SHELLS, SLABS, SignMaps
+from painted.maps import NAMES, SHELLS, SLABS, sign_maps
 
 SPACING_MM = (4.0, 2.0, 2.0)
 READERS = 8  # units that read one sign
@@ -50,10 +50,10 @@ class SignNetwork(nn.Module):
 
     def __init__(self, given: Input) -> None:
         super().__init__()
-        self.given, self.maps = given, SignMaps()
+        self.given = given
         count = len(SIGNS)
         self.signs = nn.Sequential(
-            nn.BatchNorm1d(len(NAMES), affine=True),
+            nn.BatchNorm1d(len(NAMES)),
             nn.Linear(len(NAMES), READERS * count),
             nn.LeakyReLU(SLOPE),
             nn.Linear(READERS * count, count),
@@ -75,7 +75,7 @@ class SignNetwork(nn.Module):
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """The target layer [N, maps, slices / 2, rows / 4, columns / 4]."""
         low, high = self.given.window_hu
-        return self.maps(x[:, :1] * (high - low) + low, x[:, 1:])
+        return sign_maps(x[:, :1] * (high - low) + low, x[:, 1:])
 
     def outputs(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and signs from the target layer."""

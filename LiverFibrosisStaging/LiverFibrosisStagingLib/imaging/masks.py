@@ -139,3 +139,21 @@ def eroded(inside: sitk.Image, depth_mm: float) -> np.ndarray:
         outside, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
     )
     return sitk.GetArrayViewFromImage(depth) > depth_mm
+
+
+def components(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the connected components of a mask, 0 outside; their sizes in voxels, the first 0.
+
+    inside: bool, of two or three dimensions.
+    """
+    image = sitk.GetImageFromArray(inside.astype(np.uint8))
+    numbers = sitk.GetArrayFromImage(sitk.ConnectedComponent(image))
+    sizes = np.bincount(numbers.ravel())
+    sizes[0] = 0
+    return numbers, sizes
+
+
+def largest(inside: np.ndarray, share: float = 1.0) -> np.ndarray:
+    """The largest component of a mask, bool, and those of at least this share of its size."""
+    numbers, sizes = components(inside)
+    return (sizes >= share * max(1, sizes.max()))[numbers]

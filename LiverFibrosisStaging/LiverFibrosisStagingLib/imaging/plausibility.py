@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .grid import BODY_THRESHOLD_HU, bounding_box
+from .masks import components, largest
 
 # Chosen on the eight CTs with masks and 115 cases painted into them (100 to 1250
 # mL of spleen): seen from the spine, the centre of a spleen lies at most 34 degrees in front of the
@@ -70,7 +71,7 @@ def landmarks(probabilities: np.ndarray, grid: sitk.Image) -> Landmarks | None:
     organs = bounding_box((probabilities[1:] > 0.5).any(axis=0))
     if organs is None:
         return None
-    body = _largest(hu > BODY_THRESHOLD_HU)
+    body = largest(hu > BODY_THRESHOLD_HU)
     level = body[organs[0]]
     box = bounding_box(level)
     if box is None:
@@ -81,14 +82,14 @@ def landmarks(probabilities: np.ndarray, grid: sitk.Image) -> Landmarks | None:
     margin = (columns.stop - columns.start) // 4
     bone[: (rows.start + rows.stop) // 2] = False
     bone[:, : columns.start + margin] = bone[:, columns.stop - margin :] = False
-    places = np.argwhere(_largest(bone))
+    places = np.argwhere(largest(bone))
     if len(places) * np.prod(grid.GetSpacing()[:2]) < MIN_SPINE_MM2:
         return None
     row, column = np.median(places, axis=0)
     first = organs[0].start
     air = np.zeros(body.shape, bool)
     air[first:] = np.stack([_filled(each) for each in body[first:]]) & (hu[first:] < LUNG_HU)
-    parts, sizes = _components(air)
+    parts, sizes = components(air)
     # The scan's last slice may be a partial one.
     last = np.flatnonzero(body.any(axis=(1, 2)))[-1]
     lungs = np.zeros(body.shape, bool)
@@ -108,7 +109,7 @@ def _split(
     of it, and not above the liver; that of a left ventricle lies more in front, or higher. Parts
     that are joined by less than 8 mm are judged on their own, the smallest not at all.
     """
-    parts, sizes = _components(_changed(sitk.BinaryErode, spleen, 1))
+    parts, sizes = components(_changed(sitk.BinaryErode, spleen, 1))
     top = np.flatnonzero(liver.any(axis=(1, 2)))[-1] if liver.any() else len(liver)
     likely = np.zeros(spleen.shape, bool)
     heart = likely.copy()
@@ -136,7 +137,7 @@ def _heart_in_liver(liver: np.ndarray, marks: Landmarks) -> np.ndarray:
     heart = np.zeros(liver.shape, bool)
     lobe = max(round(marks.column - RIGHT_LOBE_MM / marks.spacing[2]), 0)
     for z in np.flatnonzero(liver.any(axis=(1, 2)) & marks.lungs.any(axis=(1, 2))):
-        parts, sizes = _components(_changed(sitk.BinaryErode, liver[z], 1))
+        parts, sizes = components(_changed(sitk.BinaryErode, liver[z], 1))
         right = set(np.unique(parts[:, :lobe])) - {0}
         for number in set(range(1, len(sizes))) - right if right else ():
             core = parts == number
@@ -148,7 +149,7 @@ def _heart_in_liver(liver: np.ndarray, marks: Landmarks) -> np.ndarray:
             rows, first = np.flatnonzero(core.any(axis=1)), np.argmax(core.any(axis=0))
             if marks.lungs[z][rows, :first].any(axis=1).mean() >= LUNG_BETWEEN:
                 heart[z] |= _changed(sitk.BinaryDilate, core, 2) & liver[z]
-    parts, sizes = _components(heart)
+    parts, sizes = components(heart)
     for number in range(1, len(sizes)):
         part = parts == number
         if np.count_nonzero(part.any(axis=(1, 2))) * marks.spacing[0] < MIN_HEART_MM:
@@ -159,19 +160,6 @@ def _heart_in_liver(liver: np.ndarray, marks: Landmarks) -> np.ndarray:
 def _filled(section: np.ndarray) -> np.ndarray:
     """A section of the body, bool, with lungs and bowel gas."""
     return sitk.GetArrayFromImage(sitk.BinaryFillhole(_image(section))) > 0
-
-
-def _components(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the components, 0 outside, and their sizes in voxels, the first 0."""
-    numbers = sitk.GetArrayFromImage(sitk.ConnectedComponent(_image(inside)))
-    sizes = np.bincount(numbers.ravel())
-    sizes[0] = 0
-    return numbers, sizes
-
-
-def _largest(inside: np.ndarray) -> np.ndarray:
-    numbers, sizes = _components(inside)
-    return (numbers == sizes.argmax()) & inside
 
 
 def _changed(operation: Callable[..., sitk.Image], inside: np.ndarray, radius: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .grid import bounding_box, box_on_ct
+from .masks import largest
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 
 LABELS = (LIVER_LABEL, SPLEEN_LABEL)
@@ -145,7 +146,7 @@ def labels_on_ct(probabilities: np.ndarray, grid: sitk.Image, ct: sitk.Image) ->
         image.CopyInformation(grid)
         resampled = sitk.Resample(image, region, sitk.Transform(), sitk.sitkLinear, -1.0)
         free = sitk.GetArrayViewFromImage(region) == 0
-        inside = _largest((sitk.GetArrayViewFromImage(resampled) > 0) & free)
+        inside = largest((sitk.GetArrayViewFromImage(resampled) > 0) & free)
         added = sitk.GetImageFromArray(inside.astype(np.uint8) * np.uint8(label))
         added.CopyInformation(region)
         labels = sitk.Paste(labels, region + added, size, destinationIndex=first)
@@ -160,8 +161,8 @@ def _clean_margin(margin: np.ndarray, radius_mm: float, spacing: tuple[float, ..
     within the organ, restores the boundary.
     """
     inside = margin > 0
-    image = sitk.GetImageFromArray(_largest(inside).astype(np.uint8))
-    core = _largest(_morphology(sitk.BinaryErode, image, radius_mm, spacing), MIN_LOBE_FRACTION)
+    image = sitk.GetImageFromArray(largest(inside).astype(np.uint8))
+    core = largest(_morphology(sitk.BinaryErode, image, radius_mm, spacing), MIN_LOBE_FRACTION)
     image = sitk.GetImageFromArray(core.astype(np.uint8))
     organ = _morphology(sitk.BinaryDilate, image, radius_mm + CORE_MARGIN_MM, spacing) & inside
     filled = sitk.BinaryFillhole(sitk.GetImageFromArray(organ.astype(np.uint8)))
@@ -178,12 +179,3 @@ def _morphology(
 ) -> np.ndarray:
     radius = [max(1, round(radius_mm / step)) for step in spacing]
     return sitk.GetArrayFromImage(operation(image, radius, sitk.sitkBall)) > 0
-
-
-def _largest(inside: np.ndarray, share: float = 1.0) -> np.ndarray:
-    """The largest component of a mask, bool, and those of at least this share of its size."""
-    components = sitk.ConnectedComponent(sitk.GetImageFromArray(inside.astype(np.uint8)))
-    numbers = sitk.GetArrayViewFromImage(components)
-    sizes = np.bincount(numbers.ravel())
-    sizes[0] = 0
-    return (sizes >= share * max(1, sizes.max()))[numbers]
