@@ -2,8 +2,7 @@
 
 Each change takes one thing out of the CT (`imaging.changes`): the surroundings, the organs, the
 texture of the liver, the spleen's size, the nodules of the surface. The changed CT is staged as any
-other. A model whose expected stage moves with the surroundings does not look at the liver: it fails
-its own check.
+other. A model whose expected stage depends on the surroundings fails its own check.
 """
 
 import json
