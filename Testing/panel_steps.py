@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import slicer
 import slicer_host
+from scipy import ndimage
 from slicer_host import wait_until
 
 from LiverFibrosisStagingLib.report.colors import BANDS
@@ -61,18 +62,14 @@ def label_node():
 
 
 def point_in(node, value):
-    """RAS position of a voxel of this value whose neighbours have it too.
+    """RAS position of the voxel of this value that is farthest from other values and the border.
 
-    Rows and columns +-2, and slices +-1 if there is such a voxel: a view may show the next slice
-    where the point is halfway.
+    A pixel of a view may lie up to half a pixel beside the point, and show the next voxel.
     """
     voxels = slicer.util.arrayFromVolume(node)
-    for slices in (3, 1):
-        even = np.lib.stride_tricks.sliding_window_view(voxels == value, (slices, 5, 5))
-        found = np.argwhere(even.all(axis=(3, 4, 5)))
-        if len(found):
-            break
-    return slicer_host.voxel_point(node, found[0] + [slices // 2, 2, 2])
+    depth = ndimage.distance_transform_edt(np.pad(voxels == value, 1))
+    deepest = np.unravel_index(depth.argmax(), depth.shape)
+    return slicer_host.voxel_point(node, np.array(deepest) - 1)
 
 
 def views():

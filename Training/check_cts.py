@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from common.tables import MISSING, markdown, write_csv
 from LiverFibrosisStagingLib import StagingModel, stage
-from LiverFibrosisStagingLib.cases import Case, read_list
+from LiverFibrosisStagingLib.batch.cases import Case, read_list
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.explanation_check import CHANGES, check_explanation
 from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batch import stage_folder
+    from .batch.run import stage_folder
     from .errors import Cancelled, StagingError
     from .gradcam_onnx.explainable import ExplainableModel
     from .imaging.reading import read_ct, read_mask
@@ -46,7 +46,7 @@ _MODULES = {
     "read_mask": "imaging.reading",
     "segment_organs": "imaging.segmentation",
     "stage": "staging",
-    "stage_folder": "batch",
+    "stage_folder": "batch.run",
 }
 
 

@@ -150,7 +150,8 @@ def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
 
 
 def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
-    from .batch import TABLE, stage_folder
+    from .batch.run import stage_folder
+    from .batch.table import TABLE
 
     with _ProgressLine(options.quiet) as progress:
 
@@ -181,7 +182,7 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
 
 
 def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> int:
-    from .cases import Case, read_cases
+    from .batch.cases import Case, read_cases
     from .explanation_check import check_cases, verdict
     from .files import check_writable
     from .model import StagingModel

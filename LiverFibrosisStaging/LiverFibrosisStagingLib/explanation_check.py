@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from .batch import why_failed
+from .batch.case_row import why_failed
+from .batch.cases import Case
 from .card import Checks
-from .cases import Case
 from .errors import Cancelled, CancelToken
 from .explaining import Progress, Steps, run_network
 from .files import write_folder, write_table

@@ -8,11 +8,11 @@ import pytest
 import SimpleITK as sitk
 from bad_inputs import write_slices
 
-import LiverFibrosisStagingLib.batch as batch
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage, stage_folder
 from LiverFibrosisStagingLib.__main__ import main
-from LiverFibrosisStagingLib.batch import COLUMNS
-from LiverFibrosisStagingLib.cases import find_cases
+from LiverFibrosisStagingLib.batch import case_row, run
+from LiverFibrosisStagingLib.batch.cases import find_cases
+from LiverFibrosisStagingLib.batch.table import COLUMNS
 from LiverFibrosisStagingLib.signs.measure import UNITS
 
 MASKS = ("liver", "spleen")
@@ -190,7 +190,7 @@ def staging_fails(monkeypatch, error):
     def stage_or_not(ct, *_, **__):
         raise error if ct.name == "b.nii.gz" else StagingError(f"{ct.name}: refused.")
 
-    monkeypatch.setattr(batch, "stage", stage_or_not)
+    monkeypatch.setattr(case_row, "stage", stage_or_not)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_debug_shows_where_a_case_failed(many, tmp_path, monkeypatch, capsys):
 def test_table_in_use_is_written_at_the_end(many, model, tmp_path, monkeypatch):
     staging_fails(monkeypatch, ValueError())
     tries, told = [], []
-    real = batch.write_table
+    real = run.write_table
 
     def write_table(*arguments):
         tries.append(arguments)
@@ -241,7 +241,7 @@ def test_table_in_use_is_written_at_the_end(many, model, tmp_path, monkeypatch):
             raise StagingError("Cannot write the table.")
         real(*arguments)
 
-    monkeypatch.setattr(batch, "write_table", write_table)
+    monkeypatch.setattr(run, "write_table", write_table)
     stage_folder(many, tmp_path / "out", model=model, notify=told.append)
     assert told.count("Cannot write the table.") == 2
     assert len(rows_of(tmp_path / "out" / "results.csv")) == 3

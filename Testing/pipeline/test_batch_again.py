@@ -15,8 +15,8 @@ import SimpleITK as sitk
 from bad_inputs import write_slices
 from conftest import ROOT
 
-import LiverFibrosisStagingLib.batch as batch
 from LiverFibrosisStagingLib import StagingModel, stage, stage_folder
+from LiverFibrosisStagingLib.batch import case_row
 from LiverFibrosisStagingLib.fingerprint import fingerprint
 from LiverFibrosisStagingLib.result import StagingResult
 
@@ -65,7 +65,7 @@ def staged(result, monkeypatch):
         paths.append(ct)
         return result if explain == "predicted" else replace(result, explained=explain)
 
-    monkeypatch.setattr(batch, "stage", stage_quickly)
+    monkeypatch.setattr(case_row, "stage", stage_quickly)
     monkeypatch.setattr(StagingResult, "overview", lambda _: np.zeros((2, 2, 3), np.uint8))
     return paths
 
@@ -114,10 +114,10 @@ def test_result_is_used_again_only_for_the_same(
 
     mask.unlink()  # now the V-Net finds the liver, so that its version counts too
     assert staged_once()
-    monkeypatch.setattr(batch, "shipped_network", lambda _: SimpleNamespace(sha256="another"))
+    monkeypatch.setattr(case_row, "shipped_network", lambda _: SimpleNamespace(sha256="another"))
     assert staged_once()
-    newer = {**batch.software(), "LiverFibrosisStaging": "99"}
-    monkeypatch.setattr(batch, "software", lambda: newer)
+    newer = {**case_row.software(), "LiverFibrosisStaging": "99"}
+    monkeypatch.setattr(case_row, "software", lambda: newer)
     assert staged_once()
 
 

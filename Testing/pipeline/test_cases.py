@@ -8,7 +8,7 @@ import pytest
 from bad_inputs import hu_array, image, liver_array, write, write_slices
 
 from LiverFibrosisStagingLib import StagingError
-from LiverFibrosisStagingLib.cases import find_cases, read_list, usable_name
+from LiverFibrosisStagingLib.batch.cases import find_cases, read_list, usable_name
 from LiverFibrosisStagingLib.imaging.body import Body
 
 HU, MASK = hu_array(2), liver_array(12)[:2]

@@ -13,8 +13,9 @@ import pytest
 import SimpleITK as sitk
 from test_overview import lps_case
 
-from LiverFibrosisStagingLib import batch, staging
+from LiverFibrosisStagingLib import staging
 from LiverFibrosisStagingLib.__main__ import main
+from LiverFibrosisStagingLib.batch import case_row
 from LiverFibrosisStagingLib.imaging.input_checks import Check
 from LiverFibrosisStagingLib.report import documents
 from LiverFibrosisStagingLib.report.content import report_content
@@ -373,7 +374,7 @@ def test_commands_write_reports_where_they_are_asked_for(
         return staged_sample
 
     monkeypatch.setattr(staging, "stage", staged)
-    monkeypatch.setattr(batch, "stage", staged)
+    monkeypatch.setattr(case_row, "stage", staged)
     options = ["--model", str(single_path), "-q"]
     assert main(["stage", "ct", *options, "-o", str(tmp_path / "one"), "--report"]) == 0
     assert (tmp_path / "one" / "report.html").exists()

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from .errors import StagingError
-from .imaging.body import Body, given_body
-from .imaging.checks import AIR_HU
-from .imaging.dicom_files import dicom_folders
-from .imaging.itk_files import itk_path, quiet
-from .imaging.organs import liver_part
-from .imaging.reading import check_header, read_ct
-from .privacy import dicom_patient_names, looks_like_person_name, pseudonym
-from .result import FILES
+from ..errors import StagingError
+from ..imaging.body import Body, given_body
+from ..imaging.checks import AIR_HU
+from ..imaging.dicom_files import dicom_folders
+from ..imaging.itk_files import itk_path, quiet
+from ..imaging.organs import liver_part
+from ..imaging.reading import check_header, read_ct
+from ..privacy import dicom_patient_names, looks_like_person_name, pseudonym
+from ..result import FILES
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 ORGANS = ("liver", "spleen", "seg")
