@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cohort import phantom
+from cohort import phantom, phantom_cohort
 
 TINY = {"spacing": (8.0, 6.0, 6.0), "size": (28, 54, 66)}
 COARSE = {"spacing": (6.0, 4.0, 4.0), "size": (38, 81, 99)}
@@ -16,7 +16,7 @@ def write_cohort(folder: Path, stages: Sequence[int], seed: int = 0, **resolutio
     lines = ["patient,ct,liver,spleen,stage"]
     for index, stage in enumerate(stages):
         case = phantom.phantom(stage, seed + index, **(resolution or COARSE))
-        files = phantom.write(case, folder / f"case{index}")
+        files = phantom_cohort.write(case, folder / f"case{index}")
         lines.append(",".join([f"p{seed + index}", *files.values(), f"F{stage}"]))
     manifest = folder / "manifest.csv"
     manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -27,7 +27,7 @@ import torch
 from monai.data import PersistentDataset
 from torch.utils.data import Subset
 
-from cohort import phantom
+from cohort import phantom_cohort
 from cohort import report as cohort_report
 from cohort.folds import Fold, split
 from cohort.manifest import (
@@ -323,7 +323,7 @@ def _counts(cases: Sequence[Case]) -> list[int]:
 def _make_phantoms(count: int, run: Path) -> tuple[Path, Path, str]:
     """Manifests of a training and a test cohort, and a sentence about the training cohort."""
     made = [
-        phantom.write_cohort(run / folder, count, seed, workers=os.cpu_count() or 1)
+        phantom_cohort.write_cohort(run / folder, count, seed, workers=os.cpu_count() or 1)
         for folder, seed in (("cohort", 1), ("test_cohort", 2))
     ]
     about = f"{count} simulated phantoms of the upper abdomen (Training/phantom.py), no patient."

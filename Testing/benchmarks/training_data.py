@@ -23,7 +23,7 @@ from monai.data import Dataset  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
 from cohort.manifest import read_manifest  # noqa: E402
-from cohort.phantom import write_cohort  # noqa: E402
+from cohort.phantom_cohort import write_cohort  # noqa: E402
 from lfs.data import Draws, Patches, WorkingGrid, prepare  # noqa: E402
 from lfs.fit import ordinal_loss  # noqa: E402
 from lfs.network import PATCH_SIZE, SPACING_MM, LFSNetwork  # noqa: E402

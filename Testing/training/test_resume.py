@@ -14,7 +14,8 @@ pytest.importorskip("onnx", reason="the V-Net is exported to ONNX")
 import evaluate_vnet  # noqa: E402
 import train_vnet  # noqa: E402
 
-from cohort import phantom  # noqa: E402
+from cohort import phantom_cohort  # noqa: E402
+from cohort.phantom import Phantom  # noqa: E402
 from common import resume  # noqa: E402
 from LiverFibrosisStagingLib import StagingError  # noqa: E402
 from LiverFibrosisStagingLib.imaging import segmentation  # noqa: E402
@@ -255,13 +256,13 @@ def test_a_case_is_prepared_again_when_its_content_changes(folder, tmp_path):
 
 
 def test_a_folder_holds_one_cohort_of_phantoms(tmp_path, monkeypatch):
-    monkeypatch.setattr(phantom, "phantom", lambda *_, **__: tiny())
-    phantom.write_cohort(tmp_path / "cohort", 5, 1)
-    phantom.write_cohort(tmp_path / "cohort", 5, 1)
+    monkeypatch.setattr(phantom_cohort, "phantom", lambda *_, **__: tiny())
+    phantom_cohort.write_cohort(tmp_path / "cohort", 5, 1)
+    phantom_cohort.write_cohort(tmp_path / "cohort", 5, 1)
     for options in ({"count": 6}, {"effects": ["spleen"]}, {"strength": 2.0}, {"balanced": True}):
         with pytest.raises(resume.RunError, match="contains another run"):
-            phantom.write_cohort(tmp_path / "cohort", **{"count": 5, "seed": 1, **options})
+            phantom_cohort.write_cohort(tmp_path / "cohort", **{"count": 5, "seed": 1, **options})
 
 
 def tiny():
-    return phantom.Phantom(*(sitk.Image(2, 2, 2, sitk.sitkInt16) for _ in phantom.Phantom._fields))
+    return Phantom(*(sitk.Image(2, 2, 2, sitk.sitkInt16) for _ in Phantom._fields))
