@@ -151,7 +151,8 @@ def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
 
 def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
     from .batch.run import stage_folder
-    from .batch.table import TABLE
+    from .batch.summary_page import SUMMARY
+    from .batch.table_files import TABLE
 
     with _ProgressLine(options.quiet) as progress:
 
@@ -174,9 +175,11 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
             options.reports,
             options.strict,
             options.any_phase,
+            options.parquet,
         )
     failed = [row for row in rows if row["status"] != "done"]
     print(f"{len(rows) - len(failed)} of {len(rows)} cases staged; see {options.output}/{TABLE}")
+    print(f"Summary: {options.output}/{SUMMARY}")
     print(_notice(rows[0]["model"], rows[0]["trained_on"]))
     return SOME_FAILED if failed else DONE
 
@@ -405,6 +408,11 @@ def _parser() -> argparse.ArgumentParser:
     batch.add_argument("input", metavar="INPUT", help="folder or CSV file")
     batch.add_argument("--pseudonyms", action="store_true", help=about_pseudonyms)
     batch.add_argument("--reports", action="store_true", help=f"for each case, {about_report}")
+    batch.add_argument(
+        "--parquet",
+        action="store_true",
+        help="also write the table as results.parquet; needs pyarrow",
+    )
     batch.set_defaults(run=_batch)
 
     info = commands.add_parser("model-info", help="show the metadata of a model file")

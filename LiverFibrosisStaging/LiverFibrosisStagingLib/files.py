@@ -66,26 +66,36 @@ def check_writable(folder: str | Path) -> None:
         _remove_empty(made)
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a CSV table without formulas (`cell`); its folder is created if missing.
+def write_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file completely or not at all; its folder is created if missing.
 
-    Raises StagingError if it cannot be written; an older table is then unchanged.
+    write: writes the temporary file that it is given. Raises StagingError if that fails with an
+    OSError; an older file is then unchanged.
     """
     partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            table = csv.DictWriter(file, columns, restval="")
-            table.writeheader()
-            table.writerows({key: cell(value) for key, value in row.items()} for row in rows)
+        write(partial)
         partial.replace(path)
     except OSError as error:
         raise StagingError(
-            f"Cannot write the table {path}: {_reason(error)}; is it open in another program?"
+            f"Cannot write the file {path}: {_reason(error)}; is it open in another program?"
         ) from None
     finally:
         with suppress(OSError):  # the folder cannot be written, as reported above
             partial.unlink(missing_ok=True)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV table without formulas (`cell`), as `write_file` does."""
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            table = csv.DictWriter(file, columns, restval="")
+            table.writeheader()
+            table.writerows({key: cell(value) for key, value in row.items()} for row in rows)
+
+    write_file(path, write)
 
 
 def cell(value: Any) -> Any:
@@ -100,6 +110,11 @@ def cell(value: Any) -> Any:
     except ValueError:
         return f"'{value}"
     return value
+
+
+def plain(text: str) -> str:
+    """The text of a table's cell without the ' that `cell` put in front of it."""
+    return text[1:] if text.startswith("'") and cell(text[1:]) == text else text
 
 
 def _exchange(folder: Path, partial: Path, names: Sequence[str]) -> None:

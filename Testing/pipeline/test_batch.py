@@ -10,7 +10,7 @@ from bad_inputs import write_slices
 
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage, stage_folder
 from LiverFibrosisStagingLib.__main__ import main
-from LiverFibrosisStagingLib.batch import case_row, run
+from LiverFibrosisStagingLib.batch import case_row, table_files
 from LiverFibrosisStagingLib.batch.cases import find_cases
 from LiverFibrosisStagingLib.batch.table import COLUMNS
 from LiverFibrosisStagingLib.signs.measure import UNITS
@@ -89,15 +89,16 @@ def test_every_case_is_a_row(staged, cohort, model):
     share = alone.measurements["liver_surface"]["share"]
     assert float(table["a"]["liver_surface_share"]) == pytest.approx(share, abs=1e-6)
     assert table["own"]["spleen_mean"] != ""
-    assert table["a"]["supported"] == str(alone.supported)
-    assert table["a"]["reasons"] == " ".join(alone.reasons)
+    assert table["a"]["supported"] == str(alone.supported).lower()
+    assert table["a"]["reasons"] == " | ".join(alone.reasons)
     spleen_ml = alone.signs["spleen_volume_ml"].value
     assert float(table["a"]["spleen_volume_ml"]) == pytest.approx(spleen_ml, abs=1e-6)
     assert set(UNITS) < set(table["a"]) and table["a"]["phase"] == alone.phase
     assert table["a"]["pattern"] == alone.pattern.name
     for name in ("a", "own", "dicom", "nomask"):
         assert (output / name / "overview.png").is_file()
-    assert {p.name for p in output.iterdir()} == {"a", "own", "dicom", "nomask", "results.csv"}
+    files = {"results.csv", "columns.csv", "summary.html"}
+    assert {p.name for p in output.iterdir()} == {"a", "own", "dicom", "nomask", *files}
 
 
 def test_finished_cases_are_skipped(staged, cohort, model):
@@ -233,7 +234,7 @@ def test_debug_shows_where_a_case_failed(many, tmp_path, monkeypatch, capsys):
 def test_table_in_use_is_written_at_the_end(many, model, tmp_path, monkeypatch):
     staging_fails(monkeypatch, ValueError())
     tries, told = [], []
-    real = run.write_table
+    real = table_files.write_table
 
     def write_table(*arguments):
         tries.append(arguments)
@@ -241,7 +242,7 @@ def test_table_in_use_is_written_at_the_end(many, model, tmp_path, monkeypatch):
             raise StagingError("Cannot write the table.")
         real(*arguments)
 
-    monkeypatch.setattr(run, "write_table", write_table)
+    monkeypatch.setattr(table_files, "write_table", write_table)
     stage_folder(many, tmp_path / "out", model=model, notify=told.append)
     assert told.count("Cannot write the table.") == 2
     assert len(rows_of(tmp_path / "out" / "results.csv")) == 3

@@ -45,6 +45,7 @@ ONLY_IN = {
     "torch": set(),
     "monai": set(),
     "matplotlib": {"report.pdf"},
+    "pyarrow": {"batch.table_files"},
     "sklearn": set(),
 }
 

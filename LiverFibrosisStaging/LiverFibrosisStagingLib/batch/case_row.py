@@ -13,10 +13,9 @@ from ..model import StagingModel
 from ..privacy import Names
 from ..report.documents import REPORT_FILES
 from ..result import FILES, SCHEMA, one_line
-from ..stages import RESEARCH_USE
 from ..staging import software, stage
 from .cases import Case
-from .table import columns_of
+from .table import DONE, FAILED, columns_of, columns_of_any
 
 
 def case_row(
@@ -33,22 +32,17 @@ def case_row(
 
     options: of `stage`. notify, reports: as for `stage_folder`. Raises Cancelled.
     """
-    row: dict[str, Any] = {
-        "case": case.name,
-        "model": model.card.name,
-        "trained_on": model.card.trained_on,
-        "notice": RESEARCH_USE,
-    }
+    row = columns_of_any(case.name, getattr(case, "chosen", ""), model)
     try:
         columns = _staged(case, output, model, options, progress, cancel, reports)
-        return {**row, "status": "done", **columns}
+        return {**row, "status": DONE, **columns}
     except Cancelled:
         raise
     except Exception as error:  # the other cases are still staged
         files = {output / case.name: "the result folder", model.path: "the model"}
         reason, written = why_failed(error, case, files)
         notify(f"{case.name}: {reason}")
-        return {**row, "status": "failed", "reason": written}
+        return {**row, "status": FAILED, "reason": written}
 
 
 def why_failed(error: Exception, case: Case, files: dict[Path, str]) -> tuple[str, str]:

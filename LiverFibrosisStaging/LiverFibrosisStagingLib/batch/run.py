@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CancelToken, StagingError
-from ..files import check_writable, write_table
+from ..files import check_writable
 from ..model import StagingModel
 from ..report.summary import SURFACE_MM
 from ..resources import default_model_path
@@ -13,7 +13,7 @@ from ..stages import explained_stages
 from ..staging import check_surface
 from .case_row import case_row
 from .cases import read_cases
-from .table import COLUMNS, TABLE
+from .table_files import check_parquet, write_results, write_table_csv
 
 
 def stage_folder(
@@ -29,6 +29,7 @@ def stage_folder(
     reports: bool = False,
     strict: bool = False,
     any_phase: bool = False,
+    parquet: bool = False,
 ) -> list[dict[str, Any]]:
     """Stage every case of a folder or a CSV list; returns the rows of `output`/results.csv.
 
@@ -43,13 +44,17 @@ def stage_folder(
     (`find_cases`). notify: called with messages for the screen, which can contain such names: the
     case of each pseudonym, and why a case failed. surface_mm, strict, any_phase: as for `stage`.
     reports: write a report for each case, as `StagingResult.save` does; a finished case without one
-    is staged again.
+    is staged again. parquet: write the table as results.parquet too, which needs pyarrow.
+
+    At the end, columns.csv, which explains the table's columns, and summary.html are written.
 
     Raises StagingError if the source contains no case or the output cannot be written, and
     Cancelled; finished cases are kept.
     """
     explained_stages(explain, 0)
     check_surface(surface_mm)
+    if parquet:
+        check_parquet()
     source, output = Path(source), Path(output)
     cases = read_cases(source, output, pseudonyms)
     check_writable(output)
@@ -74,9 +79,8 @@ def stage_folder(
 
         rows.append(case_row(case, output, model, options, within, cancel, notify, reports))
         try:
-            write_table(output / TABLE, COLUMNS, rows)
+            write_table_csv(output, rows)
         except StagingError as refusal:  # may be open in a spreadsheet; retried after the next case
-            if len(rows) == len(cases):
-                raise
             notify(str(refusal))
+    write_results(output, rows, parquet)
     return rows

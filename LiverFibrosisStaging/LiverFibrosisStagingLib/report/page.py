@@ -7,9 +7,8 @@ forbids everything but the page's own style, script and pictures.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from string import Template
 from typing import Any
@@ -25,11 +24,11 @@ from .content import (
     Region,
     Report,
     SignStrip,
-    fraction,
     percent,
     source_text,
 )
 from .drawing import encode_png
+from .markup import at, content_hash, line, rect, svg
 from .pictures import Picture
 from .slices import LIVER_COLOR, SPLEEN_COLOR
 from .viewer import ViewerSlices
@@ -45,9 +44,9 @@ def report_page(report: Report, pictures: Sequence[Picture], viewer: ViewerSlice
             "title": TITLE,
             "state": "supported" if report.supported else "unsupported",
             "style": style,
-            "style_hash": _hash(style),
+            "style_hash": content_hash(style),
             "script": script,
-            "script_hash": _hash(script),
+            "script_hash": content_hash(script),
             "slices": _json(viewer.data()),
             "reasons": _list(report.reasons, "reasons"),
             "stages": _bars("Probability of each stage", report.stages),
@@ -71,53 +70,26 @@ def report_page(report: Report, pictures: Sequence[Picture], viewer: ViewerSlice
     )
 
 
-def _hash(inline: str) -> str:
-    """Of an inline style or script, for the Content-Security-Policy."""
-    return base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode("ascii")
-
-
 def _json(data: Any) -> str:
     """JSON in which no text can end the script element that contains it."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _at(value: float, low: float, high: float) -> str:
-    return f"{100 * fraction(value, low, high):.2f}%"
-
-
-def _rect(name: str, start: float, end: float, low: float, high: float, y: int, size: int) -> str:
-    left, right = fraction(start, low, high), fraction(end, low, high)
-    return (
-        f'<rect class="{name}" x="{100 * left:.2f}%" width="{100 * (right - left):.2f}%" '
-        f'y="{y}" height="{size}"/>'
-    )
-
-
-def _line(name: str, value: float, low: float, high: float, top: int, bottom: int) -> str:
-    x = _at(value, low, high)
-    return f'<line class="{name}" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>'
-
-
-def _svg(height: int, parts: Iterable[str]) -> str:
-    """A drawing as wide as its place; the number is in the text beside it."""
-    return f'<svg height="{height}" aria-hidden="true">{"".join(parts)}</svg>'
-
-
 def _bars(caption: str, bars: Sequence[Bar]) -> str:
     rows = []
     for bar in bars:
-        parts = [_rect("track", 0, 1, 0, 1, 4, 12), _rect("bar", 0, bar.value, 0, 1, 4, 12)]
+        parts = [rect("track", 0, 1, 0, 1, 4, 12), rect("bar", 0, bar.value, 0, 1, 4, 12)]
         spread = ""
         if bar.range is not None:
             low, high = bar.range
-            x1, x2 = _at(low, 0, 1), _at(high, 0, 1)
+            x1, x2 = at(low, 0, 1), at(high, 0, 1)
             parts.append(f'<line class="range" x1="{x1}" x2="{x2}" y1="10" y2="10"/>')
-            parts += [_line("range", end, 0, 1, 6, 14) for end in bar.range]
+            parts += [line("range", end, 0, 1, 6, 14) for end in bar.range]
             spread = f' title="{percent(low)} to {percent(high)} by network"'
         rows.append(
             f'<tr class="{"chosen" if bar.chosen else ""}"><th scope="row">{escape(bar.name)}</th>'
-            f'<td class="drawn"{spread}>{_svg(20, parts)}</td>'
+            f'<td class="drawn"{spread}>{svg(20, parts)}</td>'
             f'<td class="number">{percent(bar.value)}</td></tr>'
         )
     return f"<table><caption>{escape(caption)}</caption>{''.join(rows)}</table>"
@@ -128,16 +100,16 @@ def _sign(strip: SignStrip) -> str:
     rows = []
     for row in strip.rows:
         parts = [
-            _rect("track", low, high, low, high, 0, 20),
-            _rect("band", row.values[0], row.values[-1], low, high, 5, 10),
+            rect("track", low, high, low, high, 0, 20),
+            rect("band", row.values[0], row.values[-1], low, high, 5, 10),
         ]
         if len(row.values) > 2:
-            parts.append(_rect("box", row.values[1], row.values[3], low, high, 5, 10))
-            parts.append(_line("median", row.values[2], low, high, 5, 15))
-        parts.append(_line("patient", strip.value, low, high, 0, 20))
+            parts.append(rect("box", row.values[1], row.values[3], low, high, 5, 10))
+            parts.append(line("median", row.values[2], low, high, 5, 15))
+        parts.append(line("patient", strip.value, low, high, 0, 20))
         rows.append(
             f'<tr><th scope="row">{escape(row.label)}</th>'
-            f'<td class="drawn">{_svg(20, parts)}</td>'
+            f'<td class="drawn">{svg(20, parts)}</td>'
             f'<td class="number">{escape(row.note)}</td></tr>'
         )
     table = (
@@ -171,16 +143,16 @@ def _sources(sources: Sequence[Source]) -> str:
 def _regions(regions: Sequence[Region], high: float) -> str:
     rows = []
     for region in regions:
-        parts = [_rect("track", 0, high, 0, high, 0, 20)]
+        parts = [rect("track", 0, high, 0, high, 0, 20)]
         note = "no reference"
         if region.usual is not None:
             usual = region.usual
-            parts.append(_rect("band", usual[0], usual[-1], 0, high, 5, 10))
+            parts.append(rect("band", usual[0], usual[-1], 0, high, 5, 10))
             note = f"{usual[0]:.2f} to {usual[-1]:.2f}"
-        parts.append(_line("patient", region.mean, 0, high, 0, 20))
+        parts.append(line("patient", region.mean, 0, high, 0, 20))
         rows.append(
             f'<tr><th scope="row">{escape(region.name)}</th>'
-            f'<td class="drawn">{_svg(20, parts)}</td>'
+            f'<td class="drawn">{svg(20, parts)}</td>'
             f'<td class="number">{region.mean:.2f}</td><td class="number">{note}</td>'
             f'<td class="number">{percent(region.share)}</td></tr>'
         )
@@ -247,7 +219,7 @@ def _legend(has_spleen: bool) -> str:
         for name, color in organs
     )
     return (
-        f'<div class="legend">{_svg(10, [swatches])}<div class="scale"><span>0 %</span>'
+        f'<div class="legend">{svg(10, [swatches])}<div class="scale"><span>0 %</span>'
         "<span>of this case's maximum</span><span>100 %</span></div>"
         f'<div class="keys">{keys}</div></div>'
     )
