@@ -24,9 +24,9 @@ from common.calibration import fit_temperature
 from common.files import unfinished, write_text
 from common.options import add_options, with_options
 from common.resume import check_plan, digest
-from evaluation.metrics import group_probabilities, youden
 from LiverFibrosisStagingLib import __version__
 from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.evaluation.measures import group_probabilities, youden
 from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES, softmax
 from painted.cases import Source, body_files
 from painted.check import report

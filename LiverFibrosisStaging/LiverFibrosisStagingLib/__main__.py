@@ -1,4 +1,5 @@
-"""Command line: python -m LiverFibrosisStagingLib stage|segment|batch|check-explanation|model-info.
+"""Command line: python -m LiverFibrosisStagingLib COMMAND, where COMMAND is stage, segment, batch,
+evaluate, check-explanation or model-info.
 
 Exit codes: 0 done; 1 refused, with the reason in one sentence on standard error; 2 wrong usage;
 3 finished, but some cases failed (reasons in the table); 4 the model fails its own check
@@ -182,6 +183,30 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
     print(f"Summary: {options.output}/{SUMMARY}")
     print(_notice(rows[0]["model"], rows[0]["trained_on"]))
     return SOME_FAILED if failed else DONE
+
+
+def _evaluate(options: argparse.Namespace, cancel: threading.Event) -> int:
+    from .evaluation.evaluate import ALL, PAGE, evaluate
+    from .evaluation.tables import stages_table, table_2
+
+    found = evaluate(
+        options.results,
+        options.truth,
+        options.output,
+        options.compare,
+        options.label,
+        options.model,
+    )
+    measured = {options.label: found["network"][ALL]}
+    for line in [*table_2(measured), *stages_table(measured)[1:]]:
+        print("  ".join(line))
+    for reason, count in found["left_out"].items():
+        print(f"Left out: {count} {reason}")
+    for warning in found["warnings"]:
+        print(f"Warning: {warning}")
+    print(f"{RESEARCH_USE} Model trained on: {found['trained_on']}")
+    print(f"Page, tables, figures and numbers: {options.output}/{PAGE}")
+    return DONE
 
 
 def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> int:
@@ -414,6 +439,36 @@ def _parser() -> argparse.ArgumentParser:
         help="also write the table as results.parquet; needs pyarrow",
     )
     batch.set_defaults(run=_batch)
+
+    measured = commands.add_parser(
+        "evaluate",
+        help="compare a cohort's table with a reference standard",
+        description="Measures of the stages, and of each measured sign, in a batch's table against "
+        "a reference standard such as histology: AUC, sensitivity, specificity, accuracy, kappa, "
+        "calibration, decision curves, with tables and figures. Needs matplotlib.",
+    )
+    measured.add_argument("results", metavar="RESULTS", help="results.csv or .parquet of batch")
+    measured.add_argument(
+        "--truth",
+        metavar="TABLE",
+        required=True,
+        help="CSV or Parquet file with the columns case, stage (F0 to F4 or 0 to 4) and, if "
+        "patients have several CTs, patient",
+    )
+    measured.add_argument("-o", "--output", metavar="FOLDER", required=True, help="result folder")
+    measured.add_argument(
+        "--compare", metavar="OTHER", help="compare AUCs with another batch's table of these cases"
+    )
+    measured.add_argument(
+        "--label", metavar="NAME", default="network", help="name of the results in tables, figures"
+    )
+    measured.add_argument(
+        "--model",
+        metavar="ONNX",
+        help="the model of the results, for its operating points (default: a shipped model with "
+        "the hash in the table)",
+    )
+    measured.set_defaults(run=_evaluate)
 
     info = commands.add_parser("model-info", help="show the metadata of a model file")
     info.add_argument("onnx", metavar="ONNX", nargs="?", help="default: the shipped model")

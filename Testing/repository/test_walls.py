@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "report": {"errors", "files", "stages", "resources", "imaging", "signs"},
     "signs": {"errors", "resources", "imaging"},
     "dicom_output": {"errors", "stages", "imaging", "signs"},
+    "evaluation": {"errors", "files", "stages", "resources", "report", "signs", "model"},
 }
 MAY_IMPORT_ALL_BUT_SCENE = {"batch"}
 # The same for the packages of Training/; its commands, the scripts at the top, may import all.
@@ -44,9 +45,10 @@ ONLY_IN = {
     "highdicom": {"dicom_output"},
     "torch": set(),
     "monai": set(),
-    "matplotlib": {"report.pdf"},
-    "pyarrow": {"batch.table_files"},
-    "sklearn": set(),
+    "matplotlib": {"report.pdf", "evaluation.figures"},
+    "sklearn": {"evaluation"},
+    "scipy": {"evaluation"},
+    "pyarrow": {"batch.table_files", "evaluation.reading"},
 }
 
 

@@ -44,19 +44,17 @@ def test_patterns_are_those_of_the_paper():
 def test_missing_measurements_are_nan():
     no_spleen = case_with(liver=1.5, liver_surface=1.2, liver_core=1.8, rest=0.8)
     assert np.isnan(cohort_maps.organs_over_rest(no_spleen))
-    assert not len(cohort_maps.weights([no_spleen], "spleen"))
+    assert not any(map(len, cohort_maps.grouped([no_spleen])["spleen"].values()))
     empty = case_with(**dict.fromkeys(REGIONS, 0.0))
     assert cohort_maps.is_empty(empty) and np.isnan(cohort_maps.surface_over_core(empty))
-    assert not len(cohort_maps.weights([empty], "liver"))
+    assert not any(map(len, cohort_maps.grouped([empty])["liver"].values()))
     found = cohort_maps.analyse([empty, no_spleen])
     assert found["empty_maps"] == 1
     assert found["patterns"]["organs_over_rest"]["by_histology"]["F0"]["cases"] == 0
 
 
 def test_mann_whitney_equals_counting_pairs(cohort):
-    f0, f4 = (
-        cohort_maps.weights(cohort_maps.predicted_as(cohort, stage), "liver") for stage in (0, 4)
-    )
+    f0, f4 = (cohort_maps.grouped(cohort)["liver"][stage] for stage in ("F0", "F4"))
     wins = (f4[:, None] > f0[None]).sum() + 0.5 * (f4[:, None] == f0[None]).sum()
     found = cohort_maps.analyse(cohort)["f0_against_f4"]
     assert found["liver"]["u"] == wins

@@ -18,10 +18,14 @@ from sklearn.metrics import roc_auc_score
 from staged_cohorts import staged_cohort
 
 from cohort.manifest import read_manifest
-from evaluation import evaluate, figures, staged
-from evaluation.metrics import PAPER_TABLE_2, Predictions, calibrate
+from evaluation import cohort_maps, evaluate, staged
+from evaluation.figures import save
+from evaluation.metrics import Predictions, calibrate
 from LiverFibrosisStagingLib import stage
 from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.evaluation import figures
+from LiverFibrosisStagingLib.evaluation.paper import TABLE_2
+from LiverFibrosisStagingLib.evaluation.tables import MEASURES
 
 TRAINED_ON = "a simulated cohort, no patients"
 FIGURES = {
@@ -173,7 +177,7 @@ def test_table_2_stands_beside_the_papers(cross_validated):
     assert "| AUC | Yin et al. 2021 | 0.92 [0.86, 0.97] | 0.89 [0.83, 0.96] | 0.88 [0.79, 0" in text
     ours = found["groups"]["advanced"]["auc"]
     assert f"{ours['value']:.2f} [{ours['low']:.2f}, {ours['high']:.2f}]" in text
-    assert all(set(group) == set(evaluate.MEASURES) for group in PAPER_TABLE_2.values())
+    assert all(set(group) == set(MEASURES) for group in TABLE_2.values())
 
 
 def test_comparison_needs_the_same_cases():
@@ -199,14 +203,14 @@ def test_every_figure_has_the_footer(tmp_path):
     calibrated = calibrate(predictions, 1.0, points)
     found = evaluate.tested(predictions, 1.0, points, repeats=20)
     for figure in (
-        figures.roc_groups(predictions, calibrated.probabilities, found),
-        figures.reliability(found),
-        figures.liver_weights(cases),
+        figures.roc_groups(predictions.stage, calibrated.probabilities, found),
+        figures.reliability(found, "temperature 1.00"),
+        figures.liver_weights(cohort_maps.grouped(cases)["liver"]),
     ):
-        figures.save(figure, tmp_path, "figure", TRAINED_ON)
+        save(figure, tmp_path, "figure", TRAINED_ON)
         footer = figure.get_supxlabel().replace("\n", " ")
         assert "Research use only" in footer and TRAINED_ON in footer
-    drawn = figures.roc_groups(predictions, calibrated.probabilities, found).axes[0]
+    drawn = figures.roc_groups(predictions.stage, calibrated.probabilities, found).axes[0]
     line = next(line for line in drawn.lines if "Cirrhosis" in line.get_label())
     x, y = line.get_data()
     area = found["groups"]["cirrhosis"]["auc"]["value"]

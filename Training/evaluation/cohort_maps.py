@@ -10,10 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, mannwhitneyu
+from scipy.stats import binomtest
 
 from evaluation.staged import Staged
 from LiverFibrosisStagingLib import analysis
+from LiverFibrosisStagingLib.evaluation.cohort import (
+    describe_weights,
+    relative_weights,
+    weights_by_stage,
+)
 from LiverFibrosisStagingLib.report.summary import REGION_NAMES
 from LiverFibrosisStagingLib.stages import STAGES
 
@@ -21,10 +26,7 @@ PERCENTILES = (2.5, 25, 50, 75, 97.5)
 UNUSUAL = 0.05  # share of cases like the reference cases that the joint bounds leave out
 MIN_CASES = 5  # for the reference distribution of a stage
 
-# Yin et al. 2021: median and quartiles of the liver's weight by predicted stage, and how often
-# three readers found each pattern. The paper does not say what its weights are relative to; that it
-# is the body's mean is an assumption.
-PAPER_LIVER_WEIGHT = {"F0": (0.58, 0.43, 0.75), "F4": (1.43, 1.22, 1.63)}
+# Yin et al. 2021: how often three readers found each pattern, and by predicted stage.
 PAPER_PATTERNS = {"surface_over_core": ("F0", 0.910), "organs_over_rest": ("F4", 0.764)}
 
 
@@ -51,11 +53,11 @@ PATTERNS: dict[str, Callable[[Staged], float]] = {
 }
 
 
-def weight(case: Staged, region: str) -> float:
-    """Mean relative weight of a region; NaN if it was not measured or the map is empty."""
-    if region not in case.measurements or is_empty(case):
-        return np.nan
-    return case.measurements[region]["mean"]
+def grouped(cases: Sequence[Staged]) -> dict[str, dict[str, np.ndarray]]:
+    """Region -> predicted stage -> mean weights, the groups of the paper's Fig. 5."""
+    means = [{region: one["mean"] for region, one in c.measurements.items()} for c in cases]
+    predicted = np.array([case.predicted for case in cases], int)
+    return weights_by_stage(relative_weights(means), predicted)
 
 
 def is_empty(case: Staged) -> bool:
@@ -63,14 +65,8 @@ def is_empty(case: Staged) -> bool:
     return all(values["mean"] == 0 for values in case.measurements.values())
 
 
-def weights(cases: Sequence[Staged], region: str) -> np.ndarray:
-    """Weights of a region, float64, of the cases in which it was measured."""
-    found = np.array([weight(case, region) for case in cases], float)
-    return found[np.isfinite(found)]
-
-
 def predicted_as(cases: Sequence[Staged], stage: int) -> list[Staged]:
-    """Cases with the predicted stage `stage` (0..4), the groups of the paper's Fig. 5."""
+    """Cases with the predicted stage `stage` (0..4)."""
     return [case for case in cases if case.predicted == stage]
 
 
@@ -94,25 +90,12 @@ def rows(cases: Sequence[Staged]) -> list[dict[str, Any]]:
 
 
 def analyse(cases: Sequence[Staged]) -> dict[str, Any]:
-    """Weights by region and predicted stage, F0 against F4, and pattern frequencies.
-
-    `f0_against_f4`: two-sided Mann-Whitney U test by region (Mann and Whitney 1947, as SciPy
-    computes it), None if a group is empty. The paper tests the liver; the other regions are
-    exploratory. `higher_in_f4`: probability that a case predicted as F4 has a higher weight than
-    one predicted as F0.
-    """
+    """Weights by region and predicted stage, F0 against F4, and pattern frequencies."""
     groups = {STAGES[s]: predicted_as(cases, s) for s in range(len(STAGES))}
     return {
         "cases": len(cases),
         "empty_maps": sum(map(is_empty, cases)),
-        "weights_by_predicted_stage": {
-            region: {name: _describe(weights(group, region)) for name, group in groups.items()}
-            for region in REGION_NAMES
-        },
-        "f0_against_f4": {
-            region: _compare(weights(groups["F0"], region), weights(groups["F4"], region))
-            for region in REGION_NAMES
-        },
+        **describe_weights(grouped(cases)),
         "patterns": {
             name: {
                 "by_histology": {
@@ -137,11 +120,12 @@ def reference(cases: Sequence[Staged], source: str) -> dict[str, Any]:
     the patterns from the medians (`analysis.thresholds`).
     """
     stages: dict[str, Any] = {}
+    by_region = grouped(cases)
     for index, name in enumerate(STAGES):
         group = [case for case in predicted_as(cases, index) if not is_empty(case)]
         if len(group) < MIN_CASES:
             continue
-        found = {region: weights(group, region) for region in REGION_NAMES}
+        found = {region: by_region[region][name] for region in REGION_NAMES}
         stages[name] = {
             "cases": len(group),
             **{
@@ -190,29 +174,6 @@ def _distance(case: np.ndarray, quartiles: tuple[np.ndarray, np.ndarray, np.ndar
 
 def _or_nan(ratio: float | None) -> float:
     return np.nan if ratio is None else ratio
-
-
-def _describe(values: np.ndarray) -> dict[str, float | int | None]:
-    if not len(values):
-        return {"cases": 0, "median": None, "lower_quartile": None, "upper_quartile": None}
-    lower, median, upper = np.percentile(values, (25, 50, 75))
-    return {
-        "cases": len(values),
-        "median": float(median),
-        "lower_quartile": float(lower),
-        "upper_quartile": float(upper),
-    }
-
-
-def _compare(healthy: np.ndarray, cirrhotic: np.ndarray) -> dict[str, float] | None:
-    if not len(healthy) or not len(cirrhotic):
-        return None
-    test = mannwhitneyu(cirrhotic, healthy, alternative="two-sided")
-    return {
-        "u": float(test.statistic),
-        "p": float(test.pvalue),
-        "higher_in_f4": float(test.statistic / (len(healthy) * len(cirrhotic))),
-    }
 
 
 def _frequency(numbers: Sequence[float]) -> dict[str, float | int | None]:

@@ -24,31 +24,31 @@ from cohort.manifest import ManifestError, add_grades, read_manifest
 from common.files import write_text
 from common.resume import check_not_trained_on
 from common.tables import MISSING, write_csv, write_markdown
-from evaluation import cohort_maps, figures
+from evaluation import cohort_maps
+from evaluation.figures import save
 from evaluation.metrics import (
-    PAPER_TABLE_2,
     Calibrated,
     Predictions,
     calibrate,
     calibrate_folds,
     cross_validated,
-    delong,
-    group_probabilities,
     tested,
 )
 from evaluation.staged import Staged, stage_cases
 from LiverFibrosisStagingLib import StagingModel
 from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.evaluation import figures
+from LiverFibrosisStagingLib.evaluation.comparing import delong
+from LiverFibrosisStagingLib.evaluation.measures import group_probabilities
+from LiverFibrosisStagingLib.evaluation.tables import (
+    comparison_table,
+    confusion_table,
+    region_table,
+    table_2,
+)
 from LiverFibrosisStagingLib.model import Card
-from LiverFibrosisStagingLib.report.summary import REGION_NAMES
 from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES, median_stage
 
-MEASURES = {
-    "auc": "AUC",
-    "specificity": "Specificity (%)",
-    "sensitivity": "Sensitivity (%)",
-    "accuracy": "Accuracy (%)",
-}
 PATTERN_NAMES = {
     "surface_over_core": "Liver surface over its core",
     "organs_over_rest": "Liver core and spleen over the rest",
@@ -144,20 +144,25 @@ def _report(
         (tables / "weights.csv", cohort_maps.rows(staged)),
     ):
         write_csv(path, [list(rows[0]), *(list(row.values()) for row in rows)])
-    _write_table(tables / "table_2", table_2(found), notice)
-    _write_table(tables / "confusion", _confusion_table(found), notice)
-    _write_table(tables / "regions", _region_table(found["location_maps"]), notice)
+    _write_table(tables / "table_2", table_2({"this model": found}), notice)
+    _write_table(tables / "confusion", confusion_table(found), notice)
+    _write_table(tables / "regions", region_table(found["location_maps"]), notice)
     _write_table(tables / "patterns", _pattern_table(found["location_maps"]), notice)
+    drawn_from = predictions.stage, calibrated.probabilities, found
+    weights = cohort_maps.grouped(staged)
+    temperature = f"temperature {found['temperature']:.2f}"
+    if "folds" in found:
+        temperature = "temperature fitted on the other folds"
     drawn = {
-        "fig_3a_roc_groups": figures.roc_groups(predictions, calibrated.probabilities, found),
-        "fig_3b_roc_averages": figures.roc_averages(predictions, calibrated.probabilities, found),
-        "fig_5_liver_weights": figures.liver_weights(staged),
-        "region_weights": figures.region_weights(staged),
-        "reliability": figures.reliability(found),
+        "fig_3a_roc_groups": figures.roc_groups(*drawn_from),
+        "fig_3b_roc_averages": figures.roc_averages(*drawn_from),
+        "fig_5_liver_weights": figures.liver_weights(weights["liver"]),
+        "region_weights": figures.region_weights(weights),
+        "reliability": figures.reliability(found, temperature),
         "confusion": figures.confusion(found),
     }
     for name, figure in drawn.items():
-        figures.save(figure, folder / "figures", name, trained_on)
+        save(figure, folder / "figures", name, trained_on)
     write_metrics(found, folder)
     return found
 
@@ -165,59 +170,6 @@ def _report(
 def write_metrics(found: dict[str, Any], folder: Path) -> None:
     """Write `folder`/metrics.json, last of all: if it exists, the results are complete."""
     write_text(folder / "metrics.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
-
-
-def table_2(found: dict[str, Any]) -> list[list[str]]:
-    """Table 2 beside the paper's: a row for each measure and source, a column for each group."""
-    header = ["Measure [95 % interval]", "Source"]
-    header += [figures.group_title(name) for name in GROUPS]
-    lines = [header]
-    for key, title in MEASURES.items():
-        ours, paper = [], []
-        for name in GROUPS:
-            measured = found["groups"][name][key]
-            ours.append(_cell(key, measured["value"], measured["low"], measured["high"]))
-            paper.append(_cell(key, *PAPER_TABLE_2[name][key]))
-        lines += [[title, "this model", *ours], [title, "Yin et al. 2021", *paper]]
-    return lines
-
-
-def _cell(key: str, value: float | None, low: float | None, high: float | None) -> str:
-    if value is None or low is None or high is None:
-        return MISSING
-    if key == "auc":
-        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _confusion_table(found: dict[str, Any]) -> list[list[str]]:
-    header = ["Histology", *(f"predicted {name}" for name in STAGES)]
-    counts = found["stages"]["confusion"]
-    return [header, *([name, *map(str, row)] for name, row in zip(STAGES, counts))]
-
-
-def _region_table(maps: dict[str, Any]) -> list[list[str]]:
-    """Median weight (quartiles) by region and predicted stage, and F0 against F4."""
-    by_region = maps["weights_by_predicted_stage"]
-    header = ["Mean weight by predicted stage", *STAGES, "F0 against F4 (Mann-Whitney)"]
-    lines = [header]
-    for region in REGION_NAMES:
-        cells = [
-            MISSING
-            if one["median"] is None
-            else f"{one['median']:.2f} ({one['lower_quartile']:.2f}-{one['upper_quartile']:.2f}), "
-            f"n={one['cases']}"
-            for one in by_region[region].values()
-        ]
-        compared = maps["f0_against_f4"][region]
-        p = MISSING if compared is None else figures.p_value(compared["p"])
-        lines.append([REGION_NAMES[region], *cells, p])
-    paper = {
-        stage: f"{median:.2f} ({low:.2f}-{high:.2f})"
-        for stage, (median, low, high) in cohort_maps.PAPER_LIVER_WEIGHT.items()
-    }
-    cells = [paper.get(stage, MISSING) for stage in STAGES]
-    return [*lines, ["Liver, Yin et al. 2021 (reference assumed)", *cells, "p < 0.001"]]
 
 
 def _pattern_table(maps: dict[str, Any]) -> list[list[str]]:
@@ -234,19 +186,6 @@ def _pattern_table(maps: dict[str, Any]) -> list[list[str]]:
                 for one in found[key].values()
             ]
             lines.append([PATTERN_NAMES[name], title, *cells, paper])
-    return lines
-
-
-def _comparison_table(compared: dict[str, dict[str, float] | None]) -> list[list[str]]:
-    lines = [["Group", "AUC", "AUC of the other", "Difference [95 % interval]", "DeLong"]]
-    for name, one in compared.items():
-        title = figures.group_title(name)
-        if one is None:
-            lines.append([title, *[MISSING] * 4])
-            continue
-        difference = f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
-        aucs = [f"{one['first']:.3f}", f"{one['second']:.3f}"]
-        lines.append([title, *aucs, difference, figures.p_value(one["p"])])
     return lines
 
 
@@ -300,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if other is not None:
             compared = compare(staged, stage_cases(cases, other, folder, options.workers))
             found["compared_with"] = {"model": other.sha256, **compared}
-            lines = _comparison_table(compared)
+            lines = comparison_table(compared, "this model", "the other")
             _write_table(options.output / "tables" / "comparison", lines, RESEARCH_USE)
             write_metrics(found, options.output)
     except (ManifestError, StagingError, OSError) as refusal:

@@ -10,8 +10,8 @@ from typing import Any
 
 from common.files import write_text
 from common.tables import markdown
-from evaluation.evaluate import table_2
 from LiverFibrosisStagingLib import StagingModel
+from LiverFibrosisStagingLib.evaluation.tables import table_2
 from LiverFibrosisStagingLib.model import Card
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
 
@@ -117,7 +117,7 @@ def _measured(found: dict[str, Any], folder: str) -> str:
             ("Weights by region", "region_weights"),
         )
     )
-    return f"{markdown(table_2(found))}\n\n{agreement}\n\n{pictures}"
+    return f"{markdown(table_2({'this model': found}))}\n\n{agreement}\n\n{pictures}"
 
 
 def _times(sizes: tuple[float, ...] | list[float]) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 
 from common.files import write_text
 from common.tables import MISSING, markdown
-from evaluation.metrics import auc, draw_patients, interval
 from LiverFibrosisStagingLib.card import Card
+from LiverFibrosisStagingLib.evaluation.measures import auc, draw_patients, interval
 from LiverFibrosisStagingLib.explanation_check import CHANGES
 from LiverFibrosisStagingLib.model import read_card
 from LiverFibrosisStagingLib.report.summary import group_label

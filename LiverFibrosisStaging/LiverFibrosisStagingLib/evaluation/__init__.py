@@ -1,0 +1,1 @@
+"""Results against a reference standard: measures with intervals, tests, tables and figures."""

@@ -1,0 +1,167 @@
+"""The measures of a cohort as one dictionary, as it is written to metrics.json."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..report.summary import REGION_NAMES
+from ..stages import GROUPS, STAGES
+from .comparing import f0_against_f4
+from .measures import (
+    INTERVAL,
+    Interval,
+    Measure,
+    auc,
+    calibration_line,
+    confusion,
+    draw_patients,
+    expected_calibration_error,
+    group_probabilities,
+    interval,
+    macro_auc,
+    mean,
+    micro_auc,
+    obuchowski,
+    quadratic_kappa,
+    reliability,
+)
+
+
+def cohort_measures(
+    stage: np.ndarray,
+    probabilities: np.ndarray,
+    predicted: np.ndarray,
+    positive: Mapping[str, np.ndarray],
+    patient: np.ndarray,
+    repeats: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measures of staged cases: by group (`groups`), and over all stages (`stages`).
+
+    stage, predicted: int [n], 0..4, by histology and as staged. probabilities: float64 [n, 5].
+    positive: group -> whether each case is positive at the operating point, bool [n]. patient:
+    whose case it is, [n]; intervals are by resampling patients. What is not defined is None.
+    """
+    weights = draw_patients(patient, repeats, seed)
+    scores = group_probabilities(probabilities)
+    groups = {}
+    for name, first in GROUPS.items():
+        truth, score = stage >= first, scores[name]
+        squares = (score - truth) ** 2
+        groups[name] = {
+            **binary_measures(truth, score, positive[name], patient, weights),
+            "brier": interval(lambda w, s=squares: mean(s, w), weights),
+            "positive_cases": int(truth.sum()),
+            "calibration": calibration_line(truth, score)._asdict(),
+            "expected_calibration_error": expected_calibration_error(truth, score),
+            "reliability": reliability(truth, score),
+        }
+
+    def of_counts(measure: Measure) -> Interval:
+        return interval(lambda w: measure(confusion(stage, predicted, w)), weights)
+
+    one_hot = np.equal.outer(stage, np.arange(len(STAGES)))
+    squares = ((probabilities - one_hot) ** 2).sum(axis=1)
+    confidence = probabilities[np.arange(len(stage)), predicted]
+    expected = probabilities @ np.arange(len(STAGES))
+    return {
+        "cases": len(stage),
+        "patients": len(np.unique(patient)),
+        "cases_by_stage": dict(zip(STAGES, np.bincount(stage, minlength=len(STAGES)).tolist())),
+        "interval": f"{INTERVAL}, {repeats} repeats",
+        "groups": groups,
+        "stages": {
+            "macro_auc": interval(lambda w: macro_auc(stage, probabilities, w), weights),
+            "micro_auc": interval(lambda w: micro_auc(stage, probabilities, w), weights),
+            "auc": {
+                STAGES[s]: interval(lambda w, s=s: auc(stage == s, probabilities[:, s], w), weights)
+                for s in np.unique(stage)
+            },
+            "obuchowski": interval(lambda w: obuchowski(stage, expected, w), weights),
+            "accuracy": of_counts(lambda c: c.trace(axis1=1, axis2=2) / c.sum(axis=(1, 2))),
+            "quadratic_kappa": of_counts(quadratic_kappa),
+            "brier": interval(lambda w: mean(squares, w), weights),
+            "expected_calibration_error": expected_calibration_error(
+                stage == predicted, confidence
+            ),
+            "confusion": confusion(stage, predicted, np.ones((1, len(stage))))[0]
+            .astype(int)
+            .tolist(),
+        },
+    }
+
+
+def binary_measures(
+    truth: np.ndarray,
+    score: np.ndarray,
+    positive: np.ndarray,
+    patient: np.ndarray,
+    weights: np.ndarray,
+) -> dict[str, Interval]:
+    """AUC of a score [n], and sensitivity, specificity and accuracy of the positive cases.
+
+    truth, positive: bool [n]. weights: of `draw_patients`, for the intervals.
+    """
+    right = (truth == positive).astype(float)
+    with_it, without = (len(np.unique(patient[one])) for one in (truth, ~truth))
+    return {
+        "auc": interval(lambda w: auc(truth, score, w), weights, min(with_it, without)),
+        "sensitivity": interval(lambda w: mean(right, w * truth), weights, with_it),
+        "specificity": interval(lambda w: mean(right, w * ~truth), weights, without),
+        "accuracy": interval(lambda w: mean(right, w), weights, len(np.unique(patient))),
+    }
+
+
+def weights_by_stage(
+    by_region: Mapping[str, np.ndarray], predicted: np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
+    """Region -> predicted stage -> weights; by_region: weights [n], NaN where not measured."""
+    return {
+        region: {
+            name: values[(predicted == s) & np.isfinite(values)] for s, name in enumerate(STAGES)
+        }
+        for region, values in by_region.items()
+    }
+
+
+def describe_weights(grouped: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """Median and quartiles of `weights_by_stage`, and F0 against F4 by Mann and Whitney's test.
+
+    The paper tests the liver; the other regions are exploratory. Cases are treated as independent,
+    including two scans of a patient.
+    """
+    return {
+        "weights_by_predicted_stage": {
+            region: {name: _quartiles(values) for name, values in by_stage.items()}
+            for region, by_stage in grouped.items()
+        },
+        "f0_against_f4": {
+            region: f0_against_f4(by_stage["F0"], by_stage["F4"])
+            for region, by_stage in grouped.items()
+        },
+    }
+
+
+def relative_weights(measurements: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
+    """Region -> mean weight [n], of cases with their regions' mean weights.
+
+    NaN where a region was not measured, and for a map that is 0 everywhere.
+    """
+    empty = np.array([not any(one.values()) for one in measurements], bool)
+    return {
+        region: np.where(empty, np.nan, [one.get(region, np.nan) for one in measurements])
+        for region in REGION_NAMES
+    }
+
+
+def _quartiles(values: np.ndarray) -> dict[str, float | int | None]:
+    if not len(values):
+        return {"cases": 0, "median": None, "lower_quartile": None, "upper_quartile": None}
+    lower, median, upper = map(float, np.percentile(values, (25, 50, 75)))
+    return {
+        "cases": len(values),
+        "median": median,
+        "lower_quartile": lower,
+        "upper_quartile": upper,
+    }

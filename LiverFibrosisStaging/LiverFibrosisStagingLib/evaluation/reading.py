@@ -1,0 +1,271 @@
+"""A batch's table and a reference standard as the cases of an evaluation."""
+
+import csv
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import StagingError
+from ..files import cell
+from ..report.summary import REGION_NAMES
+from ..signs.measure import UNITS
+from ..stages import STAGES
+from .cohort import relative_weights
+
+NEEDED = ("case", "status", "stage", *STAGES)
+DONE = "done"
+HASH = "model_sha256"
+_SUM = 0.001  # by which the probabilities of a case may miss 1, being rounded
+_DELIMITERS = ",;\t"
+
+Row = Mapping[str, str]
+
+
+class LeftOut(NamedTuple):
+    """A case that is not evaluated; case: "" for one that is not in the results."""
+
+    case: str
+    reason: str
+
+
+class Model(NamedTuple):
+    """A model named in the results; sha256: "" if the table has no such column."""
+
+    name: str
+    sha256: str
+    trained_on: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that was read: its SHA-256 and its number of rows."""
+
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Cases:
+    """n evaluated cases, in the order of the results.
+
+    stage, predicted: int [n], 0..4, by the reference standard and as staged. probabilities:
+    float64 [n, 5]. supported: bool [n], or None if the results do not say. signs: sign -> float64
+    [n], NaN where not measured. weights: region -> mean weight [n] of the predicted stage's map,
+    NaN where there is none.
+    """
+
+    case: np.ndarray
+    patient: np.ndarray
+    stage: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    supported: np.ndarray | None
+    signs: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
+    models: tuple[Model, ...]
+    left_out: tuple[LeftOut, ...]
+    results: Source
+    truth: Source = field(repr=False)
+
+
+def read_evaluated(results: Path, truth: Path) -> Cases:
+    """The cases of a batch's table that are staged and have a stage in the reference standard.
+
+    results: CSV or Parquet with the columns of `batch.table`, of which `NEEDED` have to be there.
+    truth: CSV or Parquet with the columns case, stage (F0..F4 or 0..4; empty if unknown) and,
+    optionally, patient, for patients with several CTs. What cannot be evaluated is in `left_out`:
+    cases that failed, have no reference standard, or are not in the results.
+
+    Raises StagingError for a file that cannot be read, a missing column, a case that occurs twice,
+    a stage or number that is none, and if no case is left.
+    """
+    rows, known = read_rows(results), read_rows(truth)
+    _check_columns(results, rows, NEEDED)
+    _check_columns(truth, known, ("case", "stage"))
+    row_of, known_of = _by_case(results, rows), _by_case(truth, known)
+    used, left_out = [], []
+    for name, number in row_of.items():
+        row, reference = rows[number], known_of.get(name)
+        stage = None if reference is None else _stage(truth, reference, known[reference])
+        if row["status"] != DONE:
+            reason = f"not staged: {row.get('reason') or row['status']}"
+        elif reference is None:
+            reason = "not in the reference standard"
+        elif stage is None:
+            reason = "the reference standard has no stage"
+        else:
+            used.append((number, reference, stage))
+            continue
+        left_out.append(LeftOut(name, reason))
+    for name, number in known_of.items():
+        if name not in row_of:  # whose name is in none of the outputs
+            where = f"row {number + 2} of the reference standard"
+            left_out.append(LeftOut("", f"{where}: not in the results"))
+    if not used:
+        raise StagingError(
+            f"{results}: none of the {len(rows)} rows is a staged case with a stage in {truth}; "
+            "at least one is needed."
+        )
+    staged = [rows[number] for number, _, _ in used]
+    probabilities = np.array(
+        [[_number(results, n, rows[n], name) for name in STAGES] for n, _, _ in used]
+    )
+    for (n, _, _), own in zip(used, probabilities):
+        if not (np.isfinite(own).all() and abs(own.sum() - 1) <= _SUM and own.min() >= 0):
+            raise StagingError(
+                f"{results}, row {n + 2}: the probabilities F0 to F4 are "
+                f"{', '.join(f'{p:g}' for p in own)}; numbers that add up to 1 are needed."
+            )
+    supported = [row.get("supported", "").lower() in ("true", "1") for row in staged]
+    return Cases(
+        case=np.array([row["case"] for row in staged]),
+        patient=np.array(
+            [known[r].get("patient") or f"case {rows[n]['case']}" for n, r, _ in used]
+        ),
+        stage=np.array([stage for _, _, stage in used], int),
+        predicted=np.array([_predicted(results, n, rows[n]) for n, _, _ in used], int),
+        probabilities=probabilities,
+        supported=np.array(supported) if "supported" in rows[0] else None,
+        signs={
+            key: np.array([_number(results, n, rows[n], key) for n, _, _ in used]) for key in UNITS
+        },
+        weights=relative_weights([_weights(results, n, rows[n]) for n, _, _ in used]),
+        models=tuple(
+            dict.fromkeys(
+                Model(row.get("model", ""), row.get(HASH, ""), row.get("trained_on", ""))
+                for row in staged
+            )
+        ),
+        left_out=tuple(left_out),
+        results=Source(sha256_of(results), len(rows)),
+        truth=Source(sha256_of(truth), len(known)),
+    )
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV (comma, semicolon or tab) or Parquet file, as text; "" for a missing value.
+
+    Raises StagingError.
+    """
+    try:
+        if path.suffix.lower() == ".parquet":
+            return _parquet_rows(path)
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header = file.readline()
+            file.seek(0)
+            delimiter = max(_DELIMITERS, key=header.count)
+            rows = list(csv.DictReader(file, delimiter=delimiter, restval=""))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise StagingError(
+            f"{path}: cannot be read ({type(error).__name__}); a CSV or Parquet file is needed."
+        ) from None
+    return [_text(row) for row in rows]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _parquet_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise StagingError(
+            f"{path}: Parquet files need pyarrow, which is not installed; install it with "
+            "pip install pyarrow."
+        ) from None
+    try:
+        return [_text(row) for row in parquet.read_table(path).to_pylist()]
+    except pyarrow.ArrowInvalid:
+        raise StagingError(
+            f"{path}: cannot be read as Parquet; a CSV or Parquet file is needed."
+        ) from None
+
+
+def _text(row: Mapping[str | None, object]) -> dict[str, str]:
+    return {
+        key.strip(): "" if value is None else str(value).strip()
+        for key, value in row.items()
+        if key is not None  # cells beyond the header
+    }
+
+
+def _check_columns(path: Path, rows: Sequence[Row], needed: Sequence[str]) -> None:
+    if not rows:
+        raise StagingError(f"{path}: no rows; a header and a row for each case are needed.")
+    missing = [name for name in needed if name not in rows[0]]
+    if missing:
+        raise StagingError(
+            f"{path}: no column {', '.join(missing)}; the columns {', '.join(needed)} are needed."
+        )
+
+
+def _by_case(path: Path, rows: Sequence[Row]) -> dict[str, int]:
+    """Case -> number of its row; a name is as the table would write it (`files.cell`)."""
+    found: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        name = cell(row["case"])
+        if not name:
+            raise StagingError(f"{path}, row {number + 2}: no case; its name is needed.")
+        if name in found:
+            raise StagingError(
+                f"{path}: the case {name!r} is in rows {found[name] + 2} and {number + 2}; each "
+                "case is needed once."
+            )
+        found[name] = number
+    return found
+
+
+def _stage(path: Path, number: int, row: Row) -> int | None:
+    """The stage 0..4 of a row; None if it is empty."""
+    text = row["stage"]
+    if not text:
+        return None
+    value = _as_float(text.upper().removeprefix("F"))
+    if value not in range(len(STAGES)):
+        raise StagingError(
+            f"{path}, row {number + 2}: the stage is {text!r}; F0 to F4, 0 to 4, or nothing for an "
+            "unknown stage is needed."
+        )
+    return int(value)
+
+
+def _predicted(path: Path, number: int, row: Row) -> int:
+    if row["stage"] not in STAGES:
+        raise StagingError(
+            f"{path}, row {number + 2}: the stage is {row['stage']!r}; F0 to F4 is needed."
+        )
+    return STAGES.index(row["stage"])
+
+
+def _number(path: Path, number: int, row: Row, column: str) -> float:
+    """The number in a column; NaN if it is empty or there is no such column."""
+    text = row.get(column, "")
+    value = _as_float(text)
+    if text and text.lower() != "nan" and not math.isfinite(value):
+        raise StagingError(
+            f"{path}, row {number + 2}: {column} is {text!r}; a number or nothing is needed."
+        )
+    return value
+
+
+def _as_float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _weights(path: Path, number: int, row: Row) -> dict[str, float]:
+    """Region -> mean weight; none if the map explains another stage than the predicted one."""
+    if row.get("explained", row["stage"]) != row["stage"]:
+        return {}
+    found = {r: _number(path, number, row, f"{r}_mean") for r in REGION_NAMES}
+    return {region: value for region, value in found.items() if math.isfinite(value)}
