@@ -15,7 +15,9 @@ from .. import __version__
 from ..errors import StagingError
 from ..files import check_writable, write_folder, write_table
 from ..model import read_card
+from ..report.content import SIGN_NAMES
 from ..resources import default_model_path
+from ..signs.measure import UNITS
 from ..stages import GROUPS, RESEARCH_USE
 from . import figures
 from .cohort import binary_measures, cohort_measures, describe_weights, weights_by_stage
@@ -37,7 +39,6 @@ from .tables import (
     confusion_table,
     group_title,
     region_table,
-    sign_name,
     sign_table,
     table_2,
 )
@@ -65,7 +66,7 @@ SCHEMA = 1
 ALL, SUPPORTED = "all cases", "supported cases"
 OF_MODEL = "of the model"
 OPTIMISTIC = "Youden's index on these cases; optimistic"
-FEW = 10  # cases of a class, below which a warning says so
+FEW = 20  # cases of a class, below which the AUC's interval is too short
 DIGITS = 6  # significant, in metrics.json
 
 
@@ -109,9 +110,10 @@ def evaluate(
             "results": vars(cases.results),
             "truth": vars(cases.truth),
             "compare": None if other is None else vars(other.results),
+            "model": None if model is None else {"sha256": sha256_of(Path(model))},
         },
         "models": [one._asdict() for one in cases.models],
-        "options": {"label": label, "repeats": repeats, "seed": seed, "model": model is not None},
+        "options": {"label": label, "repeats": repeats, "seed": seed},
         "operating_points": {"source": points_source, **points},
         "warnings": _warnings(cases, points_source),
         "left_out": dict(Counter(_kind(one.reason) for one in cases.left_out)),
@@ -173,6 +175,9 @@ def _measured(cases: Cases, points: Mapping[str, float], repeats: int, seed: int
             SUPPORTED: None if cases.supported is None else of(cases.supported),
         },
         "signs": {key: _sign(cases, key, repeats, seed) for key in directions()},
+        "signs_without_direction": [
+            key for key in UNITS if key in SIGN_NAMES and key not in directions()
+        ],
         "location_maps": describe_weights(weights_by_stage(cases.weights, cases.predicted)),
     }
 
@@ -254,7 +259,10 @@ def _warnings(cases: Cases, points_source: str) -> list[str]:
         positive = int((cases.stage >= first).sum())
         for count, words in ((positive, "with"), (len(cases.stage) - positive, "without")):
             if count < FEW:
-                found.append(f"{group_title(name)}: only {count} cases {words} it.")
+                found.append(
+                    f"{group_title(name)}: {count} cases {words} it; below {FEW}, the intervals of "
+                    "the AUC are too short."
+                )
     return found
 
 
@@ -323,7 +331,7 @@ def _areas(found: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
     areas = {found["label"]: {n: g["auc"] for n, g in found["network"][ALL]["groups"].items()}}
     for key, one in found["signs"].items():
         if one["cases"]:
-            areas[f"{sign_name(key)}, n={one['cases']}"] = {
+            areas[f"{SIGN_NAMES[key]} (n={one['cases']})"] = {
                 n: g["auc"] for n, g in one["groups"].items()
             }
     return areas

@@ -154,7 +154,7 @@ def decision_curves(stage: np.ndarray, probabilities: np.ndarray) -> Figure:
         truth, color = stage >= GROUPS[name], GROUP_LOOK[name][0]
         benefit = net_benefit(truth, scores[name], THRESHOLDS)
         everyone = net_benefit(truth, np.ones(len(truth)), THRESHOLDS)
-        axes.plot(THRESHOLDS, benefit, color=color, lw=1.8, label="by this probability")
+        axes.plot(THRESHOLDS, benefit, color=color, lw=1.8, label="by the probability (coloured)")
         axes.plot(THRESHOLDS, everyone, "--", color=GREY, lw=1.2, label="all positive")
         axes.axhline(0, color="black", lw=0.8, label="none positive")
         top = max(truth.mean(), 0.05)
@@ -162,8 +162,8 @@ def decision_curves(stage: np.ndarray, probabilities: np.ndarray) -> Figure:
         axes.set_title(group_title(name), fontsize=10)
         _plain(axes)
     figure.axes[0].set_ylabel("Net benefit")
-    figure.axes[-1].legend(loc="upper right", fontsize=8.5, frameon=False)
-    figure.suptitle("Decision curves", fontsize=11)
+    lines = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     return figure
 
 

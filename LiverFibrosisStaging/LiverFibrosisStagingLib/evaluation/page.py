@@ -12,6 +12,7 @@ from .tables import (
     comparison_table,
     region_table,
     sign_table,
+    sign_title,
     stages_table,
     table_2,
 )
@@ -27,12 +28,12 @@ _TITLES = {
     "aucs": "AUCs of the network and of each sign",
 }
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1f2933; max-width: 1100px; margin: 2em auto;
+body { font: 15px/1.45 system-ui, sans-serif; color: #1f2933; max-width: 1500px; margin: 2em auto;
        padding: 0 1em; }
 table { border-collapse: collapse; margin: 0.5em 0 1.5em; font-size: 13px; display: block;
         overflow-x: auto; }
 th, td { border-bottom: 1px solid #cbd2d9; padding: 0.3em 0.7em; text-align: left;
-         vertical-align: top; }
+         vertical-align: top; white-space: nowrap; }
 th { background: #f5f7fa; }
 figure { margin: 1.5em 0; }
 img { max-width: 100%; }
@@ -69,6 +70,8 @@ def page(found: Mapping[str, Any], figures: Sequence[str]) -> str:
         "<p>Each sign is a score in its published direction. The network is compared with it by "
         "DeLong's test on the cases in which the sign is measured.</p>",
         _table(sign_table(found["signs"])),
+        "<p>Not evaluated, since no direction is published: "
+        f"{', '.join(map(sign_title, found['signs_without_direction']))}.</p>",
         *_comparison(found),
         "<h2>Location map</h2>",
         _table(region_table(found["location_maps"])),
@@ -92,7 +95,7 @@ def _inputs(found: Mapping[str, Any]) -> Table:
     lines = [["Input", "Rows", "SHA-256"]]
     for name, source in found["inputs"].items():
         if source is not None:
-            lines.append([name, str(source["rows"]), source["sha256"]])
+            lines.append([name, str(source.get("rows", "")), source["sha256"]])
     for model in found["models"]:
         lines.append([f"model {model['name']}", "", model["sha256"] or "not in the results"])
     options = found["options"]

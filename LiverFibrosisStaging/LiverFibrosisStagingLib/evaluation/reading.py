@@ -104,7 +104,7 @@ def read_evaluated(results: Path, truth: Path) -> Cases:
         left_out.append(LeftOut(name, reason))
     for name, number in known_of.items():
         if name not in row_of:  # whose name is in none of the outputs
-            where = f"row {number + 2} of the reference standard"
+            where = f"line {number + 2} of the reference standard"
             left_out.append(LeftOut("", f"{where}: not in the results"))
     if not used:
         raise StagingError(
@@ -118,10 +118,10 @@ def read_evaluated(results: Path, truth: Path) -> Cases:
     for (n, _, _), own in zip(used, probabilities):
         if not (np.isfinite(own).all() and abs(own.sum() - 1) <= _SUM and own.min() >= 0):
             raise StagingError(
-                f"{results}, row {n + 2}: the probabilities F0 to F4 are "
+                f"{results}, line {n + 2}: the probabilities F0 to F4 are "
                 f"{', '.join(f'{p:g}' for p in own)}; numbers that add up to 1 are needed."
             )
-    supported = [row.get("supported", "").lower() in ("true", "1") for row in staged]
+    supported = [row.get("supported", "").lower() for row in staged]
     return Cases(
         case=np.array([row["case"] for row in staged]),
         patient=np.array(
@@ -130,7 +130,7 @@ def read_evaluated(results: Path, truth: Path) -> Cases:
         stage=np.array([stage for _, _, stage in used], int),
         predicted=np.array([_predicted(results, n, rows[n]) for n, _, _ in used], int),
         probabilities=probabilities,
-        supported=np.array(supported) if "supported" in rows[0] else None,
+        supported=np.isin(supported, ("true", "1")) if any(supported) else None,
         signs={
             key: np.array([_number(results, n, rows[n], key) for n, _, _ in used]) for key in UNITS
         },
@@ -213,10 +213,10 @@ def _by_case(path: Path, rows: Sequence[Row]) -> dict[str, int]:
     for number, row in enumerate(rows):
         name = cell(row["case"])
         if not name:
-            raise StagingError(f"{path}, row {number + 2}: no case; its name is needed.")
+            raise StagingError(f"{path}, line {number + 2}: no case; its name is needed.")
         if name in found:
             raise StagingError(
-                f"{path}: the case {name!r} is in rows {found[name] + 2} and {number + 2}; each "
+                f"{path}: the case {name!r} is in lines {found[name] + 2} and {number + 2}; each "
                 "case is needed once."
             )
         found[name] = number
@@ -231,8 +231,8 @@ def _stage(path: Path, number: int, row: Row) -> int | None:
     value = _as_float(text.upper().removeprefix("F"))
     if value not in range(len(STAGES)):
         raise StagingError(
-            f"{path}, row {number + 2}: the stage is {text!r}; F0 to F4, 0 to 4, or nothing for an "
-            "unknown stage is needed."
+            f"{path}, line {number + 2}: the stage is {text!r}; F0 to F4, 0 to 4, or nothing if it "
+            "is unknown, is needed."
         )
     return int(value)
 
@@ -240,7 +240,7 @@ def _stage(path: Path, number: int, row: Row) -> int | None:
 def _predicted(path: Path, number: int, row: Row) -> int:
     if row["stage"] not in STAGES:
         raise StagingError(
-            f"{path}, row {number + 2}: the stage is {row['stage']!r}; F0 to F4 is needed."
+            f"{path}, line {number + 2}: the stage is {row['stage']!r}; F0 to F4 is needed."
         )
     return STAGES.index(row["stage"])
 
@@ -251,7 +251,7 @@ def _number(path: Path, number: int, row: Row, column: str) -> float:
     value = _as_float(text)
     if text and text.lower() != "nan" and not math.isfinite(value):
         raise StagingError(
-            f"{path}, row {number + 2}: {column} is {text!r}; a number or nothing is needed."
+            f"{path}, line {number + 2}: {column} is {text!r}; a number or nothing is needed."
         )
     return value
 
@@ -265,7 +265,7 @@ def _as_float(text: str) -> float:
 
 def _weights(path: Path, number: int, row: Row) -> dict[str, float]:
     """Region -> mean weight; none if the map explains another stage than the predicted one."""
-    if row.get("explained", row["stage"]) != row["stage"]:
+    if (row.get("explained") or row["stage"]) != row["stage"]:
         return {}
     found = {r: _number(path, number, row, f"{r}_mean") for r in REGION_NAMES}
     return {region: value for region, value in found.items() if math.isfinite(value)}

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..report.content import SIGN_NAMES
 from ..report.summary import REGION_NAMES, group_stages
-from ..signs.published import published_signs
+from ..signs.measure import UNITS
 from ..stages import GROUPS, STAGES
 from .comparing import p_value
 from .paper import LIVER_WEIGHT, SOURCE, TABLE_2
@@ -130,12 +131,9 @@ def calibration_table(found: Mapping[str, Mapping[str, Any] | None]) -> Table:
     return lines
 
 
-def sign_name(key: str) -> str:
-    """A sign in words: its published name with its unit, or its key."""
-    signs = published_signs().signs
-    if key not in signs:
-        return key.replace("_", " ")
-    return f"{signs[key].name} ({signs[key].unit})" if signs[key].unit else signs[key].name
+def sign_title(key: str) -> str:
+    """The name of a sign with its unit: "Spleen volume (mL)"."""
+    return f"{SIGN_NAMES[key]} ({UNITS[key]})" if UNITS[key] else SIGN_NAMES[key]
 
 
 def sign_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -158,7 +156,7 @@ def sign_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
                     else f"AUC {tested['difference']:+.3f}, {p_value(tested['p'])}",
                 ]
             cases = str(sign["cases"])
-            lines.append([sign_name(key), side, group_title(group), cases, *cells])
+            lines.append([sign_title(key), side, group_title(group), cases, *cells])
     return lines
 
 
