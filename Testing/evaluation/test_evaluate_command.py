@@ -243,6 +243,8 @@ def test_small_groups_are_not_defined(kept, tmp_path, small_figures):
     cirrhosis = found["network"]["all cases"]["groups"]["cirrhosis"]
     assert (cirrhosis["auc"]["value"] is None) == ("F4" not in kept)
     assert cirrhosis["auc"]["low"] is None
+    spleen = found["signs"]["spleen_volume_ml"]["groups"]["cirrhosis"]
+    assert (spleen is None) == ("F4" not in kept)
 
 
 def test_semicolons_numbers_and_parquet(tmp_path, no_figures):

@@ -6,6 +6,7 @@ from scipy.stats import binom, norm
 
 from LiverFibrosisStagingLib.evaluation import measures
 from LiverFibrosisStagingLib.evaluation.cohort import binary_measures
+from LiverFibrosisStagingLib.evaluation.comparing import auc_interval
 
 RUNS = 300
 
@@ -15,10 +16,10 @@ def covered(found: dict, true: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("cases", "positive", "shift", "lowest"), [(120, 50, 1.5, 0.92), (60, 12, 1.5, 0.88)]
+    ("cases", "positive", "shift"), [(120, 50, 1.5), (60, 12, 1.5), (60, 12, 2.5)]
 )
-def test_intervals_cover_the_true_values(cases, positive, shift, lowest):
-    """95 %, within the error of the simulations; those of small classes are somewhat short."""
+def test_intervals_cover_the_true_values(cases, positive, shift):
+    """AUCs 95 %, within the error of the simulations; shares less exactly, being counts."""
     rng, cut = np.random.default_rng(0), 0.75
     truth, patient = np.arange(cases) < positive, np.arange(cases)
     right = norm.sf(cut - shift), norm.cdf(cut)  # sensitivity and specificity
@@ -35,9 +36,8 @@ def test_intervals_cover_the_true_values(cases, positive, shift, lowest):
         found = binary_measures(truth, score, score >= cut, patient, weights)
         for name, value in true.items():
             hits[name] += covered(found[name], value)
-    unlikely_low = binom.ppf(0.001, RUNS, lowest)
-    assert min(hits.values()) >= unlikely_low, hits
-    assert max(hits.values()) <= binom.ppf(0.999, RUNS, 0.99), hits
+    assert binom.ppf(0.001, RUNS, 0.94) <= hits["auc"] <= binom.ppf(0.999, RUNS, 0.97), hits
+    assert min(hits.values()) >= binom.ppf(0.001, RUNS, 0.92), hits
 
 
 def test_patients_with_several_cts_widen_the_interval():
@@ -54,6 +54,18 @@ def test_patients_with_several_cts_widen_the_interval():
             naive += covered(found, 0.7) and who is not patient
     assert hits >= binom.ppf(0.001, RUNS, 0.93)
     assert naive < 0.8 * RUNS
+
+
+def test_the_logit_interval_of_an_auc_by_hand_and_by_patient():
+    truth, score = np.array([1, 1, 1, 0, 0], bool), np.array([3.0, 2.0, 0.5, 1.0, 0.0])
+    above, below = np.array([1, 1, 0.5]), np.array([2 / 3, 1])  # placements; the AUC is 5/6
+    variance = above.var(ddof=1) / 3 + below.var(ddof=1) / 2
+    reach = 1.959964 * np.sqrt(variance) / (5 / 36)
+    ends = [1 / (1 + np.exp(-(np.log(5) + sign * reach))) for sign in (-1, 1)]
+    assert auc_interval(truth, score, np.arange(5)) == pytest.approx(ends, abs=1e-6)
+    twice = auc_interval(np.tile(truth, 2), np.tile(score, 2), np.tile(np.arange(5), 2))
+    assert twice == pytest.approx(ends, abs=1e-6)
+    assert auc_interval(truth, truth.astype(float), np.arange(5)) is None
 
 
 def test_a_share_of_all_cases_has_the_exact_lower_end():

@@ -7,9 +7,10 @@ import numpy as np
 
 from ..report.summary import REGION_NAMES
 from ..stages import GROUPS, STAGES
-from .comparing import f0_against_f4
+from .comparing import auc_interval, f0_against_f4
 from .measures import (
     INTERVAL,
+    MIN_PATIENTS,
     Interval,
     Measure,
     auc,
@@ -26,6 +27,8 @@ from .measures import (
     quadratic_kappa,
     reliability,
 )
+
+SMALL = 20  # patients in a class
 
 
 def cohort_measures(
@@ -101,12 +104,18 @@ def binary_measures(
 ) -> dict[str, Interval]:
     """AUC of a score [n], and sensitivity, specificity and accuracy of the positive cases.
 
-    truth, positive: bool [n]. weights: of `draw_patients`, for the intervals.
+    truth, positive: bool [n]. weights: of `draw_patients`, for the intervals. With fewer than SMALL
+    patients in a class, for which percentile intervals of an AUC are too short, that of the AUC is
+    `comparing.auc_interval`.
     """
     right = (truth == positive).astype(float)
     with_it, without = (len(np.unique(patient[one])) for one in (truth, ~truth))
+    smaller = min(with_it, without)
+    area = interval(lambda w: auc(truth, score, w), weights, smaller)
+    if MIN_PATIENTS <= smaller < SMALL and (ends := auc_interval(truth, score, patient)):
+        area["low"], area["high"] = ends
     return {
-        "auc": interval(lambda w: auc(truth, score, w), weights, min(with_it, without)),
+        "auc": area,
         "sensitivity": interval(lambda w: mean(right, w * truth), weights, with_it),
         "specificity": interval(lambda w: mean(right, w * ~truth), weights, without),
         "accuracy": interval(lambda w: mean(right, w), weights, len(np.unique(patient))),

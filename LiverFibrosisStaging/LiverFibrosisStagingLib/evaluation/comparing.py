@@ -1,8 +1,9 @@
-"""Tests of a difference: DeLong's of two AUCs, Mann and Whitney's of two groups of values."""
+"""DeLong's comparison of two AUCs and interval of one, and Mann and Whitney's test."""
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit, logit
 from scipy.stats import mannwhitneyu, norm, rankdata
 
 
@@ -28,29 +29,7 @@ def delong(
     Biometrics 53:567-578, which for one case per patient is DeLong's variance. None: all cases are
     independent. Raises ValueError if a class has cases of fewer than two patients.
     """
-    truth = np.asarray(truth, bool)
-    index = np.arange(len(truth))
-    if patient is not None:
-        index = np.unique(patient, return_inverse=True)[1]
-    if min(len(np.unique(index[truth])), len(np.unique(index[~truth]))) < 2:
-        raise ValueError("DeLong's comparison needs two cases or more of each class.")
-    scores = np.array([first, second], np.float64)
-    positive, negative = scores[:, truth], scores[:, ~truth]
-    m, n = positive.shape[1], negative.shape[1]
-    rank = rankdata(np.hstack([positive, negative]), axis=1)
-    # For each case, the share of the other class that is ranked correctly; ties count half.
-    above = (rank[:, :m] - rankdata(positive, axis=1)) / n
-    below = 1 - (rank[:, m:] - rankdata(negative, axis=1)) / m
-    areas = above.mean(axis=1, keepdims=True)
-    x, y = _by_patient(above - areas, index[truth]), _by_patient(below - areas, index[~truth])
-    x, y = (np.pad(one, ((0, 0), (0, 1 + index.max() - one.shape[1]))) for one in (x, y))
-    of_x, of_y, of_both = (
-        count / (count - 1)
-        for count in (len(np.unique(part)) for part in (index[truth], index[~truth], index))
-    )
-    shared = of_both * (x @ y.T) / (m * n)
-    covariance = of_x * (x @ x.T) / m**2 + of_y * (y @ y.T) / n**2 + shared + shared.T
-    areas = areas[:, 0]
+    areas, covariance = _areas(np.asarray(truth, bool), np.array([first, second]), patient)
     difference = areas[0] - areas[1]
     error = np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0.0))
     if error > 1e-12:
@@ -59,6 +38,24 @@ def delong(
         p = 1.0 if abs(difference) < 1e-12 else 0.0
     reach = norm.ppf(0.975) * error
     return DeLong(*map(float, (*areas, difference, difference - reach, difference + reach, p)))
+
+
+def auc_interval(
+    truth: np.ndarray, score: np.ndarray, patient: np.ndarray
+) -> tuple[float, float] | None:
+    """95 % interval of the AUC of a score [n]: normal, on the scale of its logit.
+
+    With the variance of `delong`; Pepe 2003, The Statistical Evaluation of Medical Tests for
+    Classification and Prediction. None if it is not defined: the AUC is 0 or 1, its
+    variance is 0, or a class has cases of fewer than two patients.
+    """
+    if min(len(np.unique(patient[one])) for one in (truth, ~truth)) < 2:
+        return None
+    (area,), ((variance,),) = _areas(truth, score[None], patient)
+    if not 0 < area < 1 or variance < 1e-24:
+        return None
+    reach = norm.ppf(0.975) * np.sqrt(variance) / (area * (1 - area))
+    return float(expit(logit(area) - reach)), float(expit(logit(area) + reach))
 
 
 def f0_against_f4(f0: np.ndarray, f4: np.ndarray) -> dict[str, float] | None:
@@ -80,6 +77,33 @@ def f0_against_f4(f0: np.ndarray, f4: np.ndarray) -> dict[str, float] | None:
 def p_value(p: float) -> str:
     """A p-value as text."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _areas(
+    truth: np.ndarray, scores: np.ndarray, patient: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUCs of scores [k, n], and their covariance [k, k]; see `delong`."""
+    index = np.arange(len(truth))
+    if patient is not None:
+        index = np.unique(patient, return_inverse=True)[1]
+    if min(len(np.unique(index[truth])), len(np.unique(index[~truth]))) < 2:
+        raise ValueError("DeLong's comparison needs two cases or more of each class.")
+    positive, negative = scores[:, truth], scores[:, ~truth]
+    m, n = positive.shape[1], negative.shape[1]
+    rank = rankdata(np.hstack([positive, negative]), axis=1)
+    # For each case, the share of the other class that is ranked correctly; ties count half.
+    above = (rank[:, :m] - rankdata(positive, axis=1)) / n
+    below = 1 - (rank[:, m:] - rankdata(negative, axis=1)) / m
+    areas = above.mean(axis=1, keepdims=True)
+    x, y = _by_patient(above - areas, index[truth]), _by_patient(below - areas, index[~truth])
+    x, y = (np.pad(one, ((0, 0), (0, 1 + index.max() - one.shape[1]))) for one in (x, y))
+    of_x, of_y, of_both = (
+        count / (count - 1)
+        for count in (len(np.unique(part)) for part in (index[truth], index[~truth], index))
+    )
+    shared = of_both * (x @ y.T) / (m * n)
+    covariance = of_x * (x @ x.T) / m**2 + of_y * (y @ y.T) / n**2 + shared + shared.T
+    return areas[:, 0], covariance
 
 
 def _by_patient(values: np.ndarray, index: np.ndarray) -> np.ndarray:

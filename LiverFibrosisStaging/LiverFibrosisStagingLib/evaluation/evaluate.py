@@ -20,7 +20,7 @@ from ..resources import default_model_path
 from ..signs.measure import UNITS
 from ..stages import GROUPS, RESEARCH_USE
 from . import figures
-from .cohort import binary_measures, cohort_measures, describe_weights, weights_by_stage
+from .cohort import SMALL, binary_measures, cohort_measures, describe_weights, weights_by_stage
 from .comparing import delong
 from .measures import (
     Interval,
@@ -66,7 +66,7 @@ SCHEMA = 1
 ALL, SUPPORTED = "all cases", "supported cases"
 OF_MODEL = "of the model"
 OPTIMISTIC = "Youden's index on these cases; optimistic"
-FEW = 20  # cases of a class, below which the AUC's interval is too short
+UNDEFINED: Interval = {"value": None, "low": None, "high": None}
 DIGITS = 6  # significant, in metrics.json
 
 
@@ -183,7 +183,10 @@ def _measured(cases: Cases, points: Mapping[str, float], repeats: int, seed: int
 
 
 def _sign(cases: Cases, key: str, repeats: int, seed: int) -> dict[str, Any]:
-    """Measures of a sign over the cases in which it is measured, and the network's AUC over it."""
+    """Measures of a sign over the cases in which it is measured, and the network against it.
+
+    None for a group of which these cases have one class only.
+    """
     known = np.isfinite(cases.signs[key])
     found: dict[str, Any] = {
         "rises": directions()[key] > 0,
@@ -201,6 +204,8 @@ def _sign(cases: Cases, key: str, repeats: int, seed: int) -> dict[str, Any]:
     cuts = published_cuts(key)
     for name, first in GROUPS.items():
         at = stage >= first
+        if at.all() or not at.any():
+            continue
         cut = cuts[name].score if name in cuts else youden(at, score)
         found["groups"][name] = {
             "cutoff": directions()[key] * cut,
@@ -258,11 +263,8 @@ def _warnings(cases: Cases, points_source: str) -> list[str]:
     for name, first in GROUPS.items():
         positive = int((cases.stage >= first).sum())
         for count, words in ((positive, "with"), (len(cases.stage) - positive, "without")):
-            if count < FEW:
-                found.append(
-                    f"{group_title(name)}: {count} cases {words} it; below {FEW}, the intervals of "
-                    "the AUC are too short."
-                )
+            if count < SMALL:
+                found.append(f"{group_title(name)}: there are only {count} cases {words} it.")
     return found
 
 
@@ -332,7 +334,8 @@ def _areas(found: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
     for key, one in found["signs"].items():
         if one["cases"]:
             areas[f"{SIGN_NAMES[key]} (n={one['cases']})"] = {
-                n: g["auc"] for n, g in one["groups"].items()
+                group: UNDEFINED if measured is None else measured["auc"]
+                for group, measured in one["groups"].items()
             }
     return areas
 

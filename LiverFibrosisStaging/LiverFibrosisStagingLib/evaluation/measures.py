@@ -20,7 +20,7 @@ BINS = 10  # of equal width, for reliability and expected calibration error
 INTERVAL = "95 % percentile interval, bootstrap over patients"
 MIN_PATIENTS = 5  # fewer have too few different bootstrap samples for an interval
 TAIL = 0.025
-_LARGEST = 4_000_000  # weights that a measure is given at once, which bounds the memory
+_LARGEST = 1_000_000  # weights that a measure is given at once, which bounds the memory
 
 Measure = Callable[[np.ndarray], np.ndarray]
 Interval = dict[str, float | None]

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ..stages import RESEARCH_USE
+from ..stages import GROUPS, RESEARCH_USE
+from .cohort import SMALL
 from .measures import MIN_PATIENTS
 from .tables import (
     Table,
@@ -47,7 +48,6 @@ def page(found: Mapping[str, Any], figures: Sequence[str]) -> str:
     label = found["label"]
     columns = {f"{label}, {which}": one for which, one in found["network"].items()}
     defined = {name: one for name, one in columns.items() if one is not None}
-    points = {key: one for key, one in found["operating_points"].items() if key != "source"}
     parts = [
         f"<h1>Evaluation: {escape(label)}</h1>",
         f'<p class="notice">{escape(RESEARCH_USE)} Model trained on: '
@@ -58,10 +58,7 @@ def page(found: Mapping[str, Any], figures: Sequence[str]) -> str:
         _left_out(found["left_out"]),
         "<h2>Groups of stages (Table 2)</h2>",
         _table(table_2(defined)),
-        f"<p>Operating points: {escape(found['operating_points']['source'])} "
-        f"({', '.join(f'{name} {point:.3g}' for name, point in points.items())}). "
-        f"{escape(next(iter(defined.values()))['interval'])}; not defined for fewer than "
-        f"{MIN_PATIENTS} patients in a class.</p>",
+        _about_groups(found["operating_points"], next(iter(defined.values()))["interval"]),
         "<h2>Stages</h2>",
         _table(stages_table(columns)),
         "<h2>Calibration</h2>",
@@ -101,6 +98,15 @@ def _inputs(found: Mapping[str, Any]) -> Table:
     options = found["options"]
     about = f"{options['repeats']} bootstrap repeats, seed {options['seed']}"
     return [*lines, [f"software {found['software']}, {found['date']}", "", about]]
+
+
+def _about_groups(points: Mapping[str, Any], interval: str) -> str:
+    values = ", ".join(f"{name} {points[name]:.3g}" for name in GROUPS)
+    return (
+        f"<p>Operating points: {escape(points['source'])} ({values}). {escape(interval)}; that of "
+        f"an AUC with fewer than {SMALL} patients in a class by DeLong's variance; none for fewer "
+        f"than {MIN_PATIENTS}.</p>"
+    )
 
 
 def _left_out(counts: Mapping[str, int]) -> str:
