@@ -234,7 +234,8 @@ def test_small_groups_are_not_defined(kept, tmp_path, small_figures):
     pairs = [pair for pair in zip(results, truth) if pair[1]["stage"] in kept]
     if kept == ["one case"]:
         pairs = [(results[0] | {"supported": "False", "liver_mean": ""}, truth[0])]
-    found = evaluated(tmp_path, *map(list, zip(*pairs)))
+    pairs[0][0]["trained_on"] = r"bought for 5 $ \frac{ and 6 $"  # no formula
+    found = evaluated(tmp_path, *map(list, zip(*pairs)), label="$x_{$ " * 20)
     out = tmp_path / "out"
     for path in out.rglob("*.csv"):
         assert "nan" not in path.read_text().lower(), path

@@ -52,7 +52,7 @@ def check_matplotlib() -> None:
 
 def add_footer(figure: Figure, trained_on: str) -> None:
     """Add the training data and the restriction to research use below a figure."""
-    words = f"Model trained on: {trained_on.rstrip('.')}. {RESEARCH_USE}"
+    words = f"Model trained on: {_no_math(trained_on.rstrip('.'))}. {RESEARCH_USE}"
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     width = int(figure.get_figwidth() * 15)
     figure.supxlabel("\n".join(textwrap.wrap(words, width)), fontsize=7.5, color="#444444")
@@ -184,7 +184,7 @@ def areas(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Figu
         axes.axvline(0.5, color=GREY, lw=0.8, ls=":")
         axes.set_title(group_title(group), fontsize=10)
         axes.set(xlabel="AUC", xlim=(-0.02, 1.02), ylim=(len(found) - 0.5, -0.5))
-        axes.set_yticks(range(len(found)), list(found))
+        axes.set_yticks(range(len(found)), [textwrap.fill(_no_math(n), 40) for n in found])
         _plain(axes)
     return figure
 
@@ -294,9 +294,14 @@ def _roc_axes(title: str) -> tuple[Figure, Axes]:
     axes.plot((0, 1), (0, 1), ":", color=GREY, lw=1)
     axes.set(xlabel="1 - specificity", ylabel="Sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_aspect("equal")
-    axes.set_title(title, fontsize=9.5)
+    axes.set_title(textwrap.fill(_no_math(title), 70), fontsize=9.5)
     _plain(axes)
     return figure, axes
+
+
+def _no_math(text: str) -> str:
+    """Text of a user, in which matplotlib shall not look for formulas."""
+    return text.replace("$", r"\$")
 
 
 def _plain(axes: Axes) -> None:

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +70,7 @@ class Cases:
     models: tuple[Model, ...]
     left_out: tuple[LeftOut, ...]
     results: Source
-    truth: Source = field(repr=False)
+    truth: Source
 
 
 def read_evaluated(results: Path, truth: Path) -> Cases:
