@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from LiverFibrosisStagingLib.batch.table import COLUMNS
+from LiverFibrosisStagingLib.batch.table import COLUMNS, TABLE_SCHEMA
 from LiverFibrosisStagingLib.evaluation.signs import directions
 from LiverFibrosisStagingLib.stages import GROUPS, STAGES, median_stage, softmax
 
@@ -28,7 +28,7 @@ def batch_rows(count: int = 60, seed: int = 0, noise: float = 0.8) -> tuple[list
             "case": f"case{number:03d}",
             "status": "done",
             "stage": STAGES[predicted],
-            "supported": str(rng.random() < 0.8),
+            "supported": str(rng.random() < 0.8).lower(),
             **dict(zip(STAGES, probabilities)),
             **{name: probabilities[first:].sum().round(6) for name, first in GROUPS.items()},
             "explained": STAGES[predicted],
@@ -42,6 +42,7 @@ def batch_rows(count: int = 60, seed: int = 0, noise: float = 0.8) -> tuple[list
                 for key, rises in directions().items()
                 if key not in ("lsvr", "caudate_right_ratio")
             },
+            "schema": TABLE_SCHEMA,
             "model": "made-up network",
             "model_sha256": SHA,
             "trained_on": "a made-up cohort, no patients",
@@ -52,7 +53,7 @@ def batch_rows(count: int = 60, seed: int = 0, noise: float = 0.8) -> tuple[list
 
 
 def write_rows(path: Path, rows: list[dict], columns=None) -> Path:
-    columns = columns or [*dict.fromkeys((*COLUMNS, *rows[0]))]
+    columns = columns or COLUMNS
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, columns, restval="")
         table.writeheader()

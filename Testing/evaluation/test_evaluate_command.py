@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 from batch_tables import SHA, batch_rows, write_rows
 
 from LiverFibrosisStagingLib.__main__ import main
+from LiverFibrosisStagingLib.batch.table_files import read_results
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.evaluation import evaluate as module
 from LiverFibrosisStagingLib.evaluation import figures
@@ -102,7 +103,7 @@ def test_measures_are_those_of_the_table(folder, found):
     rows = [row for row in rows if truth[row["case"]]]
     for which, chosen in (
         ("all cases", rows),
-        ("supported cases", [row for row in rows if row["supported"] == "True"]),
+        ("supported cases", [row for row in rows if row["supported"] == "true"]),
     ):
         stage = np.array([STAGES.index(truth[row["case"]]) for row in chosen])
         measured = found["network"][which]
@@ -233,7 +234,7 @@ def test_small_groups_are_not_defined(kept, tmp_path, small_figures):
     results, truth = batch_rows(10)
     pairs = [pair for pair in zip(results, truth) if pair[1]["stage"] in kept]
     if kept == ["one case"]:
-        pairs = [(results[0] | {"supported": "False", "liver_mean": ""}, truth[0])]
+        pairs = [(results[0] | {"supported": "false", "liver_mean": ""}, truth[0])]
     pairs[0][0]["trained_on"] = r"bought for 5 $ \frac{ and 6 $"  # no formula
     found = evaluated(tmp_path, *map(list, zip(*pairs)), label="$x_{$ " * 20)
     out = tmp_path / "out"
@@ -246,6 +247,21 @@ def test_small_groups_are_not_defined(kept, tmp_path, small_figures):
     assert cirrhosis["auc"]["low"] is None
     spleen = found["signs"]["spleen_volume_ml"]["groups"]["cirrhosis"]
     assert (spleen is None) == ("F4" not in kept)
+
+
+def test_another_programs_table_needs_few_columns(tmp_path, no_figures):
+    results, truth = batch_rows(20)
+    expected = evaluated(tmp_path, results, truth)
+    needed = ("case", "status", "stage", *STAGES)
+    short = [{name: row[name] for name in needed} for row in results]
+    write_rows(tmp_path / "short.csv", short, needed)
+    paths = (tmp_path / "short.csv", tmp_path / "truth.csv", tmp_path / "short")
+    found = evaluate(*paths, compare=tmp_path / "results.csv", repeats=20)
+    assert found["network"]["all cases"] == expected["network"]["all cases"]
+    assert found["network"]["supported cases"] is None
+    assert not any(sign["cases"] for sign in found["signs"].values())
+    assert found["trained_on"] == "not stated in the results"
+    assert found["comparison"]["groups"]["advanced"]["p"] == 1
 
 
 def test_semicolons_numbers_and_parquet(tmp_path, no_figures):
@@ -261,6 +277,7 @@ def test_semicolons_numbers_and_parquet(tmp_path, no_figures):
     pandas.DataFrame(truth).assign(stage=[int(row["stage"][1]) for row in truth]).to_parquet(
         tmp_path / "truth.parquet"
     )
+    read_results(tmp_path / "results.csv")  # it is a table as batch writes it
     for names in (("results.csv", "german.csv"), ("results.parquet", "truth.parquet")):
         found = evaluate(*(tmp_path / name for name in names), tmp_path / "again", repeats=20)
         assert found["network"] == expected["network"]
@@ -297,6 +314,7 @@ REFUSALS = {
     "no probability": ("results", lambda r, t: r[2].update(F3=""), "add up to 1"),
     "unknown prediction": ("results", lambda r, t: r[2].update(stage="F9"), "the stage is 'F9'"),
     "no case": ("results", lambda r, t: r[2].update(case=""), "line 4: no case"),
+    "newer schema": ("results", lambda r, t: r[2].update(schema=99), "line 4: schema 99"),
     "none in common": ("results", lambda r, t: [x.update(case="x" + x["case"]) for x in t], "none"),
 }
 

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "report": {"errors", "files", "stages", "resources", "imaging", "signs"},
     "signs": {"errors", "resources", "imaging"},
     "dicom_output": {"errors", "stages", "imaging", "signs"},
-    "evaluation": {"errors", "files", "stages", "resources", "report", "signs", "model"},
+    "evaluation": {"errors", "files", "stages", "resources", "report", "signs", "model", "batch"},
 }
 MAY_IMPORT_ALL_BUT_SCENE = {"batch"}
 # The same for the packages of Training/; its commands, the scripts at the top, may import all.

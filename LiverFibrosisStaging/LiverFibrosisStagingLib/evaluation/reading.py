@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..batch.table import DONE, TABLE_SCHEMA
 from ..errors import StagingError
 from ..files import cell
 from ..report.summary import REGION_NAMES
@@ -18,7 +19,6 @@ from ..stages import STAGES
 from .cohort import relative_weights
 
 NEEDED = ("case", "status", "stage", *STAGES)
-DONE = "done"
 HASH = "model_sha256"
 _SUM = 0.001  # by which the probabilities of a case may miss 1, being rounded
 _DELIMITERS = ",;\t"
@@ -76,7 +76,8 @@ class Cases:
 def read_evaluated(results: Path, truth: Path) -> Cases:
     """The cases of a batch's table that are staged and have a stage in the reference standard.
 
-    results: CSV or Parquet with the columns of `batch.table`, of which `NEEDED` have to be there.
+    results: CSV or Parquet with columns of `batch.table`, of which only `NEEDED` have to be there,
+    so that the table of another program can be evaluated or compared.
     truth: CSV or Parquet with the columns case, stage (F0..F4 or 0..4; empty if unknown) and,
     optionally, patient, for patients with several CTs. What cannot be evaluated is in `left_out`:
     cases that failed, have no reference standard, or are not in the results.
@@ -87,6 +88,12 @@ def read_evaluated(results: Path, truth: Path) -> Cases:
     rows, known = read_rows(results), read_rows(truth)
     _check_columns(results, rows, NEEDED)
     _check_columns(truth, known, ("case", "stage"))
+    for number, row in enumerate(rows):
+        if _number(results, number, row, "schema") > TABLE_SCHEMA:
+            raise StagingError(
+                f"{results}, line {number + 2}: schema {row['schema']}, of a newer version; schema "
+                f"{TABLE_SCHEMA} or older is needed."
+            )
     row_of, known_of = _by_case(results, rows), _by_case(truth, known)
     used, left_out = [], []
     for name, number in row_of.items():
