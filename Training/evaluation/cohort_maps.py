@@ -26,7 +26,7 @@ PERCENTILES = (2.5, 25, 50, 75, 97.5)
 UNUSUAL = 0.05  # share of cases like the reference cases that the joint bounds leave out
 MIN_CASES = 5  # for the reference distribution of a stage
 
-# Yin et al. 2021: how often three readers found each pattern, and by predicted stage.
+# Yin et al. 2021: the predicted stage of each pattern, and how often three readers found it there.
 PAPER_PATTERNS = {"surface_over_core": ("F0", 0.910), "organs_over_rest": ("F4", 0.764)}
 
 
