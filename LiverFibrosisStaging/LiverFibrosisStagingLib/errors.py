@@ -11,6 +11,10 @@ class WrongPhase(StagingError):
     """The CT is not in the portal-venous phase; staged only if any phase is allowed."""
 
 
+class DiskFull(StagingError):
+    """There is no room for a file; whatever is written next to it fails as well."""
+
+
 class Cancelled(Exception):
     """The user cancelled; nothing was written."""
 

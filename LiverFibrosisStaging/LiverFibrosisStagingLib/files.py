@@ -1,4 +1,4 @@
-"""Atomic writing of result folders and tables: complete or not at all.
+"""Atomic writing of result folders and tables: complete or not at all, also after a power failure.
 
 Unfinished output is in a temporary folder or file whose name begins with ".partial-". A killed run
 may leave one; the next run into the same folder removes it.
@@ -14,9 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import StagingError
+from .errors import DiskFull, StagingError
 
 PARTIAL = ".partial-"
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_ROOM_BYTES = 1 << 20
 # First characters of spreadsheet formulas; the last four are the same characters in full width.
 _FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"
 
@@ -30,26 +32,37 @@ def write_folder(folder: str | Path, names: Sequence[str], write: Callable[[Path
     first to be removed when older files are replaced, and the last to be added. If one of the older
     files cannot be replaced, all of them are kept.
 
-    Raises StagingError, which states what the folder contains, and any error of `write`.
+    Raises DiskFull, StagingError, which states what the folder contains, and any error of `write`.
     """
     folder = Path(folder)
     made = _missing(folder)
     partial = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"{PARTIAL}*"):
-            _remove(left)
+        remove_partial(folder)
         partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
         write(partial)
+        for path in partial.rglob("*"):
+            _to_disk(path)
         _exchange(folder, partial, names)
         made = []
     except OSError as error:
         raise _unwritable(folder, error) from None
+    except StagingError:  # of a library that does not say why it could not write
+        if partial is not None:
+            _check_room(folder, partial)
+        raise
     finally:
         if partial is not None:
             _remove(partial)
         _remove_empty(made)
     return folder
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed runs have left directly in a folder."""
+    for left in folder.glob(f"{PARTIAL}*"):
+        _remove(left)
 
 
 def check_writable(folder: str | Path) -> None:
@@ -69,15 +82,19 @@ def check_writable(folder: str | Path) -> None:
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file completely or not at all; its folder is created if missing.
 
-    write: writes the temporary file that it is given. Raises StagingError if that fails with an
-    OSError; an older file is then unchanged.
+    write: writes the temporary file that it is given. Raises DiskFull, and StagingError if that
+    fails with another OSError; an older file is then unchanged.
     """
     partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
+        _to_disk(partial)
         partial.replace(path)
+        _to_disk(path.parent)
     except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(f"Cannot write the file {path}: {_reason(error)}.") from None
         raise StagingError(
             f"Cannot write the file {path}: {_reason(error)}; is it open in another program?"
         ) from None
@@ -130,8 +147,11 @@ def _exchange(folder: Path, partial: Path, names: Sequence[str]) -> None:
             if source.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "a folder has this name")
             target.parent.mkdir(exist_ok=True)
+            if target == folder / names[-1]:  # the mark of a complete result follows the others
+                _to_disk(folder)
             source.replace(target)
             done.append((source, target))
+        _to_disk(folder)
     except OSError as error:
         state = "the earlier result in it is unchanged" if older else "nothing was written"
         try:
@@ -147,6 +167,32 @@ def _exchange(folder: Path, partial: Path, names: Sequence[str]) -> None:
         for name in names:
             if Path(name).parent != Path():
                 _remove_empty([(folder / name).parent])
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power failure."""
+    folder = path.is_dir()
+    if folder and os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems without it
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _check_room(folder: Path, partial: Path) -> None:
+    """Raises DiskFull if not even a small file can be written."""
+    try:
+        with tempfile.TemporaryFile(dir=partial) as file:
+            file.write(bytes(_ROOM_BYTES))
+            file.flush()
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _unwritable(folder, error) from None
 
 
 def _reason(error: OSError) -> str:
@@ -174,4 +220,5 @@ def _remove(path: Path) -> None:
 
 
 def _unwritable(folder: Path, error: OSError) -> StagingError:
-    return StagingError(f"Cannot write to the folder {folder}: {_reason(error)}.")
+    kind = DiskFull if error.errno in _FULL else StagingError
+    return kind(f"Cannot write to the folder {folder}: {_reason(error)}.")
