@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import Cancelled, StagingError
@@ -155,7 +155,7 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
     from .batch.summary_page import SUMMARY
     from .batch.table_files import TABLE
 
-    with _ProgressLine(options.quiet) as progress:
+    with _batch_progress(options.quiet) as progress:
 
         def notify(message: str) -> None:
             progress.clear()
@@ -177,6 +177,9 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
             options.strict,
             options.any_phase,
             options.parquet,
+            options.workers,
+            options.scheduler,
+            progress.finished,
         )
     failed = [row for row in rows if row["status"] != "done"]
     print(f"{len(rows) - len(failed)} of {len(rows)} cases staged; see {options.output}/{TABLE}")
@@ -301,6 +304,9 @@ class _ProgressLine:
         if self._show:
             print(f"\r\033[K{fraction:4.0%} {step}", end="", file=sys.stderr, flush=True)
 
+    def finished(self, row: dict[str, Any], number: int, cases: int) -> None:
+        """A case of a batch is finished."""
+
     def clear(self) -> None:
         """Erase the line, before other output."""
         if self._show:
@@ -308,6 +314,37 @@ class _ProgressLine:
 
     def __exit__(self, *_: object) -> None:
         self.clear()
+
+
+class _ProgressBar(_ProgressLine):
+    """The finished cases of a batch, their rate and the time left, with tqdm."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def __call__(self, fraction: float, step: str) -> None:
+        self._bar.set_postfix_str(step)
+
+    def finished(self, row: dict[str, Any], number: int, cases: int) -> None:
+        self._bar.total = cases
+        self._bar.update(number - self._bar.n)
+
+    def clear(self) -> None:
+        self._bar.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def _batch_progress(quiet: bool) -> _ProgressLine:
+    """A bar where tqdm is installed, otherwise a line; neither where nobody looks at it."""
+    if quiet or not sys.stderr.isatty():
+        return _ProgressLine(quiet)
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _ProgressLine(quiet)
+    return _ProgressBar(tqdm(unit="case", file=sys.stderr, dynamic_ncols=True, leave=False))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -437,6 +474,20 @@ def _parser() -> argparse.ArgumentParser:
         "--parquet",
         action="store_true",
         help="also write the table as results.parquet; needs pyarrow",
+    )
+    batch.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        default=1,
+        help="stage N cases at a time in processes that share the cores and need memory for N CTs "
+        "(default: one, in this process)",
+    )
+    batch.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="stage the cases on the workers of a Dask cluster, tcp://host:8786, which must see "
+        "the same paths; needs the package distributed",
     )
     batch.set_defaults(run=_batch)
 

@@ -47,7 +47,7 @@ def write_folder(folder: str | Path, names: Sequence[str], write: Callable[[Path
         _exchange(folder, partial, names)
         made = []
     except OSError as error:
-        raise _unwritable(folder, error) from None
+        raise unwritable(folder, error) from None
     except StagingError:  # of a library that does not say why it could not write
         if partial is not None:
             _check_room(folder, partial)
@@ -74,7 +74,7 @@ def check_writable(folder: str | Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _unwritable(folder, error) from None
+        raise unwritable(folder, error) from None
     finally:
         _remove_empty(made)
 
@@ -192,7 +192,7 @@ def _check_room(folder: Path, partial: Path) -> None:
             file.flush()
     except OSError as error:
         if error.errno in _FULL:
-            raise _unwritable(folder, error) from None
+            raise unwritable(folder, error) from None
 
 
 def _reason(error: OSError) -> str:
@@ -219,6 +219,7 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _unwritable(folder: Path, error: OSError) -> StagingError:
+def unwritable(folder: Path, error: OSError) -> StagingError:
+    """The refusal for a folder in which nothing can be written."""
     kind = DiskFull if error.errno in _FULL else StagingError
     return kind(f"Cannot write to the folder {folder}: {_reason(error)}.")

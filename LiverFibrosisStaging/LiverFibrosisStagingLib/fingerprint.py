@@ -39,7 +39,7 @@ def fingerprint(
     that the result depends on, such as the models' hashes and the options, as JSON values. Raises
     StagingError for a file that exists but cannot be read.
     """
-    of_ct = [_sha256(file) for file in _files_of_ct(ct)]
+    of_ct = [_sha256(file) for file in files_of_ct(ct)]
     inputs: dict[str, Any] = {"ct": sorted(of_ct) if ct.is_dir() else of_ct}
     for organ, mask in (("liver", liver), ("spleen", spleen)):
         if mask is not None:
@@ -55,7 +55,8 @@ def fingerprint(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _files_of_ct(ct: Path) -> Iterable[Path]:
+def files_of_ct(ct: Path) -> Iterable[Path]:
+    """The files of a CT: all DICOM files of a folder, or an image file with its data files."""
     if ct.is_dir():
         files = (Path(folder, name) for folder, _, names in os.walk(ct) for name in names)
         return filter(_is_dicom, files)

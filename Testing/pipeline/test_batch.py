@@ -97,7 +97,7 @@ def test_every_case_is_a_row(staged, cohort, model):
     assert table["a"]["pattern"] == alone.pattern.name
     for name in ("a", "own", "dicom", "nomask"):
         assert (output / name / "overview.png").is_file()
-    files = {"results.csv", "columns.csv", "summary.html"}
+    files = {"results.csv", "columns.csv", "summary.html", "batch.log"}
     assert {p.name for p in output.iterdir()} == {"a", "own", "dicom", "nomask", *files}
 
 
@@ -243,6 +243,8 @@ def test_table_in_use_is_written_at_the_end(many, model, tmp_path, monkeypatch):
         real(*arguments)
 
     monkeypatch.setattr(table_files, "write_table", write_table)
+    monkeypatch.setattr(run, "TABLE_SECONDS", 0)
+    monkeypatch.setattr(run, "TABLE_SHARE", 0)
     stage_folder(many, tmp_path / "out", model=model, notify=told.append)
     assert told.count("Cannot write the table.") == 2
     assert len(rows_of(tmp_path / "out" / "results.csv")) == 3

@@ -1,6 +1,5 @@
 """A cohort staged again: results are reused if everything that they depend on is the same."""
 
-import csv
 import json
 import os
 import shutil
@@ -14,35 +13,22 @@ import pytest
 import SimpleITK as sitk
 from bad_inputs import write_slices
 from conftest import ROOT
+from small_cohorts import TIMES, coarse_sample, cohort, summaries, table
 
 from LiverFibrosisStagingLib import StagingModel, stage, stage_folder
 from LiverFibrosisStagingLib.batch import case_row
 from LiverFibrosisStagingLib.fingerprint import fingerprint
 from LiverFibrosisStagingLib.result import StagingResult
 
-TIMES = ("date", "seconds")
-
 
 @pytest.fixture(scope="module")
 def coarse(sample):
-    images = {
-        name: sitk.BinShrink(sitk.ReadImage(str(path)), [3, 3, 2]) for name, path in sample.items()
-    }
-    images["ct"] = sitk.Cast(images["ct"], sitk.sitkInt16)
-    return images
+    return coarse_sample(sample)
 
 
 @pytest.fixture(scope="module")
 def single(model_path):
     return StagingModel.load(model_path.with_name("LFS_single.onnx"))
-
-
-def cohort(root, coarse, brighter=0, case="p1"):
-    """One case below `root`; the patient of another cohort is as many HU brighter."""
-    (root / case).mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(coarse["ct"] + brighter, str(root / case / "ct.nii.gz"))
-    sitk.WriteImage(coarse["liver"], str(root / case / "liver.nii.gz"))
-    return root
 
 
 def row_of(root, output, model, **options):
@@ -215,20 +201,6 @@ def count(event, arguments):
 sys.addaudithook(count)
 stage_folder(sys.argv[2], sys.argv[3], sys.argv[4])
 """
-
-
-def table(output):
-    with (output / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
-
-
-def summaries(output):
-    found = {}
-    for path in sorted(output.rglob("staging.json")):
-        summary = json.loads(path.read_text())
-        found[path.parent.name] = {k: v for k, v in summary.items() if k not in TIMES}
-    return found
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

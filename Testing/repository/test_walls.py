@@ -49,6 +49,9 @@ ONLY_IN = {
     "sklearn": {"evaluation"},
     "scipy": {"evaluation"},
     "pyarrow": {"batch.table_files", "evaluation.reading"},
+    "joblib": {"batch.workers"},
+    "distributed": {"batch.cluster"},
+    "tqdm": {"__main__"},
 }
 
 

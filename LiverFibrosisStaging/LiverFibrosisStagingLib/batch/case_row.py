@@ -1,12 +1,13 @@
 """One case of a cohort: staged, or found finished, as a row of the table."""
 
 import json
+import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Cancelled, CancelToken, StagingError
+from ..errors import Cancelled, CancelToken, DiskFull, StagingError
 from ..fingerprint import fingerprint
 from ..imaging.segmentation import shipped_network
 from ..model import StagingModel
@@ -17,32 +18,97 @@ from ..staging import software, stage
 from .cases import Case
 from .table import DONE, FAILED, columns_of, columns_of_any
 
+Row = dict[str, Any]
+Progress = Callable[[float, str], None]
+Notify = Callable[[str], None]
 
-def case_row(
-    case: Case,
-    output: Path,
-    model: StagingModel,
-    options: dict[str, Any],
-    progress: Callable[[float, str], None],
-    cancel: CancelToken | None,
-    notify: Callable[[str], None],
-    reports: bool,
-) -> dict[str, Any]:
-    """Stage a case, or find its finished result; returns its row, also if it cannot be staged.
 
-    options: of `stage`. notify, reports: as for `stage_folder`. Raises Cancelled.
+@dataclass(frozen=True)
+class CaseTask:
+    """Stages a case, or finds its finished result; returns its row, also if it cannot be staged.
+
+    output: the cohort's results. load: returns the model, the same each time. options: of `stage`.
+    reports: as for `stage_folder`. If `load` can be sent to another process, so can the task.
+    Raises Cancelled, DiskFull, and StagingError if there is no model.
     """
-    row = columns_of_any(case.name, getattr(case, "chosen", ""), model)
-    try:
-        columns = _staged(case, output, model, options, progress, cancel, reports)
-        return {**row, "status": DONE, **columns}
-    except Cancelled:
-        raise
-    except Exception as error:  # the other cases are still staged
-        files = {output / case.name: "the result folder", model.path: "the model"}
-        reason, written = why_failed(error, case, files)
-        notify(f"{case.name}: {reason}")
-        return {**row, "status": FAILED, "reason": written}
+
+    output: Path
+    load: Callable[[], StagingModel]
+    options: dict[str, Any]
+    reports: bool
+
+    def __call__(
+        self, case: Case, progress: Progress, cancel: CancelToken | None, notify: Notify
+    ) -> Row:
+        """progress, cancel: as for `stage`. notify: as for `stage_folder`."""
+        model = self.load()
+        started = time.perf_counter()
+        try:
+            columns = self._columns(case, model, progress, cancel)
+            return {**about(case, model), "status": DONE, **columns}
+        except (Cancelled, DiskFull):
+            raise
+        except Exception as error:  # the other cases are still staged
+            files = {self.output / case.name: "the result folder", model.path: "the model"}
+            reason, written = why_failed(error, case, files)
+            notify(f"{case.name}: {reason}")
+            seconds = round(time.perf_counter() - started, 3)
+            return {**failed(case, model, written), "seconds": seconds}
+
+    def _columns(
+        self, case: Case, model: StagingModel, progress: Progress, cancel: CancelToken | None
+    ) -> Row:
+        """The columns of a case, staged now or in an earlier run."""
+        folder = self.output / case.name
+        _check_cancel(cancel)
+        inputs = self._fingerprint(case, model)
+        columns = _finished(folder, inputs, self.reports)
+        if columns is None:
+            result = stage(
+                case.ct,
+                case.liver,
+                case.spleen,
+                model,
+                progress=progress,
+                cancel=cancel,
+                segments=case.segments,
+                body=case.body,
+                **self.options,
+            )
+            if self._fingerprint(case, model) != inputs:
+                raise StagingError(
+                    "The files were changed while the case was staged; it must be staged again."
+                )
+            result = replace(result, provenance={**result.provenance, "fingerprint": inputs})
+            _check_cancel(cancel)
+            result.save(folder, self.reports)
+            progress(1.0, one_line(result))
+            columns = columns_of(result.summary())
+        return columns
+
+    def _fingerprint(self, case: Case, model: StagingModel) -> str:
+        return fingerprint(
+            case.ct,
+            case.liver,
+            case.spleen,
+            case.segments,
+            body=None if case.body is None else asdict(case.body),
+            schema=SCHEMA,
+            software=software(),
+            model=model.sha256,
+            segmentation=None if case.liver else shipped_network(model.threads).sha256,
+            **self.options,
+        )
+
+
+def about(case: Case, model: StagingModel) -> Row:
+    """The columns that every row of a batch has."""
+    return columns_of_any(case.name, getattr(case, "chosen", ""), model)
+
+
+def failed(case: Case, model: StagingModel, reason: str) -> Row:
+    """The row of a case that was not staged; reason: a sentence without names."""
+    return {**about(case, model), "status": FAILED, "reason": reason}
 
 
 def why_failed(error: Exception, case: Case, files: dict[Path, str]) -> tuple[str, str]:
@@ -65,47 +131,9 @@ def why_failed(error: Exception, case: Case, files: dict[Path, str]) -> tuple[st
     return shown, Names(case.ct, case.liver, case.spleen, files).removed(written)
 
 
-def _staged(
-    case: Case,
-    output: Path,
-    model: StagingModel,
-    options: dict[str, Any],
-    progress: Callable[[float, str], None],
-    cancel: CancelToken | None,
-    reports: bool,
-) -> dict[str, Any]:
-    """The columns of a case, staged now or in an earlier run."""
-    folder = output / case.name
-    inputs = fingerprint(
-        case.ct,
-        case.liver,
-        case.spleen,
-        case.segments,
-        body=None if case.body is None else asdict(case.body),
-        schema=SCHEMA,
-        software=software(),
-        model=model.sha256,
-        segmentation=None if case.liver else shipped_network(model.threads).sha256,
-        **options,
-    )
-    columns = _finished(folder, inputs, reports)
-    if columns is None:
-        result = stage(
-            case.ct,
-            case.liver,
-            case.spleen,
-            model,
-            progress=progress,
-            cancel=cancel,
-            segments=case.segments,
-            body=case.body,
-            **options,
-        )
-        result = replace(result, provenance={**result.provenance, "fingerprint": inputs})
-        result.save(folder, reports)
-        progress(1.0, one_line(result))
-        columns = columns_of(result.summary())
-    return columns
+def _check_cancel(cancel: CancelToken | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("The batch was cancelled.")
 
 
 def _finished(folder: Path, inputs: str, reports: bool) -> dict[str, Any] | None:

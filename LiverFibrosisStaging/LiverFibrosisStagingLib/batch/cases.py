@@ -33,6 +33,7 @@ _CT = re.compile(r"(?:(.+)[._])?ct", re.I)
 _UNSIGNED = (sitk.sitkUInt8, sitk.sitkUInt16, sitk.sitkUInt32, sitk.sitkUInt64)
 # https://learn.microsoft.com/windows/win32/fileio/naming-a-file
 _RESERVED_CHARACTERS = re.compile(r'[<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')
+_OUR_FILES = re.compile(r"(results|columns|left_out|summary|batch|report)\.\w+|\.partial-.*", re.I)
 _RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(?=\.|$)", re.I)
 
 
@@ -224,11 +225,15 @@ def _named_after_cts(cases: list[Case], root: Path, given: set[str]) -> list[Cas
 
 
 def usable_name(name: str) -> str:
-    """A case's name as a valid path of folders on all systems; / separates folders."""
+    """A case's name as a valid path of folders on all systems; / separates folders.
+
+    Names of the files in the folders of results are not those of folders.
+    """
     parts = []
     for part in re.split(r"[\\/]", unicodedata.normalize("NFC", name)):
         part = _RESERVED_CHARACTERS.sub("-", part).strip().rstrip(". ")
-        parts.append(f"_{part}" if _RESERVED_NAMES.match(part) else part)
+        ours = part.casefold() in FILES or _OUR_FILES.fullmatch(part)
+        parts.append(f"_{part}" if ours or _RESERVED_NAMES.match(part) else part)
     return "/".join(filter(None, parts)) or "case"
 
 

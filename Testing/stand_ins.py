@@ -1,0 +1,78 @@
+"""Cases and tasks that take the place of staging where voxels do not matter, also in processes.
+
+They import nothing heavy, so that worker processes start quickly.
+"""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from LiverFibrosisStagingLib.files import write_folder
+
+NAMES = ("map", "staging.json")
+CARD_NAME, TRAINED_ON = "stand-in", "nothing"
+
+
+@dataclass(frozen=True)
+class StandInCard:
+    name: str = CARD_NAME
+    trained_on: str = TRAINED_ON
+
+
+@dataclass(frozen=True)
+class StandInCase:
+    name: str
+    ct: Path
+
+
+def cases(folder: Path, **texts: str) -> list[StandInCase]:
+    """A case per text, which is its CT; `StandInTask` does what it says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return [StandInCase(name, folder / name) for name in texts]
+
+
+@dataclass(frozen=True)
+class StandInTask:
+    """Writes a result of `size` bytes into the case's folder, unless it is finished.
+
+    A CT that says "dies" ends the process; "dies once", only the first time; "waits", waits until
+    the batch is cancelled. record: names of the cases as they begin, with the number of threads.
+    """
+
+    output: Path
+    record: Path
+    size: int = 10
+    seconds: float = 0.0
+
+    def __call__(self, case, progress, cancel, notify):
+        from LiverFibrosisStagingLib.errors import Cancelled
+
+        row = {"case": case.name, "model": CARD_NAME, "trained_on": TRAINED_ON, "status": "done"}
+        folder = self.output / case.name
+        if (folder / NAMES[-1]).is_file():
+            return row
+        with self.record.open("a") as record:
+            record.write(f"{case.name} {os.environ.get('OMP_NUM_THREADS')}\n")
+        text = case.ct.read_text().strip()
+        before = self.record.read_text().split().count(case.name)
+        if text == "dies" or (text == "dies once" and before == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        while text == "waits":
+            time.sleep(0.01)
+            if cancel is not None and cancel.is_set():
+                raise Cancelled("The stand-in was cancelled.")
+        if text == "fails":
+            notify(f"{case.name}: failed")
+            return {**row, "status": "failed", "reason": "It failed."}
+
+        def write(partial: Path) -> None:
+            for name in NAMES:
+                (partial / name).write_bytes(bytes(self.size))
+                time.sleep(self.seconds / len(NAMES))
+
+        write_folder(folder, NAMES, write)
+        return row
