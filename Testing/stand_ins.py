@@ -40,7 +40,7 @@ class StandInTask:
     """Writes a result of `size` bytes into the case's folder, unless it is finished.
 
     A CT that says "dies" ends the process; "dies once", only the first time; "waits", waits until
-    the batch is cancelled. record: names of the cases as they begin, with the number of threads.
+    it says something else or the batch is cancelled. record: names of the cases as they begin, with number of threads and process.
     """
 
     output: Path
@@ -56,12 +56,12 @@ class StandInTask:
         if (folder / NAMES[-1]).is_file():
             return row
         with self.record.open("a") as record:
-            record.write(f"{case.name} {os.environ.get('OMP_NUM_THREADS')}\n")
+            record.write(f"{case.name} {os.environ.get('OMP_NUM_THREADS')} {os.getpid()}\n")
         text = case.ct.read_text().strip()
         before = self.record.read_text().split().count(case.name)
         if text == "dies" or (text == "dies once" and before == 1):
             os.kill(os.getpid(), signal.SIGKILL)
-        while text == "waits":
+        while case.ct.read_text().strip() == "waits":
             time.sleep(0.01)
             if cancel is not None and cancel.is_set():
                 raise Cancelled("The stand-in was cancelled.")
