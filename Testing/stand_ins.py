@@ -40,7 +40,8 @@ class StandInTask:
     """Writes a result of `size` bytes into the case's folder, unless it is finished.
 
     A CT that says "dies" ends the process; "dies once", only the first time; "waits", waits until
-    it says something else or the batch is cancelled. record: names of the cases as they begin, with number of threads and process.
+    it says something else or the batch is cancelled. record: names of the cases as they begin,
+    with number of threads and process.
     """
 
     output: Path

@@ -128,6 +128,7 @@ def test_package_is_asked_for(monkeypatch, tmp_path):
         on_cluster("tcp://127.0.0.1:8786")
 
 
+@pytest.mark.filterwarnings("ignore:Port")
 def test_job_script_of_the_documentation():
     """The cluster of docs/command-line.md, as dask-jobqueue would submit it."""
     pytest.importorskip("dask_jobqueue")

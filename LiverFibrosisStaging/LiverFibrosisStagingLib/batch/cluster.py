@@ -1,5 +1,6 @@
 """Cases staged by the workers of a Dask cluster, which may be on other machines."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class ClusterPool:
             self._client = Client(
                 self._scheduler, timeout=CONNECT_SECONDS, set_as_default=False, name="batch"
             )
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, asyncio.TimeoutError, ValueError, TypeError) as error:
             raise StagingError(
                 f"{self._scheduler}: no Dask scheduler answers ({type(error).__name__}); needed is "
                 "its address, such as tcp://host:8786."
@@ -79,7 +80,7 @@ class ClusterPool:
                     "installed there too."
                 )
             if isinstance(missing, BaseException):
-                raise StagingError(f"The Dask worker {worker} failed: {missing!r}.")
+                continue  # it has just ended
             if missing:
                 raise StagingError(
                     f"The Dask worker {worker} does not see {Path(missing[0]).parent}; output and "
@@ -89,6 +90,23 @@ class ClusterPool:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
         """As for `Pool`."""
         return self._client.submit(function, *arguments, pure=False)
+
+    def result(self, future: Future) -> Any:
+        """As for `Pool`."""
+        from distributed import CancelledError
+
+        try:
+            return future.result()
+        except (CancelledError, OSError):
+            raise StagingError(
+                "The connection to the Dask scheduler was lost; start the batch again to resume it."
+            ) from None
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise StagingError(
+                f"The Dask cluster cannot run the cases ({reason}); this library must be installed "
+                "for its scheduler and its workers too."
+            ) from None
 
 
 def _missing(files: list[str]) -> list[str]:

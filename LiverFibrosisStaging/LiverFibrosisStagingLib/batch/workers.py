@@ -32,7 +32,7 @@ class Future(Protocol):
     """What the futures of loky and of Dask have in common."""
 
     def result(self) -> Any:
-        """The result; raises what the call raised, or `Pool.killed` if its process ended."""
+        """The result; raises what the call raised."""
 
     def add_done_callback(self, fn: Callable[[Any], None]) -> Any:
         """Call `fn` with the future when it has finished."""
@@ -41,8 +41,7 @@ class Future(Protocol):
 class Pool(Protocol):
     """Processes that run functions.
 
-    at_once: how many calls are handed over at a time. killed: raised by a future whose process
-    ended.
+    at_once: how many calls are handed over at a time. killed: see `result`.
     """
 
     at_once: int
@@ -57,6 +56,13 @@ class Pool(Protocol):
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
         """Have a function called."""
+
+    def result(self, future: Future) -> Any:
+        """The result of a finished call.
+
+        Raises what the call raised, `killed` if its process ended, and StagingError if there is
+        no connection to the processes.
+        """
 
 
 class Runner(Protocol):
@@ -134,7 +140,7 @@ class InPools:
 
                 for index, future in _as_finished(submit, left, pool.at_once, cancel):
                     try:
-                        row, messages = future.result()
+                        row, messages = pool.result(future)
                     except pool.killed:
                         killed.append(index)
                         continue
@@ -194,6 +200,10 @@ class ProcessPool:
             self._executor.shutdown(wait=True)
             self.__enter__()
             return self._executor.submit(function, *arguments)
+
+    def result(self, future: Future) -> Any:
+        """As for `Pool`."""
+        return future.result()
 
 
 @contextmanager
