@@ -78,6 +78,21 @@ def sample(tmp_path_factory) -> dict[str, Path]:
     return {"ct": folder / "phantom_F4_ct.nii.gz", **made}
 
 
+@pytest.fixture(scope="session")
+def small_cohort(sample, single, tmp_path_factory):
+    """Folder of a cohort with a broken case; table and results of a batch in one process."""
+    from small_cohorts import coarse_sample, cohort, summaries, table
+
+    from LiverFibrosisStagingLib import stage_folder
+
+    folder, images = tmp_path_factory.mktemp("small"), coarse_sample(sample)
+    root = cohort(folder / "in", images)
+    cohort(root, images, case="p2")
+    (root / "p2" / "liver.nii.gz").write_text("Dear radiologist")
+    stage_folder(root, folder / "whole", model=single)
+    return root, (table(folder / "whole"), summaries(folder / "whole"))
+
+
 # ---------------------------------------------------------------------------- the report
 
 

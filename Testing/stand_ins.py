@@ -12,13 +12,22 @@ from pathlib import Path
 from LiverFibrosisStagingLib.files import write_folder
 
 NAMES = ("map", "staging.json")
-CARD_NAME, TRAINED_ON = "stand-in", "nothing"
+# What a row needs to be shown in the summary.
+DONE = {"status": "done", "schema": 1, "model": "stand-in", "trained_on": "nothing"}
+DONE |= {"stage": "F0", "supported": True, **dict.fromkeys(("F0", "F1", "F2", "F3", "F4"), 0.2)}
+BATCH_FILES = {"results.csv", "columns.csv", "summary.html", "batch.log"}
 
 
 @dataclass(frozen=True)
 class StandInCard:
-    name: str = CARD_NAME
-    trained_on: str = TRAINED_ON
+    name: str = DONE["model"]
+    trained_on: str = DONE["trained_on"]
+
+
+@dataclass(frozen=True)
+class StandInModel:
+    card: StandInCard = StandInCard()
+    sha256: str = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class StandInTask:
     def __call__(self, case, progress, cancel, notify):
         from LiverFibrosisStagingLib.errors import Cancelled
 
-        row = {"case": case.name, "model": CARD_NAME, "trained_on": TRAINED_ON, "status": "done"}
+        row = {**DONE, "case": case.name}
         folder = self.output / case.name
         if (folder / NAMES[-1]).is_file():
             return row
@@ -68,7 +77,7 @@ class StandInTask:
                 raise Cancelled("The stand-in was cancelled.")
         if text == "fails":
             notify(f"{case.name}: failed")
-            return {**row, "status": "failed", "reason": "It failed."}
+            return {**row, "status": "failed", "reason": "It failed.", "stage": None}
 
         def write(partial: Path) -> None:
             for name in NAMES:

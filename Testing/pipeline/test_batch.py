@@ -10,7 +10,7 @@ from bad_inputs import write_slices
 
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage, stage_folder
 from LiverFibrosisStagingLib.__main__ import main
-from LiverFibrosisStagingLib.batch import case_row, table_files
+from LiverFibrosisStagingLib.batch import case_row, run, table_files
 from LiverFibrosisStagingLib.batch.cases import find_cases
 from LiverFibrosisStagingLib.batch.table import COLUMNS
 from LiverFibrosisStagingLib.signs.measure import UNITS

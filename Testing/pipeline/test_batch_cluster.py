@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from small_cohorts import coarse_sample, cohort, summaries, table
-from stand_ins import StandInCard, StandInTask, cases
+from small_cohorts import summaries, table
+from stand_ins import StandInModel, StandInTask, cases
 
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage_folder
 from LiverFibrosisStagingLib.batch import cluster
@@ -26,7 +26,9 @@ distributed = pytest.importorskip("distributed")
 @pytest.fixture(scope="module")
 def two_workers():
     """A scheduler with two processes of one thread each, started anew when they end."""
+    dask = pytest.importorskip("dask")
     with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
         ) as found,
@@ -37,22 +39,16 @@ def two_workers():
 def run(listed, output, runner, cancel=None, told=None, seconds=0.0):
     work = StandInTask(output, output.with_name("record"), seconds=seconds)
     notify = ([] if told is None else told).append
-    return Batch(listed, output, StandInCard(), {}).run(
+    return Batch(listed, output, StandInModel(), {}).run(
         work, runner, lambda *_: None, cancel, notify
     )
 
 
-def test_same_table_as_in_one_process(two_workers, sample, single, tmp_path):
-    images = coarse_sample(sample)
-    root = cohort(tmp_path / "in", images)
-    cohort(root, images, case="p2")
-    (root / "p2" / "liver.nii.gz").write_text("Dear radiologist")
-    stage_folder(root, tmp_path / "whole", model=single)
-    told = []
-    address = two_workers.scheduler_address
-    stage_folder(root, tmp_path / "out", model=single, scheduler=address, notify=told.append)
-    assert table(tmp_path / "out") == table(tmp_path / "whole")
-    assert summaries(tmp_path / "out") == summaries(tmp_path / "whole")
+def test_same_table_as_in_one_process(two_workers, small_cohort, single, tmp_path):
+    root, expected = small_cohort
+    out, told, address = tmp_path / "out", [], two_workers.scheduler_address
+    stage_folder(root, out, model=single, scheduler=address, notify=told.append)
+    assert (table(out), summaries(out)) == expected
     assert len(told) == 1 and told[0].startswith("p2: ")
 
 

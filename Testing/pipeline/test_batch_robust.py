@@ -10,13 +10,14 @@ from contextlib import ExitStack
 import pytest
 from conftest import ROOT
 from small_cohorts import coarse_sample, cohort, table
-from stand_ins import StandInCard, StandInTask, cases
+from stand_ins import StandInModel, StandInTask, cases
 
 from LiverFibrosisStagingLib import StagingError, stage_folder
-from LiverFibrosisStagingLib.batch import case_row, run
+from LiverFibrosisStagingLib.batch import case_row
 from LiverFibrosisStagingLib.batch.cases import Case, read_cases, usable_name
 from LiverFibrosisStagingLib.batch.log import LOG, batch_log
 from LiverFibrosisStagingLib.batch.run import Batch
+from LiverFibrosisStagingLib.batch.table_files import TABLE
 from LiverFibrosisStagingLib.batch.workers import in_processes, in_this_process
 from LiverFibrosisStagingLib.errors import DiskFull
 from LiverFibrosisStagingLib.files import write_table
@@ -33,7 +34,7 @@ with batch_log(Path(sys.argv[1]), print):
 
 
 def run_batch(listed, output, runner=in_this_process, told=None, size=10):
-    batch = Batch(listed, output, StandInCard(), {})
+    batch = Batch(listed, output, StandInModel(), {})
     work = StandInTask(output, output.with_name("record"), size)
     notify = ([] if told is None else told).append
     return batch.run(work, runner, lambda *_: None, None, notify)
@@ -113,7 +114,7 @@ def test_full_disk_ends_the_batch_which_resumes_when_there_is_room(workers, smal
     out = small_disk / "out"
     texts = {f"case{number}": "x" for number in range(6)}
     listed = cases(tmp_path / "in", **texts)
-    write_table(out / run.TABLE, ("case",), [{"case": "an earlier one"}])
+    write_table(out / TABLE, ("case",), [{"case": "an earlier one"}])
     other = small_disk / "other"
     other.write_bytes(bytes(170_000))
     runner = in_this_process if workers == 1 else in_processes(workers)

@@ -10,8 +10,8 @@ import time
 
 import pytest
 from conftest import ROOT
-from small_cohorts import coarse_sample, cohort, summaries, table
-from stand_ins import StandInCard, StandInTask, cases
+from small_cohorts import summaries, table
+from stand_ins import BATCH_FILES, StandInModel, StandInTask, cases
 
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage_folder
 from LiverFibrosisStagingLib.batch.run import Batch
@@ -20,19 +20,8 @@ from LiverFibrosisStagingLib.batch.workers import DIED, in_processes, in_this_pr
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("LiverFibrosisStaging", "Testing"))
 
 
-@pytest.fixture(scope="module")
-def small_cohort(sample, single, tmp_path_factory):
-    """A cohort, the model, and table and results of a batch in one process."""
-    folder, images = tmp_path_factory.mktemp("small"), coarse_sample(sample)
-    root = cohort(folder / "in", images)
-    cohort(root, images, case="p2")
-    (root / "p2" / "liver.nii.gz").write_text("Dear radiologist")
-    stage_folder(root, folder / "whole", model=single)
-    return root, single, (table(folder / "whole"), summaries(folder / "whole"))
-
-
 def run(listed, output, runner, *, cancel=None, told=None, steps=None, **task):
-    batch = Batch(listed, output, StandInCard(), {})
+    batch = Batch(listed, output, StandInModel(), {})
     work = StandInTask(output, output.with_name("record"), **task)
     steps = [] if steps is None else steps
     return batch.run(
@@ -63,7 +52,7 @@ def test_a_process_that_ends_costs_one_case(tmp_path):
     assert begun.count("dies") == begun.count("once") == 2 and len(begun) <= 9
     assert max(map(begun.count, begun)) == 2
     assert steps[-1][0] == 0.8  # without the case whose process ended twice
-    assert {p.name for p in out.iterdir()} == {"a", "once", "e", "results.csv", "batch.log"}
+    assert {p.name for p in out.iterdir()} == {"a", "once", "e", *BATCH_FILES}
     threads = {line.split()[1] for line in (tmp_path / "record").read_text().splitlines()}
     assert all(1 <= int(number) <= os.cpu_count() for number in threads)
 
@@ -104,13 +93,13 @@ def test_cancelling_ends_all_processes_and_leaves_nothing_half_made(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from stand_ins import StandInCard, StandInTask, cases
+from stand_ins import StandInModel, StandInTask, cases
 from LiverFibrosisStagingLib.batch.run import Batch
 from LiverFibrosisStagingLib.batch.workers import in_processes
 out = Path(sys.argv[1])
 listed = cases(out.with_name("in"), a="x" * 99, b="waits", c="waits")
 task = StandInTask(out, out.with_name("record"))
-Batch(listed, out, StandInCard(), {}).run(task, in_processes(2), print, None, print)
+Batch(listed, out, StandInModel(), {}).run(task, in_processes(2), print, None, print)
 """
 
 
@@ -146,7 +135,7 @@ def test_killed_batch_takes_its_processes_with_it_and_is_resumed(tmp_path):
     rows = run(listed, out, in_this_process)
     assert [row["status"] for row in rows] == ["done"] * 3
     assert began(out).count("a") == 1
-    assert {p.name for p in out.iterdir()} == {"a", "b", "c", "results.csv", "batch.log"}
+    assert {p.name for p in out.iterdir()} == {"a", "b", "c", *BATCH_FILES}
 
 
 SCRIPT = """
@@ -157,9 +146,9 @@ stage_folder(sys.argv[1], sys.argv[2], sys.argv[3], workers=2)
 
 
 @pytest.mark.parametrize("way", ["script", "console"])
-def test_workers_give_the_same_table(way, small_cohort, tmp_path):
+def test_workers_give_the_same_table(way, small_cohort, single, tmp_path):
     """From a script without the test for __main__, and where there is no file to import."""
-    root, single, expected = small_cohort
+    root, expected = small_cohort
     (tmp_path / "script.py").write_text(SCRIPT)
     start = [tmp_path / "script.py"] if way == "script" else ["-c", SCRIPT]
     subprocess.run(
@@ -171,10 +160,10 @@ def test_workers_give_the_same_table(way, small_cohort, tmp_path):
     assert (table(tmp_path / "out"), summaries(tmp_path / "out")) == expected
 
 
-def test_log_has_a_line_per_case(small_cohort):
+def test_log_has_a_line_per_case(small_cohort, single):
     text = (small_cohort[0].parent / "whole" / "batch.log").read_text()
     assert len(re.findall(r"^\S+ [12]/2 p\d (done|failed) \d", text, re.M)) == 2
-    assert f"model sha256: {small_cohort[1].sha256}" in text and "Research use only" in text
+    assert f"model sha256: {single.sha256}" in text and "Research use only" in text
     assert str(small_cohort[0].parent) not in text
 
 

@@ -104,7 +104,8 @@ def stage_folder(
     here = runner is in_this_process
     load = partial(worker_model, model.path.absolute(), model.sha256)
     task = CaseTask(output.absolute(), (lambda: model) if here else load, options, reports)
-    settings = {"software": software(), "model sha256": model.sha256, **options}
+    versions = ", ".join(f"{name} {version}" for name, version in software().items())
+    settings = {"software": versions, "model sha256": model.sha256, **options}
     batch = Batch(cases, output, model, settings, parquet)
     return batch.run(task, runner, progress, cancel, notify, finished)
 

@@ -52,7 +52,7 @@ class Pool(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     def check(self, files: Sequence[Path], notify: Notify) -> None:
-        """Raise StagingError if no process can start, or if one does not see the files."""
+        """Raise StagingError if a process does not see the files."""
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
         """Have a function called."""
@@ -183,14 +183,11 @@ class ProcessPool:
         self._executor.shutdown(wait=True)
 
     def check(self, files: Sequence[Path], notify: Notify) -> None:
-        """As for `Pool`; waits until a worker has started."""
-        try:
-            self._executor.submit(os.getpid).result()
-        except self.killed:
-            raise StagingError(
-                "The worker processes end when they start, perhaps for want of memory; a batch "
-                "without workers runs in one process."
-            ) from None
+        """They see what this process sees.
+
+        Nothing is called to try that: loky takes a worker's memory after its first call, which is
+        best the largest CT, as what it needs, and starts a new one that has much more.
+        """
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
         """As for `Pool`."""
