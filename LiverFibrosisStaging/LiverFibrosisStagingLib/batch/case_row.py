@@ -14,7 +14,7 @@ from ..privacy import Names
 from ..report.documents import REPORT_FILES
 from ..result import FILES, SCHEMA, one_line
 from ..staging import software, stage
-from .cases import Case
+from .cohort import Case
 from .table import DONE, FAILED, columns_of, columns_of_any
 
 
@@ -32,7 +32,7 @@ def case_row(
 
     options: of `stage`. notify, reports: as for `stage_folder`. Raises Cancelled.
     """
-    row = columns_of_any(case.name, getattr(case, "chosen", ""), model)
+    row = columns_of_any(case.name, case.chosen, model)
     try:
         columns = _staged(case, output, model, options, progress, cancel, reports)
         return {**row, "status": DONE, **columns}
@@ -62,7 +62,7 @@ def why_failed(error: Exception, case: Case, files: dict[Path, str]) -> tuple[st
         )
     if case.segments is not None:
         files = {**files, case.segments: "the segments"}
-    return shown, Names(case.ct, case.liver, case.spleen, files).removed(written)
+    return shown, Names(case.source, case.liver, case.spleen, files).removed(written)
 
 
 def _staged(
@@ -77,7 +77,7 @@ def _staged(
     """The columns of a case, staged now or in an earlier run."""
     folder = output / case.name
     inputs = fingerprint(
-        case.ct,
+        case.source,
         case.liver,
         case.spleen,
         case.segments,
@@ -91,7 +91,7 @@ def _staged(
     columns = _finished(folder, inputs, reports)
     if columns is None:
         result = stage(
-            case.ct,
+            case.source,
             case.liver,
             case.spleen,
             model,

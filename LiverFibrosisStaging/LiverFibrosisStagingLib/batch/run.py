@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CancelToken, StagingError
-from ..files import check_writable
+from ..files import check_writable, write_table
 from ..model import StagingModel
 from ..report.summary import SURFACE_MM
 from ..resources import default_model_path
 from ..stages import explained_stages
 from ..staging import check_surface
 from .case_row import case_row
-from .cases import read_cases
+from .cases import read_cohort
+from .cohort import LEFT_OUT, LEFT_OUT_COLUMNS
 from .table_files import check_parquet, write_results, write_table_csv
 
 
@@ -31,13 +32,14 @@ def stage_folder(
     any_phase: bool = False,
     parquet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Stage every case of a folder or a CSV list; returns the rows of `output`/results.csv.
+    """Stage every case of a cohort; returns the rows of `output`/results.csv.
 
-    source: a folder (see `find_cases` for how masks are found) or a CSV file with the columns ct
-    and, optionally, liver, spleen, case, segments, height_cm and weight_kg; relative paths start at
-    the file's folder. A case that cannot be staged, for whatever reason, is a row with status
-    "failed" and the reason. A case with an existing result from the same files, model, options and
-    software (`fingerprint.fingerprint`) is not staged again. The table is written after each case.
+    source: a folder, a list (CSV or Parquet), a DICOMDIR or a pattern with wildcards, as for
+    `cases.read_cohort`. What is in it and is not staged, such as the other series of a DICOM study,
+    stands in `output`/left_out.csv with the reason. A case that cannot be staged, for whatever
+    reason, is a row with status "failed" and the reason. A case with an existing result from the
+    same files, model, options and software (`fingerprint.fingerprint`) is not staged again. The
+    table is written after each case.
 
     No output, including the rows, contains names of patients, or of the inputs' files and folders.
     pseudonyms: give every case a pseudonym, not only those whose names may be those of persons
@@ -56,7 +58,8 @@ def stage_folder(
     if parquet:
         check_parquet()
     source, output = Path(source), Path(output)
-    cases = read_cases(source, output, pseudonyms)
+    cohort = read_cohort(source, output, pseudonyms)
+    cases = cohort.cases
     check_writable(output)
     if not isinstance(model, StagingModel):
         model = StagingModel.load(default_model_path() if model is None else model)
@@ -64,6 +67,9 @@ def stage_folder(
     for case in cases:
         if case.pseudonym:
             notify(f"{case.name} is {case.ct}.")
+    write_table(output / LEFT_OUT, LEFT_OUT_COLUMNS, [each.row for each in cohort.left_out])
+    if cohort.left_out:
+        notify(f"{len(cohort.left_out)} left out; the reasons are in {output / LEFT_OUT}.")
     options = {
         "explain": explain,
         "surface_mm": float(surface_mm),
