@@ -120,7 +120,7 @@ def test_patients_without_or_with_the_same_identifier_are_not_merged(identifier,
 
 
 def test_folders_with_the_same_identifiers_but_their_own_files_are_not_merged(tmp_path):
-    """As after an anonymisation that gives every patient the same identifiers, and for copies."""
+    """As after an anonymisation that gives every patient the same identifiers."""
     for number, name in enumerate(("a", "b", "c"), start=1):
         series(tmp_path / name / "portal", "1.5", "1", "portal", value=number)
         series(tmp_path / name / "scout", "1.5", "2", "scout", 2, value=5)
@@ -132,6 +132,22 @@ def test_folders_with_the_same_identifiers_but_their_own_files_are_not_merged(tm
         ("b", "localizers"),
         ("c", "localizers"),
     ]
+
+
+def test_copies_of_a_series_are_cases_that_say_so_and_other_phases_are_not(tmp_path):
+    series(tmp_path / "p1" / "native", "1.5", "1", "native", 12)
+    series(tmp_path / "p1" / "portal", "1.5", "2", "portal")
+    shutil.copytree(tmp_path / "p1" / "portal", tmp_path / "p1" / "portal2")
+    series(tmp_path / "p2", "1.6", "1", "portal")
+    cohort = read_cohort(tmp_path)
+    end = "portal-venous by its description; the same identifiers occur in another folder"
+    found = {name: chosen for name, (_, _, chosen) in taken(cohort).items()}
+    assert found == {
+        "p1/portal": end,
+        "p1/portal2": f"the only CT series; {end}",
+        "p2": "the only CT series; portal-venous by its description",
+    }
+    assert [(each.series, each.case) for each in cohort.left_out] == [("1", "p1/portal")]
 
 
 def test_without_study_identifiers_each_folder_is_a_case(tmp_path):

@@ -4,6 +4,7 @@ Only headers are read. Files of many patients, studies and series may lie in one
 files of a series in several folders.
 """
 
+import filecmp
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -44,7 +45,7 @@ class Tree:
     """What a tree of DICOM files contains.
 
     cases: without masks; those with a pseudonym lie in a folder with other studies. folders: that
-    contain DICOM files directly. damaged: folders in which every file is damaged.
+    contain CT slices or damaged files directly. damaged: folders whose files are all damaged.
     """
 
     cases: list[Case]
@@ -80,9 +81,7 @@ def read_tree(places: Iterable[tuple[Path, Sequence[str]]], root: Path) -> Tree:
             if place == root:
                 break
 
-    imageless = [other for other in found.others if not other.tags]
-    folders = {*direct, *damaged, *(other.path.parent for other in imageless)}
-    tree = Tree([], [], folders, lost)
+    tree = Tree([], [], {*(each.path.parent for each in found.slices), *damaged}, lost)
     numbers = {key: number for number, key in enumerate(sorted({*slices, *others}), start=1)}
     taken: dict[_Key, Path] = {}
     for key, members in slices.items():
@@ -97,7 +96,7 @@ def read_tree(places: Iterable[tuple[Path, Sequence[str]]], root: Path) -> Tree:
         tree.left_out += _other_series(series, numbers[key], taken.get(key))
     for key, members in others.items():
         tree.left_out += _objects(members, SERIES, numbers[key], taken.get(key))
-    tree.left_out += _objects(imageless)
+    tree.left_out += _objects(other for other in found.others if not other.tags)
     for folder in sorted(set(damaged) - {*lost}):
         tree.left_out.append(LeftOut(folder, _counted(len(damaged[folder]), "file"), "damaged"))
     return tree
@@ -106,13 +105,14 @@ def read_tree(places: Iterable[tuple[Path, Sequence[str]]], root: Path) -> Tree:
 def _files(places: Iterable[tuple[Path, Sequence[str]]]) -> Files:
     found = Files()
     for place, names in places:
-        try:
-            part = files_of(place / name for name in sorted(names))
-        except (StagingError, OSError):  # cannot be opened: its own row says so
-            part = Files(damaged=[place / name for name in names])
-        found.slices += part.slices
-        found.others += part.others
-        found.damaged += part.damaged
+        for name in sorted(names):
+            try:
+                part = files_of([place / name])
+            except (StagingError, OSError):  # it cannot be opened
+                part = Files(damaged=[place / name])
+            found.slices += part.slices
+            found.others += part.others
+            found.damaged += part.damaged
     return found
 
 
@@ -144,23 +144,38 @@ def _key(file: Slice | Other) -> _Key:
 
 
 def _copies_apart(slices: list[Slice]) -> dict[str, list[Slice]]:
-    """The slices of a study by folder, if the same ones occur in several; otherwise by ""."""
-    seen: dict[tuple[str, str], Path] = {}
+    """The slices of a study by folder, if the same ones occur in several; otherwise by "".
+
+    Where they are copies, byte for byte, each copy of a series is apart, the first one with the
+    other series of the study. Otherwise the identifiers are not unique, and every folder is apart.
+    """
+    first: dict[tuple[str, str], Path] = {}
+    pairs = []
     for each in slices:
-        uid = each.tags.get(SOP_INSTANCE)
-        same = each.tags.get(SERIES, ""), uid
-        if uid and seen.setdefault(same, each.path.parent) != each.path.parent:
-            break
-    else:
+        same = each.tags.get(SERIES, ""), each.tags.get(SOP_INSTANCE, "")
+        if same[1] and first.setdefault(same, each.path).parent != each.path.parent:
+            pairs.append((first[same], each.path))
+    if not pairs:
         return {"": slices}
+    folders: dict[Path, list[Slice]] = defaultdict(list)
+    if all(filecmp.cmp(*pair, shallow=False) for pair in pairs):
+        for each in slices:
+            folders[each.path.parent].append(each)
+        copies: dict[str, list[Slice]] = {}
+        uids: dict[str, set[str]] = {}
+        for folder, members in folders.items():
+            own = {each.tags.get(SOP_INSTANCE, "") for each in members}
+            name = next((name for name in copies if uids[name].isdisjoint(own)), str(folder))
+            copies.setdefault(name, []).extend(members)
+            uids.setdefault(name, set()).update(own - {""})
+        return copies
     common = Path(os.path.commonpath([each.path.parent for each in slices]))
-    parts: dict[Path, list[Slice]] = defaultdict(list)
     for each in slices:
         inside = each.path.parent.relative_to(common).parts[:1]
-        parts[common.joinpath(*inside)].append(each)
+        folders[common.joinpath(*inside)].append(each)
     return {
         inner or str(folder): members
-        for folder, part in parts.items()
+        for folder, part in folders.items()
         for inner, members in _copies_apart(part).items()
     }
 
@@ -176,6 +191,8 @@ def _case(
     """The case of a study, whose best series has these files."""
     place = Path(os.path.commonpath([path.parent for path in files]))
     chosen = _chosen(series)
+    if key.study and key.folder:
+        chosen += "; the same identifiers occur in another folder"
     if below[place] == {key}:
         while place.parent != root and place != root and below[place.parent] == {key}:
             place = place.parent

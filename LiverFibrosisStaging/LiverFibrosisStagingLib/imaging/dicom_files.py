@@ -7,6 +7,7 @@ axes (LPS); tags are written as in SimpleITK, "gggg|eeee".
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,8 +256,10 @@ def _header(path: Path) -> tuple[sitk.ImageFileReader, dict[str, str]] | None:
         reader.ReadImageInformation()
     except RuntimeError:
         return None
-    found = _READ_TAGS.intersection(reader.GetMetaDataKeys())
-    return reader, {tag: text for tag in found if (text := tag_text(reader, tag))}
+    found = set(reader.GetMetaDataKeys())
+    # The same text of many files is kept once: a cohort may have half a million slices.
+    texts = {tag: sys.intern(tag_text(reader, tag)) for tag in _READ_TAGS if tag in found}
+    return reader, {tag: text for tag, text in texts.items() if text}
 
 
 def _excluded(reader: sitk.ImageFileReader, tags: dict[str, str]) -> str | None:
