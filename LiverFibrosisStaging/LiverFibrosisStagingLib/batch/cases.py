@@ -147,7 +147,7 @@ def _places(
 class _Found:
     """What a search has found so far.
 
-    places: of DICOM studies, where their masks may lie; folders: with DICOM files. masks: by CT.
+    places: of DICOM studies, where their masks may lie; folders: with CT slices. masks: by CT.
     unclear: image files that are no cases, and whether their voxels say so.
     """
 

@@ -12,6 +12,7 @@ from ..errors import StagingError
 from ..imaging.body import Body, given_body
 from .cohort import Case, named, usable_name
 from .image_files import image_file
+from .table_files import check_parquet
 
 LISTS = (".csv", ".parquet")
 
@@ -63,12 +64,9 @@ def _csv(path: Path) -> list[dict[str, str]]:
 
 
 def _parquet(path: Path) -> list[dict[str, str]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise StagingError(
-            f"{path}: a Parquet list needs the package pyarrow, which is not installed."
-        ) from None
+    check_parquet()
+    from pyarrow import ArrowException, parquet
+
     try:
         return [_texts(line) for line in parquet.read_table(path).to_pylist()]
     except (OSError, ArrowException) as error:
