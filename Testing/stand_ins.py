@@ -15,7 +15,7 @@ NAMES = ("map", "staging.json")
 # What a row needs to be shown in the summary.
 DONE = {"status": "done", "schema": 1, "model": "stand-in", "trained_on": "nothing"}
 DONE |= {"stage": "F0", "supported": True, **dict.fromkeys(("F0", "F1", "F2", "F3", "F4"), 0.2)}
-BATCH_FILES = {"results.csv", "columns.csv", "summary.html", "batch.log"}
+BATCH_FILES = {"results.csv", "columns.csv", "summary.html", "batch.log", "left_out.csv"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class StandInModel:
 class StandInCase:
     name: str
     ct: Path
+
+    @property
+    def source(self) -> Path:
+        return self.ct
 
 
 def cases(folder: Path, **texts: str) -> list[StandInCase]:

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from common.tables import MISSING, markdown, write_csv
 from LiverFibrosisStagingLib import StagingModel, stage
-from LiverFibrosisStagingLib.batch.cases import Case, read_list
+from LiverFibrosisStagingLib.batch.cohort import Case
+from LiverFibrosisStagingLib.batch.lists import read_list
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.explanation_check import CHANGES, check_explanation
 from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ

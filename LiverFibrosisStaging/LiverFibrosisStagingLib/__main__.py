@@ -151,10 +151,16 @@ def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
 
 
 def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
+    from .batch.cases import read_cohort
     from .batch.run import stage_folder
     from .batch.summary_page import SUMMARY
     from .batch.table_files import TABLE
 
+    if options.dry_run:
+        source, output = Path(options.input), Path(options.output)
+        for line in read_cohort(source, output, options.pseudonyms, look=False).lines():
+            print(line)
+        return DONE
     with _batch_progress(options.quiet) as progress:
 
         def notify(message: str) -> None:
@@ -213,7 +219,9 @@ def _evaluate(options: argparse.Namespace, cancel: threading.Event) -> int:
 
 
 def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> int:
-    from .batch.cases import Case, read_cases
+    from .batch.cases import read_cohort
+    from .batch.cohort import Case
+    from .batch.lists import LISTS
     from .explanation_check import check_cases, verdict
     from .files import check_writable
     from .model import StagingModel
@@ -223,8 +231,8 @@ def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> 
         return _measure_faithfulness(options, cancel)
     source, output = Path(options.ct), Path(options.output)
     check_writable(output)
-    if options.liver == AUTO and (source.is_dir() or source.suffix.lower() == ".csv"):
-        cases = read_cases(source, output, options.pseudonyms)
+    if options.liver == AUTO and (source.is_dir() or source.suffix.lower() in LISTS):
+        cases = read_cohort(source, output, options.pseudonyms).cases
     else:
         liver = None if options.liver == AUTO else options.liver
         cases = [Case("CT", source, liver, options.spleen)]
@@ -391,8 +399,8 @@ def _parser() -> argparse.ArgumentParser:
         "--liver",
         metavar="MASK",
         default=AUTO,
-        help="liver mask; FILE:LABEL selects one label; a label image with 1 liver and 2 spleen "
-        "serves as both masks; auto (the default): automatic segmentation",
+        help="liver mask; FILE:LABEL selects one label, FILE:LABEL+LABEL several; a label image "
+        "with 1 liver and 2 spleen serves as both; auto (the default): automatic segmentation",
     )
     one.add_argument("--spleen", metavar="MASK", help="spleen mask (FILE or FILE:LABEL)")
     one.add_argument(
@@ -459,15 +467,23 @@ def _parser() -> argparse.ArgumentParser:
         "batch",
         parents=[shared],
         help="stage a cohort",
-        description="INPUT is a CSV file with the columns ct and, optionally, liver, spleen, case, "
-        "segments, height_cm and weight_kg, or a folder of image files and DICOM folders. In a "
-        "folder, the masks of NAME.nii.gz are NAME_liver and NAME_spleen, or NAME_seg (1 liver, 2 "
-        "spleen); in a folder with one CT, liver, spleen or seg*. Cases without a mask are "
-        "segmented automatically. Cases already staged from the same files with the same options "
+        description="INPUT is a list (CSV or Parquet) with the columns ct and, optionally, liver, "
+        "spleen, case, segments, height_cm and weight_kg; a folder of image files and DICOM files; "
+        "a DICOMDIR; a folder as of the Medical Segmentation Decathlon, nnU-Net or BIDS; or a "
+        "quoted pattern for the CTs. Of a DICOM study, the portal-venous series is staged; what is "
+        "left out stands in left_out.csv. In a folder, the masks of NAME.nii.gz are NAME_liver and "
+        "NAME_spleen, or NAME_seg (1 liver, 2 spleen); in a folder with one CT, liver, spleen or "
+        "seg*. Cases without a mask are segmented automatically. Cases already staged from the "
+        "same files with the same options "
         "are skipped. No output contains file names; cases whose names may be those of persons get "
         "a pseudonym.",
     )
-    batch.add_argument("input", metavar="INPUT", help="folder or CSV file")
+    batch.add_argument("input", metavar="INPUT", help="folder, list, DICOMDIR or pattern")
+    batch.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print the cases and what is left out, without reading voxels",
+    )
     batch.add_argument("--pseudonyms", action="store_true", help=about_pseudonyms)
     batch.add_argument("--reports", action="store_true", help=f"for each case, {about_report}")
     batch.add_argument(

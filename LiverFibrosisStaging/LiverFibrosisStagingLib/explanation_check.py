@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .batch.case_row import why_failed
-from .batch.cases import Case
+from .batch.cohort import Case
 from .card import Checks
 from .errors import Cancelled, CancelToken
 from .explaining import Progress, Steps, run_network
@@ -236,7 +236,7 @@ def check_cases(
     strict: bool = False,
     any_phase: bool = False,
 ) -> ExplanationCheck:
-    """Stage and check cases, as from `cases.read_cases`.
+    """Stage and check cases, as from `cases.read_cohort`.
 
     Only the case that the surroundings move most keeps its pictures. A case that is refused has a
     reason instead of results; its sentence for the screen, which may name files, is given to
@@ -258,7 +258,7 @@ def check_cases(
 
         try:
             result = stage(
-                case.ct,
+                case.source,
                 case.liver,
                 case.spleen,
                 model,

@@ -10,14 +10,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import StagingError
-from .imaging.dicom_files import is_dicom
-from .imaging.masks import file_and_label
+from .imaging.dicom_files import files_of_series, is_dicom
+from .imaging.masks import file_and_labels
 
 TEXT_HEADERS = (".mha", ".mhd", ".nrrd", ".nhdr")
 _LONGEST_HEADER = 1 << 20
@@ -25,7 +25,7 @@ _CHUNK = 1 << 20
 
 
 def fingerprint(
-    ct: Path,
+    ct: Path | Sequence[Path],
     liver: str | Path | None,
     spleen: str | Path | None,
     segments: Path | None = None,
@@ -33,18 +33,20 @@ def fingerprint(
 ) -> str:
     """SHA-256 of a case's files and settings, in hexadecimal.
 
-    The files are those of the CT (for DICOM, all DICOM files of the folder) and the masks, with the
-    data files referenced by headers; their names and folders do not matter. segments: a file, or a
-    folder, of which the names count because they tell the segments. settings: anything else
-    that the result depends on, such as the models' hashes and the options, as JSON values. Raises
-    StagingError for a file that exists but cannot be read.
+    The files are those of the CT (for DICOM, all DICOM files of the folder, the files given, or one
+    file and those that may belong to its series) and the masks, with the data files referenced by
+    headers; their names and folders do not matter. segments: a file, or a folder, of which the
+    names count because they tell the segments. settings: anything else that the result depends on,
+    such as the models' hashes and the options, as JSON values. Raises StagingError for a file that
+    exists but cannot be read.
     """
     of_ct = [_sha256(file) for file in files_of_ct(ct)]
-    inputs: dict[str, Any] = {"ct": sorted(of_ct) if ct.is_dir() else of_ct}
+    in_order = isinstance(ct, Path) and not ct.is_dir()
+    inputs: dict[str, Any] = {"ct": of_ct if in_order else sorted(of_ct)}
     for organ, mask in (("liver", liver), ("spleen", spleen)):
         if mask is not None:
-            file, label = file_and_label(mask)
-            inputs[organ] = [label, *(_sha256(part) for part in _with_data(file))]
+            file, labels = file_and_labels(mask)
+            inputs[organ] = [labels, *(_sha256(part) for part in _with_data(file))]
     if segments is not None:
         files = sorted(segments.iterdir()) if segments.is_dir() else [segments]
         names = [file.name if segments.is_dir() else "" for file in files]
@@ -55,14 +57,20 @@ def fingerprint(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def files_of_ct(ct: Path) -> Iterable[Path]:
-    """The files of a CT: all DICOM files of a folder, or an image file with its data files."""
+def files_of_ct(ct: Path | Sequence[Path]) -> Iterable[Path]:
+    """The files of a CT: those of a DICOM series, or an image file with its data files."""
+    if not isinstance(ct, Path):
+        return ct
     if ct.is_dir():
         files = (Path(folder, name) for folder, _, names in os.walk(ct) for name in names)
         return filter(_is_dicom, files)
-    if _is_dicom(ct):  # one file stands for the series in its folder
-        return [ct, *sorted(file for file in ct.parent.iterdir() if _is_dicom(file))]
-    return _with_data(ct)
+    if not _is_dicom(ct):
+        return _with_data(ct)
+    try:  # one file stands for its series in its folder
+        found = files_of_series(ct)
+    except StagingError:  # damaged: refused when it is staged
+        return [ct]
+    return [ct, *sorted([*(each.path for each in found.slices), *found.damaged])]
 
 
 def _is_dicom(file: Path) -> bool:

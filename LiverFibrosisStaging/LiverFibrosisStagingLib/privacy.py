@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import islice
@@ -21,9 +21,9 @@ import SimpleITK as sitk
 from .errors import StagingError
 from .fingerprint import TEXT_HEADERS
 from .imaging.dicom_elements import is_whole
-from .imaging.dicom_files import is_dicom, tag_text
+from .imaging.dicom_files import is_dicom, path_of_series, tag_text
 from .imaging.itk_files import itk_path, quiet
-from .imaging.masks import file_and_label
+from .imaging.masks import file_and_labels
 from .stages import GROUPS, STAGES
 
 # DICOM tags about the patient (all of group 0010), and free text that can contain names.
@@ -85,19 +85,21 @@ _SUBJECT = rf"(?:^(?=[^\W_]+:)|{_NOUN}|(?<=['\"/\\]))"
 class Names:
     """Names in one case's inputs that can identify the patient, for removal from text.
 
-    ct, liver, spleen: paths, FILE:LABEL, or names of nodes; None if there is none. Files are read
-    on the first call of `removed`. files: other paths that messages may quote, and their
-    replacements.
+    ct, liver, spleen: paths, FILE:LABEL, names of nodes, or the DICOM files of a CT; None if there
+    is none. Files are read on the first call of `removed`. files: other paths that messages may
+    quote, and their replacements.
     """
 
     def __init__(
         self,
-        ct: str | Path | None,
+        ct: str | Path | Sequence[Path] | None,
         liver: str | Path | None = None,
         spleen: str | Path | None = None,
         files: Mapping[str | Path, str] | None = None,
     ) -> None:
-        self._inputs = {"the CT": ct, "the liver mask": liver, "the spleen mask": spleen}
+        self._ct = ct
+        path = None if ct is None else path_of_series(ct)
+        self._inputs = {"the CT": path, "the liver mask": liver, "the spleen mask": spleen}
         self._files = files or {}
 
     def removed(self, text: str) -> str:
@@ -158,7 +160,7 @@ class Names:
                 add(word, "the patient", person=True)
 
         paths = {
-            file_and_label(given)[0]: replacement
+            file_and_labels(given)[0]: replacement
             for replacement, given in self._inputs.items()
             if given is not None
         }
@@ -177,8 +179,7 @@ class Names:
         for path in paths:
             for name in _data_files(path):
                 add(name, "the data file", always=True)
-        ct = self._inputs["the CT"]
-        for file in () if ct is None else _dicom_files(Path(ct)):
+        for file in () if self._ct is None else _dicom_files(self._ct):
             add(file.name, "a file of the CT")
             add(file.stem, "a file of the CT")
             tags = _tags(file)
@@ -219,9 +220,9 @@ def pseudonym(identity: str) -> str:
     return f"case-{hashlib.sha256(normal.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-def dicom_patient_names(path: Path) -> list[str]:
-    """DICOM's name of the patient, from the first DICOM file of a folder or from one file."""
-    found = next(filter(None, map(_tags, _dicom_files(path))), {})
+def dicom_patient_names(ct: Path | Sequence[Path]) -> list[str]:
+    """DICOM's name of the patient, from the first DICOM file of a folder, of files, or one file."""
+    found = next(filter(None, map(_tags, _dicom_files(ct))), {})
     return [found[_PATIENT_NAME]] if _PATIENT_NAME in found else []
 
 
@@ -249,8 +250,12 @@ def _names_of_path(path: Path) -> Iterator[str]:
         yield stem
 
 
-def _dicom_files(path: Path) -> Iterator[Path]:
+def _dicom_files(ct: str | Path | Sequence[Path]) -> Iterator[Path]:
     """The files of a DICOM folder, including damaged ones, or of a DICOM file's folder."""
+    if not isinstance(ct, str | Path):
+        yield from ct
+        return
+    path = Path(ct)
     if os.path.isdir(path):
         places = os.walk(path)
     elif is_dicom(path):

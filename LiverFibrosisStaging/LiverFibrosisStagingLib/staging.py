@@ -3,6 +3,7 @@
 import hashlib
 import math
 import platform
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from .errors import CancelToken, StagingError
 from .explaining import Progress, Steps, explain_score, predicted_outside, run_network
 from .imaging.body import Body, body_of
 from .imaging.checks import check_copies, check_ct, check_organs
+from .imaging.dicom_files import path_of_series
 from .imaging.grid import WorkingGrid, working_grid
 from .imaging.input_checks import concerns, input_checks, refuse
 from .imaging.masks import organ_masks, read_organ, volume_ml
@@ -35,7 +37,7 @@ SEGMENTING = "Segmenting liver and spleen"
 
 
 def stage(
-    ct: sitk.Image | str | Path,
+    ct: sitk.Image | str | Path | Sequence[Path],
     liver: sitk.Image | str | Path | None = None,
     spleen: sitk.Image | str | Path | None = None,
     model: StagingModel | str | Path | None = None,
@@ -51,11 +53,12 @@ def stage(
 ) -> StagingResult:
     """Stage one CT and compute the location map that explains the stage.
 
-    ct: portal-venous CT in HU, an image or a path (DICOM folder, NIfTI, NRRD, MHA). liver, spleen:
-    masks, images or paths, on the CT's grid or another grid over the same space; a label image with
-    1 liver and 2 spleen serves as both; without a liver, both are segmented automatically (a spleen
-    that is given is kept). model: a model or its file, the shipped one by default. explain:
-    "predicted", "F0" to "F4", "significant", "advanced", "cirrhosis" or "expected" (stage).
+    ct: portal-venous CT in HU, an image, a path (DICOM folder, NIfTI, NRRD, MHA) or the DICOM files
+    of one series. liver, spleen: masks, images or paths, on the CT's grid or another grid over the
+    same space; a label image with 1 liver and 2 spleen serves as both; without a liver, both are
+    segmented automatically (a spleen that is given is kept). model: a model or its file, the
+    shipped one by default. explain: "predicted", "F0" to "F4", "significant", "advanced",
+    "cirrhosis" or "expected" (stage).
     progress: called with a fraction 0..1 and the step's name. cancel: checked between steps and
     patches, and while the network runs. segmentation: provenance (name, sha256, edited) of masks
     from an earlier automatic segmentation, for the result; masks that were not edited get the
@@ -81,7 +84,7 @@ def stage(
 
     steps.begin(0.02, "Reading")
     given = [_given(image) for image in (ct, liver, spleen)]
-    name = "The CT" if given[0] is None else str(given[0])
+    name = "The CT" if given[0] is None else str(path_of_series(given[0]))
     ct = ct if isinstance(ct, sitk.Image) else read_ct(ct)
     liver, spleen = (
         mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask)
@@ -164,8 +167,10 @@ def check_surface(surface_mm: float) -> None:
         raise StagingError(f"The shell has {surface_mm:g} mm; a thickness above 0 mm is needed.")
 
 
-def _given(image: sitk.Image | str | Path | None) -> str | Path | None:
-    """Path or name of an input; None if it has neither."""
+def _given(
+    image: sitk.Image | str | Path | Sequence[Path] | None,
+) -> str | Path | Sequence[Path] | None:
+    """Path, files or name of an input; None if it has none of them."""
     if not isinstance(image, sitk.Image):
         return image
     return image.GetMetaData(NAME_KEY) if image.HasMetaDataKey(NAME_KEY) else None

@@ -9,9 +9,9 @@ import pytest
 import SimpleITK as sitk
 from bad_inputs import PATIENT, hu_array, image, write_slices
 
+from LiverFibrosisStagingLib.batch.cases import find_cases
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging.dicom_elements import is_whole
-from LiverFibrosisStagingLib.imaging.dicom_files import dicom_folders
 from LiverFibrosisStagingLib.imaging.reading import notes, read_ct
 
 _LAST = 23
@@ -110,12 +110,14 @@ def test_nothing_but_damaged_files_is_refused(folder):
 def test_damaged_files_do_not_merge_patients_nor_hide_them(tmp_path):
     for name in ("anna", "bert", "carl"):
         tags = {"0010|0020": name, "0020|000d": f"1.9.{ord(name[0])}"}
-        write_slices(tmp_path / name, image(hu_array(3)), tags)
+        write_slices(tmp_path / name, image(hu_array(12)), tags)
     for name in ("anna", "bert"):  # the first file of each
         cut(tmp_path / name / "IM000.dcm")
     for path in (tmp_path / "carl").iterdir():
         as_text(path)
-    assert dicom_folders(tmp_path) == [tmp_path / name for name in ("anna", "bert", "carl")]
+    cases = find_cases(tmp_path).cases
+    assert [case.ct for case in cases] == [tmp_path / name for name in ("anna", "bert", "carl")]
+    assert notes(read_ct(cases[0].source)) == (_NOTE,)
 
 
 def test_a_slice_of_another_size_is_not_part_of_the_stack(folder):
@@ -151,7 +153,7 @@ def test_a_strange_thickness_does_no_harm(thickness, tmp_path):
 
 
 def test_a_dicomdir_is_skipped_in_its_folder_and_refused_by_itself(folder):
-    directory = bytes(128) + b"DICM" + b"\x02\0\x02\0UI\x16\0" + b"1.2.840.10008.1.3.10\0\0"
+    directory = bytes(128) + b"DICM" + b"\x02\0\x02\0UI\x14\0" + b"1.2.840.10008.1.3.10\x02"
     for name in ("DICOMDIR", "directory.dcm"):
         (folder / name).write_bytes(directory + bytes(100))
         assert notes(read_ct(folder)) == ()

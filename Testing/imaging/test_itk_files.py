@@ -8,9 +8,9 @@ import pytest
 import SimpleITK as sitk
 from bad_inputs import hu_array, image, liver_array, write, write_slices
 
+from LiverFibrosisStagingLib.batch.cases import find_cases
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging import itk_files
-from LiverFibrosisStagingLib.imaging.dicom_files import dicom_folders
 from LiverFibrosisStagingLib.imaging.itk_files import itk_path, quiet
 from LiverFibrosisStagingLib.imaging.organs import write_labels
 from LiverFibrosisStagingLib.imaging.reading import read_ct
@@ -90,7 +90,8 @@ def test_without_short_names_the_path_is_refused(windows, tmp_path):
     with pytest.raises(StagingError, match="characters that SimpleITK cannot open"):
         write_labels(image(liver_array()), folder / "labels.nii.gz")
     assert sorted(p.name for p in folder.iterdir()) == ["ct.nii", "series"]
-    assert dicom_folders(folder) == [series]  # a case that its own row refuses
+    cases = find_cases(folder).cases  # which their own rows refuse
+    assert [case.ct for case in cases] == [folder / "ct.nii", series]
 
 
 def test_short_names_serve_reading_and_writing(windows, tmp_path):

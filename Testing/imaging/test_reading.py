@@ -11,7 +11,6 @@ from bad_inputs import PATIENT, hu_array, image, liver_array, write_slices
 
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging.body import Body, body_of
-from LiverFibrosisStagingLib.imaging.dicom_files import dicom_folders
 from LiverFibrosisStagingLib.imaging.dicom_series import find_series, named_phase
 from LiverFibrosisStagingLib.imaging.masks import read_organ
 from LiverFibrosisStagingLib.imaging.reading import (
@@ -396,36 +395,6 @@ def test_phases_by_description(description, expected):
     assert named_phase(description) == expected
 
 
-# DICOM: trees of cases
-
-
-def test_each_study_of_a_tree_is_a_case(tmp_path):
-    for patient in ("anna", "bert"):
-        tags = {"0010|0020": patient, "0020|000d": f"1.9.{len(patient)}.{ord(patient[0])}"}
-        for series in ("s1", "s2"):
-            volume = image(hu_array(2))
-            write_slices(tmp_path / "ward" / patient / series, volume, tags, uid=f"1.2.{series[1]}")
-    (tmp_path / "ward" / "notes").mkdir()
-    (tmp_path / "ward" / "notes" / "read.txt").write_text("nothing here")
-    assert dicom_folders(tmp_path) == [tmp_path / "ward" / "anna", tmp_path / "ward" / "bert"]
-    assert dicom_folders(tmp_path / "ward" / "anna") == [tmp_path / "ward" / "anna"]
-    assert dicom_folders(tmp_path / "ward" / "notes") == []
-    with pytest.raises(StagingError, match="2 patients"):
-        read_ct(tmp_path / "ward")
-
-
-def test_without_study_identifiers_each_folder_is_a_case(tmp_path):
-    for name in ("a", "b"):
-        write_slices(tmp_path / name, image(hu_array(2)), {"0020|000d": ""})
-    assert dicom_folders(tmp_path) == [tmp_path / "a", tmp_path / "b"]
-
-
-def test_a_folder_with_its_own_files_is_one_case(tmp_path):
-    write_slices(tmp_path / "case", image(hu_array(2)))
-    write_slices(tmp_path / "case" / "sub", image(hu_array(2)), {"0020|000d": "1.7"})
-    assert dicom_folders(tmp_path / "case") == [tmp_path / "case"]
-
-
 # Real scans
 
 
@@ -471,12 +440,3 @@ def test_real_orientation_variants_show_the_same_liver(shared_data):
         inside = sitk.GetArrayViewFromImage(liver) == 1
         means.append((inside.sum(), sitk.GetArrayViewFromImage(ct)[inside].mean()))
     assert all(each == pytest.approx(means[0]) for each in means)
-
-
-def test_real_cases_of_the_shared_folder_are_found(shared_data):
-    names = {folder.name for folder in dicom_folders(shared_data)}
-    assert names == {
-        "neg_dcm_dcmqi_ct3slice",
-        "neg_dcm_hcc002_2phases_dupz",
-        "ts_example_ct_dicom_slab_pv",
-    }

@@ -14,7 +14,8 @@ from stand_ins import StandInModel, StandInTask, cases
 
 from LiverFibrosisStagingLib import StagingError, stage_folder
 from LiverFibrosisStagingLib.batch import case_row
-from LiverFibrosisStagingLib.batch.cases import Case, read_cases, usable_name
+from LiverFibrosisStagingLib.batch.cohort import Case, usable_name
+from LiverFibrosisStagingLib.batch.lists import read_list
 from LiverFibrosisStagingLib.batch.log import LOG, batch_log
 from LiverFibrosisStagingLib.batch.run import Batch
 from LiverFibrosisStagingLib.batch.table_files import TABLE
@@ -171,7 +172,7 @@ def test_cases_within_and_beside_each_other_keep_their_results(tmp_path):
     names = ["a", "a/b", "results.csv", "a/staging.json", ".partial-a", "A/B/c"]
     listed = tmp_path / "list.csv"
     listed.write_text("case,ct\n" + "".join(f"{name},{i}.nii\n" for i, name in enumerate(names)))
-    found = read_cases(listed)
+    found = read_list(listed)
     assert len({case.name.casefold() for case in found}) == len(names)
     for case in found:
         assert isinstance(case, Case)

@@ -8,10 +8,13 @@ import pytest
 from bad_inputs import hu_array, image, liver_array, write, write_slices
 
 from LiverFibrosisStagingLib import StagingError
-from LiverFibrosisStagingLib.batch.cases import find_cases, read_list, usable_name
+from LiverFibrosisStagingLib.batch.cases import find_cases
+from LiverFibrosisStagingLib.batch.cohort import usable_name
+from LiverFibrosisStagingLib.batch.lists import read_list
 from LiverFibrosisStagingLib.imaging.body import Body
 
 HU, MASK = hu_array(2), liver_array(12)[:2]
+SERIES = image(hu_array(10))
 
 
 def make(root, *names):
@@ -26,7 +29,7 @@ def make(root, *names):
 def found(root, **options):
     return {
         case.name: tuple(p and os.path.relpath(p, root) for p in (case.ct, case.liver, case.spleen))
-        for case in find_cases(root, **options)
+        for case in find_cases(root, **options).cases
     }
 
 
@@ -64,7 +67,7 @@ def test_cts_beside_a_named_one_or_in_a_dicom_folder_are_cases(tmp_path):
     make(tmp_path, "own/ct.nrrd", "own/late.nrrd")
     write(tmp_path / "own" / "vessels.nrrd", MASK)
     write(tmp_path / "own" / "pet.nrrd", np.abs(HU).astype(np.float32))
-    write_slices(tmp_path / "dicom", image(HU))
+    write_slices(tmp_path / "dicom", SERIES)
     make(tmp_path, "dicom/more.nii.gz", "dicom/sub/again.nii.gz")
     write(tmp_path / "dicom" / "vessels.nrrd", MASK)
     expected = ["dicom", "dicom/more.nii.gz", "dicom/sub/again.nii.gz"]
@@ -111,7 +114,7 @@ def test_mask_has_the_ending_of_its_ct_where_that_decides(tmp_path):
 
 def test_dicom_folders_have_their_own_masks(tmp_path):
     for name in ("p.1", "p_1"):
-        write_slices(tmp_path / name, image(HU), {"0020|000d": f"1.2.{len(name)}{name[1] == '_'}"})
+        write_slices(tmp_path / name, SERIES, {"0020|000d": f"1.2.{len(name)}{name[1] == '_'}"})
     make(tmp_path, "p.1_liver.nii.gz", "p_1_seg.nii.gz", "p_1/spleen.nii.gz")
     assert found(tmp_path) == {
         "p.1": ("p.1", "p.1_liver.nii.gz", None),
@@ -134,13 +137,13 @@ def test_hidden_files_and_earlier_results_are_no_cases(tmp_path):
     (tmp_path / "old" / "staging.json").write_text("{}")
     assert cts(tmp_path) == ["a.nii.gz"]
     make(tmp_path, "out/a.nii.gz")
-    assert len(find_cases(tmp_path, tmp_path / "out")) == 1
+    assert len(find_cases(tmp_path, tmp_path / "out").cases) == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights")
 def test_linked_folders_are_searched_once(tmp_path):
     make(tmp_path, "far/p1/ct.nii.gz")
-    write_slices(tmp_path / "far" / "p2", image(HU))
+    write_slices(tmp_path / "far" / "p2", SERIES)
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "p1").symlink_to(tmp_path / "far" / "p1")
     (tmp_path / "here" / "p2").symlink_to(tmp_path / "far" / "p2")
@@ -226,14 +229,14 @@ def test_numbered_names_do_not_clash_with_other_cases(tmp_path):
 
 def test_names_that_may_be_persons_get_a_pseudonym(tmp_path):
     make(tmp_path, "DOE^JANE.nii.gz", "DOE_JANE_1950/ct.nii.gz", "p1.nii.gz", "hcc002_cirrA_pv.mha")
-    write_slices(tmp_path / "jane", image(HU), {"0010|0010": "DOE^JANE"})
-    cases = {case.ct.name: case for case in find_cases(tmp_path)}
+    write_slices(tmp_path / "jane", SERIES, {"0010|0010": "DOE^JANE"})
+    cases = {case.ct.name: case for case in find_cases(tmp_path).cases}
     assert (cases["p1.nii.gz"].name, cases["hcc002_cirrA_pv.mha"].name) == ("p1", "hcc002_cirrA_pv")
     for ct in ("DOE^JANE.nii.gz", "ct.nii.gz", "jane"):
         assert cases[ct].pseudonym and cases[ct].name.startswith("case-")
-    again = {case.ct.name: case for case in find_cases(tmp_path)}
+    again = {case.ct.name: case for case in find_cases(tmp_path).cases}
     assert again == cases
-    everyone = find_cases(tmp_path, pseudonyms=True)
+    everyone = find_cases(tmp_path, pseudonyms=True).cases
     assert all(case.pseudonym for case in everyone) and len({c.name for c in everyone}) == 5
     assert cases["jane"].name in {case.name for case in everyone}
 
@@ -264,7 +267,7 @@ def test_masks_of_liver_segments_are_segments_of_their_case_and_no_cases(tmp_pat
     make(tmp_path, "several/b.nrrd")
     for number, place in enumerate(("three/dicom", "four"), start=3):
         uids = {"0020|000d": f"1.2.{number}.1", "0020|000e": f"1.2.{number}.2"}
-        write_slices(tmp_path / place, image(HU), uids)
+        write_slices(tmp_path / place, SERIES, uids)
     write_parts(tmp_path / "one" / "segments")
     write_parts(tmp_path / "two")
     write_parts(tmp_path / "three" / "segments")
@@ -274,7 +277,7 @@ def test_masks_of_liver_segments_are_segments_of_their_case_and_no_cases(tmp_pat
     (tmp_path / "one" / "segments" / "liver_segment_3.nii.gz").write_bytes(b"damaged")
     segments = {
         case.name: case.segments and case.segments.relative_to(tmp_path).as_posix()
-        for case in find_cases(tmp_path)
+        for case in find_cases(tmp_path).cases
     }
     assert segments == {
         "one": "one/segments",
@@ -288,5 +291,5 @@ def test_masks_of_liver_segments_are_segments_of_their_case_and_no_cases(tmp_pat
 
 def test_a_ct_with_the_name_of_a_liver_segment_is_a_case(tmp_path):
     make(tmp_path, "p/liver_segment_1.nii.gz")
-    (case,) = find_cases(tmp_path)
+    (case,) = find_cases(tmp_path).cases
     assert case.ct.name == "liver_segment_1.nii.gz" and case.segments is None

@@ -12,7 +12,7 @@ from tiny_models import CARD, masked_model, staging_model, written
 
 from LiverFibrosisStagingLib import Cancelled, StagingError, StagingModel, stage
 from LiverFibrosisStagingLib.__main__ import main
-from LiverFibrosisStagingLib.batch.cases import Case
+from LiverFibrosisStagingLib.batch.cohort import Case
 from LiverFibrosisStagingLib.explanation_check import (
     CHANGES,
     FILES,

@@ -48,7 +48,7 @@ ONLY_IN = {
     "matplotlib": {"report.pdf", "evaluation.figures"},
     "sklearn": {"evaluation"},
     "scipy": {"evaluation"},
-    "pyarrow": {"batch.table_files", "evaluation.reading"},
+    "pyarrow": {"batch.lists", "batch.table_files", "evaluation.reading"},
     "joblib": {"batch.workers"},
     "distributed": {"batch.cluster"},
     "tqdm": {"__main__"},

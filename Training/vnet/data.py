@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from common.cache import cached
 from common.resume import digest
 from LiverFibrosisStagingLib import StagingError, __version__, read_ct, read_mask
-from LiverFibrosisStagingLib.batch.cases import read_list
+from LiverFibrosisStagingLib.batch.lists import read_list
 from LiverFibrosisStagingLib.imaging.grid import resample_ct
 from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
 from LiverFibrosisStagingLib.imaging.segmentation import network_grid

@@ -15,7 +15,7 @@ from ..privacy import Names
 from ..report.documents import REPORT_FILES
 from ..result import FILES, SCHEMA, one_line
 from ..staging import software, stage
-from .cases import Case
+from .cohort import Case
 from .table import DONE, FAILED, columns_of, columns_of_any
 
 Row = dict[str, Any]
@@ -65,7 +65,7 @@ class CaseTask:
         columns = _finished(folder, inputs, self.reports)
         if columns is None:
             result = stage(
-                case.ct,
+                case.source,
                 case.liver,
                 case.spleen,
                 model,
@@ -88,7 +88,7 @@ class CaseTask:
 
     def _fingerprint(self, case: Case, model: StagingModel) -> str:
         return fingerprint(
-            case.ct,
+            case.source,
             case.liver,
             case.spleen,
             case.segments,
@@ -103,7 +103,7 @@ class CaseTask:
 
 def about(case: Case, model: StagingModel) -> Row:
     """The columns that every row of a batch has."""
-    return columns_of_any(case.name, getattr(case, "chosen", ""), model)
+    return columns_of_any(case.name, case.chosen, model)
 
 
 def failed(case: Case, model: StagingModel, reason: str) -> Row:
@@ -128,7 +128,7 @@ def why_failed(error: Exception, case: Case, files: dict[Path, str]) -> tuple[st
         )
     if case.segments is not None:
         files = {**files, case.segments: "the segments"}
-    return shown, Names(case.ct, case.liver, case.spleen, files).removed(written)
+    return shown, Names(case.source, case.liver, case.spleen, files).removed(written)
 
 
 def _check_cancel(cancel: CancelToken | None) -> None:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CancelToken, DiskFull, StagingError
-from ..files import check_writable, remove_partial
+from ..files import check_writable, remove_partial, write_table
 from ..model import StagingModel
 from ..report.summary import SURFACE_MM
 from ..resources import default_model_path
 from ..stages import RESEARCH_USE, explained_stages
 from ..staging import check_surface, software
 from .case_row import CaseTask, Notify, Progress, Row, failed
-from .cases import Case, read_cases
+from .cases import read_cohort
 from .cluster import on_cluster
+from .cohort import LEFT_OUT, LEFT_OUT_COLUMNS, Case, LeftOut
 from .log import batch_log
 from .table import DONE
 from .table_files import check_parquet, write_results, write_table_csv
@@ -47,14 +48,15 @@ def stage_folder(
     scheduler: Any = None,
     finished: Finished | None = None,
 ) -> list[Row]:
-    """Stage every case of a folder or a CSV list; returns the rows of `output`/results.csv.
+    """Stage every case of a cohort; returns the rows of `output`/results.csv.
 
-    source: a folder (see `find_cases` for how masks are found) or a CSV file with the columns ct
-    and, optionally, liver, spleen, case, segments, height_cm and weight_kg; relative paths start at
-    the file's folder. A case that cannot be staged, for whatever reason, is a row with status
-    "failed" and the reason. A case with an existing result from the same files, model, options and
-    software (`fingerprint.fingerprint`) is not staged again, so that the same call resumes a batch
-    that was killed. The table is written every few seconds and at the end.
+    source: a folder, a list (CSV or Parquet), a DICOMDIR or a pattern with wildcards, as for
+    `cases.read_cohort`. What is in it and is not staged, such as the other series of a DICOM study,
+    stands in `output`/left_out.csv with the reason. A case that cannot be staged, for whatever
+    reason, is a row with status "failed" and the reason. A case with an existing result from the
+    same files, model, options and software (`fingerprint.fingerprint`) is not staged again, so that
+    the same call resumes a batch that was killed. The table is written every few seconds and at the
+    end.
 
     workers: how many processes stage cases, each with its share of the cores; with 1, this one.
     scheduler: instead, a Dask scheduler's address, client or cluster, whose workers see the same
@@ -83,11 +85,11 @@ def stage_folder(
     source, output = Path(source), Path(output)
     notify = (lambda _: None) if notify is None else notify
     progress = (lambda *_: None) if progress is None else progress
-    cases = read_cases(source, output, pseudonyms)
+    cohort = read_cohort(source, output, pseudonyms)
     check_writable(output)
     if not isinstance(model, StagingModel):
         model = StagingModel.load(default_model_path() if model is None else model)
-    for case in cases:
+    for case in cohort.cases:
         if case.pseudonym:
             notify(f"{case.name} is {case.ct}.")
     options = {
@@ -99,14 +101,14 @@ def stage_folder(
     if scheduler is not None:
         runner: Runner = on_cluster(scheduler)
     else:
-        workers = min(workers, len(cases))
+        workers = min(workers, len(cohort.cases))
         runner = in_this_process if workers == 1 else in_processes(workers)
     here = runner is in_this_process
     load = partial(worker_model, model.path.absolute(), model.sha256)
     task = CaseTask(output.absolute(), (lambda: model) if here else load, options, reports)
     versions = ", ".join(f"{name} {version}" for name, version in software().items())
     settings = {"software": versions, "model sha256": model.sha256, **options}
-    batch = Batch(cases, output, model, settings, parquet)
+    batch = Batch(cohort.cases, output, model, settings, parquet, cohort.left_out)
     return batch.run(task, runner, progress, cancel, notify, finished)
 
 
@@ -130,6 +132,7 @@ class Batch:
     model: StagingModel
     settings: dict[str, Any]
     parquet: bool = False
+    left_out: Sequence[LeftOut] = ()
 
     def run(
         self,
@@ -148,6 +151,7 @@ class Batch:
             card = self.model.card
             about = {"model": card.name, "trained on": card.trained_on}
             log.begin(total, {**about, **self.settings, "notice": RESEARCH_USE})
+            self._write_left_out(notify)
             table = _Table(self.output, notify)
             try:
                 for index, row in runner(task, self.cases, self.output, progress, cancel, notify):
@@ -171,6 +175,11 @@ class Batch:
             done = sum(row["status"] == DONE for row in ordered)
             log.line(f"Batch ended: {done} of {total} cases staged")
         return ordered
+
+    def _write_left_out(self, notify: Notify) -> None:
+        write_table(self.output / LEFT_OUT, LEFT_OUT_COLUMNS, [each.row for each in self.left_out])
+        if self.left_out:
+            notify(f"{len(self.left_out)} left out; the reasons are in {self.output / LEFT_OUT}.")
 
 
 class _Table:

@@ -18,7 +18,7 @@ from ..errors import Cancelled, StagingError
 
 if TYPE_CHECKING:
     from ..model import StagingModel
-    from .cases import Case
+    from .cohort import Case
 
 THREADS = "OMP_NUM_THREADS"  # also obeyed by OpenBLAS and MKL
 POLL_SECONDS = 0.1

@@ -5,7 +5,6 @@ they do not run the user's script again when they start, so that a batch can be 
 console or a plain script, and they get an environment, thus a number of threads, of their own.
 """
 
-import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from ..errors import Cancelled, CancelToken, StagingError
 from ..files import PARTIAL, unwritable
 from ..fingerprint import files_of_ct
 from .case_row import Notify, Progress, Row
-from .cases import Case
+from .cohort import Case
 from .worker import THREADS, RunningMark, row_and_messages, start_worker
 
 DIED = "The process ended while this case was staged; perhaps not enough memory."
@@ -220,18 +219,14 @@ def running_mark(output: Path) -> Iterator[RunningMark]:
 
 def largest_first(cases: Sequence[Case]) -> list[int]:
     """Indices of the cases by the size of the CT's files, so that the last ones are short."""
-    return sorted(range(len(cases)), key=lambda index: -_size(cases[index].ct))
+    return sorted(range(len(cases)), key=lambda index: -_size(cases[index].source))
 
 
-def _size(ct: Path) -> int:
-    """Size in bytes of a CT's files; for a folder, of all its files."""
-    if ct.is_dir():
-        files = (Path(folder, name) for folder, _, names in os.walk(ct) for name in names)
-    else:
-        files = files_of_ct(ct)
+def _size(ct: Path | Sequence[Path]) -> int:
+    """Size in bytes of a CT's files."""
     total = 0
     with suppress(OSError, StagingError):  # the reason is reported when it is staged
-        for file in files:
+        for file in files_of_ct(ct):
             total += file.stat().st_size
     return total
 

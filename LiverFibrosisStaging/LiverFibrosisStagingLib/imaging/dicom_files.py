@@ -7,8 +7,8 @@ axes (LPS); tags are written as in SimpleITK, "gggg|eeee".
 import math
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +60,7 @@ _READ_TAGS = {
 
 _ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_DIRECTORY_RECORD = b"1.2.840.10008.1.3.10\0"
+_DIRECTORY_RECORD = re.compile(rb"1\.2\.840\.10008\.1\.3\.10(?![.\d])")  # media storage directory
 _CT_STORAGE = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.2(\.\d)?\0")
 _ANY_STORAGE = b"1.2.840.10008.5.1.4."
 
@@ -93,12 +93,21 @@ class Slice:
         )
 
 
+@dataclass(frozen=True)
+class Other:
+    """A DICOM object that is no CT slice: its kind, in the plural; no tags without an image."""
+
+    path: Path
+    kind: str
+    tags: dict[str, str]
+
+
 @dataclass
 class Files:
-    """A folder's files: CT slices; other DICOM objects, counted by kind; damaged files."""
+    """A folder's files: CT slices, other DICOM objects, damaged files."""
 
     slices: list[Slice] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
+    others: list[Other] = field(default_factory=list)
     damaged: list[Path] = field(default_factory=list)
 
     def add(self, path: Path) -> None:
@@ -108,12 +117,12 @@ class Files:
             if _is_damaged(path):
                 self.damaged.append(path)
             else:
-                self.others["objects without image"] += 1
+                self.others.append(Other(path, "objects without image", {}))
             return
         reader, tags = header
         kind = _excluded(reader, tags)
         if kind:
-            self.others[kind] += 1
+            self.others.append(Other(path, kind, tags))
             return
         self.slices.append(
             Slice(
@@ -131,54 +140,38 @@ class Files:
 def is_dicom(path: Path) -> bool:
     """Whether the file has the DICOM prefix (part 10, section 7.1) and is not a DICOMDIR."""
     head = _head(path)
-    return head[128:132] == b"DICM" and _DIRECTORY_RECORD not in head
+    return head[128:132] == b"DICM" and _DIRECTORY_RECORD.search(head) is None
 
 
-def dicom_folders(root: str | Path) -> list[Path]:
-    """The folders under `root` that are one case each, sorted.
-
-    A case is a top-most folder whose DICOM files, including those in its subfolders, belong to one
-    study, according to the first intact file of each folder: one folder per patient, or per patient
-    and date, is one case however its series are nested. If anonymisation has emptied the study's
-    identifier, each folder that contains DICOM files directly is a case. `root` itself is a case
-    only if it contains DICOM files directly, or several folders of one study.
-    """
-    root = Path(root)
-    studies: dict[Path, set[str]] = {}
-    direct: set[Path] = set()
-    for folder, subfolders, names in os.walk(root, topdown=False):
-        here = Path(folder)
-        found: set[str] = set()
-        own = _study(here, names)
-        if own is not None:
-            direct.add(here)
-            found.add(own)
-        for name in subfolders:
-            found |= studies.get(here / name, set())
-        if found:
-            studies[here] = found
-
-    cases: list[Path] = []
-    for folder in sorted(studies):  # parents come before their subfolders
-        if any(case in folder.parents for case in cases):
-            continue
-        lone_child = folder == root and sum(other.parent == root for other in studies) == 1
-        if folder in direct or (len(studies[folder] - {""}) <= 1 and not lone_child):
-            cases.append(folder)
-    return cases
+def is_dicomdir(path: Path) -> bool:
+    """Whether the file is a DICOMDIR, the list of the files of a medium (part 10, section 8.6)."""
+    return _DIRECTORY_RECORD.search(_head(path)) is not None
 
 
 def files_of_folder(folder: Path) -> Files:
     """The files of a folder and its subfolders; a .dcm file without DICOM prefix is damaged."""
+    return files_of(
+        path for place, _, names in os.walk(folder) for path in _visible(Path(place), names)
+    )
+
+
+def files_of(paths: Iterable[Path]) -> Files:
+    """The DICOM files among some files; a .dcm file without DICOM prefix is damaged."""
     found = Files()
     with quiet():
-        for place, _, names in os.walk(folder):
-            for path in _visible(Path(place), names):
-                if is_dicom(path):
-                    found.add(path)
-                elif _is_broken(path):
-                    found.damaged.append(path)
+        for path in paths:
+            if is_dicom(path):
+                found.add(path)
+            elif _is_broken(path):
+                found.damaged.append(path)
     return found
+
+
+def path_of_series(ct: str | Path | Sequence[Path]) -> Path:
+    """The path by which messages name a CT: its own, or the folder that a series' files share."""
+    if isinstance(ct, str | Path):
+        return Path(ct)
+    return Path(os.path.commonpath([file.parent for file in ct]))
 
 
 def files_of_series(path: Path) -> Files:
@@ -186,7 +179,7 @@ def files_of_series(path: Path) -> Files:
 
     Raises StagingError if the file itself is damaged.
     """
-    if _DIRECTORY_RECORD in _head(path):
+    if is_dicomdir(path):
         raise StagingError(f"{path.name}: a DICOMDIR contains no images; give the images' folder.")
     if not is_dicom(path):
         raise StagingError(f"{path.name}: not a DICOM file, or its beginning is missing.")
@@ -239,27 +232,6 @@ def _head(path: Path) -> bytes:
         return b""
 
 
-def _study(folder: Path, names: Iterable[str]) -> str | None:
-    """Identifier of the study of a folder's own files; None if none of them is DICOM.
-
-    "" if they contain no image, the folder's path if they are damaged or have no study identifier.
-    """
-    study = None
-    for path in _visible(folder, names):
-        if is_dicom(path):
-            try:
-                with quiet():
-                    header = _header(path)
-            except StagingError:  # SimpleITK cannot open the path: reported when it is staged
-                return str(folder)
-            if header is not None:
-                return header[1].get(STUDY) or str(folder)
-            study = str(folder) if _is_damaged(path) else study or ""
-        elif _is_broken(path):
-            study = str(folder)
-    return study
-
-
 def _is_damaged(path: Path) -> bool:
     """Whether a DICOM file in which GDCM finds no image should contain one."""
     head = _head(path)
@@ -284,8 +256,10 @@ def _header(path: Path) -> tuple[sitk.ImageFileReader, dict[str, str]] | None:
         reader.ReadImageInformation()
     except RuntimeError:
         return None
-    found = _READ_TAGS.intersection(reader.GetMetaDataKeys())
-    return reader, {tag: text for tag in found if (text := tag_text(reader, tag))}
+    found = set(reader.GetMetaDataKeys())
+    # The same text of many files is kept once: a cohort may have half a million slices.
+    texts = {tag: sys.intern(tag_text(reader, tag)) for tag in _READ_TAGS if tag in found}
+    return reader, {tag: text for tag, text in texts.items() if text}
 
 
 def _excluded(reader: sitk.ImageFileReader, tags: dict[str, str]) -> str | None:

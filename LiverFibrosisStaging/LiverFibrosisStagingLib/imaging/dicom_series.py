@@ -7,7 +7,7 @@ axes (LPS); tags are written as in SimpleITK, "gggg|eeee".
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,10 @@ from .dicom_files import (
     TIMES,
     Files,
     Slice,
+    files_of,
     files_of_folder,
     files_of_series,
+    path_of_series,
 )
 from .itk_files import itk_path, quiet
 
@@ -61,6 +63,18 @@ _LENGTH_STEP_MM = 25.0  # smaller differences in length are ignored
 _SAME_POSITION_MM = 0.01
 _UNEVEN = 0.1  # tolerated deviation of a gap, as a share of the spacing: DICOM rounds positions
 _MISSING = 1.5  # times the spacing: a larger gap means that a slice is missing
+# In the order of `_rank`: what the better and the worse of two series have. "": their phases.
+_DIFFERENCES = (
+    (f"at least {MIN_SLICES} slices", f"fewer than {MIN_SLICES} slices"),
+    ("original slices", "derived from other images"),
+    ("", ""),
+    ("more of the body", "less of the body"),
+    ("a soft kernel", "a sharp kernel"),
+    ("thinner slices", "thicker slices"),
+    ("a later time of acquisition", "an earlier time of acquisition"),
+    ("a later acquisition", "an earlier acquisition"),
+    ("a higher series number", "a lower series number"),
+)
 _TILT_DEGREES = 0.5  # shears 200 mm of liver by 2 mm, about two voxels
 
 
@@ -102,20 +116,23 @@ class Series:
     @property
     def label(self) -> str:
         """Text by which the user recognises the series, without its free text."""
-        number, acquisition = (
-            value if (value := self.tags.get(tag, "")).isdecimal() and len(value) < 10 else ""
-            for tag in (SERIES_NUMBER, ACQUISITION)
-        )
+        acquisition = plain_number(self.tags, ACQUISITION)
         return (
-            (number or "without number")
+            (plain_number(self.tags, SERIES_NUMBER) or "without number")
             + (f", acquisition {acquisition}" if acquisition else "")
             + f" ({f'{self.phase} by its description, ' if self.phase else ''}"
             + f"{len(self.slices)} slices every {self.spacing:.3g} mm)"
         )
 
 
-def find_series(path: Path) -> tuple[list[Series], list[Path]]:
-    """CT series of a folder (searched recursively) or of one file's series, the best first.
+def plain_number(tags: dict[str, str], tag: str) -> str:
+    """The number in a tag, as text; "" for anything else, which may contain names."""
+    text = tags.get(tag, "")
+    return text if text.isdecimal() and len(text) < 10 else ""
+
+
+def find_series(path: Path | Sequence[Path]) -> tuple[list[Series], list[Path]]:
+    """CT series of a folder (searched recursively), of one file's series or of files, best first.
 
     Returns the series, and damaged files that may belong to them.
 
@@ -129,7 +146,11 @@ def find_series(path: Path) -> tuple[list[Series], list[Path]]:
     resulting gap is detected when the series is read. Raises StagingError if there is no CT series,
     if the file given is damaged, and if a folder contains several patients.
     """
-    files = files_of_folder(path) if path.is_dir() else files_of_series(path)
+    given, path = path, path_of_series(path)
+    if not isinstance(given, Path):
+        files = files_of(given)
+    else:
+        files = files_of_folder(path) if path.is_dir() else files_of_series(path)
     if not files.slices:
         raise StagingError(_nothing_found(path, files))
     patients = {s.tags.get(PATIENT) or s.tags.get(STUDY, "") for s in files.slices}
@@ -138,20 +159,40 @@ def find_series(path: Path) -> tuple[list[Series], list[Path]]:
             f"{path.name}: CT images of {len(patients)} patients found; give the folder of one "
             "examination."
         )
-    found = [Series(tuple(part)) for part in _stacks(files.slices)]
+    found = ranked_series(files.slices)
     if not path.is_dir():
         found = [series for series in found if any(s.path == path for s in series.slices)]
-    return sorted(found, key=_rank, reverse=True), files.damaged
+    return found, files.damaged
 
 
-def read_dicom(path: Path) -> tuple[sitk.Image, list[str]]:
-    """The best CT series of a folder, or the one of a file, in HU, and notes for the user.
+def ranked_series(slices: Sequence[Slice]) -> list[Series]:
+    """The series of slices of one examination, in the order of `find_series`."""
+    return sorted((Series(tuple(stack)) for stack in _stacks(slices)), key=_rank, reverse=True)
+
+
+def difference(best: Series, other: Series) -> tuple[str, str]:
+    """What the best series has that another one has not, by `find_series`' order, and vice versa.
+
+    Noun phrases, without free text of the files.
+    """
+    for one, two, (more, less) in zip(_rank(best), _rank(other), _DIFFERENCES):
+        if one != two:
+            return (more, less) if more else (_phase_words(best), _phase_words(other))
+    return "the first of equal series", "equal to the series taken"
+
+
+def _phase_words(series: Series) -> str:
+    return f"{series.phase} by its description" if series.phase else "no phase in its description"
+
+
+def read_dicom(path: Path | Sequence[Path]) -> tuple[sitk.Image, list[str]]:
+    """The best CT series of a folder or files, or that of one file, in HU, and notes for the user.
 
     The image has KEPT_TAGS and FILES_KEY as metadata, and height and weight as numbers
     (`body.body_of`). Raises StagingError as `find_series` and `read_series` do.
     """
     found, damaged = find_series(path)
-    image, notes = read_series(found[0], path.name, damaged)
+    image, notes = read_series(found[0], path_of_series(path).name, damaged)
     if len(found) > 1:
         rest = "; ".join(series.label for series in found[1:6])
         more = f"; and {len(found) - 6} more" if len(found) > 6 else ""
@@ -236,14 +277,15 @@ def _nothing_found(path: Path, files: Files) -> str:
         first = files.damaged[0].name
         what = f"{len(files.damaged)} files, such as {first}, are damaged or not DICOM"
     else:
-        kinds = ", ".join(f"{count} x {kind}" for kind, count in files.others.most_common())
+        counts = Counter(other.kind for other in files.others).most_common()
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in counts)
         what = f"only {kinds}" if kinds else ""
     if not what:
         return f"{path.name}: no DICOM files found; a CT series is needed."
     return f"{path.name}: no CT series found, {what}."
 
 
-def _stacks(slices: list[Slice]) -> Iterator[list[Slice]]:
+def _stacks(slices: Sequence[Slice]) -> Iterator[list[Slice]]:
     """Slices grouped into stacks that can each form one volume."""
     by_series: dict[str, list[Slice]] = defaultdict(list)
     for each in slices:

@@ -14,21 +14,31 @@ from .reading import read_mask
 
 
 def read_organ(path: str | Path) -> sitk.Image:
-    """Read a mask; FILE:LABEL selects one label of a label image (liver.nii.gz:5)."""
-    file, label = file_and_label(path)
-    if label is None:
-        return read_mask(file)
+    """Read a mask; FILE:LABEL selects a label of a label image, FILE:LABEL+LABEL several.
+
+    For example liver.nii.gz:5, or lits.nii.gz:1+2 for the liver with its tumours. Raises
+    StagingError for an image without any of the labels, and as `read_mask` does.
+    """
+    file, labels = file_and_labels(path)
     mask = read_mask(file)
+    if not labels:
+        return mask
     # Compared in numpy: SimpleITK wraps labels that do not fit the pixel type (261 becomes 5).
-    if not (sitk.GetArrayViewFromImage(mask) == label).any():
-        raise StagingError(f"The mask {file} has no voxel with the label {label}.")
-    return mask == label
+    selected = np.isin(sitk.GetArrayViewFromImage(mask), labels)
+    if not selected.any():
+        which = " or ".join(map(str, labels))
+        raise StagingError(f"The mask {file} has no voxel with the label {which}.")
+    found = sitk.GetImageFromArray(selected.astype(np.uint8))
+    found.CopyInformation(mask)
+    return found
 
 
-def file_and_label(path: str | Path) -> tuple[Path, int | None]:
-    """Split FILE:LABEL; the label is None if only a file is given."""
-    match = re.fullmatch(r"(.+):(\d{1,20})", str(path), re.DOTALL)
-    return (Path(path), None) if match is None else (Path(match[1]), int(match[2]))
+def file_and_labels(path: str | Path) -> tuple[Path, tuple[int, ...]]:
+    """Split FILE:LABEL or FILE:LABEL+LABEL; no labels if only a file is given."""
+    match = re.fullmatch(r"(.+):(\d{1,20}(?:\+\d{1,20})*)", str(path), re.DOTALL)
+    if match is None:
+        return Path(path), ()
+    return Path(match[1]), tuple(map(int, match[2].split("+")))
 
 
 def organ_masks(

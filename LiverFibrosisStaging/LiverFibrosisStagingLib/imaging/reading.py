@@ -6,7 +6,7 @@ therefore check the files.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import StagingError
-from .dicom_files import is_dicom
+from .dicom_files import is_dicom, path_of_series
 from .dicom_series import FILES_KEY, read_dicom
 from .itk_files import itk_path, quiet
 from .nifti_header import AXES_TOLERANCE, NOT_ORTHOGONAL, check_nifti
@@ -43,17 +43,22 @@ _MEANINGS = (
 )
 
 
-def _refusing(read: Callable[[Path], sitk.Image]) -> Callable[[str | Path], sitk.Image]:
+def _refusing(
+    read: Callable[..., sitk.Image],
+) -> Callable[[str | Path | Sequence[Path]], sitk.Image]:
     """Turn every error of a reader into a StagingError."""
 
     @wraps(read)
-    def reader(path: str | Path) -> sitk.Image:
-        path = Path(path)
+    def reader(path: str | Path | Sequence[Path]) -> sitk.Image:
+        given, path = path, path_of_series(path)
         try:
-            if not path.exists():
-                raise StagingError(f"{path}: no such file or folder.")
-            if not (path.is_file() or path.is_dir()):
-                raise StagingError(f"{path}: neither a file nor a folder.")
+            for each in [path] if isinstance(given, str | Path) else given:
+                if not each.exists():
+                    raise StagingError(f"{each}: no such file or folder.")
+                if not (each.is_file() or each.is_dir()):
+                    raise StagingError(f"{each}: neither a file nor a folder.")
+            if not isinstance(given, str | Path):
+                return read([file.absolute() for file in given])
             return read(path.absolute())  # so that "." has a name
         except StagingError:
             raise
@@ -68,18 +73,18 @@ def _refusing(read: Callable[[Path], sitk.Image]) -> Callable[[str | Path], sitk
 
 
 @_refusing
-def read_ct(path: Path) -> sitk.Image:
+def read_ct(path: Path | Sequence[Path]) -> sitk.Image:
     """A CT as a 3-D scalar image in HU, in the file's own pixel type and geometry (LPS, mm).
 
     path: a DICOM folder (searched recursively; the best series is chosen, see
-    `dicom_series.find_series`), one DICOM file (its series in the same folder), NIfTI, NRRD or
-    MetaImage. The image's metadata are `dicom_files.KEPT_TAGS` and the numbers of `body.body_of`,
-    if present in the file, the notes for the user (see `notes`) and the paths of DICOM files (see
-    `source_files`); nothing else that identifies the patient.
+    `dicom_series.find_series`), one DICOM file (its series in the same folder), the DICOM files of
+    one series, NIfTI, NRRD or MetaImage. The image's metadata are `dicom_files.KEPT_TAGS` and the
+    numbers of `body.body_of`, if present in the file, the notes for the user (see `notes`) and the
+    paths of DICOM files (see `source_files`); nothing else that identifies the patient.
 
     Raises StagingError if the path cannot be read as one intact volume.
     """
-    if is_for_dicom(path):
+    if not isinstance(path, Path) or is_for_dicom(path):
         image, found = read_dicom(path)
         if found:
             image.SetMetaData(NOTES_KEY, "\n".join(found))
