@@ -34,6 +34,7 @@ class StandInModel:
 class StandInCase:
     name: str
     ct: Path
+    chosen: str = ""
 
     @property
     def source(self) -> Path:
