@@ -30,6 +30,7 @@ def stage_folder(
     strict: bool = False,
     any_phase: bool = False,
     parquet: bool = False,
+    finished: Callable[[dict[str, Any], int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Stage every case of a folder or a CSV list; returns the rows of `output`/results.csv.
 
@@ -44,7 +45,8 @@ def stage_folder(
     (`find_cases`). notify: called with messages for the screen, which can contain such names: the
     case of each pseudonym, and why a case failed. surface_mm, strict, any_phase: as for `stage`.
     reports: write a report for each case, as `StagingResult.save` does; a finished case without one
-    is staged again. parquet: write the table as results.parquet too, which needs pyarrow.
+    is staged again. parquet: write the table as results.parquet too, which needs pyarrow. finished:
+    called with each row when its case is finished, the number of finished cases and of all.
 
     At the end, columns.csv, which explains the table's columns, and summary.html are written.
 
@@ -78,6 +80,8 @@ def stage_folder(
                 progress((number + fraction) / len(cases), f"{name}: {step}")
 
         rows.append(case_row(case, output, model, options, within, cancel, notify, reports))
+        if finished is not None:
+            finished(rows[-1], len(rows), len(cases))
         try:
             write_table_csv(output, rows)
         except StagingError as refusal:  # may be open in a spreadsheet; retried after the next case
