@@ -1,7 +1,6 @@
 """The steps of in_slicer.py, in their order: what is done, and the expected result."""
 
 import re
-import subprocess
 import tempfile
 import unittest
 from pathlib import Path
@@ -19,6 +18,7 @@ from in_slicer_walk import (
     Walk,
     at_rest,
     check,
+    column_of,
     in_scene,
     of_class,
     step,
@@ -498,83 +498,6 @@ def console_lines(walk: Walk) -> None:
     check(walk.has_result(), "the panel does not show what the console has staged")
 
 
-@step("loaded")
-def batch_of_a_folder(walk: Walk) -> None:
-    """Slicer serves its events while a folder is staged; the results are a table node."""
-    window, shown = slicer.util.mainWindow(), []
-    before = walk.heartbeat.count
-    source = ROOT / MODULE / "Resources" / "SampleData"
-    output = walk.folder / "batch"
-
-    def progressed(fraction: float, step: str) -> None:
-        if not shown and fraction > 0.3:
-            shown.extend(window.statusBar().findChildren("QProgressBar"))
-            walk.picture("batch-running")
-
-    table = walk.logic.stageFolder(source, output, progress=progressed)
-    check(shown, "no progress bar in the status bar")
-    beats = walk.heartbeat.count - before
-    check(beats > 20, f"a 5 ms timer was served only {beats} times during the batch")
-    check(table is not None and table.GetScene(), "no table node")
-    check(set(column_of(table, "status")) == {"done"}, f"status: {column_of(table, 'status')}")
-    check((output / "results.csv").is_file(), "no results.csv")
-
-
-@step("loaded")
-def batch_of_nodes(walk: Walk) -> None:
-    """CTs of the scene become rows; a second batch and the panel's Stage are refused meanwhile."""
-    second = walk.load_ct("walk-second")
-    voxels = slicer.util.arrayFromVolume(second)
-    voxels[voxels > 70] -= 70  # without contrast, which is refused
-    ended: list[Any] = []
-    options = {"wait": False, "finished": ended.append, "showResults": True}
-    batch = walk.logic.stageNodes([walk.volume(), second], **options)
-    walk.ui.stageButton.click()
-    walk.check_refused("A batch is running")
-    walk.wait(lambda: ended, "the batch")
-    check(column_of(batch.tableNode, "status") == ["done", "failed"], f"{batch.rows}")
-    check("portal-venous" in column_of(batch.tableNode, "reason")[1], f"{batch.rows}")
-    walk.settle()
-    check(walk.has_result(), "the first CT's result is not shown")
-
-
-@step("loaded")
-def batch_cancelled(walk: Walk) -> None:
-    """The button in the status bar ends a batch without a finished case; no node is left."""
-    walk.settle()
-    before = in_scene()
-    batch = walk.logic.stageNodes(wait=False)
-    bar = slicer.util.mainWindow().statusBar()
-    buttons = [b for b in bar.findChildren("QPushButton") if b.text == "Cancel"]
-    check(len(buttons) == 1, f"{len(buttons)} Cancel buttons in the status bar")
-    walk.settle()
-    buttons[0].click()
-    walk.wait(lambda: not batch.isRunning and at_rest(), "the batch's end")
-    check(batch.cancelled and batch.tableNode is None, "not cancelled")
-    check(in_scene() == before, f"left behind: {in_scene() - before}")
-
-
-@step("empty")
-def batch_without_a_window(walk: Walk) -> None:
-    """The documented script, run by another Slicer without a main window, exits with 0."""
-    text = (ROOT / "docs" / "slicer.md").read_text(encoding="utf-8")
-    (script,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "util.exit" in b]
-    path, output = walk.folder / "stage_cohort.py", walk.folder / "batch-script"
-    path.write_text(script, encoding="utf-8")
-    module = ROOT / MODULE
-    command = [
-        slicer.app.launcherExecutableFilePath,
-        *("--no-splash", "--no-main-window", "--additional-module-paths", str(module)),
-        *("--python-script", str(path), str(module / "Resources" / "SampleData"), str(output)),
-    ]
-    environment = slicer.util.startupEnvironment()
-    with open(walk.folder / "batch-script.txt", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        walk.wait(lambda: process.poll() is not None, "the script")
-    check(process.returncode == 0, f"exit code {process.returncode}; see batch-script.txt")
-    check((output / "results.csv").is_file(), "no results.csv")
-
-
 @step("empty")
 def self_test(walk: Walk) -> None:
     """The module's own test passes."""
@@ -585,9 +508,3 @@ def self_test(walk: Walk) -> None:
     check(not failures, "; ".join(failures))
     check(outcome.testsRun and not outcome.skipped, f"not run: {outcome.skipped}")
     walk.notes.append(f"{outcome.testsRun} tests")
-
-
-def column_of(table: Any, name: str) -> list[str]:
-    """A text column of a table node."""
-    values = table.GetTable().GetColumnByName(name)
-    return [values.GetValue(row) for row in range(table.GetNumberOfRows())]

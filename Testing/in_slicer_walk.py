@@ -382,6 +382,12 @@ def of_class(name: str) -> list[Any]:
     return [node for node in slicer.util.getNodesByClass(name) if node.GetClassName() == name]
 
 
+def column_of(table: Any, name: str) -> list[str]:
+    """A text column of a table node."""
+    values = table.GetTable().GetColumnByName(name)
+    return [values.GetValue(row) for row in range(table.GetNumberOfRows())]
+
+
 def at_rest() -> bool:
     """Whether no thread of the module is alive."""
     return not any(MODULE in thread.name for thread in threading.enumerate())

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,6 +240,19 @@ def test_quitting_slicer_ends_the_batch(logic, cohort, tmp_path, single):
     assert texts(table, "case") == ["one"]
 
 
+def test_interrupting_the_script_ends_the_batch(logic, cohort, tmp_path, single, monkeypatch):
+    def interrupt(seconds):
+        if of_class("vtkMRMLTableNode"):
+            raise KeyboardInterrupt
+
+    from LiverFibrosisStagingLib.scene import batch
+
+    monkeypatch.setattr(batch, "time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        logic.stageFolder(cohort, tmp_path / "out", model=single)
+    assert at_rest() and batch.running() is None
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Qt is called so on Linux only")
 def test_batch_continues_while_an_idle_slicer_holds_pythons_lock(logic, cohort, tmp_path, single):
     batch = logic.stageFolder(cohort, tmp_path / "out", wait=False, model=single)
@@ -297,16 +311,14 @@ def test_second_batch_and_the_panels_stage_are_refused(
     assert batch.wait().GetNumberOfRows() == 3
 
 
-def test_callback_that_fails_ends_the_batch(logic, cohort, tmp_path, single):
+def test_callback_that_fails_does_not_end_the_batch(logic, cohort, tmp_path, single):
     def notify(text):
         raise KeyError("a callback")
 
-    def ct_of_a_person():
-        (cohort / "one_ct.nrrd").rename(cohort / "Mustermann^Erika_ct.nrrd")
-
-    ct_of_a_person()
+    (cohort / "one_ct.nrrd").rename(cohort / "Mustermann^Erika_ct.nrrd")  # which is told
     batch = logic.stageFolder(cohort, tmp_path / "out", wait=False, notify=notify, model=single)
     wait_until(lambda: not batch.isRunning)
+    assert {type(error) for error in qt_host.exceptions} == {KeyError}
     qt_host.exceptions.clear()
     assert [row["status"] for row in batch.rows] == ["done"] * 3
 

@@ -122,7 +122,7 @@ class Panel(VTKObservationMixin):
         self.on_scene_end_close(caller, event)
 
     def on_node_added(self, caller: Any, event: Any) -> None:
-        """Choose inputs, if none are chosen, once the current loading is complete."""
+        """Choose inputs, if none are chosen, and show a new result, once all nodes are added."""
         if not self._offering:
             self._offering = True
             qt.QTimer.singleShot(0, self._offer)
@@ -137,6 +137,7 @@ class Panel(VTKObservationMixin):
             watched = (volume, volume.ImageDataModifiedEvent, self.on_node_added)
             if volume.GetImageData() is None and not self.hasObserver(*watched):
                 self.addObserver(*watched)
+        self._update()  # the new node may be a result of the console or a batch
 
     def on_node_removed(self, caller: Any, event: Any) -> None:
         """Cancel the staging of a CT that was removed, and drop its result."""
