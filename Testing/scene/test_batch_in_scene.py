@@ -190,6 +190,7 @@ def test_failures_are_rows_with_missing_numbers(logic, stage, cohort, tmp_path, 
     assert texts(table, "status") == ["failed", "done", "failed"]
     assert texts(table, "reason")[0] == "The CT has no liver."
     assert texts(table, "stage")[0] == "" and texts(table, "stage")[1] in STAGES
+    assert texts(table, "supported") == ["", "true", ""]
     numbers = slicer.util.arrayFromTableColumn(table, "F4")
     assert list(np.isnan(numbers)) == [True, False, True]
     assert not any("Mustermann" in text for text in texts(table, "reason"))

@@ -16,6 +16,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from ..batch.table import DONE, FAILED
 from ..errors import Cancelled, StagingError
 from ..privacy import looks_like_person_name
 from . import jobs
@@ -138,7 +139,7 @@ class Batch:
     def _counts(self) -> str:
         by_status = Counter(row["status"] for row in self.rows)
         counts = _("{done} staged and {failed} failed").format(
-            done=by_status["done"], failed=by_status["failed"]
+            done=by_status[DONE], failed=by_status[FAILED]
         )
         return counts + (_(" of {count}").format(count=self._count) if self._count else "")
 

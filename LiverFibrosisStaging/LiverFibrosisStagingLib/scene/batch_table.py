@@ -6,42 +6,45 @@ from typing import Any
 
 import slicer
 
-from ..batch.table import COLUMNS
+from ..batch.table import BOOLEAN, DONE, FAILED, SCHEMA, TEXT, columns_of_any
 from ..model import StagingModel
 from ..stages import RESEARCH_USE
 from .scene_nodes import PART_ATTRIBUTE, set_columns
 
 PART = "cohort"  # value of PART_ATTRIBUTE
-MISSING = ("", None)
 
 
 def put_table(node: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
     """Fill the table node, or a new one if it is None or no longer in the scene; returns it.
 
-    Numbers are double columns with NaN where they are missing, everything else is text.
+    Numbers are double columns with NaN where they are missing. Everything else is text, "" where it
+    is missing.
     """
     if node is None or node.GetScene() is not slicer.mrmlScene:
         node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", name)
         node.SetAttribute(PART_ATTRIBUTE, PART)
         node.SetDescription(RESEARCH_USE)
+    columns = {
+        column.name: [_cell(column.kind, row.get(column.name)) for row in rows] for column in SCHEMA
+    }
     with slicer.util.NodeModify(node):
-        set_columns(node, {key: _column([row.get(key) for row in rows]) for key in COLUMNS})
+        set_columns(node, columns)
     return node
 
 
 def node_row(case: str, model: StagingModel, columns: Mapping[str, Any]) -> dict[str, Any]:
     """The row of a CT of the scene; columns: those of its result."""
-    about = {"trained_on": model.card.trained_on, "notice": RESEARCH_USE}
-    return {"case": case, "status": "done", **columns, "model": model.card.name, **about}
+    return {**columns_of_any(case, "", model), "status": DONE, **columns}
 
 
 def failed_row(case: str, model: StagingModel, reason: str) -> dict[str, Any]:
     """The row of a CT of the scene that could not be staged."""
-    return {**node_row(case, model, {}), "status": "failed", "reason": reason}
+    return {**columns_of_any(case, "", model), "status": FAILED, "reason": reason}
 
 
-def _column(values: Sequence[Any]) -> list[float] | list[str]:
-    known = [value for value in values if value not in MISSING]
-    if known and all(isinstance(v, int | float) and not isinstance(v, bool) for v in known):
-        return [math.nan if value in MISSING else float(value) for value in values]
-    return ["" if value is None else str(value) for value in values]
+def _cell(kind: str, value: Any) -> float | str:
+    if kind == TEXT:
+        return value or ""
+    if kind == BOOLEAN:  # as in results.csv; a table node has no such columns
+        return "" if value is None else str(value).lower()
+    return math.nan if value is None else float(value)
