@@ -199,8 +199,12 @@ def _load_scene(filename: Any, properties: Any = None) -> bool:
 
 def _launcher(folder: Path) -> str:
     """A program that runs this file, as Slicer's launcher runs Slicer."""
-    path = folder / "Slicer"
-    path.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, __file__])} "$@"\n')
+    if os.name == "nt":
+        path, line = folder / "Slicer.bat", f'@"{sys.executable}" "{__file__}" %*\n'
+    else:
+        path = folder / "Slicer"
+        line = f'#!/bin/sh\nexec {shlex.join([sys.executable, __file__])} "$@"\n'
+    path.write_text(line, encoding="utf-8")
     path.chmod(0o755)
     return str(path)
 

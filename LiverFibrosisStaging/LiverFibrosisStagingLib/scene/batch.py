@@ -130,7 +130,7 @@ class Batch:
 
     def _report(self, fraction: float, step: str) -> None:
         left = None
-        if self.rows:
+        if self.rows and fraction > 0:
             left = (time.monotonic() - self._begun) * (1 - fraction) / fraction
         self._status.show(fraction, step, left, self._counts())
         if self._progress is not None:

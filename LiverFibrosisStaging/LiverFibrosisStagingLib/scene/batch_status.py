@@ -8,7 +8,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-BAR_WIDTH = 200  # pixels
+BAR_WIDTH, BUTTON_WIDTH = 200, 100  # pixels
 STEPS = 1000  # of the bar
 END_MS = 10_000  # how long the last message stays
 
@@ -34,6 +34,7 @@ class BatchStatus:
         self._bar.maximumWidth = BAR_WIDTH
         button = qt.QPushButton(_("Cancel"))
         button.toolTip = _("Cancel the batch; the cases that are finished are kept.")
+        button.maximumWidth = BUTTON_WIDTH
         button.connect("clicked(bool)", cancel)
         layout.addWidget(self._bar)
         layout.addWidget(button)
