@@ -24,7 +24,7 @@ import slicer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from in_slicer_steps import STEPS
+from in_slicer_batches import STEPS
 from in_slicer_walk import Walk
 
 

@@ -18,6 +18,7 @@ from in_slicer_walk import (
     Walk,
     at_rest,
     check,
+    column_of,
     in_scene,
     of_class,
     step,
@@ -486,10 +487,13 @@ def console_lines(walk: Walk) -> None:
     check(len(blocks) >= 2, f"{len(blocks)} blocks of Python")
     names: dict[str, Any] = {"slicer": slicer}
     for block in blocks:
-        exec(block, names)
+        if "slicer.util.exit" not in block:  # else it is a script
+            exec(block, names)
+    walk.wait(lambda: not names["batch"].isRunning, "the batch")
     walk.settle()
     check(names["result"].stage in STAGES, "no stage")
-    check(names["rows"] and all(row["stage"] in STAGES for row in names["rows"]), "no stages")
+    for table in (names["table"], names["batch"].tableNode):
+        check(table and column_of(table, "stage")[0] in STAGES, "no stage in a batch's table")
     check(walk.volume() is names["ct"], "the CT loaded in the console is not chosen")
     check(walk.has_result(), "the panel does not show what the console has staged")
 

@@ -133,10 +133,10 @@ class Dialogs:
 
 
 class Heartbeat:
-    """The longest time that the main thread did not serve a 5 ms timer."""
+    """The longest time that the main thread did not serve a 5 ms timer, and how often it did."""
 
     def __init__(self) -> None:
-        self._timer, self._last, self.longest = qt.QTimer(), 0.0, 0.0
+        self._timer, self._last, self.longest, self.count = qt.QTimer(), 0.0, 0.0, 0
         self._timer.setInterval(5)
         self._timer.connect("timeout()", self.beat)
 
@@ -149,6 +149,7 @@ class Heartbeat:
         """The timer is served."""
         now = time.monotonic()
         self.longest, self._last = max(self.longest, now - self._last), now
+        self.count += 1
 
     def stop(self) -> None:
         """Stop counting; `longest` is in seconds."""
@@ -379,6 +380,12 @@ def in_scene() -> Counter:
 def of_class(name: str) -> list[Any]:
     """The nodes of just this class."""
     return [node for node in slicer.util.getNodesByClass(name) if node.GetClassName() == name]
+
+
+def column_of(table: Any, name: str) -> list[str]:
+    """A text column of a table node."""
+    values = table.GetTable().GetColumnByName(name)
+    return [values.GetValue(row) for row in range(table.GetNumberOfRows())]
 
 
 def at_rest() -> bool:

@@ -1,11 +1,15 @@
 """Slicer's application for scripts: a main window, loading of the module, scenes in files.
 
-    python Testing/hosts/application_host.py SCRIPT
+    python Testing/hosts/application_host.py SCRIPT [ARGUMENT ...]
 
-runs a script as `Slicer --python-script SCRIPT` does, on the stand-ins: after startup, with the
-module not registered yet; the process exits with the code given to slicer.util.exit.
+runs a script as `Slicer --python-script SCRIPT ARGUMENT ...` does, on the stand-ins: after startup,
+with the module not registered yet, unless its folder is given by `--additional-module-paths`; the
+process exits with the code given to slicer.util.exit. With `--no-main-window`, there is no window.
 """
 
+import argparse
+import os
+import shlex
 import sys
 import tempfile
 import types
@@ -122,6 +126,8 @@ class Application:
         util.selectModule, util.getModuleWidget = self._select_module, self._module_widget
         util.loadVolume, util.saveScene, util.loadScene = _load_volume, _save_scene, _load_scene
         util.forceRenderAllViews, util.exit = self._views.repaint, self._exit
+        slicer.app.launcherExecutableFilePath = _launcher(Path(slicer.app.temporaryPath))
+        util.startupEnvironment = lambda: dict(os.environ)
 
     def load_module(self, path: Path) -> bool:
         """As when a module is found after startup: startupCompleted() is never sent to it."""
@@ -191,9 +197,35 @@ def _load_scene(filename: Any, properties: Any = None) -> bool:
         return bool(slicer.mrmlScene.Import())
 
 
-def main(script: Path) -> int:
+def _launcher(folder: Path) -> str:
+    """A program that runs this file, as Slicer's launcher runs Slicer."""
+    if os.name == "nt":
+        path, line = folder / "Slicer.bat", f'@"{sys.executable}" "{__file__}" %*\n'
+    else:
+        path = folder / "Slicer"
+        line = f'#!/bin/sh\nexec {shlex.join([sys.executable, __file__])} "$@"\n'
+    path.write_text(line, encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+def main() -> int:
     """Run a script as Slicer does, and end."""
+    parser = argparse.ArgumentParser()
+    for option in ("--no-splash", "--no-main-window"):
+        parser.add_argument(option, action="store_true")
+    parser.add_argument("--additional-module-paths", type=Path)
+    parser.add_argument("--python-script", action="store_true")  # its file is the first argument
+    parser.add_argument("arguments", nargs="+")
+    options = parser.parse_args()
     application = Application()
+    if options.additional_module_paths:
+        application.load_module(options.additional_module_paths / f"{NAME}.py")
+    if options.no_main_window:
+        application.window.hide()
+        slicer.util.mainWindow = lambda: None
+    script = Path(options.arguments[0]).resolve()
+    sys.argv = [str(script), *options.arguments[1:]]
     code = compile(script.read_text(encoding="utf-8"), str(script), "exec")
     exec(code, {"__name__": "__main__", "__file__": str(script)})
     application.close()
@@ -202,4 +234,4 @@ def main(script: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).resolve()))
+    sys.exit(main())

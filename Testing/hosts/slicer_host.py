@@ -67,7 +67,7 @@ class _Application:
     def __init__(self, logic: Any) -> None:
         self._logic, self._modules = logic, _ModuleManager()
         self._folder = tempfile.TemporaryDirectory(prefix="slicer")
-        self._testing, self._views, self._at_startup = True, None, []
+        self._testing, self._views, self._slots = True, None, {}
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("_"):
@@ -109,10 +109,21 @@ class _Application:
     settings = userSettings
 
     def connect(self, signal: str, function: Callable) -> bool:
-        if signal != "startupCompleted()":
-            raise ValueError(f"the host's application has no signal {signal}")
-        self._at_startup.append(function)
+        self._connected(signal).append(function)
         return True
+
+    def disconnect(self, signal: str, function: Callable) -> bool:
+        self._connected(signal).remove(function)
+        return True
+
+    def _connected(self, signal: str) -> list[Callable]:
+        if signal not in ("startupCompleted()", "lastWindowClosed()", "aboutToQuit()"):
+            raise ValueError(f"the host's application has no signal {signal}")
+        return self._slots.setdefault(signal, [])
+
+    def _send(self, signal: str) -> None:
+        for function in [*self._connected(signal)]:
+            function()
 
 
 class _ModuleManager:
@@ -364,8 +375,8 @@ def open_module() -> Any:
     module = import_module().LiverFibrosisStaging(
         scripted_module_host.ModuleDescription(MODULE_FOLDER / "LiverFibrosisStaging.py")
     )
-    while slicer.app._at_startup:
-        slicer.app._at_startup.pop(0)()
+    slicer.app._send("startupCompleted()")
+    slicer.app._slots.pop("startupCompleted()")
     return module
 
 

@@ -26,7 +26,9 @@ _HOST_FILES = {
     *("parameter_node_host.py", "qt_host.py", "slicer_host.py", "slicer_names.py"),
     *("application_host.py", "sample_data_host.py", "scripted_module_host.py", "widgets_host.py"),
 }
-_WALK_FILES = {"in_slicer.py", "in_slicer_steps.py", "in_slicer_walk.py"}  # run in Slicer too
+_WALK_FILES = {  # run in Slicer too
+    *("in_slicer.py", "in_slicer_batches.py", "in_slicer_steps.py", "in_slicer_walk.py"),
+}
 _UPDATE = "SLICER_NAMES_UPDATE"  # environment: the file to write while updating
 
 used: dict[str, Any] = {"classes": {}, **{section: [] for section in SECTIONS}}

@@ -15,7 +15,7 @@ FENCED = re.compile(r"^```.*?^```", re.M | re.S)
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 # A command of ours, in a block or inline: its module or script, then the rest.
 COMMAND = re.compile(
-    r"(?:python3?|nproc-per-node 4) "
+    r"(?:python3?|PythonSlicer(?:\.exe\")?|nproc-per-node 4) "
     r"(?:-m (LiverFibrosisStagingLib[.\w]*)|((?:\w+/)*\w+\.py))([^\n`#]*)"
 )
 

@@ -99,7 +99,8 @@ def test_every_step_passes(whole):
         *("sample data", "stage", "cancel", "explain", "smooth map", "outline and opacity"),
         *("jump", "save result", "reload the scene", "close while running", "refusals"),
         *("second ct", "signs table and chart", "report", "wrong phase"),
-        *("console lines", "self test"),
+        *("console lines", "self test", "batch of a folder", "batch of nodes"),
+        *("batch cancelled", "batch without a window"),
     }
     report = (folder / "walk.txt").read_text(encoding="utf-8")
     assert f"{len(lines)} passed, 0 failed" in report

@@ -59,11 +59,31 @@ def test_the_documentations_python_works_when_pasted(host, sample, tmp_path, mon
     pages = ("slicer.md", "command-line.md")
     text = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    scripts = [block for block in blocks if "slicer.util.exit" in block]
+    assert len(blocks) == 6 and len(scripts) == 1  # the script has a test of its own
     for block in blocks:
-        exec(block, names)
-    assert len(blocks) == 4
-    assert names["rows"][0]["stage"] in STAGES and (tmp_path / "result" / "overview.png").is_file()
+        if block not in scripts:
+            exec(block, names)
+            if "batch" in names:
+                names["batch"].wait()
+    for table in (names["table"], names["batch"].tableNode):
+        assert table.GetTable().GetColumnByName("stage").GetValue(0) in STAGES
+    assert (tmp_path / "result" / "overview.png").is_file()
     assert label_node() and str(names["result"].stage) in capsys.readouterr().out
+
+
+def test_the_documentations_script_exits_with_the_reason(tmp_path):
+    """Its success is a step of in_slicer.py."""
+    text = (ROOT / "docs" / "slicer.md").read_text(encoding="utf-8")
+    (script,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "util.exit" in b]
+    path, empty = tmp_path / "stage_cohort.py", tmp_path / "empty"
+    path.write_text(script, encoding="utf-8")
+    empty.mkdir()
+    command = [sys.executable, str(ROOT / "Testing/hosts/application_host.py"), "--no-main-window"]
+    command += ["--additional-module-paths", str(ROOT / "LiverFibrosisStaging")]
+    command += ["--python-script", str(path), str(empty), str(tmp_path / "results")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "no CT" in done.stderr, done
 
 
 def test_the_tutorials_pictures_are_there_and_small():

@@ -338,15 +338,6 @@ def test_unknown_segment_id_is_refused(abdomen):
         scene_inputs(volume, segmentation, "Segment_9")
 
 
-def test_folder_is_staged_from_the_python_console(tmp_path, logic, model):
-    (tmp_path / "in").mkdir()
-    for image, part in zip(make_abdomen(), ("ct", "liver", "spleen")):
-        sitk.WriteImage(image, str(tmp_path / "in" / f"A_{part}.nii.gz"))
-    rows = logic.stageFolder(tmp_path / "in", tmp_path / "out", model=model)
-    assert [row["status"] for row in rows] == ["done"]
-    assert (tmp_path / "out" / "results.csv").is_file()
-
-
 def test_module_passes_its_own_self_test():
     module = slicer_host.import_module()
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(module.LiverFibrosisStagingTest)

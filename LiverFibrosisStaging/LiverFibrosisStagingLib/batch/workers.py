@@ -7,7 +7,7 @@ console or a plain script, and they get an environment, thus a number of threads
 
 import queue
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,10 +223,14 @@ def largest_first(cases: Sequence[Case]) -> list[int]:
 
 
 def _size(ct: Path | Sequence[Path]) -> int:
-    """Size in bytes of a CT's files."""
+    """Size in bytes of a CT's files; for a folder, of all its files, without opening them."""
+    if isinstance(ct, Path) and ct.is_dir():
+        files: Iterable[Path] = (Path(at, name) for at, _, names in os.walk(ct) for name in names)
+    else:
+        files = files_of_ct(ct)
     total = 0
     with suppress(OSError, StagingError):  # the reason is reported when it is staged
-        for file in files_of_ct(ct):
+        for file in files:
             total += file.stat().st_size
     return total
 

@@ -1,12 +1,14 @@
-"""The jobs that the panel runs in the background: functions of progress and a cancel token.
+"""The jobs that panel and batches run in the background: functions of progress and a cancel token.
 
 They are made on the main thread and called in the worker's; they use neither scene nor panel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..batch.run import stage_folder
+from ..batch.table import columns_of
 from ..dicom_output.writing import FILES as DICOM_FILES
 from ..dicom_output.writing import write_dicom
 from ..errors import CancelToken
@@ -15,6 +17,7 @@ from ..files import write_folder
 from ..model import StagingModel
 from ..resources import default_model_path
 from ..result import StagingResult
+from ..stages import explained_stages
 from ..staging import stage
 from .scene_results import SceneResult, scene_result
 from .worker import Job
@@ -99,6 +102,64 @@ def dicom_job(result: StagingResult, source_files: Sequence[str], folder: str | 
 
         progress(0.0, "Writing DICOM")
         return write_folder(folder, DICOM_FILES, write)
+
+    return job
+
+
+def folder_job(
+    source: str | Path,
+    output: str | Path,
+    finished: Callable[[dict[str, Any], int, int], None],
+    notify: Callable[[str], None] | None,
+    options: Mapping[str, Any],
+) -> Job:
+    """Stage a cohort; the job returns its rows. All arguments are those of `stage_folder`, whose
+    callbacks are called in the worker's thread.
+    """
+
+    def job(progress: Progress, cancel: CancelToken) -> list[dict[str, Any]]:
+        return stage_folder(
+            source,
+            output,
+            progress=progress,
+            cancel=cancel,
+            finished=finished,
+            notify=notify,
+            **options,
+        )
+
+    return job
+
+
+def model_job(model: StagingModel | str | Path | None, explain: str) -> Job:
+    """Check the settings of a batch before its first case; the job returns the model."""
+
+    def job(progress: Progress, cancel: CancelToken) -> StagingModel:
+        progress(0.0, "Loading the model")
+        explained_stages(explain, 0)
+        given = isinstance(model, StagingModel)
+        return model if given else StagingModel.load(model or default_model_path())
+
+    return job
+
+
+def case_job(
+    inputs: "SceneInputs", model: StagingModel, explain: str, any_phase: bool, show: bool
+) -> Job:
+    """Stage one case of a batch; the job returns its columns of the table and, with `show`, the
+    result prepared for the scene, but not the result, which is large.
+    """
+
+    def job(progress: Progress, cancel: CancelToken) -> tuple[dict[str, Any], SceneResult | None]:
+        result = stage(
+            **inputs.arguments(),
+            model=model,
+            explain=explain,
+            progress=progress,
+            cancel=cancel,
+            any_phase=any_phase,
+        )
+        return columns_of(result.summary()), scene_result(result) if show else None
 
     return job
 

@@ -3,7 +3,7 @@
 The module file imports this one when Slicer starts, so everything else is imported when used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,15 +83,66 @@ class StagingLogic(ScriptedLoadableModuleLogic):
             any_phase=any_phase,
         )
 
-    def stageFolder(self, input: str | Path, output: str | Path, **options: Any) -> list[dict]:
-        """Stage a folder of CTs or a CSV list, without the scene; returns the rows of results.csv.
+    def stageFolder(
+        self,
+        input: str | Path,
+        output: str | Path,
+        wait: bool = True,
+        finished: Callable[[Any], None] | None = None,
+        progress: Callable[[float, str], None] | None = None,
+        notify: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Stage a folder of CTs or a CSV list in the background, without loading them into the
+        scene; returns a table node with the rows of results.csv.
 
-        options: model, explain, progress and cancel; see LiverFibrosisStagingLib.stage_folder, also
-        for how masks are found beside the CTs.
+        Slicer stays responsive: the status bar shows the progress and a button that cancels, which
+        keeps the finished cases. wait: return when the batch has ended, after cancelling with the
+        finished cases, or None if there are none; if False, return its `batch.Batch` at once.
+        finished: called with it at the end. progress: called with a fraction 0..1 and the step's
+        name. notify and options: those of LiverFibrosisStagingLib.stage_folder, such as model and
+        explain; see there for how masks are found. Callbacks are called on the main thread.
+
+        Raises StagingError if the folder has no case, the output cannot be written, or another
+        batch is running. With wait=False only the last is raised; else see the batch's `error`.
         """
-        from .. import stage_folder
+        from .batch import FolderBatch
 
-        return stage_folder(input, output, **options)
+        callbacks = {"progress": progress, "finished": finished, "notify": notify}
+        batch = FolderBatch(input, output, options, **callbacks)
+        batch.start()
+        return batch.wait() if wait else batch
+
+    def stageNodes(
+        self,
+        volumeNodes: Sequence[vtkMRMLScalarVolumeNode] | None = None,
+        segmentationNodes: Sequence[vtkMRMLSegmentationNode | None] | None = None,
+        showResults: bool = False,
+        wait: bool = True,
+        finished: Callable[[Any], None] | None = None,
+        progress: Callable[[float, str], None] | None = None,
+        model: Any = None,
+        explain: str = "predicted",
+        any_phase: bool = False,
+    ) -> Any:
+        """Stage CTs of the scene in the background; returns a table node with a row for each.
+
+        volumeNodes: by default all CTs of the scene. segmentationNodes: for each CT the
+        segmentation with its liver, or None to segment it automatically; by default those that were
+        drawn on the CTs. showResults: add each result to the scene, as `showResult` does. A CT that
+        cannot be staged is a row with the reason. wait, finished, progress: as for `stageFolder`;
+        model, explain, any_phase: as for `stageVolume`. Closing the scene cancels the batch.
+
+        Raises StagingError if there is no CT, the model cannot be loaded, or another batch is
+        running.
+        """
+        from .batch import NodesBatch
+
+        settings = {"model": model, "explain": explain, "any_phase": any_phase}
+        callbacks = {"progress": progress, "finished": finished}
+        batch = NodesBatch(volumeNodes, segmentationNodes, showResults, **settings, **callbacks)
+        batch.start()
+        return batch.wait() if wait else batch
 
     def stagingJob(
         self,

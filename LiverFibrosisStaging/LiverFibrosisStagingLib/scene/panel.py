@@ -21,7 +21,7 @@ from ..errors import Cancelled, StagingError, WrongPhase
 from ..imaging.body import given_body
 from ..report.summary import table_text
 from ..result import DICOM_FOLDER
-from . import jobs, panel_content, requirements
+from . import batch, jobs, panel_content, requirements
 from .mrml import dicom_files
 from .pumped_worker import PumpedWorker
 from .run_log import RunLog
@@ -66,8 +66,9 @@ class Panel(VTKObservationMixin):
         self._suggestions.offer(self._parameters)
 
     def cleanup(self) -> None:
-        """Disconnect everything, and wait for the background thread to end."""
+        """Disconnect everything, and wait for the background threads to end."""
         self._worker.stop()
+        batch.stop()
         self._set_parameters(None)
         self.removeObservers()
 
@@ -121,7 +122,7 @@ class Panel(VTKObservationMixin):
         self.on_scene_end_close(caller, event)
 
     def on_node_added(self, caller: Any, event: Any) -> None:
-        """Choose inputs, if none are chosen, once the current loading is complete."""
+        """Choose inputs, if none are chosen, and show a new result, once all nodes are added."""
         if not self._offering:
             self._offering = True
             qt.QTimer.singleShot(0, self._offer)
@@ -136,6 +137,7 @@ class Panel(VTKObservationMixin):
             watched = (volume, volume.ImageDataModifiedEvent, self.on_node_added)
             if volume.GetImageData() is None and not self.hasObserver(*watched):
                 self.addObserver(*watched)
+        self._update()  # the new node may be a result of the console or a batch
 
     def on_node_removed(self, caller: Any, event: Any) -> None:
         """Cancel the staging of a CT that was removed, and drop its result."""
@@ -170,12 +172,13 @@ class Panel(VTKObservationMixin):
     def on_stage(self) -> None:
         """Stage the chosen CT in the background, or cancel the running job.
 
-        Missing packages are installed first, after a question.
+        Missing packages are installed first, after a question. Refused while a batch is running.
         """
         if self._worker.busy:
             self._worker.cancel()
             return
         try:
+            batch.check_none_runs()
             install = requirements.installation(self._requirements_file)
             if install is None:
                 self._stage()

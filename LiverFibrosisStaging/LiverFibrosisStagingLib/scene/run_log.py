@@ -20,9 +20,9 @@ SHORTEST = 0.005  # seconds; shorter steps are not listed
 
 
 class RunLog:
-    """Writes to the application log and appends to the text edit `shown`."""
+    """Writes to the application log and appends to the text edit `shown`, if there is one."""
 
-    def __init__(self, shown: Any) -> None:
+    def __init__(self, shown: Any = None) -> None:
         self._shown = shown
         self._versions = ""
 
@@ -43,6 +43,8 @@ class RunLog:
 
     def _write(self, lines: list[str]) -> None:
         logging.info("Liver Fibrosis Staging: %s", "; ".join(lines))
+        if self._shown is None:
+            return
         now = time.strftime("%H:%M:%S")
         self._shown.appendPlainText(f"{now} " + "\n    ".join(lines))
 

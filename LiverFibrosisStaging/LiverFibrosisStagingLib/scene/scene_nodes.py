@@ -4,7 +4,7 @@ Each is named after its CT, refers to it by a node reference, and is beside or b
 subject hierarchy. For the main thread only.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,6 +83,21 @@ def remove_part(volume_node: Any, part: str) -> None:
     node = find_part(volume_node, part)
     if node is not None:
         slicer.mrmlScene.RemoveNode(node)
+
+
+def set_columns(node: Any, columns: Mapping[str, Sequence[float] | Sequence[str]]) -> None:
+    """Set the columns of a table node, numbers or texts, by their names."""
+    from vtkmodules.vtkCommonCore import vtkDoubleArray, vtkStringArray
+
+    node.RemoveAllColumns()
+    for name, values in columns.items():
+        column = vtkStringArray() if isinstance(values[0], str) else vtkDoubleArray()
+        column.SetName(name)
+        for value in values:
+            column.InsertNextValue(value)
+        node.AddColumn(column)
+    node.SetUseColumnTitleAsColumnHeader(True)
+    node.SetLocked(True)
 
 
 def _file(node: Any, volume_node: Any) -> None:

@@ -38,6 +38,7 @@ from .scene_nodes import (
     find_part,
     put_part,
     remove_part,
+    set_columns,
 )
 from .sign_rows import group_percentiles, sign_rows
 
@@ -232,7 +233,7 @@ def _fill_organs(node: Any, volume_node: Any, organs: SceneOrgans) -> None:
 def _write_tables(summary: dict[str, Any], volume_node: Any) -> None:
     def fill_results(node: Any) -> None:
         node.SetAttribute(SUMMARY_ATTRIBUTE, json.dumps(summary))
-        _set_columns(node, dict(zip(COLUMNS, zip(*table_rows(summary)))))
+        set_columns(node, dict(zip(COLUMNS, zip(*table_rows(summary)))))
 
     put_part(volume_node, "results", fill_results)
     values = [summary["probabilities"][stage] for stage in STAGES]
@@ -252,7 +253,7 @@ def _write_signs(summary: dict[str, Any], volume_node: Any) -> None:
         for note in row["notes"] or [{}]
     ]
     columns = dict(zip(("Sign", "Value", "Among published groups", "Source"), zip(*rows)))
-    put_part(volume_node, "signs", lambda node: _set_columns(node, columns))
+    put_part(volume_node, "signs", lambda node: set_columns(node, columns))
     parts = ("percentiles", "percentiles_series", "percentiles_plot")
     if summary["percentiles"]:
         names = ("Published group", "Sign", "Group", "Smaller values in the group (%)")
@@ -277,7 +278,7 @@ def _put_chart(
     table, series and chart.
     """
     labels, *_, values = columns
-    table = put_part(volume_node, parts[0], lambda node: _set_columns(node, columns))
+    table = put_part(volume_node, parts[0], lambda node: set_columns(node, columns))
 
     def fill_series(node: Any) -> None:
         node.SetAndObserveTableNodeID(table.GetID())
@@ -299,17 +300,3 @@ def _put_chart(
         node.AddAndObservePlotSeriesNodeID(series.GetID())
 
     put_part(volume_node, parts[2], fill_plot)
-
-
-def _set_columns(node: Any, columns: dict[str, Any]) -> None:
-    from vtkmodules.vtkCommonCore import vtkDoubleArray, vtkStringArray
-
-    node.RemoveAllColumns()
-    for name, values in columns.items():
-        column = vtkStringArray() if isinstance(values[0], str) else vtkDoubleArray()
-        column.SetName(name)
-        for value in values:
-            column.InsertNextValue(value)
-        node.AddColumn(column)
-    node.SetUseColumnTitleAsColumnHeader(True)
-    node.SetLocked(True)
