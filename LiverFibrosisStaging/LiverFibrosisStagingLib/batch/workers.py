@@ -5,6 +5,7 @@ they do not run the user's script again when they start, so that a batch can be 
 console or a plain script, and they get an environment, thus a number of threads, of their own.
 """
 
+import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
