@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import Cancelled, StagingError
+from .progress_line import ProgressLine, batch_progress
 from .report.summary import SURFACE_MM
 from .stages import EXPLAIN_CHOICES, RESEARCH_USE, STAGES
 
@@ -67,7 +68,7 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
     check_writable(options.output)
     if options.dicom:
         _check_dicom(options.ct)
-    with _ProgressLine(options.quiet) as progress:
+    with ProgressLine(options.quiet) as progress:
         result = _staged(options, progress, cancel)
         files = result.source_files if options.dicom else None
         folder = result.save(options.output, options.report, files)
@@ -97,7 +98,7 @@ def _notice(model: str, trained_on: str) -> str:
 
 
 def _staged(
-    options: argparse.Namespace, progress: "_ProgressLine", cancel: threading.Event
+    options: argparse.Namespace, progress: "ProgressLine", cancel: threading.Event
 ) -> "StagingResult":
     from .imaging.body import given_body
     from .staging import stage
@@ -139,7 +140,7 @@ def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
     from .imaging.segmentation import segment
 
     check_image_name(options.output)
-    with _ProgressLine(options.quiet) as progress:
+    with ProgressLine(options.quiet) as progress:
         found = segment(options.ct, options.model, progress, cancel)
         write_labels(found.labels, options.output)
     for organ, volume in found.volumes_ml.items():
@@ -161,7 +162,7 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
         for line in read_cohort(source, output, options.pseudonyms, look=False).lines():
             print(line)
         return DONE
-    with _batch_progress(options.quiet) as progress:
+    with batch_progress(options.quiet) as progress:
 
         def notify(message: str) -> None:
             progress.clear()
@@ -237,7 +238,7 @@ def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> 
         liver = None if options.liver == AUTO else options.liver
         cases = [Case("CT", source, liver, options.spleen)]
     model = StagingModel.load(options.model or default_model_path())
-    with _ProgressLine(options.quiet) as progress:
+    with ProgressLine(options.quiet) as progress:
 
         def notify(message: str) -> None:
             progress.clear()
@@ -264,7 +265,7 @@ def _measure_faithfulness(options: argparse.Namespace, cancel: threading.Event) 
     from .files import check_writable
 
     check_writable(options.output)
-    with _ProgressLine(options.quiet) as progress:
+    with ProgressLine(options.quiet) as progress:
         result = _staged(options, progress, cancel)
         found = measure_faithfulness(result, progress=progress, cancel=cancel)
         folder = found.save(options.output)
@@ -297,62 +298,6 @@ def _model_info(options: argparse.Namespace, cancel: threading.Event) -> int:
         else:
             print(f"{name}: {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
     return DONE
-
-
-class _ProgressLine:
-    """A line on standard error, updated with the step and the percentage."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._show = not quiet and sys.stderr.isatty()
-
-    def __enter__(self) -> "_ProgressLine":
-        return self
-
-    def __call__(self, fraction: float, step: str) -> None:
-        if self._show:
-            print(f"\r\033[K{fraction:4.0%} {step}", end="", file=sys.stderr, flush=True)
-
-    def finished(self, row: dict[str, Any], number: int, cases: int) -> None:
-        """A case of a batch is finished."""
-
-    def clear(self) -> None:
-        """Erase the line, before other output."""
-        if self._show:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-    def __exit__(self, *_: object) -> None:
-        self.clear()
-
-
-class _ProgressBar(_ProgressLine):
-    """The finished cases of a batch, their rate and the time left, with tqdm."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-
-    def __call__(self, fraction: float, step: str) -> None:
-        self._bar.set_postfix_str(step)
-
-    def finished(self, row: dict[str, Any], number: int, cases: int) -> None:
-        self._bar.total = cases
-        self._bar.update(number - self._bar.n)
-
-    def clear(self) -> None:
-        self._bar.clear()
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-
-def _batch_progress(quiet: bool) -> _ProgressLine:
-    """A bar where tqdm is installed, otherwise a line; neither where nobody looks at it."""
-    if quiet or not sys.stderr.isatty():
-        return _ProgressLine(quiet)
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return _ProgressLine(quiet)
-    return _ProgressBar(tqdm(unit="case", file=sys.stderr, dynamic_ncols=True, leave=False))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from LiverFibrosisStagingLib.__main__ import _batch_progress, main
+from LiverFibrosisStagingLib.__main__ import main
+from LiverFibrosisStagingLib.progress_line import batch_progress
 
 
 class Terminal(io.StringIO):
@@ -32,7 +33,7 @@ def broken(tmp_path):
 def test_bar_has_cases_rate_and_time_left(monkeypatch):
     pytest.importorskip("tqdm")
     terminal = terminal_of(monkeypatch)
-    with _batch_progress(False) as progress:
+    with batch_progress(False) as progress:
         progress(0.2, "a: Reading")
         for number in range(1, 4):
             progress.finished({}, number, 4)
@@ -47,7 +48,7 @@ def test_bar_has_cases_rate_and_time_left(monkeypatch):
 def test_line_without_tqdm(monkeypatch):
     terminal = terminal_of(monkeypatch)
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    with _batch_progress(False) as progress:
+    with batch_progress(False) as progress:
         progress(0.25, "a: Reading")
         progress.finished({}, 1, 4)
     assert "25% a: Reading" in terminal.getvalue()

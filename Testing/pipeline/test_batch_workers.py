@@ -90,6 +90,21 @@ def test_cancelling_ends_all_processes_and_leaves_nothing_half_made(tmp_path):
     assert "Batch ended early after 1 cases: Cancelled" in (out / "batch.log").read_text()
 
 
+def test_error_outside_the_processes_ends_them(tmp_path):
+    listed = cases(tmp_path / "in", a="x" * 99, b="waits", c="waits")
+    out = tmp_path / "out"
+
+    def finished(*_):
+        raise ZeroDivisionError
+
+    work = StandInTask(out, tmp_path / "record")
+    with pytest.raises(ZeroDivisionError):
+        Batch(listed, out, StandInModel(), {}).run(
+            work, in_processes(2), lambda *_: None, None, print, finished
+        )
+    assert {p.name for p in out.iterdir()} == {"a", "results.csv", "batch.log"}
+
+
 KILLED = """
 import sys
 from pathlib import Path

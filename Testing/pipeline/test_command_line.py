@@ -221,7 +221,7 @@ def test_interrupt_ends_cleanly(sample, tmp_path):
     # Each step is told and then waits for a line, so that the signal comes within a known one.
     command = (
         "import sys, LiverFibrosisStagingLib.__main__ as m\n"
-        "m._ProgressLine.__call__ = lambda self, fraction, step: input(step + '\\n')\n"
+        "m.ProgressLine.__call__ = lambda self, fraction, step: input(step + '\\n')\n"
         "sys.exit(m.main(sys.argv[1:]))"
     )
     inputs = ["stage", sample["ct"], "--liver", sample["liver"], "-o", tmp_path / "out"]

@@ -282,7 +282,9 @@ def test_files_that_cannot_be_read_are_refused(tmp_path, name):
 def test_a_table_edited_in_a_spreadsheet_is_read(tmp_path, expected):
     path = edited(tmp_path, lambda text: "\ufeff" + text.replace("true", "TRUE"))
     text = path.read_text(encoding="utf-8").splitlines()
-    path.write_text("\n".join(f"{line},{own}" for line, own in zip(text, ("site", "A", ""))))
+    path.write_text(
+        "\n".join(f"{line},{own}" for line, own in zip(text, ("site", "A", ""))), encoding="utf-8"
+    )
     rows = read_results(path)
     assert [row.pop("site") for row in rows] == ["A", None]
     assert rows == expected[:2]

@@ -51,7 +51,7 @@ ONLY_IN = {
     "pyarrow": {"batch.lists", "batch.table_files", "evaluation.reading"},
     "joblib": {"batch.workers"},
     "distributed": {"batch.cluster"},
-    "tqdm": {"__main__"},
+    "tqdm": {"progress_line"},
 }
 
 

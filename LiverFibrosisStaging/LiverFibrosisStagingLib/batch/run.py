@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -153,17 +153,19 @@ class Batch:
             log.begin(total, {**about, **self.settings, "notice": RESEARCH_USE})
             self._write_left_out(notify)
             table = _Table(self.output, notify)
+            found = runner(task, self.cases, self.output, progress, cancel, notify)
             try:
-                for index, row in runner(task, self.cases, self.output, progress, cancel, notify):
-                    if row is None:
-                        row = failed(self.cases[index], self.model, DIED)
-                        notify(f"{row['case']}: {DIED}")
-                    rows[index] = row
-                    log.case(row, len(rows), total)
-                    if len(rows) < total:
-                        table.update(rows)
-                    if finished is not None:
-                        finished(row, len(rows), total)
+                with closing(found):  # no process goes on after an error here
+                    for index, row in found:
+                        if row is None:
+                            row = failed(self.cases[index], self.model, DIED)
+                            notify(f"{row['case']}: {DIED}")
+                        rows[index] = row
+                        log.case(row, len(rows), total)
+                        if len(rows) < total:
+                            table.update(rows)
+                        if finished is not None:
+                            finished(row, len(rows), total)
             except BaseException as error:
                 # What is refused below is so for the same reason, which the user is told.
                 with suppress(StagingError):

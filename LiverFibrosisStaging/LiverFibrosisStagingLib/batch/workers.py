@@ -8,7 +8,7 @@ console or a plain script, and they get an environment, thus a number of threads
 import os
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from .worker import THREADS, RunningMark, row_and_messages, start_worker
 DIED = "The process ended while this case was staged; perhaps not enough memory."
 POLL_SECONDS = 0.1
 
+Outcomes = Generator[tuple[int, Row | None], None, None]
 Task = Callable[[Case, Progress, CancelToken | None, Notify], Row]
 
 
@@ -80,7 +81,7 @@ class Runner(Protocol):
         progress: Progress,
         cancel: CancelToken | None,
         notify: Notify,
-    ) -> Iterator[tuple[int, Row | None]]:
+    ) -> Outcomes:
         """progress, cancel, notify: as for `stage_folder`."""
 
 
@@ -91,7 +92,7 @@ def in_this_process(
     progress: Progress,
     cancel: CancelToken | None,
     notify: Notify,
-) -> Iterator[tuple[int, Row | None]]:
+) -> Outcomes:
     """A `Runner`: one case after another, in their order, with progress by step."""
     for number, case in enumerate(cases):
 
@@ -119,7 +120,7 @@ class InPools:
         progress: Progress,
         cancel: CancelToken | None,
         notify: Notify,
-    ) -> Iterator[tuple[int, Row | None]]:
+    ) -> Outcomes:
         """As for `Runner`."""
         left = largest_first(cases)
         finished = 0
@@ -133,9 +134,7 @@ class InPools:
                 seen = [path for path in there if path.exists()][:1]
                 pool.check([running.path, *seen], notify)
 
-                def submit(
-                    index: int, pool: Pool = pool, running: "RunningMark" = running
-                ) -> Future:
+                def submit(index: int, pool: Pool = pool, running: RunningMark = running) -> Future:
                     return pool.submit(row_and_messages, task, cases[index], running)
 
                 for index, future in _as_finished(submit, left, pool.at_once, cancel):
