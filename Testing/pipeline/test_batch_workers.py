@@ -85,7 +85,7 @@ def test_cancelling_ends_all_processes_and_leaves_nothing_half_made(tmp_path):
     threading.Thread(target=cancel_when_both_wait).start()
     with pytest.raises(Cancelled):
         run(listed, out, in_processes(2), cancel=cancel)
-    assert {p.name for p in out.iterdir()} == {"a", "results.csv", "batch.log"}
+    assert {p.name for p in out.iterdir()} == {"a", "results.csv", "left_out.csv", "batch.log"}
     assert [row["case"] for row in table(out)] == ["a"]
     assert "Batch ended early after 1 cases: Cancelled" in (out / "batch.log").read_text()
 
@@ -102,7 +102,7 @@ def test_error_outside_the_processes_ends_them(tmp_path):
         Batch(listed, out, StandInModel(), {}).run(
             work, in_processes(2), lambda *_: None, None, print, finished
         )
-    assert {p.name for p in out.iterdir()} == {"a", "results.csv", "batch.log"}
+    assert {p.name for p in out.iterdir()} == {"a", "results.csv", "left_out.csv", "batch.log"}
 
 
 KILLED = """
