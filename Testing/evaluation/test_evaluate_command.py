@@ -271,7 +271,8 @@ def test_semicolons_numbers_and_parquet(tmp_path, no_figures):
     results[2]["case"], truth[2]["case"] = "'-2", "-2"  # as the table writes it for spreadsheets
     expected = evaluated(tmp_path, results, truth)
     lines = [f"{row['case']};{row['stage'][1]}" for row in truth]
-    (tmp_path / "german.csv").write_text("\ufeff" + "\n".join(["case;stage", *lines]))
+    text = "\n".join(["case;stage", *lines])
+    (tmp_path / "german.csv").write_text(text, encoding="utf-8-sig")
     typed = pandas.read_csv(tmp_path / "results.csv", dtype={"case": str})
     typed.to_parquet(tmp_path / "results.parquet")
     pandas.DataFrame(truth).assign(stage=[int(row["stage"][1]) for row in truth]).to_parquet(
