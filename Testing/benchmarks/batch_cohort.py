@@ -28,6 +28,7 @@ from phantom_cohorts import COARSE  # noqa: E402
 from cohort import phantom, phantom_cohort  # noqa: E402
 
 BROKEN = 15
+NO_CASES = ("missing file", "empty folder", "unknown format")
 
 
 def make(folder: Path, cases: int) -> tuple[int, int]:
@@ -40,16 +41,17 @@ def make(folder: Path, cases: int) -> tuple[int, int]:
         link = place / "ct.nii.gz"
         if not link.exists():
             link.symlink_to(ct)
-    for number, (name, bad) in enumerate(list(BAD_CTS.items())[2 : 2 + BROKEN]):
+    broken = [(name, bad) for name, bad in BAD_CTS.items() if name not in NO_CASES]
+    for number, (name, bad) in enumerate(broken[:BROKEN]):
         place = folder / f"broken{number:02d}"
         if not place.exists():
             place.mkdir(parents=True)
-            bad.make(place)
+            bad.build(place)
             print(f"broken{number:02d}: {name}")
     phantoms = cases - len(real) - BROKEN
     for number in range(phantoms):
         place = folder / f"phantom{number:03d}"
-        if not (place / "_spleen.nii.gz").exists() and not (place / "p_spleen.nii.gz").exists():
+        if not (place / "p_spleen.nii.gz").exists():
             place.mkdir(parents=True, exist_ok=True)
             phantom_cohort.write(phantom.phantom(number % 5, number, **COARSE), place / "p")
     return phantoms, len(real)

@@ -66,9 +66,8 @@ def page(found: Mapping[str, Any], figures: Sequence[str]) -> str:
         "<h2>Measured signs</h2>",
         "<p>Each sign is a score in its published direction. The network is compared with it by "
         "DeLong's test on the cases in which the sign is measured.</p>",
-        _table(sign_table(found["signs"])),
-        "<p>Not evaluated, since no direction is published: "
-        f"{', '.join(map(sign_title, found['signs_without_direction']))}.</p>",
+        _table(sign_table({key: sign for key, sign in found["signs"].items() if sign["cases"]})),
+        *_signs_left_out(found),
         *_comparison(found),
         "<h2>Location map</h2>",
         _table(region_table(found["location_maps"])),
@@ -114,6 +113,19 @@ def _left_out(counts: Mapping[str, int]) -> str:
         return "<p>No case was left out.</p>"
     listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
     return f'<p>Left out: {escape(listed)} (<a href="left_out.csv">list</a>).</p>'
+
+
+def _signs_left_out(found: Mapping[str, Any]) -> list[str]:
+    unmeasured = [key for key, sign in found["signs"].items() if not sign["cases"]]
+    reasons = {
+        "Measured in no case": unmeasured,
+        "Not evaluated, since no direction is published": found["signs_without_direction"],
+    }
+    return [
+        f"<p>{reason}: {escape(', '.join(map(sign_title, keys)))}.</p>"
+        for reason, keys in reasons.items()
+        if keys
+    ]
 
 
 def _comparison(found: Mapping[str, Any]) -> list[str]:
