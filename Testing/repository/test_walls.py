@@ -26,6 +26,7 @@ MAY_IMPORT_ALL_BUT_SCENE = {"batch"}
 TRAINING_MAY_IMPORT: dict[str, set[str]] = {
     "common": set(),
     "cohort": {"common"},
+    "public": {"common", "cohort"},
     "lfs": {"common", "cohort"},
     "insilico": {"common"},
     "painted": {"common", "insilico", "lfs", "evaluation"},

@@ -1,0 +1,1 @@
+"""Clinical tables of public collections, read as labels."""
