@@ -40,18 +40,18 @@ def fingerprint(
     such as the models' hashes and the options, as JSON values. Raises StagingError for a file that
     exists but cannot be read.
     """
-    of_ct = [_sha256(file) for file in files_of_ct(ct)]
+    of_ct = [sha256_of(file) for file in files_of_ct(ct)]
     in_order = isinstance(ct, Path) and not ct.is_dir()
     inputs: dict[str, Any] = {"ct": of_ct if in_order else sorted(of_ct)}
     for organ, mask in (("liver", liver), ("spleen", spleen)):
         if mask is not None:
             file, labels = file_and_labels(mask)
-            inputs[organ] = [labels, *(_sha256(part) for part in _with_data(file))]
+            inputs[organ] = [labels, *(sha256_of(part) for part in _with_data(file))]
     if segments is not None:
         files = sorted(segments.iterdir()) if segments.is_dir() else [segments]
         names = [file.name if segments.is_dir() else "" for file in files]
         inputs["segments"] = [
-            [name, *map(_sha256, _with_data(file))] for name, file in zip(names, files)
+            [name, *map(sha256_of, _with_data(file))] for name, file in zip(names, files)
         ]
     text = json.dumps({"inputs": inputs, "settings": settings}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -101,7 +101,8 @@ def _with_data(file: Path) -> Iterator[Path]:
     yield from sorted(file.parent / name for name in found)
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal. Raises StagingError if it cannot be read."""
     digest = hashlib.sha256()
     with _opened(file) as stream:
         while chunk := stream.read(_CHUNK):

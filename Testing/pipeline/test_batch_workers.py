@@ -135,15 +135,13 @@ def test_killed_batch_takes_its_processes_with_it_and_is_resumed(tmp_path):
                 continue
         return found
 
-    deadline = time.monotonic() + 60
     while not (out.with_name("record").is_file() and {"b", "c"} <= {*began(out)}):
-        assert time.monotonic() < deadline and killed.poll() is None
+        assert killed.poll() is None
         time.sleep(0.02)
     assert len(alive()) >= 3
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     while alive():
-        assert time.monotonic() < deadline, alive()
         time.sleep(0.02)
     assert list(out.glob(".partial-running-*"))  # nobody could remove it
     listed = cases(tmp_path / "in", a="x" * 99, b="x", c="x")

@@ -19,7 +19,17 @@ MAY_IMPORT = {
     "report": {"errors", "files", "stages", "resources", "imaging", "signs"},
     "signs": {"errors", "resources", "imaging"},
     "dicom_output": {"errors", "stages", "imaging", "signs"},
-    "evaluation": {"errors", "files", "stages", "resources", "report", "signs", "model", "batch"},
+    "evaluation": {
+        "errors",
+        "files",
+        "fingerprint",
+        "stages",
+        "resources",
+        "report",
+        "signs",
+        "model",
+        "batch",
+    },
 }
 MAY_IMPORT_ALL_BUT_SCENE = {"batch"}
 # The same for the packages of Training/; its commands, the scripts at the top, may import all.
@@ -49,7 +59,7 @@ ONLY_IN = {
     "matplotlib": {"report.pdf", "evaluation.figures"},
     "sklearn": {"evaluation"},
     "scipy": {"evaluation"},
-    "pyarrow": {"batch.lists", "batch.table_files", "evaluation.reading"},
+    "pyarrow": {"batch.table_files"},
     "joblib": {"batch.workers"},
     "distributed": {"batch.cluster"},
     "tqdm": {"progress_line"},

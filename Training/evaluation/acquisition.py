@@ -40,11 +40,11 @@ from LiverFibrosisStagingLib.evaluation.measures import (
     interval,
     ratio,
 )
-from LiverFibrosisStagingLib.evaluation.reading import read_rows
+from LiverFibrosisStagingLib.evaluation.reading import read_rows, stage_of
 from LiverFibrosisStagingLib.evaluation.tables import with_interval
 from LiverFibrosisStagingLib.files import check_writable
 from LiverFibrosisStagingLib.report.summary import group_stages
-from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES
+from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE
 
 FOLDS, SPLITS = 5, 5  # of the cross-validation, and how often the patients are split anew
 RARE = 4  # categories of fewer cases are one category
@@ -336,18 +336,13 @@ def _read(
     names = columns or [name for name in rows[0] if name not in ("", stage, patient)]
     kept, stages = [], []
     for line, row in enumerate(rows, start=2):
-        text = row[stage].upper().removeprefix("F")
-        if not text:
+        found = stage_of(path, line, row[stage])
+        if found is None:
             continue
-        if text not in map(str, range(len(STAGES))):
-            raise StagingError(
-                f"{path}, line {line}: the stage is {row[stage]!r}; F0 to F4, 0 to 4, or nothing "
-                "if it is unknown, is needed."
-            )
         if not row[patient]:
             raise StagingError(f"{path}, line {line}: the patient is empty; a code is needed.")
         kept.append(row)
-        stages.append(int(text))
+        stages.append(found)
     if not kept:
         raise StagingError(f"{path}: no row has a stage; F0 to F4 is needed.")
     return kept, list(names), stages

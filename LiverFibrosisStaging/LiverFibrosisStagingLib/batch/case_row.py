@@ -16,7 +16,7 @@ from ..report.documents import REPORT_FILES
 from ..result import FILES, SCHEMA, one_line
 from ..staging import software, stage
 from .cohort import Case
-from .table import DONE, FAILED, columns_of, columns_of_any
+from .table import columns_of, done_row, failed_row
 
 Row = dict[str, Any]
 Progress = Callable[[float, str], None]
@@ -45,7 +45,7 @@ class CaseTask:
         started = time.perf_counter()
         try:
             columns = self._columns(case, model, progress, cancel)
-            return {**about(case, model), "status": DONE, **columns}
+            return done_row(case.name, case.chosen, model, columns)
         except (Cancelled, DiskFull):
             raise
         except Exception as error:  # the other cases are still staged
@@ -53,7 +53,7 @@ class CaseTask:
             reason, written = why_failed(error, case, files)
             notify(f"{case.name}: {reason}")
             seconds = round(time.perf_counter() - started, 3)
-            return {**failed(case, model, written), "seconds": seconds}
+            return {**failed_row(case.name, case.chosen, model, written), "seconds": seconds}
 
     def _columns(
         self, case: Case, model: StagingModel, progress: Progress, cancel: CancelToken | None
@@ -99,16 +99,6 @@ class CaseTask:
             segmentation=None if case.liver else shipped_network(model.threads).sha256,
             **self.options,
         )
-
-
-def about(case: Case, model: StagingModel) -> Row:
-    """The columns that every row of a batch has."""
-    return columns_of_any(case.name, case.chosen, model)
-
-
-def failed(case: Case, model: StagingModel, reason: str) -> Row:
-    """The row of a case that was not staged; reason: a sentence without names."""
-    return {**about(case, model), "status": FAILED, "reason": reason}
 
 
 def why_failed(error: Exception, case: Case, files: dict[Path, str]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from ..errors import StagingError
 from ..imaging.body import Body, given_body
 from .cohort import Case, named, usable_name
 from .image_files import image_file
-from .table_files import check_parquet
+from .table_files import read_parquet
 
 LISTS = (".csv", ".parquet")
 
@@ -64,13 +64,7 @@ def _csv(path: Path) -> list[dict[str, str]]:
 
 
 def _parquet(path: Path) -> list[dict[str, str]]:
-    check_parquet()
-    from pyarrow import ArrowException, parquet
-
-    try:
-        return [_texts(line) for line in parquet.read_table(path).to_pylist()]
-    except (OSError, ArrowException) as error:
-        raise StagingError(f"Cannot read the list {path}: {error}.") from None
+    return [_texts(line) for line in read_parquet(path, "a list of CTs is needed")]
 
 
 def _texts(line: dict[Any, Any]) -> dict[str, str]:

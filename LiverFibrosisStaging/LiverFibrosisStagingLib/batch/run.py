@@ -15,12 +15,12 @@ from ..report.summary import SURFACE_MM
 from ..resources import default_model_path
 from ..stages import RESEARCH_USE, explained_stages
 from ..staging import check_surface, software
-from .case_row import CaseTask, Notify, Progress, Row, failed
+from .case_row import CaseTask, Notify, Progress, Row
 from .cases import read_cohort
 from .cluster import on_cluster
 from .cohort import LEFT_OUT, LEFT_OUT_COLUMNS, Case, LeftOut
 from .log import batch_log
-from .table import DONE
+from .table import DONE, failed_row
 from .table_files import check_parquet, write_results, write_table_csv
 from .worker import worker_model
 from .workers import DIED, Runner, Task, in_processes, in_this_process
@@ -158,7 +158,8 @@ class Batch:
                 with closing(found):  # no process goes on after an error here
                     for index, row in found:
                         if row is None:
-                            row = failed(self.cases[index], self.model, DIED)
+                            case = self.cases[index]
+                            row = failed_row(case.name, case.chosen, self.model, DIED)
                             notify(f"{row['case']}: {DIED}")
                         rows[index] = row
                         log.case(row, len(rows), total)

@@ -121,6 +121,18 @@ def columns_of_any(case: str, chosen: str, model: StagingModel) -> dict[str, Any
     }
 
 
+def done_row(
+    case: str, chosen: str, model: StagingModel, columns: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The row of a staged case; columns: of its result (`columns_of`)."""
+    return {**columns_of_any(case, chosen, model), "status": DONE, **columns}
+
+
+def failed_row(case: str, chosen: str, model: StagingModel, reason: str) -> dict[str, Any]:
+    """The row of a case that was not staged; reason: a sentence without names."""
+    return {**columns_of_any(case, chosen, model), "status": FAILED, "reason": reason}
+
+
 def columns_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a result, None for missing values; summary: as in staging.json."""
     location, ensemble = summary["location_map"], summary.get("ensemble")

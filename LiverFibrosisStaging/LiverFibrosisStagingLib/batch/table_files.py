@@ -87,7 +87,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     parquet = path.suffix.lower() == ".parquet"
-    found = _read_parquet(path) if parquet else _read_csv(path)
+    found = read_parquet(path) if parquet else _read_csv(path)
     missing = [name for name in _NEEDED if found and name not in found[0]]
     if not found or missing:
         what = f"no column {', '.join(missing)}" if missing else "no rows"
@@ -195,7 +195,8 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
+def read_parquet(path: Path, needed: str = _NO_TABLE) -> list[dict[str, Any]]:
+    """Rows of any Parquet file. Raises StagingError, which ends with what is needed."""
     check_parquet()
     import pyarrow
     import pyarrow.parquet
@@ -204,12 +205,12 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         with path.open("rb") as file:
             return pyarrow.parquet.read_table(file).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, error, needed) from None
 
 
-def _unreadable(path: Path, error: Exception) -> StagingError:
+def _unreadable(path: Path, error: Exception, needed: str = _NO_TABLE) -> StagingError:
     reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-    return StagingError(f"{path}: cannot be read ({reason}); {_NO_TABLE}.")
+    return StagingError(f"{path}: cannot be read ({reason}); {needed}.")
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from .. import __version__
 from ..errors import StagingError
 from ..files import check_writable, write_folder, write_table
+from ..fingerprint import sha256_of
 from ..model import read_card
 from ..report.content import SIGN_NAMES
 from ..resources import default_model_path
@@ -32,7 +33,7 @@ from .measures import (
     youden,
 )
 from .page import page
-from .reading import Cases, Model, read_evaluated, sha256_of
+from .reading import Cases, Model, read_evaluated
 from .signs import directions, published_cuts
 from .tables import (
     Table,

@@ -1,7 +1,6 @@
 """A batch's table and a reference standard as the cases of an evaluation."""
 
 import csv
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..batch.table import DONE, TABLE_SCHEMA
+from ..batch.table_files import read_parquet
 from ..errors import StagingError
 from ..files import cell
+from ..fingerprint import sha256_of
 from ..report.summary import REGION_NAMES
 from ..signs.measure import UNITS
 from ..stages import STAGES
@@ -22,6 +23,7 @@ NEEDED = ("case", "status", "stage", *STAGES)
 HASH = "model_sha256"
 _SUM = 0.001  # by which the probabilities of a case may miss 1, being rounded
 _DELIMITERS = ",;\t"
+_A_TABLE = "a CSV or Parquet file is needed"
 
 Row = Mapping[str, str]
 
@@ -98,7 +100,9 @@ def read_evaluated(results: Path, truth: Path) -> Cases:
     used, left_out = [], []
     for name, number in row_of.items():
         row, reference = rows[number], known_of.get(name)
-        stage = None if reference is None else _stage(truth, reference, known[reference])
+        stage = (
+            None if reference is None else stage_of(truth, reference + 2, known[reference]["stage"])
+        )
         if row["status"] != DONE:
             reason = f"not staged: {row.get('reason') or row['status']}"
         elif reference is None:
@@ -159,9 +163,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
     Raises StagingError.
     """
+    if path.suffix.lower() == ".parquet":
+        return [_text(row) for row in read_parquet(path, _A_TABLE)]
     try:
-        if path.suffix.lower() == ".parquet":
-            return _parquet_rows(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
             header = file.readline()
             file.seek(0)
@@ -169,31 +173,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
             rows = list(csv.DictReader(file, delimiter=delimiter, restval=""))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise StagingError(
-            f"{path}: cannot be read ({type(error).__name__}); a CSV or Parquet file is needed."
+            f"{path}: cannot be read ({type(error).__name__}); {_A_TABLE}."
         ) from None
     return [_text(row) for row in rows]
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _parquet_rows(path: Path) -> list[dict[str, str]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise StagingError(
-            f"{path}: Parquet files need pyarrow, which is not installed; install it with "
-            "pip install pyarrow."
-        ) from None
-    try:
-        return [_text(row) for row in parquet.read_table(path).to_pylist()]
-    except pyarrow.ArrowInvalid:
-        raise StagingError(
-            f"{path}: cannot be read as Parquet; a CSV or Parquet file is needed."
-        ) from None
 
 
 def _text(row: Mapping[str | None, object]) -> dict[str, str]:
@@ -230,15 +212,14 @@ def _by_case(path: Path, rows: Sequence[Row]) -> dict[str, int]:
     return found
 
 
-def _stage(path: Path, number: int, row: Row) -> int | None:
-    """The stage 0..4 of a row; None if it is empty."""
-    text = row["stage"]
+def stage_of(path: Path, line: int, text: str) -> int | None:
+    """The stage 0..4 in a cell of a table; None if it is empty. Raises StagingError."""
     if not text:
         return None
     value = _as_float(text.upper().removeprefix("F"))
     if value not in range(len(STAGES)):
         raise StagingError(
-            f"{path}, line {number + 2}: the stage is {text!r}; F0 to F4, 0 to 4, or nothing if it "
+            f"{path}, line {line}: the stage is {text!r}; F0 to F4, 0 to 4, or nothing if it "
             "is unknown, is needed."
         )
     return int(value)

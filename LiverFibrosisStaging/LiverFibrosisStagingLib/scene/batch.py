@@ -7,6 +7,7 @@ batch runs at a time.
 
 import queue
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -16,12 +17,12 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from ..batch.table import DONE, FAILED
+from ..batch.table import DONE, FAILED, done_row, failed_row
 from ..errors import Cancelled, StagingError
 from ..privacy import looks_like_person_name
 from . import jobs
 from .batch_status import BatchStatus
-from .batch_table import failed_row, node_row, put_table
+from .batch_table import put_table
 from .mrml import scene_inputs
 from .pumped_worker import PumpedWorker
 from .run_log import RunLog
@@ -59,7 +60,7 @@ def _worker() -> PumpedWorker:
     return PumpedWorker()
 
 
-class Batch:
+class Batch(ABC):
     """A batch that runs in the background, and then its outcome.
 
     rows: the finished cases, as in results.csv. cancelled: whether it was cancelled. error: why it
@@ -120,8 +121,9 @@ class Batch:
             slicer.app.connect(signal, stop)
         self._begin()
 
+    @abstractmethod
     def _begin(self) -> None:
-        raise NotImplementedError
+        """Start the first job."""
 
     def _add(self, rows: Sequence[dict[str, Any]]) -> None:
         if rows:
@@ -277,7 +279,7 @@ class NodesBatch(Batch):
             try:
                 job = self._job(volume_id, segmentation_id)
             except Exception as error:  # the other cases are still staged
-                self._add([failed_row(name, self._model, _reason(error))])
+                self._add([failed_row(name, "", self._model, _reason(error))])
                 continue
             ended = partial(self._case_ended, name, volume_id)
             _worker().start(job, ended, partial(self._progressed, name))
@@ -310,9 +312,9 @@ class NodesBatch(Batch):
             volume = slicer.mrmlScene.GetNodeByID(volume_id)
             if showable is not None and volume is not None:
                 show_result(showable, volume)
-            return node_row(name, self._model, columns)
+            return done_row(name, "", self._model, columns)
         except Exception as error:  # the other cases are still staged
-            return failed_row(name, self._model, _reason(error))
+            return failed_row(name, "", self._model, _reason(error))
 
 
 def _names(nodes: Sequence[Any]) -> list[str]:

@@ -6,8 +6,7 @@ from typing import Any
 
 import slicer
 
-from ..batch.table import BOOLEAN, DONE, FAILED, SCHEMA, TEXT, columns_of_any
-from ..model import StagingModel
+from ..batch.table import BOOLEAN, SCHEMA, TEXT
 from ..stages import RESEARCH_USE
 from .scene_nodes import PART_ATTRIBUTE, set_columns
 
@@ -30,16 +29,6 @@ def put_table(node: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
     with slicer.util.NodeModify(node):
         set_columns(node, columns)
     return node
-
-
-def node_row(case: str, model: StagingModel, columns: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of a CT of the scene; columns: those of its result."""
-    return {**columns_of_any(case, "", model), "status": DONE, **columns}
-
-
-def failed_row(case: str, model: StagingModel, reason: str) -> dict[str, Any]:
-    """The row of a CT of the scene that could not be staged."""
-    return {**columns_of_any(case, "", model), "status": FAILED, "reason": reason}
 
 
 def _cell(kind: str, value: Any) -> float | str:
