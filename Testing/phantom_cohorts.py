@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cohort import phantom, phantom_cohort
+from cases import phantom, phantom_cohort
 
 TINY = {"spacing": (8.0, 6.0, 6.0), "size": (28, 54, 66)}
 COARSE = {"spacing": (6.0, 4.0, 4.0), "size": (38, 81, 99)}

@@ -1,8 +1,8 @@
-"""Check a cohort's manifest; see `cohort/manifest.py`."""
+"""Check a cohort's manifest; see `cases/manifest.py`."""
 
 import sys
 
-from cohort.manifest import main
+from cases.manifest import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,8 +1,8 @@
-"""Make phantoms; see `cohort/phantom_cohort.py`."""
+"""Make phantoms; see `cases/phantom_cohort.py`."""
 
 import sys
 
-from cohort.phantom_cohort import main
+from cases.phantom_cohort import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,10 +27,10 @@ import torch
 from monai.data import PersistentDataset
 from torch.utils.data import Subset
 
-from cohort import phantom_cohort
-from cohort import report as cohort_report
-from cohort.folds import Fold, split
-from cohort.manifest import (
+from cases import phantom_cohort
+from cases import report as cohort_report
+from cases.folds import Fold, split
+from cases.manifest import (
     Case,
     Criteria,
     ManifestError,
@@ -173,10 +173,10 @@ def train(
 
 def permute_stages(cases: Sequence[Case], seed: int) -> list[Case]:
     """The cases with their stages permuted at random among the patients."""
-    stage = {case.patient: case.stage for case in cases}
-    permuted = np.random.default_rng(seed).permutation(list(stage.values()))
-    given = dict(zip(stage, permuted.tolist()))
-    return [dataclasses.replace(case, stage=given[case.patient]) for case in cases]
+    stages = {case.patient: case.stages for case in cases}
+    order = np.random.default_rng(seed).permutation(len(stages))
+    given = dict(zip(stages, [list(stages.values())[i] for i in order]))
+    return [dataclasses.replace(case, stages=given[case.patient]) for case in cases]
 
 
 def metadata(name: str, data: str, cases: Sequence[Case], build: Build) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def _plan(
     """The inputs of a run, which must be the same when it is resumed; files as digests."""
     names = [case.name for case in cases]
     return {
-        "stages": {case.name: STAGES[case.stage] for case in cases},
+        "stages": {case.name: str(case.stages) for case in cases},
         "folds": [
             {part: [names[i] for i in indices] for part, indices in fold._asdict().items()}
             for fold in parts

@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from cohort.manifest import Case, ManifestError, read_manifest
+from cases.manifest import Case, ManifestError, read_manifest
 from common.resume import RunError, check_not_trained_on
 from common.tables import write_csv, write_markdown
 from evaluation.figures import save

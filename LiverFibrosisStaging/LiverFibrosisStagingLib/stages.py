@@ -4,6 +4,9 @@ Stages follow Bedossa and Poynard 1996 (METAVIR), as in Yin et al. 2021, "Refere
 generation"; the groups are those of the paper's Table 2.
 """
 
+import re
+from typing import NamedTuple
+
 import numpy as np
 
 from .errors import StagingError
@@ -14,6 +17,43 @@ STAGES = ("F0", "F1", "F2", "F3", "F4")
 GROUPS = {"significant": 2, "advanced": 3, "cirrhosis": 4}
 
 RESEARCH_USE = "Research use only. Not a medical device; not for diagnosis."
+
+
+class StageRange(NamedTuple):
+    """The stages, 0..4, that a reference standard leaves possible, from `lowest` to `highest`.
+
+    Equal if it names one stage. An Ishak group is a range; "no cirrhosis" is F0 to F3; F0 to F4
+    says nothing.
+    """
+
+    lowest: int
+    highest: int
+
+    @classmethod
+    def of(cls, text: str) -> "StageRange":
+        """The range written as "F2", "F1-F2" or "1-2". Raises ValueError for any other text."""
+        found = re.fullmatch(r"F?([0-4])(?:\s*[-\u2013]\s*F?([0-4]))?", text.strip().upper())
+        if found is None or int(found[1]) > int(found[2] or found[1]):
+            raise ValueError(text)
+        return cls(int(found[1]), int(found[2] or found[1]))
+
+    @property
+    def exact(self) -> int | None:
+        """The stage, if there is only one."""
+        return self.lowest if self.lowest == self.highest else None
+
+    def decides(self, first: int) -> bool | None:
+        """Whether the stage is `first` (1..4) or later; None if the range leaves it open."""
+        if self.lowest >= first:
+            return True
+        return False if self.highest < first else None
+
+    def __str__(self) -> str:
+        names = dict.fromkeys((STAGES[self.lowest], STAGES[self.highest]))
+        return "-".join(names)
+
+
+ANY_STAGE = StageRange(0, len(STAGES) - 1)
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT / part) for part in ("Testing", "Training", "LiverFibro
 from bad_inputs import BAD_CTS  # noqa: E402
 from phantom_cohorts import COARSE  # noqa: E402
 
-from cohort import phantom, phantom_cohort  # noqa: E402
+from cases import phantom, phantom_cohort  # noqa: E402
 
 BROKEN = 15
 NO_CASES = ("missing file", "empty folder", "unknown format")

@@ -104,7 +104,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ct = options.ct
         if ct is None:
-            from cohort.phantom import phantom
+            from cases.phantom import phantom
 
             size = (options.slices, 512, 512)
             made = phantom(4, 7, spacing=(230 / options.slices, 0.78, 0.78), size=size)

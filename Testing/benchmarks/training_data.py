@@ -22,8 +22,8 @@ import torch  # noqa: E402
 from monai.data import Dataset  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
-from cohort.manifest import read_manifest  # noqa: E402
-from cohort.phantom_cohort import write_cohort  # noqa: E402
+from cases.manifest import read_manifest  # noqa: E402
+from cases.phantom_cohort import write_cohort  # noqa: E402
 from lfs.data import Draws, Patches, WorkingGrid, prepare  # noqa: E402
 from lfs.fit import ordinal_loss  # noqa: E402
 from lfs.network import PATCH_SIZE, SPACING_MM, LFSNetwork  # noqa: E402

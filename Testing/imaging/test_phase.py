@@ -15,7 +15,7 @@ PORTAL = {"liver_hu": 105.0, "liver_vessels_hu": 140.0, "aorta_hu": 150.0, "sple
 
 @pytest.fixture(scope="module")
 def phantom():
-    from cohort.phantom import phantom
+    from cases.phantom import phantom
 
     return phantom(4, 2021)
 
@@ -134,7 +134,7 @@ def test_a_portal_venous_phantom_and_the_same_without_contrast(phantom):
 
 
 def test_an_arterial_phantom():
-    from cohort.phantom import phantom
+    from cases.phantom import phantom
 
     found = phase_by_hu(arterial(CoarseScan.of(*phantom(0, 5))))
     assert (found.name, found.clear) == ("arterial", True)

@@ -35,13 +35,13 @@ MAY_IMPORT_ALL_BUT_SCENE = {"batch"}
 # The same for the packages of Training/; its commands, the scripts at the top, may import all.
 TRAINING_MAY_IMPORT: dict[str, set[str]] = {
     "common": set(),
-    "cohort": {"common"},
-    "public": {"common", "cohort"},
-    "lfs": {"common", "cohort"},
+    "cases": {"common"},
+    "public": {"common", "cases"},
+    "lfs": {"common", "cases"},
     "insilico": {"common"},
     "painted": {"common", "insilico", "lfs", "evaluation"},
     "vnet": {"common"},
-    "evaluation": {"common", "cohort"},
+    "evaluation": {"common", "cases"},
 }
 # Third-party packages -> where they may be imported, by wing or module.
 ONLY_IN = {

@@ -17,7 +17,7 @@ from phantom_cohorts import write_cohort
 from sklearn.metrics import roc_auc_score
 from staged_cohorts import staged_cohort
 
-from cohort.manifest import read_manifest
+from cases.manifest import read_manifest
 from evaluation import cohort_maps, evaluate, staged
 from evaluation.figures import save
 from evaluation.metrics import Predictions, calibrate

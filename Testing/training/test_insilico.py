@@ -12,8 +12,8 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
-from cohort.manifest import read_manifest
-from cohort.phantom import phantom
+from cases.manifest import read_manifest
+from cases.phantom import phantom
 from insilico import cohort, paint, prepare
 from insilico.bodies import LEVELS_HU, body, coded, load_bodies
 from LiverFibrosisStagingLib import StagingError

@@ -8,8 +8,8 @@ import pytest
 import SimpleITK as sitk
 
 pytest.importorskip("matplotlib")
-from cohort import report as cohort_report
-from cohort.manifest import (
+from cases import report as cohort_report
+from cases.manifest import (
     Criteria,
     ManifestError,
     apply,

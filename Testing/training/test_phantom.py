@@ -15,7 +15,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("tqdm")
 from conftest import ROOT
 
-from cohort import phantom
+from cases import phantom
 
 COMMAND = [sys.executable, ROOT / "Training" / "phantom.py"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "LiverFibrosisStaging")}

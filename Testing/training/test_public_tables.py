@@ -5,8 +5,9 @@ import sys
 import pytest
 
 from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.stages import ANY_STAGE, StageRange
 from public import crlm, hcc_tace_seg, tcga_lihc
-from public.labels import Label, TableError, decides
+from public.labels import TableError
 
 openpyxl = pytest.importorskip("openpyxl")
 
@@ -56,7 +57,7 @@ def workbook(path, *rows, **other):
 
 
 def ranges(labels):
-    return {label.patient: (label.lowest, label.highest) for label in labels}
+    return {label.patient: label.stages for label in labels}
 
 
 def problems(reader, path):
@@ -70,7 +71,7 @@ def problems(reader, path):
 @pytest.mark.parametrize(
     ("lowest", "highest", "expected"),
     [
-        (None, None, [None, None, None, None]),
+        (0, 4, [None, None, None, None]),
         (0, 0, [False, False, False, False]),
         (0, 3, [None, None, None, False]),
         (2, 3, [True, True, None, False]),
@@ -78,15 +79,15 @@ def problems(reader, path):
     ],
 )
 def test_a_range_decides_only_some_cutoffs(lowest, highest, expected):
-    label = Label("p", lowest, highest, "", "")
-    assert [decides(label, cutoff) for cutoff in (1, 2, 3, 4)] == expected
+    stages = StageRange(lowest, highest)
+    assert [stages.decides(cutoff) for cutoff in (1, 2, 3, 4)] == expected
 
 
 @pytest.mark.parametrize(("end", "start"), [("\n", b""), ("\r\n", b"\xef\xbb\xbf")])
 def test_the_biotab_of_tcga(tmp_path, end, start):
     scores = [*GROUPS, *UNKNOWN]
     labels = tcga_lihc.read_labels(biotab(tmp_path / "t.txt", scores, end=end, start=start))
-    expected = [*GROUPS.values(), *[(None, None)] * len(UNKNOWN)]
+    expected = [*GROUPS.values(), *[ANY_STAGE] * len(UNKNOWN)]
     assert ranges(labels) == {barcode(n): both for n, both in enumerate(expected)}
     assert [label.text for label in labels] == scores
     assert "Goodman" in labels[0].meaning
@@ -153,7 +154,7 @@ def test_tables_of_cbioportal(tmp_path, header):
     rows = (*rows, 'A002\t{0}-A002-01\t"1,2 - Portal Fibrosis"', "A003\t{0}-A003-01\t")
     text = "\n".join([header, *("lihc_tcga\t{0}-" + row for row in rows)]) + "\n"
     path.write_text(text.format("TCGA-DD"))
-    expected = {barcode(1): (2, 3), barcode(2): (1, 1), barcode(3): (None, None)}
+    expected = {barcode(1): (2, 3), barcode(2): (1, 1), barcode(3): ANY_STAGE}
     assert ranges(tcga_lihc.read_labels(path)) == expected
     path.write_text(text.format("TCGA-DD").replace("Speta", "Septa", 1))
     first = header.count("\n") + 2
@@ -176,7 +177,7 @@ def test_the_table_of_firehose_has_a_column_per_patient(tmp_path):
     ]
     text = "\n".join("\t".join(row) for row in rows)
     path.write_text(text)
-    expected = {barcode(1): (4, 4), barcode(2): (None, None), barcode(3): (2, 3)}
+    expected = {barcode(1): (4, 4), barcode(2): ANY_STAGE, barcode(3): (2, 3)}
     assert ranges(tcga_lihc.read_labels(path)) == expected
     path.write_text(text.partition("\n")[2])
     assert ranges(tcga_lihc.read_labels(path)) == expected
@@ -205,7 +206,7 @@ def test_cirrhosis_yes_and_no(tmp_path):
         "HCC_001": (4, 4),
         "HCC_002": (0, 3),
         "HCC_003": (4, 4),
-        "HCC_004": (None, None),
+        "HCC_004": ANY_STAGE,
     }
     assert labels[0].findings == {"Child-Pugh": "A", "hepatitis": "HCV only"}
     assert labels[2].findings == {}
@@ -269,13 +270,13 @@ def test_fibrosis_of_a_metastasis_is_no_stage(tmp_path):
         ("CRLM-CT-1003", 8, -999, 0, -999),
     )
     labels = crlm.read_labels(path)
-    assert ranges(labels) == {f"CRLM-CT-{n}": (None, None) for n in (1001, 1002, 1003)}
+    assert ranges(labels) == {f"CRLM-CT-{n}": ANY_STAGE for n in (1001, 1002, 1003)}
     assert [label.findings for label in labels] == [
         {"NASH_score": "4", "steatosis_yesno": "1"},
         {"steatosis_yesno": "0"},
         {"NASH_score": "0"},
     ]
-    assert all(decides(label, cutoff) is None for label in labels for cutoff in (1, 2, 3, 4))
+    assert all(label.stages.decides(cutoff) is None for label in labels for cutoff in (1, 2, 3, 4))
 
 
 def test_odd_background_livers_are_refused_with_their_lines(tmp_path):
@@ -301,7 +302,7 @@ def test_the_real_table_of_hcc_tace_seg(shared_data):
     labels = {label.patient: label for label in hcc_tace_seg.read_labels(table)}
     # Of the 105 patients of the collection, 78 have cirrhosis.
     assert set(labels) == {f"HCC_{number:03d}" for number in range(1, 106)}
-    assert sum(decides(label, 4) for label in labels.values()) == 78
+    assert sum(label.stages.decides(4) is True for label in labels.values()) == 78
     # The patients of the CTs, as in the manifest of the data.
     for patient, both, child_pugh, hepatitis in (
         ("HCC_002", (4, 4), "A", "HBV only"),
@@ -311,5 +312,5 @@ def test_the_real_table_of_hcc_tace_seg(shared_data):
         ("HCC_048", (4, 4), "A", "HCV only"),
     ):
         label = labels[patient]
-        assert (label.lowest, label.highest) == both, patient
+        assert label.stages == both, patient
         assert label.findings == {"Child-Pugh": child_pugh, "hepatitis": hepatitis}, patient

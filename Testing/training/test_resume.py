@@ -14,8 +14,8 @@ pytest.importorskip("onnx", reason="the V-Net is exported to ONNX")
 import evaluate_vnet  # noqa: E402
 import train_vnet  # noqa: E402
 
-from cohort import phantom_cohort  # noqa: E402
-from cohort.phantom import Phantom  # noqa: E402
+from cases import phantom_cohort  # noqa: E402
+from cases.phantom import Phantom  # noqa: E402
 from common import resume  # noqa: E402
 from LiverFibrosisStagingLib import StagingError  # noqa: E402
 from LiverFibrosisStagingLib.imaging import segmentation  # noqa: E402

@@ -19,7 +19,7 @@ import train  # noqa: E402
 from conftest import ROOT  # noqa: E402
 from phantom_cohorts import TINY, write_cohort  # noqa: E402
 
-from cohort.manifest import ManifestError, read_manifest  # noqa: E402
+from cases.manifest import ManifestError, read_manifest  # noqa: E402
 from common.resume import RunError, digest, training_cts  # noqa: E402
 from evaluation import evaluate  # noqa: E402
 from lfs import fit  # noqa: E402

@@ -14,13 +14,13 @@ pytest.importorskip("monai")
 import onnxruntime  # noqa: E402
 import train  # noqa: E402
 
-from cohort.folds import split  # noqa: E402
-from cohort.manifest import Case  # noqa: E402
+from cases.folds import split  # noqa: E402
+from cases.manifest import Case  # noqa: E402
 from lfs import data, export, fit  # noqa: E402
 from lfs.network import PATCH_SIZE, SPACING_MM, LFSNetwork  # noqa: E402
 from LiverFibrosisStagingLib import StagingModel  # noqa: E402
 from LiverFibrosisStagingLib.gradcam_onnx.gradcam import grad_cam  # noqa: E402
-from LiverFibrosisStagingLib.stages import GROUPS, STAGES  # noqa: E402
+from LiverFibrosisStagingLib.stages import GROUPS, STAGES, StageRange  # noqa: E402
 
 SMALL = (8, 24, 32)
 PLAIN_OPS = {"MaxPool", "Conv", "LeakyRelu", "AveragePool", "Flatten", "Gemm"}
@@ -186,7 +186,13 @@ def test_describe_changes_the_metadata_only(small, tmp_path):
 
 def cases_of(stages, scans=1):
     return [
-        Case(line=i, name=f"c{i}", patient=f"p{i // scans}", ct=Path(f"{i}.nii"), stage=int(stage))
+        Case(
+            line=i,
+            name=f"c{i}",
+            patient=f"p{i // scans}",
+            ct=Path(f"{i}.nii"),
+            stages=StageRange(int(stage), int(stage)),
+        )
         for i, stage in enumerate(np.repeat(stages, scans))
     ]
 

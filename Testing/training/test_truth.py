@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 import truth  # noqa: E402
 from phantom_cohorts import write_cohort  # noqa: E402
 
-from cohort.manifest import read_manifest  # noqa: E402
+from cases.manifest import read_manifest  # noqa: E402
 from common.resume import digest, training_entry  # noqa: E402
 from LiverFibrosisStagingLib import StagingModel, stage  # noqa: E402
 

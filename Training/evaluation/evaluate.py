@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cohort.manifest import ManifestError, add_grades, read_manifest
+from cases.manifest import ManifestError, add_grades, read_manifest
 from common.files import write_text
 from common.resume import check_not_trained_on
 from common.tables import MISSING, write_csv, write_markdown

@@ -24,7 +24,7 @@ from monai.transforms import (
 )
 from torch.utils.data import Dataset, Sampler
 
-from cohort.manifest import Case
+from cases.manifest import Case
 from common.cache import cached
 from common.resume import digest
 from lfs.network import PATCH_SIZE, SMOOTHING_MM, SPACING_MM

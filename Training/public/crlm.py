@@ -8,7 +8,9 @@ chemotherapy and must never become a stage; they are not read.
 import re
 from pathlib import Path
 
-from .labels import UNKNOWN, Label, one_per_patient
+from LiverFibrosisStagingLib.stages import ANY_STAGE
+
+from .labels import Label, one_per_patient
 from .tables import read_sheet
 
 MEANING = (
@@ -44,6 +46,6 @@ def read_labels(path: Path) -> list[Label]:
                 wanted = f"{values[0]} to {values[-1]}, or -999,"
                 found.append(f"{column} is {row[column]!r}; {wanted} is needed.")
         if not found:
-            labels.append((line, Label(patients.pop(), *UNKNOWN, MEANING, "", findings)))
+            labels.append((line, Label(patients.pop(), ANY_STAGE, MEANING, "", findings)))
         problems += [(line, problem) for problem in found]
     return one_per_patient(path, labels, problems)

@@ -7,9 +7,9 @@ patients without cirrhosis too.
 import re
 from pathlib import Path
 
-from LiverFibrosisStagingLib.stages import GROUPS
+from LiverFibrosisStagingLib.stages import ANY_STAGE, GROUPS, StageRange
 
-from .labels import UNKNOWN, Label, one_per_patient
+from .labels import Label, one_per_patient
 from .tables import read_sheet
 
 MEANING = (
@@ -19,7 +19,7 @@ MEANING = (
 )
 COLUMNS = ("TCIA_ID", "Evidence_of_cirh", "CPS", "hepatitis")
 CIRRHOSIS = GROUPS["cirrhosis"]
-RANGES = {"1": (CIRRHOSIS, CIRRHOSIS), "0": (0, CIRRHOSIS - 1)}
+RANGES = {"1": StageRange(CIRRHOSIS, CIRRHOSIS), "0": StageRange(0, CIRRHOSIS - 1)}
 # Name of a finding -> its column and possible values.
 FINDINGS = {
     "Child-Pugh": ("CPS", ("A", "B", "C")),
@@ -45,7 +45,7 @@ def read_labels(path: Path) -> list[Label]:
             elif row[column] not in MISSING:
                 found.append(f"{column} is {row[column]!r}; one of {', '.join(values)} is needed.")
         if not found:
-            lowest, highest = RANGES.get(cirrhosis, UNKNOWN)
-            labels.append((line, Label(patient, lowest, highest, MEANING, cirrhosis, findings)))
+            stages = RANGES.get(cirrhosis, ANY_STAGE)
+            labels.append((line, Label(patient, stages, MEANING, cirrhosis, findings)))
         problems += [(line, problem) for problem in found]
     return one_per_patient(path, labels, problems)

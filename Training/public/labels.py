@@ -5,23 +5,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from LiverFibrosisStagingLib.errors import StagingError
-
-UNKNOWN = (None, None)
+from LiverFibrosisStagingLib.stages import StageRange
 
 
 @dataclass(frozen=True)
 class Label:
     """The METAVIR stages that are possible for a patient.
 
-    lowest, highest: first and last possible stage, 0..4, equal if the stage is known, both None if
-    nothing is known. meaning: one sentence, what the label is and where its conversion is from.
+    stages: ANY_STAGE if nothing is known. meaning: one sentence, what the label is and where its
+    conversion is from.
     text: the entry of the table from which the label is, "" if the table has none. findings: what
     else the table says about the liver.
     """
 
     patient: str
-    lowest: int | None
-    highest: int | None
+    stages: StageRange
     meaning: str
     text: str
     findings: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -34,15 +32,6 @@ class TableError(StagingError):
         self.problems = tuple(problems)
         count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(f"{path} cannot be used, {count}:\n" + "\n".join(problems))
-
-
-def decides(label: Label, cutoff: int) -> bool | None:
-    """Whether the stage is at or above `cutoff` (1..4); None if the label leaves it open."""
-    if label.lowest is None or label.highest is None:
-        return None
-    if label.lowest >= cutoff:
-        return True
-    return False if label.highest < cutoff else None
 
 
 def one_per_patient(

@@ -8,9 +8,10 @@ has a row per field and a column per patient, in lower case.
 import re
 from pathlib import Path
 
-from cohort.manifest import METAVIR_OF_ISHAK
+from cases.manifest import METAVIR_OF_ISHAK
+from LiverFibrosisStagingLib.stages import ANY_STAGE, StageRange
 
-from .labels import UNKNOWN, Label, TableError, one_per_patient
+from .labels import Label, TableError, one_per_patient
 from .tables import column_name, read_lines
 
 MEANING = (
@@ -54,9 +55,9 @@ def read_labels(path: Path) -> list[Label]:
         if score not in {*ISHAK_OF, *MISSING}:
             found.append(f"the Ishak score is {text!r}; an Ishak group is needed.")
         if not found:
-            stages = [METAVIR_OF_ISHAK[ishak] for ishak in ISHAK_OF.get(score, ())]
-            lowest, highest = (min(stages), max(stages)) if stages else UNKNOWN
-            labels.append((line, Label(patient.upper(), lowest, highest, MEANING, text)))
+            metavir = [METAVIR_OF_ISHAK[ishak] for ishak in ISHAK_OF.get(score, ())]
+            stages = StageRange(min(metavir), max(metavir)) if metavir else ANY_STAGE
+            labels.append((line, Label(patient.upper(), stages, MEANING, text)))
         problems += [(line, problem) for problem in found]
     return one_per_patient(path, labels, problems)
 

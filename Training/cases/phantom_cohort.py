@@ -1,4 +1,4 @@
-"""A cohort of simulated patients (`cohort/phantom.py`), with the paper's shares of the stages.
+"""A cohort of simulated patients (`cases/phantom.py`), with the paper's shares of the stages.
 
 python Training/phantom.py -n 252 --seed 1 -o COHORT     CTs, masks and COHORT/manifest.csv
 python Training/phantom.py --sample LiverFibrosisStaging/Resources/SampleData   the sample CT
@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from cohort.phantom import EFFECTS, Phantom, phantom
+from cases.phantom import EFFECTS, Phantom, phantom
 from common.files import unfinished
 from common.resume import check_plan
 from common.tables import write_csv

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from cohort.manifest import Case
+from cases.manifest import Case
 
 VALIDATION_PART = 8  # one in so many of the patients that are not tested on is for validation
 

@@ -12,15 +12,15 @@ import re
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import SimpleITK as sitk
 
 from common.resume import digest
 from LiverFibrosisStagingLib.errors import StagingError
-from LiverFibrosisStagingLib.stages import STAGES
+from LiverFibrosisStagingLib.stages import ANY_STAGE, StageRange
 
 REQUIRED = ("patient", "ct", "stage")
 COLUMNS = (
@@ -46,15 +46,17 @@ class Case:
     """One CT of one patient; values that are empty in the manifest are None.
 
     line: line number in the manifest. name: unique regardless of letter case, usable as a file
-    name: the patient's code, with -2 for the second scan. stage: METAVIR, 0..4. age: years. days:
-    between CT and histology.
+    name: the patient's code, with -2 for the second scan. stages: METAVIR. label: one sentence,
+    what the stages are and where they are from. age: years. days: between CT and histology. site,
+    scanner, kernel, thickness (mm): of the acquisition. fold: that tests the case, if the manifest
+    says so. others: unknown columns of the manifest, by name.
     """
 
     line: int
     name: str
     patient: str
     ct: Path
-    stage: int
+    stages: StageRange
     liver: Path | None = None
     spleen: Path | None = None
     age: float | None = None
@@ -64,6 +66,18 @@ class Case:
     days: int | None = None
     phase: str | None = None
     complete_liver: bool | None = None
+    label: str | None = None
+    site: str | None = None
+    scanner: str | None = None
+    kernel: str | None = None
+    thickness: float | None = None
+    fold: str | None = None
+    others: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def stage(self) -> int | None:
+        """METAVIR, 0..4; None if the manifest has a range."""
+        return self.stages.exact
 
     def content(self) -> list[str | None]:
         """Digests (`resume.digest`) of CT, liver and spleen; None for a missing mask."""
@@ -225,7 +239,7 @@ def _case(
     before = len(problems)
     if not row["patient"]:
         problems.append("the patient is empty.")
-    stage = _stage(row["stage"], grades, problems)
+    stages = _stages(row["stage"], grades, problems)
     files = {part: _file(part, row.get(part, ""), folder, problems) for part in _PARTS}
     named = [(part, file) for part, file in files.items() if file is not None]
     for number, (part, file) in enumerate(named):
@@ -253,7 +267,7 @@ def _case(
         line=line,
         name="",
         patient=row["patient"],
-        stage=stage,
+        stages=stages,
         **files,
         age=age,
         sex=sex,
@@ -273,17 +287,20 @@ def _name(patient: str, scan: int) -> str:
 _PARTS = ("ct", "liver", "spleen")
 
 
-def _stage(value: str, grades: str, problems: list[str]) -> int:
-    digit = value.upper().removeprefix("F")
-    if grades == "ishak":
-        if value.isdigit() and int(value) < len(METAVIR_OF_ISHAK):
-            return METAVIR_OF_ISHAK[int(value)]
-        problems.append(f"stage is {value!r}; an Ishak stage 0 to 6 is needed.")
-    elif digit.isdigit() and (int(digit) < len(STAGES) or (grades == "either" and int(digit) < 7)):
-        return int(digit)
+def _stages(value: str, grades: str, problems: list[str]) -> StageRange:
+    ishak = re.fullmatch(r"([0-6])(?:\s*-\s*([0-6]))?", value)
+    if grades != "metavir" and ishak is not None:
+        ends = [METAVIR_OF_ISHAK[int(digit)] for digit in ishak.groups(ishak[1])]
+        if ends[0] <= ends[1]:
+            return StageRange(*ends)
+    if grades != "ishak":
+        try:
+            return StageRange.of(value)
+        except ValueError:
+            problems.append(f"stage is {value!r}; F0 to F4, or a range such as F1-F2, is needed.")
     else:
-        problems.append(f"stage is {value!r}; F0 to F4 is needed.")
-    return 0
+        problems.append(f"stage is {value!r}; an Ishak stage 0 to 6, or a range, is needed.")
+    return ANY_STAGE
 
 
 def _file(part: str, value: str, folder: Path, problems: list[str]) -> Path | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from cohort.manifest import Case, Inclusion, size
+from cases.manifest import Case, Inclusion, size
 from common.figures import save_figure
 from common.tables import MISSING, write_csv, write_markdown
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
