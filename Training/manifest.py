@@ -1,8 +1,8 @@
-"""Check a cohort's manifest; see `cases/manifest.py`."""
+"""Check a cohort's manifest; see `cases/requirements.py`."""
 
 import sys
 
-from cases.manifest import main
+from cases.requirements import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -220,6 +220,26 @@ def pseudonym(identity: str) -> str:
     return f"case-{hashlib.sha256(normal.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
+def technical_tags(file: Path, tags: Iterable[str]) -> dict[str, str]:
+    """The texts of a DICOM file's tags, for an output file; only tags that have one.
+
+    Without words of the tags about the patient and other people, and without numbers that may be
+    dates or identifiers.
+    """
+    found = _all_tags(file)
+    private = set(_WORDS.findall(found.get(_PATIENT_ID, "").lower()))
+    for tag, text in found.items():
+        if tag.startswith(_PATIENT_GROUP) or tag in _PEOPLE:
+            private |= _name_words(text)
+
+    def kept(match: re.Match[str]) -> str:
+        word = match[0].lower()
+        return "" if word in private or (word.isdigit() and len(word) >= _MIN_DIGITS) else match[0]
+
+    texts = {tag: " ".join(_WORDS.sub(kept, found.get(tag, "")).split()) for tag in tags}
+    return {tag: text for tag, text in texts.items() if text}
+
+
 def dicom_patient_names(ct: Path | Sequence[Path]) -> list[str]:
     """DICOM's name of the patient, from the first DICOM file of a folder, of files, or one file."""
     found = next(filter(None, map(_tags, _dicom_files(ct))), {})
@@ -279,6 +299,14 @@ def _data_files(path: Path) -> list[str]:
 
 def _tags(path: Path) -> dict[str, str]:
     """The tags of a DICOM file about the patient and with free text; {} if it is not an image."""
+    return {
+        tag: text
+        for tag, text in _all_tags(path).items()
+        if tag.startswith(_PATIENT_GROUP) or tag in (*_PEOPLE, *_FREE_TEXT)
+    }
+
+
+def _all_tags(path: Path) -> dict[str, str]:
     if not (is_dicom(path) and is_whole(path)):
         return {}
     reader = sitk.ImageFileReader()
@@ -289,8 +317,4 @@ def _tags(path: Path) -> dict[str, str]:
             reader.ReadImageInformation()
     except (RuntimeError, StagingError):
         return {}
-    return {
-        tag: tag_text(reader, tag)
-        for tag in reader.GetMetaDataKeys()
-        if tag.startswith(_PATIENT_GROUP) or tag in (*_PEOPLE, *_FREE_TEXT)
-    }
+    return {tag: tag_text(reader, tag) for tag in reader.GetMetaDataKeys()}

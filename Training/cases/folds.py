@@ -20,12 +20,24 @@ class Fold(NamedTuple):
 
 
 def split(cases: Sequence[Case], folds: int = 5, seed: int = 0) -> list[Fold]:
-    """Folds by `StratifiedGroupKFold`; all scans of a patient are in the same part of a fold."""
-    found = []
-    for rest, test in _parts(cases, np.arange(len(cases)), folds, seed):
+    """Those of the manifest, or `folds` by `StratifiedGroupKFold`, for the cases' testing.
+
+    All scans of a patient are in the same part of a fold; `requirements` checks this for the
+    manifest's folds.
+    """
+    every, found = np.arange(len(cases)), []
+    tests = [[i for i in every if cases[i].fold == name] for name in fold_names(cases)]
+    given = [(np.setdiff1d(every, test), np.array(test)) for test in tests]
+    for rest, test in given or _parts(cases, every, folds, seed):
         train, validation = _parts(cases, rest, VALIDATION_PART, seed)[0]
         found.append(Fold(train.tolist(), validation.tolist(), test.tolist()))
     return found
+
+
+def fold_names(cases: Sequence[Case]) -> list[str]:
+    """The names of the manifest's folds, numbers in their order; none if it has no folds."""
+    names = {case.fold for case in cases if case.fold}
+    return sorted(names, key=lambda name: (int(name) if name.isdecimal() else len(cases), name))
 
 
 def _parts(

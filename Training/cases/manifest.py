@@ -1,13 +1,12 @@
 """The cohort's manifest: CT, masks and stage of each case, and the inclusion criteria.
 
-    python Training/manifest.py COHORT.csv
-
-checks a manifest and lists all problems by line. The columns are documented in
-Training/docs/manifest.md. Inclusion criteria are those of Yin et al. 2021, "Patients" and Fig. 1.
+The columns are documented in Training/docs/manifest.md; what training needs besides is checked in
+`requirements.py`. Inclusion criteria are those of Yin et al. 2021, "Patients" and Fig. 1.
 """
 
 import argparse
 import csv
+import difflib
 import re
 import sys
 import unicodedata
@@ -16,10 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import SimpleITK as sitk
-
-from common.resume import digest
-from LiverFibrosisStagingLib.errors import StagingError
+from common.resume import digest, digest_of_mask
+from LiverFibrosisStagingLib.imaging.masks import file_and_labels
 from LiverFibrosisStagingLib.stages import ANY_STAGE, StageRange
 
 REQUIRED = ("patient", "ct", "stage")
@@ -34,7 +31,15 @@ COLUMNS = (
     "days",
     "phase",
     "complete_liver",
+    "label",
+    "site",
+    "scanner",
+    "kernel",
+    "thickness",
+    "fold",
 )
+# Free text, kept as it is.
+TEXTS = ("etiology", "specimen", "label", "site", "scanner", "kernel", "fold")
 # METAVIR of an Ishak stage, as in the correspondence table of Goodman, J Hepatol 2007;47:598-607.
 METAVIR_OF_ISHAK = (0, 1, 1, 2, 3, 4, 4)
 PHASES = ("portal venous", "arterial", "late arterial", "delayed", "unenhanced")
@@ -46,10 +51,12 @@ class Case:
     """One CT of one patient; values that are empty in the manifest are None.
 
     line: line number in the manifest. name: unique regardless of letter case, usable as a file
-    name: the patient's code, with -2 for the second scan. stages: METAVIR. label: one sentence,
+    name: the patient's code, with -2 for the second scan. liver, spleen: FILE, FILE:LABEL or
+    FILE:LABEL+LABEL, as for the library's `read_organ`. stages: METAVIR. label: one sentence,
     what the stages are and where they are from. age: years. days: between CT and histology. site,
     scanner, kernel, thickness (mm): of the acquisition. fold: that tests the case, if the manifest
-    says so. others: unknown columns of the manifest, by name.
+    says so. others: unknown columns of the manifest, by name. outlined: whether the liver mask is
+    not the manifest's, but automatic (`inputs.py`).
     """
 
     line: int
@@ -73,6 +80,7 @@ class Case:
     thickness: float | None = None
     fold: str | None = None
     others: Mapping[str, str] = field(default_factory=dict, hash=False)
+    outlined: bool = False
 
     @property
     def stage(self) -> int | None:
@@ -80,8 +88,9 @@ class Case:
         return self.stages.exact
 
     def content(self) -> list[str | None]:
-        """Digests (`resume.digest`) of CT, liver and spleen; None for a missing mask."""
-        return [file and digest(file) for file in (self.ct, self.liver, self.spleen)]
+        """Digests (of `resume`) of CT, liver and spleen; None for a missing mask."""
+        masks = (mask and digest_of_mask(mask) for mask in (self.liver, self.spleen))
+        return [digest(self.ct), *masks]
 
 
 class ManifestError(ValueError):
@@ -106,6 +115,9 @@ class Criteria:
     max_days: int | None = 183
 
 
+EVERYONE = Criteria(min_age=None, phase=None, complete_liver=False, max_days=None)
+
+
 @dataclass(frozen=True)
 class Inclusion:
     """Included cases, and excluded cases with the first criterion that they do not meet."""
@@ -118,7 +130,8 @@ def read_manifest(path: Path, grades: str = "metavir") -> list[Case]:
     """The cases of a CSV or TSV file; paths are relative to the file's folder.
 
     grades: "metavir", stages F0..F4 (or 0..4), or "ishak", stages 0..6, which are converted by
-    METAVIR_OF_ISHAK. Raises ManifestError with all problems.
+    METAVIR_OF_ISHAK. Unknown columns are kept and named on standard error. Raises ManifestError
+    with all problems.
     """
     path = Path(path)
     rows, problems = _rows(path)
@@ -140,7 +153,7 @@ def read_manifest(path: Path, grades: str = "metavir") -> list[Case]:
 
 
 def apply(cases: Sequence[Case], criteria: Criteria) -> Inclusion:
-    """Apply the criteria, in the order of the paper's Fig. 1."""
+    """Apply the criteria, in the order of the paper's Fig. 1; a case needs some known stage."""
     included, excluded = [], []
     for case in cases:
         reason = next(_reasons(case, criteria), None)
@@ -149,39 +162,6 @@ def apply(cases: Sequence[Case], criteria: Criteria) -> Inclusion:
         else:
             excluded.append((case, reason))
     return Inclusion(included, excluded)
-
-
-def check_for_training(cases: Sequence[Case], path: Path, folds: int = 5) -> None:
-    """Raise ManifestError if the cohort is not sufficient for training in `folds` folds."""
-    problems = [
-        f"line {case.line}: the liver mask is missing; training needs one."
-        for case in cases
-        if not case.liver
-    ]
-    for case in cases:
-        for part in ("ct", "liver", "spleen"):
-            file = getattr(case, part)
-            if file is not None and file.is_file():
-                problems += [f"line {case.line}: {p}" for p in _header_problems(part, file)]
-    first: dict[str, Case] = {}
-    for case in cases:
-        other = first.setdefault(digest(case.ct), case)
-        if other is not case:
-            problems.append(
-                f"line {case.line}: the CT {case.ct.name} has the same content as the CT of line "
-                f"{other.line}; remove one of them."
-            )
-    patients = {case.patient for case in cases}
-    if len(patients) < 2 * folds:
-        problems.append(
-            f"The cohort has {len(patients)} patients; {folds} folds need {2 * folds} or more."
-        )
-    for name, stages in (("F0 or F1", {0, 1}), ("F2, F3 or F4", {2, 3, 4})):
-        count = len({case.patient for case in cases if case.stage in stages})
-        if count < folds:
-            problems.append(f"{count} patients have {name}; {folds} folds need {folds} or more.")
-    if problems:
-        raise ManifestError(path, problems)
 
 
 def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
@@ -201,13 +181,16 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     problems = [
         f"line 1: the column {name!r} is missing." for name in REQUIRED if name not in names
     ]
-    problems += [
-        f"line 1: the column {name!r} is unknown; the columns are {', '.join(COLUMNS)}."
-        for name in names
-        if name not in COLUMNS
-    ]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({name for name in names if name and names.count(name) > 1})
     problems += [f"line 1: the column {name!r} occurs twice." for name in twice]
+    for name in dict.fromkeys(names):
+        if name and name not in COLUMNS:
+            similar = difflib.get_close_matches(name, COLUMNS, 1)
+            meant = f" (is {similar[0]} meant?)." if similar else "."
+            print(
+                f"{path.name}: the column {name!r} is unknown; it is kept, but not used{meant}",
+                file=sys.stderr,
+            )
     rows = []
     for fields in reader:
         if not any(field.strip() for field in fields):
@@ -216,9 +199,12 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
             problems.append(
                 f"line {reader.line_num}: {len(fields)} fields where {len(names)} are needed."
             )
+            continue
+        row = [(name, field.strip()) for name, field in zip(names, fields)]
+        if any(field and not name for name, field in row):
+            problems.append(f"line {reader.line_num}: a value stands in a column without a name.")
         else:
-            fields = [field.strip() for field in fields]
-            rows.append((reader.line_num, dict(zip(names, fields))))
+            rows.append((reader.line_num, {name: field for name, field in row if name}))
     if not rows and not problems:
         problems.append("The manifest has column names but no case.")
     # Also check the values, unless the columns are wrong: then every line would be a problem.
@@ -241,17 +227,12 @@ def _case(
         problems.append("the patient is empty.")
     stages = _stages(row["stage"], grades, problems)
     files = {part: _file(part, row.get(part, ""), folder, problems) for part in _PARTS}
-    named = [(part, file) for part, file in files.items() if file is not None]
-    for number, (part, file) in enumerate(named):
-        problems.extend(
-            f"{part} and {other} are the same file, {file.name}."
-            for other, same in named[:number]
-            if same == file
-        )
+    problems.extend(_same_file(files))
     age = _number("age", row.get("age", ""), 0, 120, "years", problems)
     days = _number("days", row.get("days", ""), 0, 36500, "whole days", problems)
     if days is not None and days != int(days):
         problems.append(f"days is {row['days']!r}; whole days are needed.")
+    thickness = _number("thickness", row.get("thickness", ""), 0.1, 30, "mm", problems)
     sex = row.get("sex", "").upper()[:1] or None
     if row.get("sex") and row["sex"].lower() not in ("m", "f", "male", "female"):
         problems.append(f"sex is {row['sex']!r}; M or F is needed.")
@@ -271,11 +252,12 @@ def _case(
         **files,
         age=age,
         sex=sex,
-        etiology=row.get("etiology") or None,
-        specimen=row.get("specimen") or None,
         days=None if days is None else int(days),
         phase=phase,
         complete_liver=complete in YES if complete else None,
+        thickness=thickness,
+        others={name: value for name, value in row.items() if name not in COLUMNS},
+        **{name: row.get(name) or None for name in TEXTS},
     )
 
 
@@ -309,15 +291,33 @@ def _file(part: str, value: str, folder: Path, problems: list[str]) -> Path | No
             problems.append("the CT's path is empty.")
         return None
     path = folder / value
-    if not path.exists():
+    file, labels = (path, ()) if part == "ct" else file_and_labels(path)
+    if not file.exists():
         problems.append(f"the {part} file {value} does not exist.")
-    elif path.is_dir() and part != "ct":
+    elif file.is_dir() and part != "ct":
         problems.append(f"{part} is the folder {value}; a mask file is needed.")
-    elif path.is_dir() and not any(path.iterdir()):
+    elif file.is_dir() and not any(file.iterdir()):
         problems.append(f"the CT's folder {value} is empty.")
-    elif path.is_file() and path.stat().st_size == 0:
+    elif file.is_file() and file.stat().st_size == 0:
         problems.append(f"the {part} file {value} is empty.")
+    elif 0 in labels:
+        problems.append(f"{part} is {value}; 0 is the background, a label above 0 is needed.")
     return path
+
+
+def _same_file(files: Mapping[str, Path | None]) -> Iterator[str]:
+    """Problems of one row's files: the CT as a mask, one label of a file for both organs."""
+    ct, *masks = (files[part] for part in _PARTS)
+    split = [mask and file_and_labels(mask) for mask in masks]
+    for part, mask in zip(_PARTS[1:], split):
+        if mask is not None and mask[0] == ct:
+            yield f"{part} and ct are the same file, {ct.name}."
+    if None not in split and split[0][0] == split[1][0]:
+        for label in sorted(set(split[0][1]) & set(split[1][1])):
+            yield (
+                f"liver and spleen are both the label {label} of {split[0][0].name}; each organ "
+                "needs its own label."
+            )
 
 
 def _number(
@@ -379,19 +379,9 @@ def _which(case: Case, cases: Sequence[Case]) -> str:
     return patient if number == 1 else f"scan {number} of {patient}"
 
 
-def _header_problems(part: str, file: Path) -> list[str]:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return [f"the {part} file {file.name} cannot be read as an image."]
-    if reader.GetDimension() != 3:
-        return [f"the {part} file {file.name} has {reader.GetDimension()} dimensions, not 3."]
-    return []
-
-
 def _reasons(case: Case, criteria: Criteria) -> Iterator[str]:
+    if case.stages == ANY_STAGE:
+        yield f"stage unknown ({ANY_STAGE})"
     if None not in (criteria.min_age, case.age) and case.age < criteria.min_age:
         yield f"younger than {criteria.min_age:g} years"
     if None not in (criteria.max_days, case.days) and case.days > criteria.max_days:
@@ -420,26 +410,3 @@ def add_grades(parser: argparse.ArgumentParser) -> None:
 def size(cases: Sequence[Case]) -> str:
     """The numbers of CTs and patients, as text."""
     return f"{len(cases)} CTs of {len({case.patient for case in cases})} patients"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Check a cohort's manifest.")
-    parser.add_argument("manifest", type=Path, help="CSV or TSV (Training/docs/manifest.md)")
-    add_grades(parser)
-    parser.add_argument("--folds", type=int, default=5, help="folds of the training (default: 5)")
-    options = parser.parse_args(arguments)
-    try:
-        cases = read_manifest(options.manifest, options.grades)
-        check_for_training(cases, options.manifest, options.folds)
-    except (ManifestError, StagingError) as refusal:
-        print(refusal, file=sys.stderr)
-        return 1
-    inclusion = apply(cases, Criteria())
-    print(f"{size(cases)}; no problems found in the manifest.")
-    print(f"{len(inclusion.included)} CTs meet the paper's inclusion criteria.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,6 +18,7 @@ from zipfile import is_zipfile
 from common.files import write_text
 from LiverFibrosisStagingLib import StagingError
 from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import read_onnx
+from LiverFibrosisStagingLib.imaging.masks import file_and_labels
 
 TRAINING_CTS_KEY = "learned_from"  # in an exported file's metadata and in a checkpoint
 HEADERS = (".mhd", ".nhdr")
@@ -40,6 +41,12 @@ def digest(path: Path) -> str:
     except OSError as error:
         raise StagingError(f"{error.filename}: cannot be read ({error.strerror}).") from None
     return hashlib.sha256(b"".join(sorted(parts))).hexdigest()[:16]
+
+
+def digest_of_mask(mask: str | Path) -> str:
+    """`digest` of a mask's file, with its labels: FILE, FILE:LABEL or FILE:LABEL+LABEL."""
+    file, labels = file_and_labels(mask)
+    return ":".join([digest(file), *(["+".join(map(str, labels))] if labels else [])])
 
 
 def _files(path: Path) -> Iterable[Path]:

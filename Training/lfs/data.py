@@ -26,7 +26,6 @@ from torch.utils.data import Dataset, Sampler
 
 from cases.manifest import Case
 from common.cache import cached
-from common.resume import digest
 from lfs.network import PATCH_SIZE, SMOOTHING_MM, SPACING_MM
 from LiverFibrosisStagingLib import __version__, read_ct
 from LiverFibrosisStagingLib.imaging.grid import patch_starts, working_grid
@@ -89,13 +88,12 @@ def prepare(
     recipe = (__version__, tuple(patch_size), tuple(spacing), WINDOW_HU, SMOOTHING_MM)
     items = []
     for case in cases:
-        paths = [case.ct, case.liver, *([case.spleen] if case.spleen else [])]
         items.append(
             {
                 "ct": str(case.ct.resolve()),
                 "liver": str(case.liver.resolve()),
                 "spleen": str(case.spleen.resolve()) if case.spleen else "",
-                "content": [digest(path) for path in paths],
+                "content": case.content(),
                 "recipe": repr(recipe),
             }
         )

@@ -14,7 +14,7 @@ from monai.transforms import Transform
 from torch.utils.data import Dataset
 
 from common.cache import cached
-from common.resume import digest
+from common.resume import digest, digest_of_mask
 from LiverFibrosisStagingLib import StagingError, __version__, read_ct, read_mask
 from LiverFibrosisStagingLib.batch.lists import read_list
 from LiverFibrosisStagingLib.imaging.grid import resample_ct
@@ -38,8 +38,7 @@ class Mask(NamedTuple):
 
     def content(self) -> str:
         """Digest of the file, with the labels."""
-        file, label = re.fullmatch(r"(.+?)(:\d+)?", self.file).groups("")
-        return f"{digest(Path(file))}{label}{list(self.labels) or ''}"
+        return f"{digest_of_mask(self.file)}{list(self.labels) or ''}"
 
     def image(self) -> sitk.Image:
         """The mask, or a label image with 1 liver and 2 spleen."""
