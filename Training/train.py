@@ -18,6 +18,7 @@ import dataclasses
 import datetime
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,24 +30,29 @@ from torch.utils.data import Subset
 
 from cases import phantom_cohort
 from cases import report as cohort_report
-from cases.folds import Fold, split
+from cases.folds import Fold, fold_names, split
+from cases.inputs import Checked, Patch, check_inputs, check_some, refusals, write_tables
 from cases.manifest import (
+    EVERYONE,
     Case,
     Criteria,
+    Inclusion,
     ManifestError,
     add_grades,
     apply,
-    check_for_training,
     read_manifest,
     size,
 )
+from cases.requirements import check_for_training, one_fold_per_site
 from common.options import add_options, with_options
 from common.resume import RunError, check_not_trained_on, check_plan, digest
 from evaluation import cohort_maps, model_card
+from evaluation.cohort_acquisition import check_acquisition
 from evaluation.evaluate import (
     aucs,
     compare,
     report_cross_validation,
+    report_sites,
     report_test,
     write_metrics,
 )
@@ -61,7 +67,6 @@ from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
 
 Metrics = dict[str, Any]
 PAPER_CRITERIA = Criteria()
-EVERYONE = Criteria(min_age=None, phase=None, complete_liver=False, max_days=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +106,8 @@ def train(
     name: str = "LFS",
     data: str = "Not stated.",
     workers: int = 1,
+    any_phase: bool = False,
+    leave_one_site_out: bool = False,
 ) -> Metrics | None:
     """Cross-validate, export and report; returns metrics.json, or None if only one fold is trained.
 
@@ -109,28 +116,48 @@ def train(
     checkpoint.pt; its weights are used where the shapes match. It must not have been trained on
     test cases. shuffle_labels: permute the stages among the patients, as a control at chance level.
     data: one sentence on the cohort, shown with every result. workers: processes that prepare
-    patches.
+    patches. any_phase: also use CTs that are not in the portal-venous phase. leave_one_site_out:
+    every site is a fold.
 
     Raises ManifestError, RunError if `run` contains another run, and StagingError if a case cannot
     be staged.
     """
     inclusion = apply(read_manifest(manifest, grades), criteria)
-    check_for_training(inclusion.included, manifest, folds)
+    if leave_one_site_out:
+        included = one_fold_per_site(inclusion.included, manifest)
+        inclusion = dataclasses.replace(inclusion, included=included)
+    check_for_training(inclusion.included, manifest, folds, inclusion.excluded)
+    test_inclusion = Inclusion([], [])
+    if test is not None:
+        test_inclusion = _read_test(test, grades, criteria, inclusion.included)
+    patch = Patch(build.patch_size[0], build.spacing[0])
+    checked = _checked(inclusion, run, patch, any_phase)
+    inclusion = checked.inclusion
+    check_for_training(inclusion.included, manifest, folds, refusals(checked))
+    test_checked = _checked(test_inclusion, run / "test", patch, any_phase)
+    test_cases = test_checked.inclusion.included
+    if test is not None:
+        check_some(test_checked, test)
     cases = inclusion.included
     if shuffle_labels:
         cases = permute_stages(cases, schedule.seed)
-    test_cases = [] if test is None else _read_test(test, grades, criteria, cases)
     parts = split(cases, folds, schedule.seed)
+    folds = len(parts)
     if only is not None and only not in range(folds):
         raise RunError(f"--fold {only}: a fold from 0 to {folds - 1} is needed.")
     trained = range(folds) if only is None else [only]
     training_cts = {k: _training_cts(parts[k], cases, test_cases, start_from) for k in trained}
     first_process = process()[0] == 0
     if first_process:
-        plan = _plan(cases, parts, build, schedule, start_from)
+        plan = _plan(cases, parts, build, schedule, start_from, leave_one_site_out)
         checkpoints = [run / f"fold_{k}" / "checkpoint.pt" for k in range(folds)]
         check_plan(run / "folds.json", plan, checkpoints)
         cohort_report.report(inclusion, run)
+        write_tables(checked, run)
+        if test is not None:
+            write_tables(test_checked, run / "test")
+        for sentence in check_acquisition(cases, run):
+            print(sentence, file=sys.stderr)
     prepared = prepare(cases, run / "cache", build.patch_size, build.spacing)
     networks = {
         k: _fit_fold(
@@ -155,6 +182,7 @@ def train(
             staged[case.name], fold_of[case.name] = case, k
     out_of_fold = [staged[case.name] for case in cases]
     found = report_cross_validation(out_of_fold, fold_of, run, data)
+    report_sites(cases, out_of_fold, run, data, fold_of)
 
     about = f"{folds}-fold cross-validation, {size(cases)}"
     described["training"] |= {"folds": folds, "auc": aucs(found), "evaluated_on": about}
@@ -201,9 +229,21 @@ def metadata(name: str, data: str, cases: Sequence[Case], build: Build) -> dict[
     }
 
 
-def _read_test(path: Path, grades: str, criteria: Criteria, others: Sequence[Case]) -> list[Case]:
+def _checked(inclusion: Inclusion, folder: Path, patch: Patch, any_phase: bool) -> Checked:
+    """`check_inputs` by the first process; the others then read what it has written."""
+    first, several = process()[0] == 0, process()[1] > 1
+    if several and not first:
+        torch.distributed.barrier()
+    checked = check_inputs(inclusion, folder, patch, any_phase)
+    if several and first:
+        torch.distributed.barrier()
+    return checked
+
+
+def _read_test(path: Path, grades: str, criteria: Criteria, others: Sequence[Case]) -> Inclusion:
     """The cases of a test cohort; ManifestError if any is also among the others."""
-    cases = apply(read_manifest(path, grades), criteria).included
+    inclusion = apply(read_manifest(path, grades), criteria)
+    cases = inclusion.included
     both = sorted({case.patient for case in cases} & {case.patient for case in others})
     if both:
         shown = ", ".join(both[:5]) + (" ..." if len(both) > 5 else "")
@@ -219,12 +259,7 @@ def _read_test(path: Path, grades: str, criteria: Criteria, others: Sequence[Cas
     ]
     if same:
         raise ManifestError(path, same)
-    missing = [
-        f"line {case.line}: the liver mask is missing." for case in cases if case.liver is None
-    ]
-    if missing or not cases:
-        raise ManifestError(path, missing or ["no case meets the inclusion criteria."])
-    return cases
+    return inclusion
 
 
 def _training_cts(
@@ -244,9 +279,15 @@ def _plan(
     build: Build,
     schedule: Schedule,
     start_from: Path | None,
+    leave_one_site_out: bool,
 ) -> dict[str, Any]:
     """The inputs of a run, which must be the same when it is resumed; files as digests."""
     names = [case.name for case in cases]
+    how = "split by patient, with balanced stages"
+    if leave_one_site_out:
+        how = "one for each site"
+    elif fold_names(cases):
+        how = "those of the manifest"
     return {
         "stages": {case.name: str(case.stages) for case in cases},
         "folds": [
@@ -254,6 +295,9 @@ def _plan(
             for fold in parts
         ],
         "files": {case.name: case.content() for case in cases},
+        "split": how,
+        "labels": Counter(case.label for case in cases if case.label),
+        "outlined": sum(case.outlined for case in cases),
         "build": dataclasses.asdict(build),
         "schedule": dataclasses.asdict(schedule),
         "start": start_from and digest(start_from),
@@ -308,6 +352,7 @@ def _test(
         model = StagingModel.load(file)
         staged.append(stage_cases(cases, model, run / "staged"))
         found.append(report_test(staged[-1], model, folder, data))
+        report_sites(cases, staged[-1], folder, data, model.card)
     found[0]["compared_with_single"] = compare(*staged)
     write_metrics(found[0], run / "test")
     for file, measured, cases_staged in zip(files, found, staged):
@@ -343,7 +388,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="include only: 16 or older, portal venous, complete liver, histology within 183 days",
     )
-    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument(
+        "--any-phase", action="store_true", help="also use CTs not in the portal-venous phase"
+    )
+    parser.add_argument("--folds", type=int, default=5, help="unless the manifest has folds")
+    parser.add_argument(
+        "--leave-one-site-out", action="store_true", help="each site of the manifest is a fold"
+    )
     parser.add_argument("--fold", type=int, metavar="K", help="train this fold only")
     parser.add_argument(
         "--small", action="store_true", help="small network and schedule, to try out the command"
@@ -386,6 +437,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name=options.name,
             data=options.data or data,
             workers=options.workers,
+            any_phase=options.any_phase,
+            leave_one_site_out=options.leave_one_site_out,
         )
     except (ManifestError, StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)

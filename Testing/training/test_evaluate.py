@@ -120,7 +120,7 @@ def test_a_staged_case_is_not_staged_again(evaluated, manifest, model, monkeypat
     assert done == [cases[0].name, cases[1].name]
 
 
-def test_a_case_that_cannot_be_staged_is_reported_and_the_others_are_kept(
+def test_a_case_that_cannot_be_staged_is_a_row_and_the_others_are_evaluated(
     manifest, model, tmp_path, capsys
 ):
     cases = read_manifest(manifest)[:2]
@@ -135,9 +135,11 @@ def test_a_case_that_cannot_be_staged_is_reported_and_the_others_are_kept(
     )
     output = tmp_path / "out"
     command = f"--model {model.path} --manifest {listed} -o {output} --workers 1"
-    assert evaluate.main(command.split()) == 1
-    assert "1 of 2 cases cannot be staged: bad: " in capsys.readouterr().err
-    assert [path.name for path in output.rglob("*.json")] == ["p0.json"]
+    assert evaluate.main(command.split()) == 0
+    (row,) = csv.DictReader((output / "tables" / "refused.csv").open())
+    assert (row["case"], row["line"]) == ("bad", "2") and "broken" not in row["reason"]
+    assert [path.name for path in (output / "staged").rglob("*.json")] == ["p0.json"]
+    assert json.loads((output / "metrics.json").read_text())["cases"] == 1
 
 
 def test_a_missing_model_is_refused(tmp_path):

@@ -19,6 +19,7 @@ import train  # noqa: E402
 from conftest import ROOT  # noqa: E402
 from phantom_cohorts import TINY, write_cohort  # noqa: E402
 
+from cases.inputs import Checked  # noqa: E402
 from cases.manifest import ManifestError, read_manifest  # noqa: E402
 from common.resume import RunError, digest, training_cts  # noqa: E402
 from evaluation import evaluate  # noqa: E402
@@ -29,6 +30,14 @@ SCRIPT = ROOT / "Training" / "train.py"
 BUILD = train.Build((8, 24, 32), (16.0, 14.0, 14.0), (2, 3, 4, 5), 4)
 SCHEDULE = fit.Schedule(steps=4, batch=2, crop_steps=2, crop=16, check_every=2)
 COUNT = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unchecked_inputs():
+    """The inputs' checks, which test_input_checks_of_cohorts.py runs, take seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "check_inputs", lambda inclusion, *_: Checked(inclusion, {}))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ that would be refused is excluded with the reason; nothing is trained before thi
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from cases.manifest import Case, Inclusion
+from cases.manifest import Case, Inclusion, ManifestError
 from common.files import unfinished, write_text
 from common.resume import digest
 from common.tables import write_csv
@@ -93,8 +93,6 @@ def check_inputs(
     In the result, the refused cases are excluded; the others have the properties of the
     acquisition that are missing in the manifest, from DICOM.
     """
-    (folder / "checked").mkdir(parents=True, exist_ok=True)
-    (folder / "masks").mkdir(exist_ok=True)
     network = digest(default_model_path("VNet.onnx"))
     inputs = {
         case.name: {
@@ -109,6 +107,7 @@ def check_inputs(
     }
     todo = [c for c in inclusion.included if _read(c, folder, inputs[c.name]) is None]
     if todo:
+        (folder / "checked").mkdir(parents=True, exist_ok=True)
         parallel = Parallel(n_jobs=min(workers, len(todo)), return_as="generator_unordered")
         work = (delayed(_check_one)(case, folder, inputs[case.name]) for case in todo)
         for _ in tqdm(parallel(work), "Checking", len(todo), unit="CT"):
@@ -130,6 +129,13 @@ def refusals(checked: Checked) -> list[tuple[Case, str]]:
         (case, record["refused"]["reason"] if (record := checked.records.get(case.name)) else why)
         for case, why in checked.inclusion.excluded
     ]
+
+
+def check_some(checked: Checked, path: Path) -> None:
+    """Raise ManifestError, with the reasons, if no case of the manifest `path` can be used."""
+    if not checked.inclusion.included:
+        why = [f"line {case.line}: left out: {reason}" for case, reason in refusals(checked)]
+        raise ManifestError(path, ["No case can be used.", *why])
 
 
 def write_tables(checked: Checked, folder: Path) -> None:
@@ -165,6 +171,7 @@ def _check_one(case: Case, folder: Path, inputs: Mapping[str, Any]) -> None:
         said: list[str] = []
         if case.liver is None:
             organs = segment_checked(ct, "The CT", shipped_network(1))
+            _outline(case, folder).parent.mkdir(exist_ok=True)
             with unfinished(_outline(case, folder)) as partial:
                 write_labels(organs.labels, partial)
             record["outline"] = digest(_outline(case, folder))

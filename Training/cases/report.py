@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from cases.manifest import Case, Inclusion, size
 from common.figures import save_figure
 from common.tables import MISSING, write_csv, write_markdown
-from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
+from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES, StageRange
 
 UNKNOWN = "not stated"
 
@@ -36,8 +36,8 @@ def flow_chart(inclusion: Inclusion) -> Figure:
     axes.set_axis_off()
     axes.set(xlim=(0, 10), ylim=(0, 10))
     boxed = {"boxstyle": "round,pad=0.6", "facecolor": "white", "edgecolor": "black"}
-    counts = Counter(case.stage for case in inclusion.included)
-    stages = ", ".join(f"{name} {counts[s]}" for s, name in enumerate(STAGES))
+    counts = Counter(case.stages for case in inclusion.included)
+    stages = ", ".join(f"{range_} {counts[range_]}" for range_ in _columns(inclusion.included))
     top, bottom = f"In the manifest\n{size(everyone)}", f"Included\n{size(inclusion.included)}"
     axes.annotate(
         "", (2.6, 2.6), (2.6, 7.6), arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1.2}
@@ -54,16 +54,25 @@ def flow_chart(inclusion: Inclusion) -> Figure:
 
 
 def table_1(cases: Sequence[Case]) -> list[list[str]]:
-    """A row for each characteristic, a column for each stage and for all cases, as text."""
-    groups = [[case for case in cases if case.stage == s] for s in range(len(STAGES))]
+    """A row for each characteristic, a column for each stage, range and for all cases, as text.
+
+    The acquisition (site, scanner, kernel, slice thickness) has rows only where some case states
+    it.
+    """
+    columns = _columns(cases)
+    groups = [[case for case in cases if case.stages == range_] for range_ in columns]
     groups.append(list(cases))
-    lines = [["Characteristic", *STAGES, "All"]]
+    lines = [["Characteristic", *map(str, columns), "All"]]
     lines.append(["CTs", *(str(len(group)) for group in groups)])
     lines.append(["Patients", *(str(len({c.patient for c in group})) for group in groups)])
     lines.append(["Age, years: mean (SD)", *(_spread([c.age for c in g]) for g in groups)])
     days = [_spread([c.days for c in group]) for group in groups]
     lines.append(["Days between CT and histology: mean (SD)", *days])
-    for title in ("sex", "etiology", "specimen"):
+    if any(case.thickness for case in cases):
+        thickness = [_spread([case.thickness for case in group]) for group in groups]
+        lines.append(["Slice thickness, mm: mean (SD)", *thickness])
+    acquisition = [t for t in ("site", "scanner", "kernel") if any(getattr(c, t) for c in cases)]
+    for title in ("sex", "etiology", "specimen", *acquisition):
         values = Counter(getattr(case, title) or UNKNOWN for case in cases)
         for value, _ in values.most_common():
             counts = [sum((getattr(c, title) or UNKNOWN) == value for c in g) for g in groups]
@@ -71,7 +80,16 @@ def table_1(cases: Sequence[Case]) -> list[list[str]]:
                 f"{n} ({100 * n / len(g):.0f} %)" if g else "0" for n, g in zip(counts, groups)
             ]
             lines.append([f"{title.title()}: {value}", *cells])
+    if any(case.outlined for case in cases):
+        outlined = [str(sum(case.outlined for case in group)) for group in groups]
+        lines.append(["Liver outlined automatically (V-Net)", *outlined])
     return lines
+
+
+def _columns(cases: Sequence[Case]) -> list[StageRange]:
+    """The five stages, and the ranges that occur."""
+    stages = [StageRange(stage, stage) for stage in range(len(STAGES))]
+    return stages + sorted({case.stages for case in cases} - set(stages))
 
 
 def _spread(values: Sequence[float | None]) -> str:

@@ -172,7 +172,7 @@ def _same_mask(case: Case) -> Iterator[str]:
     if file != other or (liver and spleen):
         return
     try:
-        present = set(np.unique(sitk.GetArrayViewFromImage(read_mask(file))).tolist()) - {0}
+        present = set(np.unique(sitk.GetArrayFromImage(read_mask(file))).tolist()) - {0}
     except StagingError as refusal:
         yield str(refusal)
         return

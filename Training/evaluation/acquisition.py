@@ -348,7 +348,8 @@ def _read(
     return kept, list(names), stages
 
 
-def _write(found: Mapping[str, Any], folder: Path) -> None:
+def write(found: Mapping[str, Any], folder: Path) -> None:
+    """Write what `shortcut` found to `folder`/acquisition.csv and .json."""
     lines: list[list[object]] = [["property", "stages", "auc", "low", "high", "p"]]
     for name, own in found["auc"].items():
         lines += [
@@ -379,18 +380,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         patients = [row[options.patient] for row in rows]
         found = shortcut(rows, names, stages, patients)
         if options.output is not None:
-            _write(found, options.output)
+            write(found, options.output)
     except (StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)
         return 1
     print(markdown(table(found)), end="\n\n")
     for name, reason in found["left_out"].items():
         print(f"Left out: {name}, {reason}.")
-    print(*(found["warnings"] or [_quiet(found)]), RESEARCH_USE, sep="\n")
+    print(*(found["warnings"] or [quiet(found)]), RESEARCH_USE, sep="\n")
     return 0
 
 
-def _quiet(found: Mapping[str, Any]) -> str:
+def quiet(found: Mapping[str, Any]) -> str:
     """What is said without a warning."""
     if all(one["value"] is None for one in found["auc"][ALL].values()):
         return f"{MIN_PATIENTS} patients with and without a group's stages are needed."

@@ -20,11 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from cases.manifest import ManifestError, add_grades, read_manifest
+from cases.inputs import Patch, check_inputs, check_some, write_tables
+from cases.manifest import (
+    EVERYONE,
+    Case,
+    Inclusion,
+    ManifestError,
+    add_grades,
+    apply,
+    read_manifest,
+)
 from common.files import write_text
 from common.resume import check_not_trained_on
 from common.tables import MISSING, write_csv, write_markdown
-from evaluation import cohort_maps
+from evaluation import by_site, cohort_maps
 from evaluation.figures import save
 from evaluation.metrics import (
     Calibrated,
@@ -80,6 +89,45 @@ def report_test(
     found = tested(predictions, temperature, points)
     calibrated = calibrate(predictions, temperature, points)
     return _report(staged, predictions, calibrated, found, folder, trained_on)
+
+
+def report_sites(
+    cases: Sequence[Case],
+    staged: Sequence[Staged],
+    folder: Path,
+    trained_on: str,
+    tested_with: Mapping[str, int] | Card,
+) -> None:
+    """Write the AUCs by site (`by_site.report`); cases and staged in the same order.
+
+    tested_with: the fold of each case in a cross-validation, or the card of a tested model.
+    """
+    if isinstance(tested_with, Card):
+        points = operating_points(tested_with)
+        calibrated = calibrate(Predictions.of(staged), tested_with.temperature, points)
+    else:
+        calibrated = calibrate_folds(Predictions.of(staged, tested_with))[0]
+    by_site.report(cases, calibrated, folder, trained_on)
+
+
+def usable_cases(
+    inclusion: Inclusion,
+    manifest: Path,
+    folder: Path,
+    model: StagingModel,
+    any_phase: bool = False,
+    workers: int = -1,
+) -> list[Case]:
+    """The included cases that `model` can stage, with their masks; tables of the others.
+
+    See `cases.inputs`, also for any_phase and workers. Raises ManifestError if there is none.
+    """
+    card = model.card
+    patch = Patch(card.patch_size[0], card.spacing_mm[0]) if card.fill is None else None
+    checked = check_inputs(inclusion, folder, patch, any_phase, workers)
+    check_some(checked, manifest)
+    write_tables(checked, folder)
+    return checked.inclusion.included
 
 
 def operating_points(card: Card) -> dict[str, float]:
@@ -224,18 +272,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--compare", type=Path, metavar="MODEL", help="compare AUCs with this model"
     )
     add_grades(parser)
+    parser.add_argument(
+        "--any-phase", action="store_true", help="also evaluate CTs not in the portal-venous phase"
+    )
     parser.add_argument("--workers", type=int, default=-1, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
     try:
         model = StagingModel.load(options.model)
         other = None if options.compare is None else StagingModel.load(options.compare)
-        cases = read_manifest(options.manifest, options.grades)
+        inclusion = apply(read_manifest(options.manifest, options.grades), EVERYONE)
+        cts = {case.name: case.ct for case in inclusion.included}
         for file in (options.model, options.compare):
             if file is not None:
-                check_not_trained_on(file, {case.name: case.ct for case in cases})
+                check_not_trained_on(file, cts)
+        cases = usable_cases(
+            inclusion, options.manifest, options.output, model, options.any_phase, options.workers
+        )
         folder = options.output / "staged"
         staged = stage_cases(cases, model, folder, options.workers)
         found = report_test(staged, model, options.output, model.card.trained_on)
+        report_sites(cases, staged, options.output, model.card.trained_on, model.card)
         if other is not None:
             compared = compare(staged, stage_cases(cases, other, folder, options.workers))
             found["compared_with"] = {"model": other.sha256, **compared}

@@ -10,6 +10,7 @@ from typing import Any
 
 from common.files import write_text
 from common.tables import markdown
+from evaluation import acquisition
 from LiverFibrosisStagingLib import StagingModel
 from LiverFibrosisStagingLib.evaluation.tables import table_2
 from LiverFibrosisStagingLib.model import Card
@@ -37,6 +38,7 @@ def write(run: Path) -> Path:
         f"{RESEARCH_USE}\n\nTrained on: {card.trained_on}",
         _model(card, model.path, run / "LFS_single.onnx"),
         _training(card, plan),
+        *_acquisition(run),
         _results(run),
         "## Limitations\n\n" + "\n".join(f"- {limit}" for limit in _limits(card)),
     ]
@@ -75,15 +77,33 @@ def _map_voxel(card: Card) -> list[float]:
 
 def _training(card: Card, plan: dict[str, Any]) -> str:
     counts = ", ".join(f"{s} {n}" for s, n in zip(STAGES, card.training["cases_per_stage"]))
+    labels = "".join(f"- Stages of {n} CTs: {text}\n" for text, n in plan["labels"].items())
     schedule = ", ".join(f"{key} {value}" for key, value in plan["schedule"].items())
     return (
         "## Training\n\n"
         f"- CTs by stage: {counts}.\n"
-        f"- {card.training['folds']} folds, split by patient, with balanced stages; in each fold, "
-        "one of eight patients that are not tested on is used for validation (early stopping).\n"
+        f"{labels}"
+        f"{_masks(plan['outlined'])}"
+        f"- {card.training['folds']} folds, {plan['split']}; in each fold, one of eight patients "
+        "that are not tested on is used for validation (early stopping).\n"
         f"- Schedule: {schedule}.\n"
         f"- Trained on {card.training['date']} with version {card.training['code_version']}."
     )
+
+
+def _masks(outlined: int) -> str:
+    """The line on automatic masks, if there are any."""
+    return f"- In {outlined} CTs the V-Net outlined the liver.\n" if outlined else ""
+
+
+def _acquisition(run: Path) -> list[str]:
+    """The section on whether the acquisition tells the stage, if that was checked."""
+    path = run / "tables" / "acquisition.json"
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    said = "\n".join(found["warnings"] or [acquisition.quiet(found)])
+    return [f"## Acquisition\n\n{said}\n\n{markdown(acquisition.table(found))}"]
 
 
 def _results(run: Path) -> str:

@@ -79,7 +79,8 @@ def stage_cases(
 def _stage_one(case: Case, model: Path, folder: Path) -> str | None:
     """Stage one case and write its JSON; returns the reason if it is refused."""
     try:
-        result = stage(case.ct, case.liver, case.spleen, _loaded(model))
+        # Another phase was refused before, unless the user wants any (`cases.inputs`).
+        result = stage(case.ct, case.liver, case.spleen, _loaded(model), any_phase=True)
     except StagingError as refusal:
         return f"{case.name}: {refusal}"
     members = getattr(result, "member_probabilities", None)

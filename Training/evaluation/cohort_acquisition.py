@@ -1,0 +1,30 @@
+"""The check of `acquisition.py` on a cohort before training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cases.manifest import Case
+from evaluation.acquisition import quiet, shortcut, write
+from LiverFibrosisStagingLib.errors import StagingError
+
+COLUMNS = ("site", "scanner", "kernel", "thickness")
+
+
+def check_acquisition(cases: Sequence[Case], folder: Path) -> list[str]:
+    """Whether the acquisition tells the stage; writes `folder`/tables/acquisition.csv and .json.
+
+    Returns the warnings, or one sentence that says why there is none; nothing if no case states its
+    acquisition. Only cases with one stage are compared.
+    """
+    known = [case for case in cases if case.stage is not None]
+    names = [name for name in COLUMNS if any(getattr(case, name) for case in known)]
+    if not names:
+        return []
+    rows = [{name: getattr(case, name) for name in names} for case in known]
+    stages, patients = [case.stage for case in known], [case.patient for case in known]
+    try:
+        found = shortcut(rows, names, stages, patients)
+    except StagingError as refusal:
+        return [str(refusal)]
+    write(found, folder / "tables")
+    return found["warnings"] or [quiet(found)]
