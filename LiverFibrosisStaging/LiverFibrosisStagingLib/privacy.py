@@ -236,8 +236,9 @@ def technical_tags(file: Path, tags: Iterable[str]) -> dict[str, str]:
         word = match[0].lower()
         return "" if word in private or (word.isdigit() and len(word) >= _MIN_DIGITS) else match[0]
 
-    texts = {tag: " ".join(_WORDS.sub(kept, found.get(tag, "")).split()) for tag in tags}
-    return {tag: text for tag, text in texts.items() if text}
+    texts = {tag: _WORDS.sub(kept, found.get(tag, "")).split() for tag in tags}
+    texts = {tag: [part for part in parts if _WORDS.search(part)] for tag, parts in texts.items()}
+    return {tag: " ".join(parts) for tag, parts in texts.items() if parts}
 
 
 def dicom_patient_names(ct: Path | Sequence[Path]) -> list[str]:

@@ -157,7 +157,7 @@ def test_dicom_tells_the_acquisition_without_names(tmp_path, cohort):
     assert {key: record["series"][key] for key in inputs.SERIES[:6]} == {
         "kind": "DICOM",
         "series": "7",
-        "description": "_ portal venous",
+        "description": "portal venous",
         "scanner": "SIEMENS Sensation 64",
         "kernel": "B30f",
         "thickness_mm": 2.5,

@@ -136,6 +136,9 @@ def _folds_without_a_group(cases: Sequence[Case], names: Sequence[str]) -> Itera
                 f"Without the fold {name!r}, no group of stages has {MIN_PATIENTS} patients with "
                 f"and {MIN_PATIENTS} without it; they are needed for training."
             )
+        elif max(Counter(case.stages for case in rest).values()) < MIN_PATIENTS:
+            # Training and validation are balanced by stage.
+            yield f"Without the fold {name!r}, each stage has one CT; one needs {MIN_PATIENTS}."
 
 
 def file_problems(cases: Iterable[Case]) -> Iterator[str]:
