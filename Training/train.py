@@ -181,8 +181,8 @@ def train(
         for case in stage_cases([cases[i] for i in part.test], file, run / "staged"):
             staged[case.name], fold_of[case.name] = case, k
     out_of_fold = [staged[case.name] for case in cases]
-    found = report_cross_validation(out_of_fold, fold_of, run, data)
     report_sites(cases, out_of_fold, run, data, fold_of)
+    found = report_cross_validation(out_of_fold, fold_of, run, data)
 
     about = f"{folds}-fold cross-validation, {size(cases)}"
     described["training"] |= {"folds": folds, "auc": aucs(found), "evaluated_on": about}
@@ -351,8 +351,8 @@ def _test(
     for file, folder in zip(files, (run / "test", run / "test" / "single")):
         model = StagingModel.load(file)
         staged.append(stage_cases(cases, model, run / "staged"))
-        found.append(report_test(staged[-1], model, folder, data))
         report_sites(cases, staged[-1], folder, data, model.card)
+        found.append(report_test(staged[-1], model, folder, data))
     found[0]["compared_with_single"] = compare(*staged)
     write_metrics(found[0], run / "test")
     for file, measured, cases_staged in zip(files, found, staged):

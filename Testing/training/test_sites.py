@@ -49,7 +49,6 @@ def test_aucs_by_site_are_those_of_its_cases(tmp_path):
         for i in range(9)
     ]
     calibrated = predicted(cases)
-    (tmp_path / "tables").mkdir()
     found = by_site.report(cases, calibrated, tmp_path, "Phantoms.")
     assert list(found) == ["A", "B", "not stated"]
     for site in ("A", "B"):
@@ -71,7 +70,6 @@ def test_aucs_by_site_are_those_of_its_cases(tmp_path):
 
 def test_a_site_with_one_stage_has_no_auc_and_one_site_no_table(tmp_path):
     cases = cohort(site=lambda _, stage: "cirrhosis clinic" if stage == 4 else "elsewhere")
-    (tmp_path / "tables").mkdir()
     found = by_site.report(cases, predicted(cases), tmp_path, "Phantoms.")
     assert found["cirrhosis clinic"]["cirrhosis"]["value"] is None
     assert "-, 24/0" in (tmp_path / "tables" / "by_site.csv").read_text()

@@ -70,6 +70,7 @@ def report(
         lines.append([site, str(count), *map(_cell, of_groups.values())])
     notice = f"Model trained on: {trained_on.rstrip('.')}. {RESEARCH_USE}"
     stem = folder / "tables" / "by_site"
+    stem.parent.mkdir(parents=True, exist_ok=True)
     write_csv(stem.with_suffix(".csv"), [*lines, [notice]])
     write_markdown(stem.with_suffix(".md"), lines, notice)
     return found

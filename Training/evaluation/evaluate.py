@@ -290,8 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         folder = options.output / "staged"
         staged = stage_cases(cases, model, folder, options.workers)
-        found = report_test(staged, model, options.output, model.card.trained_on)
         report_sites(cases, staged, options.output, model.card.trained_on, model.card)
+        found = report_test(staged, model, options.output, model.card.trained_on)
         if other is not None:
             compared = compare(staged, stage_cases(cases, other, folder, options.workers))
             found["compared_with"] = {"model": other.sha256, **compared}
