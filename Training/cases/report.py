@@ -1,7 +1,7 @@
 """Flow chart (the paper's Fig. 1) and characteristics of the cohort (its Table 1)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,24 +31,35 @@ def flow_chart(inclusion: Inclusion) -> Figure:
     """All cases, included cases, and the numbers of excluded cases with the reasons."""
     reasons = Counter(why for _, why in inclusion.excluded)
     everyone = [*inclusion.included, *(case for case, _ in inclusion.excluded)]
+    counts = Counter(case.stages for case in inclusion.included)
+    stages = ", ".join(f"{range_} {counts[range_]}" for range_ in _columns(inclusion.included))
+    return flow_figure(
+        f"In the manifest\n{size(everyone)}",
+        f"Included\n{size(inclusion.included)}\n{stages}",
+        f"Excluded: {len(inclusion.excluded)} CTs",
+        dict(reasons.most_common()),
+    )
+
+
+def flow_figure(top: str, bottom: str, title: str, reasons: Mapping[str, int]) -> Figure:
+    """A box with all, one with the included, and one with the numbers of the excluded.
+
+    title: of the excluded. reasons: reason -> number of excluded, in the order to be shown.
+    """
     figure = Figure(figsize=(7.5, 3.2 + 0.5 * len(reasons)), layout="constrained")
     axes = figure.subplots()
     axes.set_axis_off()
     axes.set(xlim=(0, 10), ylim=(0, 10))
     boxed = {"boxstyle": "round,pad=0.6", "facecolor": "white", "edgecolor": "black"}
-    counts = Counter(case.stages for case in inclusion.included)
-    stages = ", ".join(f"{range_} {counts[range_]}" for range_ in _columns(inclusion.included))
-    top, bottom = f"In the manifest\n{size(everyone)}", f"Included\n{size(inclusion.included)}"
     axes.annotate(
         "", (2.6, 2.6), (2.6, 7.6), arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1.2}
     )
     axes.text(2.6, 8.6, top, ha="center", va="center", bbox=boxed)
-    axes.text(2.6, 1.4, f"{bottom}\n{stages}", ha="center", va="center", bbox=boxed)
-    out = "\n".join(f"{count} {why}" for why, count in reasons.most_common()) or "none"
+    axes.text(2.6, 1.4, bottom, ha="center", va="center", bbox=boxed)
+    out = "\n".join(f"{count} {why}" for why, count in reasons.items()) or "none"
     axes.annotate(
         "", (4.7, 5), (2.6, 5), arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1.2}
     )
-    title = f"Excluded: {len(inclusion.excluded)} CTs"
     axes.text(4.9, 5, f"{title}\n{out}", ha="left", va="center", bbox=boxed, fontsize=9)
     return figure
 

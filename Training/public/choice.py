@@ -1,0 +1,266 @@
+"""The CT of each patient: one portal-venous scan of the first study, with its masks."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import SimpleITK as sitk
+
+from LiverFibrosisStagingLib import read_ct
+from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.imaging.checks import check_ct, check_organs
+from LiverFibrosisStagingLib.imaging.dicom_files import path_of_series
+from LiverFibrosisStagingLib.imaging.dicom_series import (
+    ARTERIAL,
+    LATE,
+    MIN_SLICES,
+    PORTAL_VENOUS,
+    UNENHANCED,
+)
+from LiverFibrosisStagingLib.imaging.input_checks import PHASE, REFUSE, input_checks
+from LiverFibrosisStagingLib.imaging.organs import LIVER_LABEL, SPLEEN_LABEL
+from LiverFibrosisStagingLib.imaging.segmentation import segment_checked, shipped_network
+
+from .images import SCANS, SEGMENTATIONS, Scan, Study
+from .seg import LIVER, SPLEEN, TUMOUR, Segmentation
+from .writing import PATIENTS, Exclusion
+
+KEEP, MASK = "keep", "mask"  # what becomes of a tumour in the liver's mask
+# As the manifest has them.
+PHASE_NAMES = {
+    PORTAL_VENOUS: "portal venous",
+    ARTERIAL: "arterial",
+    LATE: "delayed",
+    UNENHANCED: "unenhanced",
+    "": "",
+}
+NO_CT = f"no CT of at least {MIN_SLICES} slices"
+NO_DATE = "several studies, and not all have a date"
+NO_PORTAL = "no portal-venous CT in the first study"
+NO_USABLE = "no usable CT in the first study"
+OTHER_PATIENT = "of a patient who is excluded"
+LATER = "not in the first study"
+NOT_BEST = "another CT of the study was taken"
+OTHER_NAMED = "another phase by its description"
+OTHER_SHOWN = "another phase by its HU"
+UNREADABLE = "cannot be read as a CT, or is incomplete"
+NO_LIVER = "no liver in it, or only a small part"
+NO_REFERENCE = "refers to no CT that was found"
+OTHER_FRAME = "another frame of reference than its CT"
+NOT_TAKEN = "drawn on a CT that was not taken"
+NO_ORGAN = "without a segment of the liver"
+UNUSABLE_MASK = "cannot be read, or does not fit its CT"
+SECOND = "another segmentation of the CT has its organs"
+
+
+def organs_of(ct: sitk.Image) -> sitk.Image:
+    """Label image of a CT, 1 liver and 2 spleen, by the shipped network. Raises StagingError."""
+    return segment_checked(ct, "The CT", shipped_network()).labels
+
+
+@dataclass(eq=False)
+class Chosen:
+    """A patient's CT.
+
+    labels: 1 liver, 2 spleen; None if no segmentation has the liver. used: the segmentations in it.
+    unclear: whether they refer to other acquisitions of the series as well.
+    """
+
+    scan: Scan
+    image: sitk.Image
+    phase: str
+    labels: sitk.Image | None = None
+    tumour_ml: float | None = None
+    used: list[Segmentation] = field(default_factory=list)
+    unclear: bool = False
+
+
+@dataclass(eq=False)
+class Choice:
+    """Chooses the CTs of patients; `exclusions` are what was not chosen, with the reasons.
+
+    tumour: KEEP or MASK. notify: receives sentences for the screen, which may name files. organs:
+    see `organs_of`, for CTs without masks whose phase the description does not tell.
+    """
+
+    tumour: str
+    notify: Callable[[str], None]
+    organs: Callable[[sitk.Image], sitk.Image] = organs_of
+    exclusions: list[Exclusion] = field(default_factory=list)
+
+    def leave_out(self, patient: str, studies: Sequence[Study], masks: int, why: str) -> None:
+        """Exclude a patient with all CTs and segmentations."""
+        self._exclude(patient, PATIENTS, why)
+        self._exclude(patient, SCANS, OTHER_PATIENT, sum(len(each.scans) for each in studies))
+        self._exclude(patient, SEGMENTATIONS, OTHER_PATIENT, masks)
+
+    def of_patient(
+        self, patient: str, studies: Sequence[Study], masks: Sequence[Segmentation]
+    ) -> Chosen | None:
+        """The CT of a patient; None if there is none.
+
+        The first study only, because the labels are from before treatment. A CT is portal-venous by
+        its description or, without a clear one, by its HU; if none is, the best one that is not
+        clearly of another phase is taken. CTs with a segmentation come first.
+        """
+        first = _first_study(studies)
+        if isinstance(first, str):
+            self.leave_out(patient, studies, len(masks), first)
+            return None
+        matched, why_not = _matched([s for each in studies for s in each.scans], masks)
+        reasons = {scan: OTHER_NAMED for scan in first if scan.phase not in ("", PORTAL_VENOUS)}
+        chosen = None
+        for scan in sorted(first, key=lambda s: (s.phase != PORTAL_VENOUS, not matched.get(s))):
+            if scan in reasons:
+                continue
+            tried = self._tried(scan, matched.get(scan, []), why_not)
+            if isinstance(tried, str):
+                reasons[scan] = tried
+                continue
+            if chosen is None or tried.phase == PORTAL_VENOUS:
+                chosen = tried
+            if chosen.phase == PORTAL_VENOUS:
+                break
+        if chosen is None:
+            other = set(reasons.values()) <= {OTHER_NAMED, OTHER_SHOWN}
+            self._exclude(patient, PATIENTS, NO_PORTAL if other else NO_USABLE)
+        else:
+            chosen.unclear = any(
+                seg in matched.get(scan, ())
+                for seg in chosen.used
+                for scan in first
+                if scan is not chosen.scan
+            )
+        for scan in (scan for each in studies for scan in each.scans):
+            if scan not in first:
+                self._exclude(patient, SCANS, LATER)
+            elif chosen is None or scan is not chosen.scan:
+                self._exclude(patient, SCANS, reasons.get(scan, NOT_BEST))
+        for seg in masks:
+            if chosen is None or seg not in chosen.used:
+                self._exclude(patient, SEGMENTATIONS, why_not.get(seg, NOT_TAKEN))
+        return chosen
+
+    def _tried(
+        self, scan: Scan, masks: Sequence[Segmentation], why_not: dict[Segmentation, str]
+    ) -> Chosen | str:
+        """A CT with its phase and masks, or why it cannot be taken."""
+        name = path_of_series(scan.files).name
+        try:
+            image = read_ct(scan.files[0] if len(scan.files) == 1 else scan.files)
+            check_ct(image, name)
+        except StagingError as refusal:
+            self.notify(str(refusal))
+            return UNREADABLE
+        chosen = Chosen(scan, image, scan.phase)
+        self._add_masks(chosen, name, masks, why_not)
+        if scan.phase and scan.alone:
+            return chosen
+        try:
+            labels = self.organs(image) if chosen.labels is None else chosen.labels
+            chosen.phase, checks = input_checks(image, *_organs(labels))
+        except StagingError as refusal:
+            self.notify(f"{name}: {refusal}")
+            return NO_LIVER
+        refused = {check.key for check in checks if check.outcome == REFUSE}
+        if refused:
+            return OTHER_SHOWN if PHASE in refused else NO_LIVER
+        return chosen
+
+    def _add_masks(
+        self,
+        chosen: Chosen,
+        name: str,
+        masks: Sequence[Segmentation],
+        why_not: dict[Segmentation, str],
+    ) -> None:
+        """Set the labels of a CT; organs by the newest segmentation, tumours by all."""
+        found: dict[str, np.ndarray] = {}
+        for seg in sorted(masks, key=lambda each: each.made, reverse=True):
+            try:
+                own = seg.masks(chosen.image)
+            except StagingError as refusal:
+                self.notify(str(refusal))
+                why_not[seg] = UNUSABLE_MASK
+                continue
+            new = {key: mask for key, mask in own.items() if key == TUMOUR or key not in found}
+            if new:
+                chosen.used.append(seg)
+            else:
+                why_not[seg] = SECOND if own else NO_ORGAN
+            for key, mask in new.items():
+                found[key] = found[key] | mask if key in found else mask
+        try:
+            if LIVER in found:
+                chosen.labels = self._labels(found, chosen.image)
+                check_organs(chosen.image, *_organs(chosen.labels), name)
+        except StagingError as refusal:
+            self.notify(str(refusal))
+            chosen.labels = None
+        if chosen.labels is None:
+            why = UNUSABLE_MASK if LIVER in found else NO_ORGAN
+            why_not.update(dict.fromkeys(chosen.used, why))
+            chosen.used = []
+        elif TUMOUR in found:
+            voxel = math.prod(chosen.image.GetSpacing()) / 1000
+            chosen.tumour_ml = float(np.count_nonzero(found[TUMOUR]) * voxel)
+
+    def _labels(self, found: dict[str, np.ndarray], ct: sitk.Image) -> sitk.Image:
+        # A liver may be drawn with its tumours or without.
+        liver, tumour = found[LIVER], found.get(TUMOUR, np.False_)
+        liver = liver | tumour if self.tumour == KEEP else liver & ~tumour
+        labels = np.zeros(liver.shape, np.uint8)
+        labels[found.get(SPLEEN, np.zeros_like(liver))] = SPLEEN_LABEL
+        labels[liver] = LIVER_LABEL
+        image = sitk.GetImageFromArray(labels)
+        image.CopyInformation(ct)
+        return image
+
+    def _exclude(self, patient: str, unit: str, why: str, count: int = 1) -> None:
+        if count:
+            self.exclusions.append(Exclusion(patient, unit, why, count))
+
+
+def _organs(labels: sitk.Image) -> tuple[sitk.Image, sitk.Image | None]:
+    """Masks of liver and spleen; None for a spleen without voxels."""
+    has_spleen = (sitk.GetArrayViewFromImage(labels) == SPLEEN_LABEL).any()
+    return labels == LIVER_LABEL, labels == SPLEEN_LABEL if has_spleen else None
+
+
+def _first_study(studies: Sequence[Study]) -> list[Scan] | str:
+    """The CTs of the first study, or why there is none.
+
+    Files of another format count as its own if there are no several DICOM studies.
+    """
+    dicom = [study for study in studies if study.dicom and study.scans]
+    loose = [scan for study in studies if not study.dicom for scan in study.scans]
+    if len(dicom) <= 1:
+        return [*loose, *(scan for study in dicom for scan in study.scans)] or NO_CT
+    if not all(study.date for study in dicom):
+        return NO_DATE
+    return min(dicom, key=lambda study: study.date).scans
+
+
+def _matched(
+    scans: Sequence[Scan], masks: Sequence[Segmentation]
+) -> tuple[dict[Scan, list[Segmentation]], dict[Segmentation, str]]:
+    """The segmentations of each CT, and why others are none's.
+
+    A segmentation belongs to the CTs with most of the slices that it refers to; if it refers to no
+    slices, to those of its series.
+    """
+    matched: dict[Scan, list[Segmentation]] = {}
+    why_not = {}
+    for seg in masks:
+        shared = {scan: len(seg.instances & scan.instances) for scan in scans}
+        most = max(shared.values(), default=0)
+        own = [scan for scan, count in shared.items() if count == most > 0]
+        if not seg.instances:
+            own = [scan for scan in scans if scan.series and scan.series in seg.series]
+        fitting = [s for s in own if not seg.frame or not s.frame or seg.frame == s.frame]
+        for scan in fitting:
+            matched.setdefault(scan, []).append(seg)
+        if not fitting:
+            why_not[seg] = OTHER_FRAME if own else NO_REFERENCE
+    return matched, why_not
