@@ -80,13 +80,11 @@ class Chosen:
 class Choice:
     """Chooses the CTs of patients; `exclusions` are what was not chosen, with the reasons.
 
-    tumour: KEEP or MASK. notify: receives sentences for the screen, which may name files. organs:
-    see `organs_of`, for CTs without masks whose phase the description does not tell.
+    tumour: KEEP or MASK. notify: receives sentences for the screen, which may name files.
     """
 
     tumour: str
     notify: Callable[[str], None]
-    organs: Callable[[sitk.Image], sitk.Image] = organs_of
     exclusions: list[Exclusion] = field(default_factory=list)
 
     def leave_out(self, patient: str, studies: Sequence[Study], masks: int, why: str) -> None:
@@ -158,7 +156,7 @@ class Choice:
         if scan.phase and scan.alone:
             return chosen
         try:
-            labels = self.organs(image) if chosen.labels is None else chosen.labels
+            labels = organs_of(image) if chosen.labels is None else chosen.labels
             chosen.phase, checks = input_checks(image, *_organs(labels))
         except StagingError as refusal:
             self.notify(f"{name}: {refusal}")

@@ -200,15 +200,14 @@ def _write(
     stages = Counter(str(row["stage"]) for row in rows)
     ordered = sorted(stages, key=lambda text: _ends(StageRange.of(text)))
     counted = ", ".join(f"{stage} {stages[stage]}" for stage in ordered)
-    write_flow(output.absolute().parent, found, exclusions, included, counted)
-    if rows:
-        write_manifest(output, rows)
     for unit, count in found.items():
         print(f"{count} {unit}, {included[unit]} in the manifest.")
         for why, number in by_reason(exclusions, unit).items():
             print(f"  {number} excluded: {why}")
     if not rows:
-        raise StagingError(f"{output} was not written: no patient has both a label and a CT.")
+        raise StagingError(f"{output}: no patient has both a label and a CT; nothing was written.")
+    write_flow(output.absolute().parent, found, exclusions, included, counted)
+    write_manifest(output, rows)
     print(f"Stages: {counted}.")
     if all(row["liver"] is None for row in rows):
         print("No masks: there is no segmentation of these CTs.")

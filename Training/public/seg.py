@@ -4,6 +4,7 @@ Coordinates are in mm, in DICOM's patient axes (LPS); the attributes are those o
 A.51 and C.8.20.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -111,7 +112,7 @@ class Segmentation:
                 numbers.append(number)
         if not wanted:
             return
-        frames = iter_pixels(self.path, indices=wanted, raw=True)
+        frames = _pixels(self.path, wanted)
         for index, number, pixels in zip(wanted, numbers, frames, strict=True):
             place = _place(groups[index], shared[0])
             if number is None:
@@ -169,6 +170,21 @@ def kind_of(segment: Dataset) -> str | None:
         if texts[1] in organ.names or pairs & organ.codes:
             return organ.name.lower()
     return None
+
+
+def _pixels(path: Path, indices: list[int]) -> Iterator[np.ndarray]:
+    """Some frames of a file, [row, column]."""
+    dataset = dcmread(path)
+    if dataset.BitsAllocated != 1:
+        yield from iter_pixels(dataset, indices=indices, raw=True)
+        return
+    # Frames of bits may begin within a byte, which `iter_pixels` does not read.
+    shape = dataset.Rows, dataset.Columns
+    size, data = math.prod(shape), np.frombuffer(dataset.PixelData, np.uint8)
+    for index in indices:
+        first, last = index * size, (index + 1) * size
+        bits = np.unpackbits(data[first // 8 : -(-last // 8)], bitorder="little")
+        yield bits[first % 8 :][:size].reshape(shape)
 
 
 def _macro(name: str, group: Dataset, shared: Dataset) -> Dataset:

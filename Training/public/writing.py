@@ -54,11 +54,12 @@ def write_flow(
     exclusions: Sequence[Exclusion],
     included: Mapping[str, int],
     stages: str = "",
+    charted: str = PATIENTS,
 ) -> None:
     """Write flow.csv, exclusions.csv and flow_chart.png and .pdf.
 
     found, included: numbers by unit. Reasons are in the order of `exclusions`, in which they were
-    applied. stages: the last line of the chart.
+    applied. stages: the last line of the chart. charted: the unit that the chart counts.
     """
     lines: list[list[object]] = [["unit", "step", "count"]]
     for unit, count in found.items():
@@ -74,10 +75,10 @@ def write_flow(
         write_csv(partial, lines)
     with unfinished(folder / EXCLUSIONS) as partial:
         write_csv(partial, [["patient", "unit", "reason", "count"], *rows])
-    top = f"In the table, or with CTs\n{found[PATIENTS]} patients"
-    bottom = f"In the manifest\n{included[PATIENTS]} patients\n{stages}".rstrip()
-    reasons = by_reason(exclusions, PATIENTS)
-    title = f"Excluded: {sum(reasons.values())} patients"
+    top = f"In table or images\n{found[charted]} {charted}"
+    bottom = f"In the manifest\n{included[charted]} {charted}\n{stages}".rstrip()
+    reasons = by_reason(exclusions, charted)
+    title = f"Excluded: {sum(reasons.values())} {charted}"
     save_figure(flow_figure(top, bottom, title, reasons), folder, CHART)
 
 
