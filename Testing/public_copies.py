@@ -1,5 +1,6 @@
 """Small synthetic copies of public collections: CT series, segmentations, clinical tables."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def masks(slices=SLICES):
     return {LIVER: liver & ~tumour, TUMOUR: tumour, SPLEEN: spleen, VEIN: vein}
 
 
-def seg(path, sources, segments, *, frame=None, made="20010101", order=None):
+def seg(path, sources, segments, *, order=None):
     """A DICOM segmentation by highdicom; segments: label -> mask. Returns its data set.
 
     order: of the frames; without it, that of highdicom.
@@ -97,9 +98,7 @@ def seg(path, sources, segments, *, frame=None, made="20010101", order=None):
         software_versions="1",
         device_serial_number="1",
     )
-    made_of.ContentDate = made
-    if frame is not None:
-        made_of.FrameOfReferenceUID = frame
+    made_of.ContentDate = "20010101"
     if order is not None:
         groups = list(made_of.PerFrameFunctionalGroupsSequence)
         pixels = made_of.pixel_array
@@ -109,6 +108,22 @@ def seg(path, sources, segments, *, frame=None, made="20010101", order=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     made_of.save_as(path)
     return made_of
+
+
+def changed(dataset, path, *texts, made="20010101"):
+    """Write a data set with some texts replaced by others of the same length; made: its date."""
+    from highdicom import UID
+
+    buffer = BytesIO()
+    dataset.ContentDate, dataset.SOPInstanceUID = made, UID()
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.save_as(buffer)
+    data = buffer.getvalue()
+    for old, new in texts:
+        assert len(old) == len(new) and old.encode() in data
+        data = data.replace(old.encode(), new.encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
 
 
 def mr(folder, patient, study="1"):

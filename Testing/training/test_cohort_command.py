@@ -9,11 +9,26 @@ from bad_inputs import hu_array, image, liver_array
 
 pytest.importorskip("highdicom")
 pytest.importorskip("matplotlib")
-from public_copies import LIVER, SPLEEN, TUMOUR, VEIN, ct, masks, mr, seg, slices_of, workbook
+from public_copies import (
+    FRAME,
+    LIVER,
+    SPLEEN,
+    TUMOUR,
+    VEIN,
+    changed,
+    ct,
+    masks,
+    mr,
+    seg,
+    slices_of,
+    workbook,
+)
 
 from cases.manifest import read_manifest
 from LiverFibrosisStagingLib import read_ct
 from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.imaging.input_checks import REFUSE, Check, input_checks
+from LiverFibrosisStagingLib.imaging.reading import read_mask
 from public import choice
 from public.command import main
 
@@ -29,11 +44,14 @@ def unenhanced():
 
 
 @pytest.fixture(autouse=True)
-def organs(monkeypatch):
-    """The organs of `hu_array` instead of the network's; a CT of other size has none."""
+def quick(monkeypatch):
+    """The organs of `hu_array` instead of the network's; its phase by the liver's mean only.
+
+    A CT of another size has no liver.
+    """
 
     def organs_of(image):
-        labels = liver_array(image.GetSize()[2])
+        labels = liver_array()
         if image.GetSize() != (72, 64, 24):
             raise StagingError("no liver was found.")
         labels[masks()[SPLEEN]] = 2
@@ -41,7 +59,14 @@ def organs(monkeypatch):
         made.CopyInformation(image)
         return made
 
+    def input_checks(image, liver, spleen):
+        mean = sitk.GetArrayFromImage(image)[sitk.GetArrayFromImage(liver) > 0].mean()
+        if mean > 80:
+            return "portal-venous", ()
+        return "unenhanced", (Check("phase", "Contrast phase", REFUSE, ""),)
+
     monkeypatch.setattr(choice, "organs_of", organs_of)
+    monkeypatch.setattr(choice, "input_checks", input_checks)
 
 
 def make(collection, images, table, output, *more):
@@ -87,15 +112,15 @@ def hcc(tmp_path_factory):
     for patient, study, folder in (("HCC_001", "1", first), ("HCC_002", "2", images / "HCC_002")):
         ct(folder, patient, study, "4", "1", prefix="1-", **named)
         ct(folder, patient, study, "4", "2", prefix="2-", hu=unenhanced(), **named)
-    portal, plain = slices_of(first, "1-"), slices_of(first, "2-")
     drawn = masks()
     segs = first.parent
-    seg(segs / "300-Segmentation-1" / "1-1.dcm", portal, drawn)
-    seg(segs / "301-Segmentation-2" / "1-1.dcm", portal, drawn, frame="1.2.3.4", made="20020101")
-    seg(segs / "302-Segmentation-3" / "1-1.dcm", plain, {LIVER: drawn[LIVER]})
-    seg(segs / "303-Segmentation-4" / "1-1.dcm", portal, {LIVER: drawn[SPLEEN]}, made="19990101")
-    elsewhere = slices_of(ct(root / "elsewhere", "HCC_001", "9"))
-    seg(segs / "304-Segmentation-5" / "1-1.dcm", elsewhere, {LIVER: drawn[LIVER]})
+    made = seg(segs / "300-Segmentation-1" / "1-1.dcm", slices_of(first, "1-"), drawn)
+    changed(made, segs / "301-Segmentation-2" / "1-1.dcm", (FRAME, "1.2.3.4"), made="20020101")
+    # Of the acquisition without contrast, and of a CT that was not downloaded.
+    for number, uid in ((302, "1.2.826.1.4.2."), (304, "1.2.826.9.4.1.")):
+        path = segs / f"{number}-Segmentation" / "1-1.dcm"
+        changed(made, path, ("1.2.826.1.4.1.", uid), ("1.2.826.1.4\0", f"{uid[:-3]}\0"))
+    changed(made, segs / "303-Segmentation-4" / "1-1.dcm", made="19990101")
     mr(images / "HCC_001" / "MR", "HCC_001")
     ct(segs / "1.000000-SCOUT", "HCC_001", series="1", description="SCOUT")
     ct(segs / "5.0-TEST", "HCC_001", series="5", hu=hu_array(3))
@@ -160,7 +185,7 @@ def test_hcc_tace_seg_as_downloaded(hcc, tmp_path, capsys):
     }
     assert excluded(output, "CTs") == {
         (stranger, "of a patient who is excluded"): 1,
-        ("HCC_001", "another CT of the study was taken"): 1,
+        ("HCC_001", "another phase by its HU"): 1,
         ("HCC_001", "not in the first study"): 1,
         ("HCC_001", "fewer than 10 slices"): 1,
         ("HCC_002", "another phase by its HU"): 1,
@@ -187,8 +212,9 @@ def test_hcc_tace_seg_as_downloaded(hcc, tmp_path, capsys):
 
 def test_tumours_are_taken_out_of_the_mask_on_request(hcc, tmp_path):
     images, table = hcc
+    (study,) = images.glob("*/HCC_001/01-01-2000*")
     output = tmp_path / "manifest.csv"
-    assert make("hcc-tace-seg", images, table, output, "--tumour", "mask") == 0
+    assert make("hcc-tace-seg", study, table, output, "--tumour", "mask") == 0
     found = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "masks" / "HCC_001.nii.gz"))
     np.testing.assert_array_equal(found == 1, masks()[LIVER])
 
@@ -256,9 +282,9 @@ def test_tcga_lihc_as_downloaded_from_imaging_data_commons(tmp_path):
     }
     check_flow(output)
     # The command does not read its own copies as images.
-    assert make("tcga-lihc", tmp_path, table, output) == 0
-    assert len(read_manifest(output)) == 4
-    check_flow(output)
+    assert make("tcga-lihc", [images / "6", tmp_path / "cts"], table, output) == 0
+    assert [case.patient for case in read_manifest(output)] == ["TCGA-G3-A006"]
+    assert not excluded(output, "other files")
 
 
 def test_crlm_has_findings_but_no_stage(tmp_path, capsys):
@@ -278,7 +304,8 @@ def test_crlm_has_findings_but_no_stage(tmp_path, capsys):
     check_flow(output)
 
 
-def test_nifti_files_belong_to_the_patient_in_their_name(tmp_path):
+def test_nifti_files_belong_to_the_patient_in_their_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "input_checks", input_checks)
     images = tmp_path / "images"
     for name, hu in (
         ("hcc011_portal/ct.nii.gz", hu_array()),
@@ -362,3 +389,27 @@ def test_the_download_is_explained(collection, identifier, tmp_path, capsys):
     for arguments in ([], ["--images", str(tmp_path)], ["--images", str(tmp_path / "none")]):
         assert main([collection, *arguments, "--table", "t"]) == 1
         assert line in capsys.readouterr().err
+
+
+def test_the_real_cts_of_hcc_tace_seg(shared_data, tmp_path, monkeypatch):
+    """The arterial CT of HCC_011 is told by its HU; the other one has the table's label."""
+    network = choice.segment_checked
+
+    def organs_of(image):
+        if image.GetSize()[2] != 87:  # the arterial CT has no mask
+            return network(image, "The CT", choice.shipped_network()).labels
+        return read_mask(found[1] / "seg_semiauto_liver1_spleen2.nii.gz")
+
+    monkeypatch.setattr(choice, "organs_of", organs_of)
+    monkeypatch.setattr(choice, "input_checks", input_checks)
+    found = [shared_data / f"hcc011_cirrA_{phase}" for phase in ("art", "pv")]
+    table = shared_data / "clinical" / "HCC-TACE-Seg_clinical_data-V2.xlsx"
+    output = tmp_path / "manifest.csv"
+    assert make("hcc-tace-seg", found, table, output) == 0
+    (case,) = read_manifest(output)
+    assert (case.patient, str(case.stages), case.phase) == ("HCC_011", "F4", "portal venous")
+    assert case.ct.samefile(found[1] / "ct.nii.gz")
+    assert case.others == {"child_pugh": "A", "hepatitis": "HCV and HBV"}
+    assert excluded(output, "CTs") == {("HCC_011", "another phase by its HU"): 1}
+    assert sum(excluded(output, "patients").values()) == 104
+    check_flow(output)

@@ -173,7 +173,10 @@ class Choice:
         masks: Sequence[Segmentation],
         why_not: dict[Segmentation, str],
     ) -> None:
-        """Set the labels of a CT; organs by the newest segmentation, tumours by all."""
+        """Set the labels of a CT, each by the newest segmentation that has it.
+
+        Tumours are also taken from segmentations without a liver, which may have one each.
+        """
         found: dict[str, np.ndarray] = {}
         for seg in sorted(masks, key=lambda each: each.made, reverse=True):
             try:
@@ -182,7 +185,8 @@ class Choice:
                 self.notify(str(refusal))
                 why_not[seg] = UNUSABLE_MASK
                 continue
-            new = {key: mask for key, mask in own.items() if key == TUMOUR or key not in found}
+            more = () if LIVER in own else (TUMOUR,)
+            new = {key: mask for key, mask in own.items() if key not in found or key in more}
             if new:
                 chosen.used.append(seg)
             else:

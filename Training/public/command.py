@@ -1,4 +1,4 @@
-"""Make the manifest of a collection from its images and its clinical table, as downloaded.
+"""Make the manifest of a cohort from its images and its clinical table, as downloaded.
 
     python Training/cohort.py COLLECTION --images FOLDER --table FILE -o manifest.csv
     python Training/cohort.py COLLECTION --how-to-download
@@ -42,9 +42,14 @@ NO_STAGE = "no stage in the clinical table"
 
 @dataclass(frozen=True)
 class Command:
-    """A collection on the command line; run returns the exit status and may raise StagingError."""
+    """A collection on the command line.
+
+    help: a phrase; about: the text of its --help. run returns the exit status and may raise
+    StagingError.
+    """
 
     help: str
+    about: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
 
@@ -56,7 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="collection", metavar="COLLECTION", required=True)
     for name, command in COMMANDS.items():
-        own = commands.add_parser(name, help=command.help, description=command.help)
+        own = commands.add_parser(
+            name,
+            help=command.help,
+            description=command.about,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.add_arguments(own)
     options = parser.parse_args(arguments)
     try:
@@ -223,7 +233,10 @@ def _ends(stages: StageRange) -> tuple[int, int]:
 
 def _command(collection: Collection) -> Command:
     return Command(
-        f"{collection.name}, as downloaded", add_arguments, lambda options: run(collection, options)
+        f"{collection.name}, as downloaded",
+        __doc__,
+        add_arguments,
+        lambda options: run(collection, options),
     )
 
 

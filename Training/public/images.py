@@ -127,11 +127,10 @@ def _paths(folders: Sequence[Path], ours: Collection[Path]) -> list[Path]:
     for folder in folders:
         for place, inside, names in os.walk(folder):
             here = Path(place)
-            inside[:] = sorted(
-                name
-                for name in inside
-                if not name.startswith(".") and (here / name).resolve() not in ours
-            )
+            if here.resolve() in ours:
+                inside.clear()
+                continue
+            inside[:] = sorted(name for name in inside if not name.startswith("."))
             for name in sorted(names):
                 if not name.startswith("."):
                     paths.setdefault((here / name).resolve(), here / name)
@@ -164,26 +163,30 @@ def _sort_slices(slices: Sequence[Slice], code_of: Callable[[str], str], found: 
     """CT slices as scans, by patient and study."""
     places: dict[Path, set[str]] = defaultdict(set)  # the series in a folder and below it
     all_of: dict[str, list[Slice]] = defaultdict(list)  # by series, with repeated files
+    for each in slices:
+        all_of[_series(each)].append(each)
+        for folder in each.path.parents:
+            places[folder].add(_series(each))
+    # Of repeated files, those that have the most of their series beside them.
+    counts = Counter((_series(each), each.path.parent) for each in slices)
     by_study: dict[tuple[str, str], list[Slice]] = defaultdict(list)
     seen: set[tuple[str, str]] = set()
     nameless = repeated = 0
-    for each in slices:
-        patient, series = each.tags.get(PATIENT, "").strip(), _series(each)
-        all_of[series].append(each)
-        for folder in each.path.parents:
-            places[folder].add(series)
+    for each in sorted(slices, key=lambda each: -counts[_series(each), each.path.parent]):
+        patient, key = each.tags.get(PATIENT, "").strip(), (_series(each), _instance(each))
         if not patient:
             nameless += 1
-        elif (series, _instance(each)) in seen:
+        elif key in seen:
             repeated += 1
         else:
-            seen.add((series, _instance(each)))
-            by_study[patient, each.tags.get(STUDY) or str(each.path.parent)].append(each)
+            seen.add(key)
+            study = each.tags.get(STUDY) or str(each.path.parent)
+            by_study[code_of(patient), study].append(each)
     for count, why in ((nameless, "CT slices without PatientID"), (repeated, "repeated CT slices")):
         if count:
             found.exclusions.append(Exclusion("", FILES, why, count))
-    for (patient, _), members in by_study.items():
-        code, stacks = code_of(patient), ranked_series(members)
+    for (code, _), members in sorted(by_study.items()):
+        stacks = ranked_series(members)
         whole = [stack for stack in stacks if len(stack.gaps) + 1 >= MIN_SLICES]
         alike = Counter(_series(stack.slices[0]) for stack in whole)
         scans = []
