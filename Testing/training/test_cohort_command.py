@@ -1,6 +1,7 @@
 """Collections as downloaded become manifests: one CT a patient, and all exclusions counted."""
 
 import csv
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -219,6 +220,27 @@ def test_tumours_are_taken_out_of_the_mask_on_request(hcc, tmp_path):
     np.testing.assert_array_equal(found == 1, masks()[LIVER])
 
 
+def test_a_segmentation_that_refers_to_the_whole_series_says_so(hcc, tmp_path):
+    images, table = hcc
+    (folder,) = images.glob("*/HCC_002")
+    sources = [slices_of(folder, prefix) for prefix in ("1-", "2-")]
+    made = seg(tmp_path / "seg" / "s.dcm", sources[0], {LIVER: masks()[LIVER]})
+    for group in made.PerFrameFunctionalGroupsSequence:
+        del group.DerivationImageSequence
+    referred = made.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    for each in sources[1]:
+        other = deepcopy(referred[0])
+        other.ReferencedSOPInstanceUID = each.SOPInstanceUID
+        referred.append(other)
+    changed(made, tmp_path / "seg" / "s.dcm")
+    output = tmp_path / "manifest.csv"
+    assert make("hcc-tace-seg", [folder, tmp_path / "seg"], table, output) == 0
+    (row,) = rows(output)
+    assert row["mask"] == "DICOM segmentation of several acquisitions" and row["liver"]
+    assert liver_mean(tmp_path / row["ct"]) == pytest.approx(110, abs=1)
+    check_flow(output)
+
+
 def biotab(path, *patients):
     lines = [BIOTAB, BIOTAB, ("CDE_ID:", "CDE_ID:2003301", "CDE_ID:3182621")]
     lines += [(f"uuid-{n}", *patient) for n, patient in enumerate(patients)]
@@ -243,6 +265,7 @@ def test_tcga_lihc_as_downloaded_from_imaging_data_commons(tmp_path):
     ct(images / "4a", "TCGA-G3-A004", "4")
     ct(images / "4b", "TCGA-G3-A004", "44", date="")
     ct(images / "5", "TCGA-G3-A005", "5", description="ARTERIAL")
+    ct(images / "5b", "TCGA-G3-A005", "5", "2", description="VENOUS", hu=unenhanced())
     # A series in two folders, half of the slices each.
     whole = ct(images / "6" / "a", "TCGA-G3-A006", "6")
     (images / "6" / "b").mkdir()

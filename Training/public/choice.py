@@ -99,8 +99,9 @@ class Choice:
         """The CT of a patient; None if there is none.
 
         The first study only, because the labels are from before treatment. A CT is portal-venous by
-        its description or, without a clear one, by its HU; if none is, the best one that is not
-        clearly of another phase is taken. CTs with a segmentation come first.
+        its description, unless its HU are clearly of another phase, or else by its HU. If none is,
+        the best one that is not clearly of another phase is taken. CTs with a segmentation come
+        first.
         """
         first = _first_study(studies)
         if isinstance(first, str):
@@ -153,17 +154,18 @@ class Choice:
             return UNREADABLE
         chosen = Chosen(scan, image, scan.phase)
         self._add_masks(chosen, name, masks, why_not)
-        if scan.phase and scan.alone:
-            return chosen
         try:
             labels = organs_of(image) if chosen.labels is None else chosen.labels
-            chosen.phase, checks = input_checks(image, *_organs(labels))
+            phase, checks = input_checks(image, *_organs(labels))
         except StagingError as refusal:
             self.notify(f"{name}: {refusal}")
             return NO_LIVER
         refused = {check.key for check in checks if check.outcome == REFUSE}
         if refused:
             return OTHER_SHOWN if PHASE in refused else NO_LIVER
+        # The description of a series does not tell its acquisitions apart.
+        if not (scan.phase and scan.alone):
+            chosen.phase = phase
         return chosen
 
     def _add_masks(

@@ -7,9 +7,9 @@ Patients are recognised by the PatientID in the DICOM headers, whatever the fold
 Other files, such as NIfTI, belong to the patient whose code is in their name or that of their
 folder. Each patient has one CT: of the first CT study, because the labels are from before
 treatment, and in the portal-venous phase by the series description or, where that does not tell,
-by the HU of liver and vessels. DICOM segmentations of that CT become masks/CODE.nii.gz (1 liver,
-2 spleen). Beside the manifest, flow.csv, exclusions.csv and flow_chart.png count everything that
-is not in it.
+by the HU of liver and vessels, which may also refuse a description. DICOM segmentations of that CT
+become masks/CODE.nii.gz (1 liver, 2 spleen). Beside the manifest, flow.csv, exclusions.csv and
+flow_chart.png count everything that is not in it.
 """
 
 import argparse
