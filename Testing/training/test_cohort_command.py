@@ -187,7 +187,7 @@ def test_hcc_tace_seg_as_downloaded(hcc, tmp_path, capsys):
     assert excluded(output, "CTs") == {
         (stranger, "of a patient who is excluded"): 1,
         ("HCC_001", "another phase by its HU"): 1,
-        ("HCC_001", "not in the first study"): 1,
+        ("HCC_001", "in a later study, or in none that is known"): 1,
         ("HCC_001", "fewer than 10 slices"): 1,
         ("HCC_002", "another phase by its HU"): 1,
         ("HCC_003", "of a patient who is excluded"): 1,
@@ -251,6 +251,9 @@ def biotab(path, *patients):
 def test_tcga_lihc_as_downloaded_from_imaging_data_commons(tmp_path):
     """Folders named after series only; all files of some patients in one folder."""
     images = tmp_path / "idc"
+    # Before the study of the liver, one of something else, in which no liver is found.
+    other = hu_array()[:, :60]
+    ct(images / "0", "TCGA-DD-A001", "0", "1", hu=other, date="19991201", description="VENOUS")
     ct(images / "6a1b-0001", "TCGA-DD-A001", "1", "1", description="ARTERIAL")
     ct(images / "6a1b-0002", "tcga-dd-a001 ", "1", "2", description="VENOUS 5.0")
     ct(images / "6a1b-0003", "TCGA-DD-A001", "1", "3", description="DELAYED 5 MIN")
@@ -303,6 +306,7 @@ def test_tcga_lihc_as_downloaded_from_imaging_data_commons(tmp_path):
         ("TCGA-G3-A004", "several studies, and not all have a date"): 1,
         ("TCGA-G3-A005", "no portal-venous CT in the first study"): 1,
     }
+    assert excluded(output, "CTs")["TCGA-DD-A001", "no liver in it, or only a small part"] == 1
     check_flow(output)
     # The command does not read its own copies as images.
     assert make("tcga-lihc", [images / "6", tmp_path / "cts"], table, output) == 0

@@ -1,7 +1,7 @@
-"""The CT of each patient: one portal-venous scan of the first study, with its masks."""
+"""The CT of each patient: one portal-venous scan of the first study of the liver, with masks."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,7 +40,7 @@ NO_DATE = "several studies, and not all have a date"
 NO_PORTAL = "no portal-venous CT in the first study"
 NO_USABLE = "no usable CT in the first study"
 OTHER_PATIENT = "of a patient who is excluded"
-LATER = "not in the first study"
+LATER = "in a later study, or in none that is known"
 NOT_BEST = "another CT of the study was taken"
 OTHER_NAMED = "another phase by its description"
 OTHER_SHOWN = "another phase by its HU"
@@ -98,47 +98,63 @@ class Choice:
     ) -> Chosen | None:
         """The CT of a patient; None if there is none.
 
-        The first study only, because the labels are from before treatment. A CT is portal-venous by
-        its description, unless its HU are clearly of another phase, or else by its HU. If none is,
-        the best one that is not clearly of another phase is taken. CTs with a segmentation come
-        first.
+        Of the first study that shows a liver, because the labels are from before treatment. A CT is
+        portal-venous by its description, unless its HU are clearly of another phase, or else by its
+        HU. If none is, the best one that is not clearly of another phase is taken. CTs with a
+        segmentation come first.
         """
-        first = _first_study(studies)
-        if isinstance(first, str):
-            self.leave_out(patient, studies, len(masks), first)
+        ordered = _in_order(studies)
+        if isinstance(ordered, str):
+            self.leave_out(patient, studies, len(masks), ordered)
             return None
-        matched, why_not = _matched([s for each in studies for s in each.scans], masks)
-        reasons = {scan: OTHER_NAMED for scan in first if scan.phase not in ("", PORTAL_VENOUS)}
+        scans = [scan for study in studies for scan in study.scans]
+        matched, why_not = _matched(scans, masks)
+        reasons: dict[Scan, str] = {}
         chosen = None
-        for scan in sorted(first, key=lambda s: (s.phase != PORTAL_VENOUS, not matched.get(s))):
-            if scan in reasons:
-                continue
-            tried = self._tried(scan, matched.get(scan, []), why_not)
-            if isinstance(tried, str):
-                reasons[scan] = tried
-                continue
-            if chosen is None or tried.phase == PORTAL_VENOUS:
-                chosen = tried
-            if chosen.phase == PORTAL_VENOUS:
+        for study in ordered:
+            chosen = self._of_study(study, matched, reasons, why_not)
+            if chosen is not None or any(reasons[scan] != NO_LIVER for scan in study):
                 break
         if chosen is None:
-            other = set(reasons.values()) <= {OTHER_NAMED, OTHER_SHOWN}
+            other = {reasons[scan] for scan in study} <= {OTHER_NAMED, OTHER_SHOWN}
             self._exclude(patient, PATIENTS, NO_PORTAL if other else NO_USABLE)
         else:
             chosen.unclear = any(
-                seg in matched.get(scan, ())
-                for seg in chosen.used
-                for scan in first
+                seg in chosen.used
+                for scan, own in matched.items()
+                for seg in own
                 if scan is not chosen.scan
             )
-        for scan in (scan for each in studies for scan in each.scans):
-            if scan not in first:
-                self._exclude(patient, SCANS, LATER)
-            elif chosen is None or scan is not chosen.scan:
-                self._exclude(patient, SCANS, reasons.get(scan, NOT_BEST))
+        for scan in scans:
+            if chosen is None or scan is not chosen.scan:
+                self._exclude(
+                    patient, SCANS, reasons.get(scan, NOT_BEST if scan in study else LATER)
+                )
         for seg in masks:
             if chosen is None or seg not in chosen.used:
                 self._exclude(patient, SEGMENTATIONS, why_not.get(seg, NOT_TAKEN))
+        return chosen
+
+    def _of_study(
+        self,
+        scans: Sequence[Scan],
+        matched: Mapping[Scan, Sequence[Segmentation]],
+        reasons: dict[Scan, str],
+        why_not: dict[Segmentation, str],
+    ) -> Chosen | None:
+        """The CT of a study; adds to the reasons why others, and segmentations, are not taken."""
+        chosen = None
+        for scan in sorted(scans, key=lambda s: (s.phase != PORTAL_VENOUS, not matched.get(s))):
+            if scan.phase not in ("", PORTAL_VENOUS):
+                reasons[scan] = OTHER_NAMED
+                continue
+            if chosen is not None and chosen.phase == PORTAL_VENOUS:
+                continue
+            tried = self._tried(scan, matched.get(scan, ()), why_not)
+            if isinstance(tried, str):
+                reasons[scan] = tried
+            elif chosen is None or tried.phase == PORTAL_VENOUS:
+                chosen = tried
         return chosen
 
     def _tried(
@@ -232,18 +248,20 @@ def _organs(labels: sitk.Image) -> tuple[sitk.Image, sitk.Image | None]:
     return labels == LIVER_LABEL, labels == SPLEEN_LABEL if has_spleen else None
 
 
-def _first_study(studies: Sequence[Study]) -> list[Scan] | str:
-    """The CTs of the first study, or why there is none.
+def _in_order(studies: Sequence[Study]) -> list[list[Scan]] | str:
+    """The CTs of each study, the first study first, or why there are none.
 
-    Files of another format count as its own if there are no several DICOM studies.
+    Files of another format count as those of the only DICOM study; if there are several, they are
+    left out, because nothing tells their study.
     """
     dicom = [study for study in studies if study.dicom and study.scans]
     loose = [scan for study in studies if not study.dicom for scan in study.scans]
     if len(dicom) <= 1:
-        return [*loose, *(scan for study in dicom for scan in study.scans)] or NO_CT
+        together = [*loose, *(scan for study in dicom for scan in study.scans)]
+        return [together] if together else NO_CT
     if not all(study.date for study in dicom):
         return NO_DATE
-    return min(dicom, key=lambda study: study.date).scans
+    return [study.scans for study in sorted(dicom, key=lambda study: study.date)]
 
 
 def _matched(

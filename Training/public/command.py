@@ -5,11 +5,11 @@
 
 Patients are recognised by the PatientID in the DICOM headers, whatever the folders are called.
 Other files, such as NIfTI, belong to the patient whose code is in their name or that of their
-folder. Each patient has one CT: of the first CT study, because the labels are from before
-treatment, and in the portal-venous phase by the series description or, where that does not tell,
-by the HU of liver and vessels, which may also refuse a description. DICOM segmentations of that CT
-become masks/CODE.nii.gz (1 liver, 2 spleen). Beside the manifest, flow.csv, exclusions.csv and
-flow_chart.png count everything that is not in it.
+folder. Each patient has one CT: of the first study that shows a liver, because the labels are from
+before treatment, and in the portal-venous phase by the series description or, where that does not
+tell, by the HU of liver and vessels, which may also refuse a description. DICOM segmentations of
+that CT become masks/CODE.nii.gz (1 liver, 2 spleen). Beside the manifest, flow.csv, exclusions.csv
+and flow_chart.png count everything that is not in it.
 """
 
 import argparse
@@ -22,8 +22,10 @@ from pathlib import Path
 import SimpleITK as sitk
 from tqdm import tqdm
 
+from common.files import unfinished
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.files import check_writable
+from LiverFibrosisStagingLib.imaging.itk_files import itk_path
 from LiverFibrosisStagingLib.imaging.organs import write_labels
 from LiverFibrosisStagingLib.stages import ANY_STAGE, RESEARCH_USE, StageRange
 
@@ -189,9 +191,8 @@ def _write_ct(image: sitk.Image, path: Path) -> None:
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    sitk.WriteImage(image, str(partial), useCompression=True)
-    partial.replace(path)
+    with unfinished(path) as partial:
+        sitk.WriteImage(image, itk_path(partial), useCompression=True)
 
 
 def _write(
