@@ -67,7 +67,7 @@ def masks(slices=SLICES):
     return {LIVER: liver & ~tumour, TUMOUR: tumour, SPLEEN: spleen, VEIN: vein}
 
 
-def seg(path, sources, segments, *, order=None):
+def seg(path, sources, segments, *, order=None, kind="BINARY"):
     """A DICOM segmentation by highdicom; segments: label -> mask. Returns its data set.
 
     order: of the frames; without it, that of highdicom.
@@ -84,10 +84,11 @@ def seg(path, sources, segments, *, order=None):
         )
         for number, label in enumerate(segments, start=1)
     ]
+    dtype = float if kind == "FRACTIONAL" else np.uint8
     made_of = Segmentation(
         source_images=sources,
-        pixel_array=np.stack(list(segments.values()), axis=-1).astype(np.uint8),
-        segmentation_type="BINARY",
+        pixel_array=np.stack(list(segments.values()), axis=-1).astype(dtype),
+        segmentation_type=kind,
         segment_descriptions=descriptions,
         series_instance_uid=UID(),
         series_number=100,

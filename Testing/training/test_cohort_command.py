@@ -327,7 +327,7 @@ def test_crlm_has_findings_but_no_stage(tmp_path, capsys):
     assert "steatosis_yesno" not in row and "fibrosis_percent" not in row
     found = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / row["liver"]))
     np.testing.assert_array_equal(found, drawn[LIVER])
-    assert "1 patients have no known stage" in capsys.readouterr().out
+    assert "Without a known stage (F0-F4): 1." in capsys.readouterr().out
     check_flow(output)
 
 

@@ -43,6 +43,16 @@ def test_segments_are_at_their_places_in_any_order_of_frames(series, tmp_path, o
         np.testing.assert_array_equal(voxels[name], drawn[label])
 
 
+@pytest.mark.parametrize("kind", ["FRACTIONAL", "LABELMAP"])
+def test_fractions_and_label_maps(series, tmp_path, kind):
+    folder, image = series
+    drawn = {label: masks()[label] for label in (TUMOUR, LIVER)}
+    seg(tmp_path / "s.dcm", slices_of(folder), drawn, kind=kind)
+    found = read_segmentation(tmp_path / "s.dcm").masks(image)
+    np.testing.assert_array_equal(found["liver"], drawn[LIVER])
+    np.testing.assert_array_equal(found["tumour"], drawn[TUMOUR])
+
+
 def test_frames_with_an_odd_number_of_pixels_and_turned_axes(tmp_path):
     # 61 x 71 bits are no whole bytes, so that a frame begins within one.
     folder = ct(tmp_path / "ct", "P1", hu=hu_array()[:, :61, :71])

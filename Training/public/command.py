@@ -224,7 +224,7 @@ def _write(
         print("No masks: there is no segmentation of these CTs.")
     unknown = [row for row in rows if StageRange.of(str(row["stage"])) == ANY_STAGE]
     if unknown:
-        print(f"{len(unknown)} patients have no known stage (F0-F4): {unknown[0]['label']}")
+        print(f"Without a known stage (F0-F4): {len(unknown)}. {unknown[0]['label']}")
     print(RESEARCH_USE)
 
 

@@ -45,7 +45,7 @@ class Segmentation:
     segments: dict[int, str]
     made: str
 
-    @cached_property
+    @property  # not kept: a collection has many, with a group of attributes for each frame
     def _dataset(self) -> Dataset:
         return dcmread(self.path, stop_before_pixels=True)
 
