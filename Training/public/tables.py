@@ -1,7 +1,10 @@
-"""Clinical tables as rows: tab-separated text and Excel sheets."""
+"""Clinical tables as rows: CSV, tab-separated text and Excel sheets."""
 
+import csv
+import io
 import re
 from collections.abc import Sequence
+from datetime import datetime, time
 from pathlib import Path
 
 from LiverFibrosisStagingLib.errors import StagingError
@@ -21,12 +24,7 @@ def read_lines(path: Path) -> list[tuple[int, list[str]]]:
 
     Lines that begin with # are left out. Raises TableError.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise TableError(path, [f"The file cannot be read: {error.strerror}."]) from None
-    except UnicodeDecodeError:
-        raise TableError(path, ["The file is not UTF-8 text."]) from None
+    text = read_utf8(path)
     # Not splitlines(), which also splits at characters that occur within a field.
     return [
         (number, [_unquoted(field.strip()) for field in line.split("\t")])
@@ -35,11 +33,11 @@ def read_lines(path: Path) -> list[tuple[int, list[str]]]:
     ]
 
 
-def read_sheet(path: Path, columns: Sequence[str]) -> list[Row]:
-    """Row number and values of the sheet of an Excel file whose first row has all `columns`.
+def read_sheets(path: Path) -> list[list[list[str]]]:
+    """The cells of each row of each sheet of an Excel file; a sheet has one row or more.
 
-    Keys are as in `columns`; whole numbers are without a decimal point, empty cells are "". Empty
-    rows are left out. Raises StagingError without the package openpyxl, else TableError.
+    Whole numbers are without a decimal point, days are as 2021-03-05, empty cells are "". Raises
+    StagingError without the package openpyxl, else TableError.
     """
     try:
         from openpyxl import load_workbook
@@ -55,9 +53,47 @@ def read_sheet(path: Path, columns: Sequence[str]) -> list[Row]:
         raise TableError(path, [f"The file cannot be read: {error.strerror}."]) from None
     except Exception as error:  # openpyxl raises many types on a damaged file
         raise TableError(path, ["The file is not an Excel workbook (.xlsx)."]) from error
+    return [[[_text(cell) for cell in row] for row in sheet.values] or [[]] for sheet in sheets]
+
+
+def read_csv(path: Path) -> list[tuple[int, list[str]]]:
+    """Line number and fields of each line of a CSV file that is not empty; UTF-8.
+
+    The delimiter is the one of comma, semicolon and tab that the first line has most of; the number
+    of a record of several lines is that of its last one. Raises TableError.
+    """
+    text = read_utf8(path).replace("\r\n", "\n").replace("\r", "\n")
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", first).count)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        return [
+            (reader.line_num, [field.strip() for field in fields])
+            for fields in reader
+            if any(map(str.strip, fields))
+        ]
+    except csv.Error as error:
+        raise TableError(path, [f"line {reader.line_num}: not CSV ({error})."]) from None
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a file, without a byte-order mark. Raises TableError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise TableError(path, [f"The file cannot be read: {error.strerror}."]) from None
+    except UnicodeDecodeError:
+        raise TableError(path, ["The file is not UTF-8 text; save it as CSV UTF-8."]) from None
+
+
+def read_sheet(path: Path, columns: Sequence[str]) -> list[Row]:
+    """Row number and values of the sheet of an Excel file whose first row has all `columns`.
+
+    Keys are as in `columns`, values as from `read_sheets`. Empty rows are left out. Raises as that
+    does.
+    """
     found = []
-    for sheet in sheets:
-        header, *rows = [[_text(cell) for cell in row] for row in sheet.values] or [[]]
+    for header, *rows in read_sheets(path):
         names = [column_name(name) for name in header]
         if {column_name(column) for column in columns} <= set(names):
             found.append((names, rows))
@@ -88,4 +124,6 @@ def _unquoted(value: str) -> str:
 def _text(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if isinstance(value, datetime) and value.time() == time():
+        value = value.date()
     return "" if value is None else str(value).strip()
