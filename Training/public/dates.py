@@ -16,7 +16,7 @@ def date_of(text: str, form: str | None = None) -> date:
     what is wrong for any other text, and for a date before 1900 or in the future.
     """
     found = _parsed(text, form)
-    if not 1900 <= found.year or found > date.today():
+    if found.year < 1900 or found > date.today():
         raise ValueError("a date from 1900 to today is needed")
     return found
 

@@ -1,0 +1,307 @@
+"""The cohort of a hospital: its images, its table of histologies, and a manifest without names.
+
+    python Training/cohort.py hospital --images FOLDER --table FILE.csv -o manifest.csv
+
+Training/docs/hospital.md describes the table, the pairing and what is written.
+"""
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+
+from cases.manifest import COLUMNS, Case, Criteria
+from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.files import check_writable, write_folder
+from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
+from LiverFibrosisStagingLib.imaging.reading import read_ct
+from LiverFibrosisStagingLib.stages import RESEARCH_USE
+
+from .histology import SCORES
+from .hospital_table import COLUMNS as FIELDS
+from .hospital_table import FREE_TEXT, by_line, named_columns, read_histologies
+from .identity import path_tells, text_tells
+from .labels import TableError
+from .pairing import UNREADABLE, Pair, Pairing, disagreements, in_order, pair
+from .pseudonyms import WARNING, check_place, codes_of, read_key, write_key
+from .studies import read_studies
+from .writing import ACQUISITION, CHART, EXCLUSIONS, FLOW, Exclusion, write_flow, write_manifest
+
+CTS = "cts"
+STUDIES, HISTOLOGIES = "studies", "histologies"
+ORGANS = ("liver", "spleen")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a hospital's cohort, beside --images, --table and --output."""
+    parser.add_argument(
+        "--score",
+        choices=SCORES,
+        help="scoring system of the histologies, for rows that the column score leaves empty",
+    )
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="FIELD=NAME",
+        help=f"name of a column, for {', '.join(FIELDS)}; FIELD= leaves it out; may be repeated",
+    )
+    parser.add_argument(
+        "--date-format", metavar="FORMAT", help="of the table's dates, such as %%d/%%m/%%Y"
+    )
+    parser.add_argument(
+        "--days",
+        type=int,
+        default=Criteria.max_days,
+        help="most days between CT and histology (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--all-cts",
+        action="store_true",
+        help="keep every CT within these days, not only the nearest to each histology",
+    )
+    parser.add_argument(
+        "--key",
+        type=Path,
+        metavar="FILE",
+        help=f"write codes and patients to a CSV file, which {WARNING}; codes that it already has "
+        "are used again",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the manifest; returns the exit status. Raises StagingError."""
+    images, manifest = options.images, options.output
+    folder = manifest.absolute().parent
+    if options.days < 0:
+        raise StagingError(f"--days is {options.days}; 0 or more is needed.")
+    for existing in (manifest, folder / CTS, folder / FLOW):
+        if existing.exists():
+            raise StagingError(f"{existing}: exists; a new name or another folder is needed.")
+    if options.key is not None:
+        check_place(options.key, folder)
+        check_writable(options.key.absolute().parent)
+    known = {} if options.key is None else read_key(options.key)
+    check_writable(folder)
+
+    score = None if options.score is None else SCORES[options.score]
+    histologies = read_histologies(
+        options.table, named_columns(options.column), score, options.date_format
+    )
+    studies = read_studies(
+        images,
+        {each.patient for each in histologies} - {""},
+        {each.accession for each in histologies} - {""},
+    )
+    if problems := disagreements(histologies, studies):
+        raise TableError(options.table, by_line(problems))
+    criteria = Criteria(max_days=options.days)
+    pairing = pair(histologies, studies, criteria, options.all_cts)
+    if problems := list(_telling_texts(pairing.pairs)):
+        raise TableError(options.table, by_line(problems))
+    codes = codes_of((each.patient for each in pairing.pairs), known)
+    cohort = _Cohort(pairing, criteria, codes)
+    _refuse_empty(cohort)
+
+    def write(partial: Path) -> None:
+        written = cohort.written(folder, partial)
+        _refuse_empty(cohort)
+        write_manifest(partial / manifest.name, [_row(*each) for each in written])
+        write_flow(partial, *cohort.flow(case for case, _ in written), charted=STUDIES)
+        if options.key is not None:
+            write_key(options.key, cohort.codes)
+
+    names = [f"{CTS}/{name}" for name in cohort.files()]
+    write_folder(
+        folder, [*names, EXCLUSIONS, f"{CHART}.png", f"{CHART}.pdf", FLOW, manifest.name], write
+    )
+    _tell(cohort, manifest, options.key)
+    return 0
+
+
+@dataclass
+class _Cohort:
+    """Pairs with the codes of their patients, in the order of the manifest.
+
+    in_place: number of CTs of which the manifest has the images' own folder, and not a copy.
+    """
+
+    pairing: Pairing
+    criteria: Criteria
+    codes: dict[str, str]
+    in_place: int = 0
+
+    def __post_init__(self) -> None:
+        self.pairing.pairs.sort(key=lambda each: (self.codes[each.patient], each.order))
+
+    def named(self) -> Iterator[tuple[str, Pair]]:
+        """A name for the files of each pair: the code, with -2 for the second CT."""
+        scans: Counter[str] = Counter()
+        for each in self.pairing.pairs:
+            code = self.codes[each.patient]
+            scans[code] += 1
+            yield (code if scans[code] == 1 else f"{code}-{scans[code]}"), each
+
+    def files(self) -> list[str]:
+        """All files that may be written for CTs and masks."""
+        parts = ("", *(f"_{organ}" for organ in ORGANS))
+        return [f"{name}{part}.nii.gz" for name, _ in self.named() for part in parts]
+
+    def written(self, folder: Path, partial: Path) -> list[tuple[Case, dict[str, str]]]:
+        """Write copies of CTs and masks to `partial`; returns the cases of the manifest.
+
+        With each, the paths of CT and masks relative to `folder`, into which the copies will be
+        moved. Pairs that cannot be read leave the pairing.
+        """
+        rows = []
+        for name, each in list(self.named()):
+            case = replace(each.case, name=name, patient=self.codes[each.patient])
+            for field in ("scanner", "kernel"):
+                if text_tells(getattr(case, field) or "", each.histology, each.study):
+                    case = replace(case, **{field: None})
+            found = each.study.case
+            own = {"ct": found.ct, **{organ: getattr(found, organ) for organ in ORGANS}}
+            parts = {part: _relative(path, folder) for part, path in own.items() if path}
+            if _may_stay(each, parts.values()):
+                self.in_place += 1
+            else:
+                try:
+                    parts = _copy(each, partial / CTS, name)
+                except StagingError as refusal:
+                    print(f"Left out, {UNREADABLE}: {each.study.place}: {refusal}")
+                    self.pairing.pairs.remove(each)
+                    self.pairing.studies[each.study] = UNREADABLE
+                    self.pairing.histologies[each.histology] = UNREADABLE
+                    continue
+            rows.append((case, parts))
+        return rows
+
+    def reasons(self, left: Mapping[Any, str]) -> dict[str, int]:
+        """Reason -> number of studies or histologies that are left."""
+        counts = Counter(left.values())
+        return {why: counts[why] for why in in_order(counts, self.criteria)}
+
+    def flow(
+        self, cases: Iterable[Case]
+    ) -> tuple[dict[str, int], list[Exclusion], dict[str, int], str]:
+        """What `write_flow` takes: found, exclusions, included, and the stages' line."""
+        pairing, pairs = self.pairing, self.pairing.pairs
+        included = {
+            STUDIES: len(pairs),
+            HISTOLOGIES: len({each.histology for each in pairs}),
+        }
+        reasons = {STUDIES: pairing.studies, HISTOLOGIES: pairing.histologies}
+        exclusions = [
+            Exclusion("", unit, why, count)
+            for unit, left in reasons.items()
+            for why, count in self.reasons(left).items()
+        ]
+        found = {unit: included[unit] + len(left) for unit, left in reasons.items()}
+        cases = list(cases)
+        stages = Counter(str(case.stages) for case in cases)
+        patients = len({case.patient for case in cases})
+        line = ", ".join(f"{stage} {count}" for stage, count in sorted(stages.items()))
+        return found, exclusions, included, f"{patients} patients\n{line}"
+
+
+def _telling_texts(pairs: Sequence[Pair]) -> Iterator[tuple[int, str]]:
+    """Lines and sentences: free texts for the manifest that tell the patient."""
+    for each in pairs:
+        for field in FREE_TEXT:
+            text = getattr(each.histology, field)
+            if text_tells(text, each.histology, each.study):
+                yield (
+                    each.histology.line,
+                    f"{field} is {text!r}, with the patient's name or number or a date; a text "
+                    "without is needed, since it is written into the manifest.",
+                )
+
+
+def _refuse_empty(cohort: _Cohort) -> None:
+    if cohort.pairing.pairs:
+        return
+    left = cohort.reasons(cohort.pairing.studies), cohort.reasons(cohort.pairing.histologies)
+    of_studies, of_rows = (
+        ", ".join(f"{count} {why}" for why, count in each.items()) or "none" for each in left
+    )
+    raise StagingError(
+        f"No CT belongs to a histology. Studies: {of_studies}. Histologies: {of_rows}."
+    )
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """A path relative to a folder; the path itself on another drive."""
+    try:
+        return Path(os.path.relpath(path.absolute(), folder)).as_posix()
+    except ValueError:
+        return path.absolute().as_posix()
+
+
+def _may_stay(each: Pair, paths: Iterable[str]) -> bool:
+    """Whether the manifest may have the paths of CT and masks.
+
+    They tell nothing of the patient, and a CT's folder has no other study.
+    """
+    case = each.study.case
+    if not case.files or case.pseudonym or any(Path(path).is_absolute() for path in paths):
+        return False
+    parts = [part for path in paths for part in Path(path).parts]
+    return not path_tells(parts, each.histology, each.study)
+
+
+def _copy(each: Pair, folder: Path, name: str) -> dict[str, str]:
+    """Write CT and masks as NIfTI without any text, into the folder CTS; returns their paths.
+
+    Raises StagingError for images that cannot be read.
+    """
+    case = each.study.case
+    ct = read_ct(case.source)
+    images = {"ct": ct}
+    if case.liver is not None:
+        spleen = None if case.spleen is None else read_organ(case.spleen)
+        liver, spleen, _ = organ_masks(ct, read_organ(case.liver), spleen)
+        images |= {"liver": liver} | ({} if spleen is None else {"spleen": spleen})
+    folder.mkdir(exist_ok=True)
+    paths = {}
+    for part, image in images.items():
+        for key in image.GetMetaDataKeys():
+            image.EraseMetaData(key)
+        file = f"{name}.nii.gz" if part == "ct" else f"{name}_{part}.nii.gz"
+        sitk.WriteImage(image, folder / file, useCompression=True)
+        paths[part] = f"{CTS}/{file}"
+    return paths
+
+
+def _row(case: Case, paths: Mapping[str, str]) -> dict[str, Any]:
+    """A row of the manifest."""
+    complete = {None: None, True: "yes", False: "no"}[case.complete_liver]
+    values = {name: getattr(case, name, None) for name in (*COLUMNS, *ACQUISITION)}
+    own = {"stage": case.stages, "complete_liver": complete}
+    return {**values, **own, **{part: paths.get(part) for part in ("ct", *ORGANS)}}
+
+
+def _tell(cohort: _Cohort, manifest: Path, key: Path | None) -> None:
+    """Print what was made, on the screen only."""
+    pairs = cohort.pairing.pairs
+    patients = len({each.patient for each in pairs})
+    print(f"{manifest}: {len(pairs)} CTs of {patients} patients. {RESEARCH_USE}")
+    for unit, left in (
+        (STUDIES, cohort.pairing.studies),
+        (HISTOLOGIES, cohort.pairing.histologies),
+    ):
+        for why, count in cohort.reasons(left).items():
+            print(f"    not used: {count} of the {unit}, {why}")
+    if unknown := sum(each.case.phase is None for each in pairs):
+        print(f"{unknown} CTs have no contrast phase in table or description; they are included.")
+    if cohort.in_place:
+        print(
+            f"{cohort.in_place} CTs are not copied, since their paths tell no patient; their DICOM "
+            "headers may: hand on the manifest, not these files."
+        )
+    if key is not None:
+        print(f"{key} {WARNING}.")
