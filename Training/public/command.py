@@ -29,6 +29,7 @@ from LiverFibrosisStagingLib.imaging.itk_files import itk_path
 from LiverFibrosisStagingLib.imaging.organs import write_labels
 from LiverFibrosisStagingLib.stages import ANY_STAGE, RESEARCH_USE, StageRange
 
+from . import hospital
 from .choice import KEEP, MASK, PHASE_NAMES, Choice, Chosen
 from .idc import COLLECTIONS, Collection, how_to_download
 from .images import SCANS, SEGMENTATIONS, Images, find_images
@@ -243,3 +244,6 @@ def _command(collection: Collection) -> Command:
 
 # The collections by their names on the command line.
 COMMANDS = {name: _command(collection) for name, collection in COLLECTIONS.items()}
+COMMANDS["hospital"] = Command(
+    "your own patients: images and a table of histologies", hospital.add_arguments, hospital.run
+)

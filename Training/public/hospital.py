@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
+from tqdm import tqdm
 
 from cases.manifest import COLUMNS, Case, Criteria
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.files import check_writable, write_folder
-from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
-from LiverFibrosisStagingLib.imaging.reading import read_ct
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
 
+from .examination import examined, images_of
 from .histology import SCORES
 from .hospital_table import COLUMNS as FIELDS
-from .hospital_table import FREE_TEXT, by_line, named_columns, read_histologies
+from .hospital_table import FREE_TEXT, Histology, by_line, named_columns, read_histologies
 from .identity import path_tells, text_tells
 from .labels import TableError
-from .pairing import UNREADABLE, Pair, Pairing, disagreements, in_order, pair
+from .pairing import Pair, Pairing, disagreements, in_order, matches, pair
 from .pseudonyms import WARNING, check_place, codes_of, read_key, write_key
-from .studies import read_studies
+from .studies import Study, read_studies
 from .writing import ACQUISITION, CHART, EXCLUSIONS, FLOW, Exclusion, write_flow, write_manifest
 
 CTS = "cts"
@@ -38,7 +38,21 @@ ORGANS = ("liver", "spleen")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a hospital's cohort, beside --images, --table and --output."""
+    """The options of a hospital's cohort."""
+    parser.add_argument(
+        "--images", type=Path, required=True, metavar="FOLDER", help="the hospital's images"
+    )
+    parser.add_argument(
+        "--table", type=Path, required=True, metavar="FILE", help="histologies, CSV or Excel"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("manifest.csv"),
+        metavar="FILE",
+        help="the manifest (default: manifest.csv)",
+    )
     parser.add_argument(
         "--score",
         choices=SCORES,
@@ -98,19 +112,17 @@ def run(options: argparse.Namespace) -> int:
         {each.patient for each in histologies} - {""},
         {each.accession for each in histologies} - {""},
     )
-    if problems := disagreements(histologies, studies):
+    problems = disagreements(histologies, studies)
+    if problems := [*problems, *_telling_texts(histologies, studies)]:
         raise TableError(options.table, by_line(problems))
     criteria = Criteria(max_days=options.days)
-    pairing = pair(histologies, studies, criteria, options.all_cts)
-    if problems := list(_telling_texts(pairing.pairs)):
-        raise TableError(options.table, by_line(problems))
+    pairing = _paired(histologies, studies, criteria, options.all_cts)
     codes = codes_of((each.patient for each in pairing.pairs), known)
     cohort = _Cohort(pairing, criteria, codes)
     _refuse_empty(cohort)
 
     def write(partial: Path) -> None:
         written = cohort.written(folder, partial)
-        _refuse_empty(cohort)
         write_manifest(partial / manifest.name, [_row(*each) for each in written])
         write_flow(partial, *cohort.flow(case for case, _ in written), charted=STUDIES)
         if options.key is not None:
@@ -156,10 +168,10 @@ class _Cohort:
         """Write copies of CTs and masks to `partial`; returns the cases of the manifest.
 
         With each, the paths of CT and masks relative to `folder`, into which the copies will be
-        moved. Pairs that cannot be read leave the pairing.
+        moved. Raises StagingError.
         """
         rows = []
-        for name, each in list(self.named()):
+        for name, each in self.named():
             case = replace(each.case, name=name, patient=self.codes[each.patient])
             for field in ("scanner", "kernel"):
                 if text_tells(getattr(case, field) or "", each.histology, each.study):
@@ -170,14 +182,7 @@ class _Cohort:
             if _may_stay(each, parts.values()):
                 self.in_place += 1
             else:
-                try:
-                    parts = _copy(each, partial / CTS, name)
-                except StagingError as refusal:
-                    print(f"Left out, {UNREADABLE}: {each.study.place}: {refusal}")
-                    self.pairing.pairs.remove(each)
-                    self.pairing.studies[each.study] = UNREADABLE
-                    self.pairing.histologies[each.histology] = UNREADABLE
-                    continue
+                parts = _copy(each, partial / CTS, name)
             rows.append((case, parts))
         return rows
 
@@ -209,14 +214,39 @@ class _Cohort:
         return found, exclusions, included, f"{patients} patients\n{line}"
 
 
-def _telling_texts(pairs: Sequence[Pair]) -> Iterator[tuple[int, str]]:
+def _paired(
+    histologies: Sequence[Histology],
+    studies: Sequence[Study],
+    criteria: Criteria,
+    all_cts: bool,
+) -> Pairing:
+    """Pairs whose CTs have been examined; one that is unusable leaves its place to the next."""
+    latest = {study.place: study for study in studies}
+    done: set[str] = set()
+    with tqdm(desc="Examining CTs", unit="CT", disable=None) as progress:
+        while True:
+            pairing = pair(histologies, list(latest.values()), criteria, all_cts)
+            new = [each for each in pairing.pairs if each.study.place not in done]
+            if not new:
+                return pairing
+            for each in new:
+                place = each.study.place
+                latest[place] = examined(each.study, each.case.phase is not None, tqdm.write)
+                done.add(place)
+                progress.update()
+
+
+def _telling_texts(
+    histologies: Sequence[Histology], studies: Sequence[Study]
+) -> Iterator[tuple[int, str]]:
     """Lines and sentences: free texts for the manifest that tell the patient."""
-    for each in pairs:
+    for histology in histologies:
+        own = [study for study in studies if matches(histology, study)]
         for field in FREE_TEXT:
-            text = getattr(each.histology, field)
-            if text_tells(text, each.histology, each.study):
+            text = getattr(histology, field)
+            if any(text_tells(text, histology, study) for study in own):
                 yield (
-                    each.histology.line,
+                    histology.line,
                     f"{field} is {text!r}, with the patient's name or number or a date; a text "
                     "without is needed, since it is written into the manifest.",
                 )
@@ -257,22 +287,19 @@ def _may_stay(each: Pair, paths: Iterable[str]) -> bool:
 def _copy(each: Pair, folder: Path, name: str) -> dict[str, str]:
     """Write CT and masks as NIfTI without any text, into the folder CTS; returns their paths.
 
-    Raises StagingError for images that cannot be read.
+    Raises StagingError.
     """
-    case = each.study.case
-    ct = read_ct(case.source)
-    images = {"ct": ct}
-    if case.liver is not None:
-        spleen = None if case.spleen is None else read_organ(case.spleen)
-        liver, spleen, _ = organ_masks(ct, read_organ(case.liver), spleen)
-        images |= {"liver": liver} | ({} if spleen is None else {"spleen": spleen})
+    images = images_of(each.study)
     folder.mkdir(exist_ok=True)
     paths = {}
     for part, image in images.items():
         for key in image.GetMetaDataKeys():
             image.EraseMetaData(key)
         file = f"{name}.nii.gz" if part == "ct" else f"{name}_{part}.nii.gz"
-        sitk.WriteImage(image, folder / file, useCompression=True)
+        try:
+            sitk.WriteImage(image, folder / file, useCompression=True)
+        except RuntimeError:  # ITK does not say why
+            raise StagingError(f"{folder / file}: the image cannot be written.") from None
         paths[part] = f"{CTS}/{file}"
     return paths
 
@@ -297,7 +324,7 @@ def _tell(cohort: _Cohort, manifest: Path, key: Path | None) -> None:
         for why, count in cohort.reasons(left).items():
             print(f"    not used: {count} of the {unit}, {why}")
     if unknown := sum(each.case.phase is None for each in pairs):
-        print(f"{unknown} CTs have no contrast phase in table or description; they are included.")
+        print(f"{unknown} CTs have no known contrast phase; they are included.")
     if cohort.in_place:
         print(
             f"{cohort.in_place} CTs are not copied, since their paths tell no patient; their DICOM "

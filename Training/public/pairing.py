@@ -13,8 +13,9 @@ from pathlib import Path
 from cases.manifest import Case, Criteria, apply
 from LiverFibrosisStagingLib.stages import StageRange
 
+from .choice import NO_LIVER
 from .hospital_table import Histology, contradictions
-from .studies import COPY, NO_SLICES, NOT_CT, SHORT, Study
+from .studies import COPY, NO_SLICES, NOT_CT, SHORT, UNREADABLE, Study
 
 OLDEST = 90  # and above, as one group: 45 CFR 164.514(b)(2)(i)(C)
 _AGES_APART = 2.0  # years: table and header may be of different days
@@ -24,10 +25,9 @@ NO_DATE = "day of the CT unknown"
 FARTHER = "another CT is nearer to the histology"
 TAKEN = "the CT is nearer to another histology"
 REPEATED = "the histology of another row"
-UNREADABLE = "the CT or its masks cannot be read"
 _BEFORE = (NOT_CT, NO_SLICES, SHORT, COPY, NO_STUDY, NO_HISTOLOGY, NO_DATE)
 _FIG_1 = ("min_age", "max_days", "phase", "complete_liver")
-_AFTER = (FARTHER, TAKEN, REPEATED, UNREADABLE)
+_AFTER = (UNREADABLE, NO_LIVER, FARTHER, TAKEN, REPEATED)
 
 
 @dataclass(frozen=True)

@@ -25,20 +25,17 @@ from LiverFibrosisStagingLib.imaging.dicom_files import (
     tag_text,
 )
 from LiverFibrosisStagingLib.imaging.dicom_series import (
-    LATE,
     MIN_SLICES,
-    PORTAL_VENOUS,
     named_phase,
 )
 from LiverFibrosisStagingLib.imaging.itk_files import itk_path, quiet
 
+from .choice import PHASE_NAMES
 from .dates import date_of
 
 _ACCESSION, _STUDY_DATE, _ACQUISITION_DATE = "0008|0050", "0008|0020", "0008|0022"
 _NAME, _BIRTH_DATE, _AGE, _SEX = "0010|0010", "0010|0030", "0010|1010", "0010|0040"
 _MANUFACTURER, _MODEL = "0008|0070", "0008|1090"
-# The library's names of phases -> those of a manifest.
-_PHASES = {PORTAL_VENOUS: "portal venous", LATE: "delayed"}
 _AGE_UNITS = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
 _DAY = re.compile(r"(?<!\d)(\d{4}-\d{2}-\d{2}|\d{8}|\d{1,2}\.\d{1,2}\.\d{4})(?!\d)")
 
@@ -46,6 +43,7 @@ NOT_CT = "no CT (another modality)"
 SHORT = f"fewer than {MIN_SLICES} slices in every CT series"
 NO_SLICES = "no CT slices"
 COPY = "copy of another CT"
+UNREADABLE = "the CT or its masks cannot be read"
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,6 @@ def _of_header(study: Study, file: Path) -> Study:
         return tag_text(reader, tag) if tag in keys else ""
 
     age = re.fullmatch(r"(\d{1,3})([YMWD])", text(_AGE))
-    phase = named_phase(text(DESCRIPTION))
     thickness = re.fullmatch(r"\d+(\.\d+)?", text(THICKNESS))
     return replace(
         study,
@@ -145,7 +142,7 @@ def _of_header(study: Study, file: Path) -> Study:
         scanner=" ".join(filter(None, (text(_MANUFACTURER), text(_MODEL)))),
         kernel=text(KERNEL).split("\\")[0].strip(),
         thickness=float(thickness[0]) if thickness else None,
-        phase=_PHASES.get(phase, phase),
+        phase=PHASE_NAMES[named_phase(text(DESCRIPTION))],
         uids=tuple(filter(None, (text(STUDY), text(SERIES)))),
     )
 
