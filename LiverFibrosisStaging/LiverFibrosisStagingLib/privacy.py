@@ -63,7 +63,7 @@ segment segmentation segmented segments series share slice slices spacing spine 
 staged staging study studies sub subject surface test thick thin thorax tissue tmp train
 unknown user users venous volume volumes voxel voxels
 """
-_ORDINARY = {*_ORDINARY_WORDS.split(), *(name.lower() for name in (*STAGES, *GROUPS))}
+ORDINARY = {*_ORDINARY_WORDS.split(), *(name.lower() for name in (*STAGES, *GROUPS))}
 
 _WORDS = re.compile(r"[^\W_]+")
 _BETWEEN = r"[\W_]{1,3}"  # between the words of a name: ^ or _ or a space, or ", "
@@ -205,7 +205,7 @@ def looks_like_person_name(name: str, people: Iterable[str] = ()) -> bool:
     parts = re.findall(
         r"[^\W\d_]+|\d+", _INSIDE_DOE_JANE.sub(" ", unicodedata.normalize("NFC", name))
     )
-    words = {part.lower() for part in parts if part.isalpha() and len(part) >= 3} - _ORDINARY
+    words = {part.lower() for part in parts if part.isalpha() and len(part) >= 3} - ORDINARY
     dated = any(map(_YEAR_OR_DATE.fullmatch, parts))
     known = {word for person in people if "^" in person for word in _name_words(person)}
     return (len(words) >= 2 and dated) or not known.isdisjoint(_name_words(name))
@@ -258,7 +258,7 @@ def _identifies(word: str) -> bool:
     """Whether a word in lower case may identify someone."""
     if word.isdigit():
         return len(word) >= _MIN_DIGITS
-    return word not in _ORDINARY and (len(word) >= 2 or not word.isascii())
+    return word not in ORDINARY and (len(word) >= 2 or not word.isascii())
 
 
 def _names_of_path(path: Path) -> Iterator[str]:

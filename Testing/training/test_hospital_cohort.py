@@ -8,7 +8,9 @@ import csv
 import gzip
 import os
 import re
-from datetime import date
+from dataclasses import replace
+from datetime import date, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,16 +18,19 @@ import SimpleITK as sitk
 from bad_inputs import hu_array, image, write_slices
 
 from cases.manifest import Criteria, read_manifest
+from LiverFibrosisStagingLib.batch.cohort import Case
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging.reading import read_ct
+from LiverFibrosisStagingLib.stages import StageRange
 from public import examination, hospital
 from public.dates import date_of
 from public.histology import SCORES
 from public.hospital_table import Histology, read_histologies
+from public.identity import path_tells
 from public.labels import TableError
-from public.pairing import pair
+from public.pairing import disagreements, pair
 from public.pseudonyms import codes_of, read_key
-from public.studies import Study
+from public.studies import Study, read_studies
 
 MR = {"0008|0060": "MR", "0008|0016": "1.2.840.10008.5.1.4.1.1.4"}
 ARTERIAL = 200  # greatest value of the voxels of a CT whose HU are those of the arterial phase
@@ -50,8 +55,8 @@ STUDIES = [
     ("Doe_John_1940", "700102", "A8201", "20200110", "portal venous", {}),
     ("p3", "700103", "A8301", "20200110", "arterial", {}),
     ("p4", "700104", "A8401", "20210110", "portal venous", {}),
-    ("p5/first", "700105", "A8501", "20180105", "portal venous", {}),
-    ("p5/second", "700105", "A8502", "20200705", "", {}),
+    ("p5/ct1", "700105", "A8501", "20180105", "portal venous", {}),
+    ("p5/ct2", "700105", "A8502", "20200705", "", {}),
     ("flat", "700106", "A8601", "20210110", "portal venous", {}),
     ("flat", "700107", "A8701", "20200202", "portal venous", {}),
     ("p8/ct", "700108", "A8801", "20210220", "portal venous", {}),
@@ -333,8 +338,6 @@ ODD = [
 @pytest.fixture(scope="module")
 def known_studies(tree):
     """The studies, read once, for tests of what the table says about them."""
-    from public.studies import read_studies
-
     return read_studies(tree, {"700109"}, ())
 
 
@@ -374,6 +377,27 @@ def test_places_of_key_and_manifest_are_checked_first(tree, tmp_path):
     assert (out / "m.csv").read_text(encoding="utf-8") == "mine"
 
 
+NEUTRAL = ("p8/ct", "case_0017/Series 2", "A/1", "Portal venous")
+TELLING = (
+    *("muster/ct", "ct/Erika", "E_Muster", "M\u00fcller", "Mu\u0308ller", "MusterE", "Muster^E"),
+    *("p/20210304", "2021-03-04", "4.3.2021", "ct/99887", "A7/ct", "77/ct", "ct/1.2.840.11"),
+)
+
+
+@pytest.mark.parametrize("place", [*NEUTRAL, *TELLING])
+def test_paths_that_tell_something(place):
+    study = Study("", None, name="M\u00fcller^Erika", patient="77", accession="A7")
+    assert path_tells(Path(place), Histology(2), study) == (place in TELLING)
+
+
+def test_a_ct_needs_the_number_of_its_patient():
+    rows, studies = [biopsy(2, date(2020, 1, 1), accession="a")], [ct("x", None, accession="a")]
+    assert disagreements(rows, studies) == []
+    unknown = [replace(each, patient="") for each in (*rows, *studies)]
+    ((line, sentence),) = disagreements(unknown[:1], unknown[1:])
+    assert line == 2 and "neither the table nor the CT's header has the patient's" in sentence
+
+
 # ---------------------------------------------------------------------------- table
 
 
@@ -389,8 +413,6 @@ def test_delimiters_and_synonyms(delimiter, start, tmp_path):
 
 def test_an_excel_table_reads_as_its_csv(tmp_path):
     openpyxl = pytest.importorskip("openpyxl")
-    from datetime import datetime
-
     book = openpyxl.Workbook()
     book.active.append(["Notes"])
     sheet = book.create_sheet("data")
@@ -444,14 +466,10 @@ def test_dates(text, form, day):
 def ct(place, day, **other):
     from pathlib import Path
 
-    from LiverFibrosisStagingLib.batch.cohort import Case
-
     return Study(place, Case(place, Path(place), None, None), patient="p", day=day, **other)
 
 
 def biopsy(line, day, stages=(2, 2), **other):
-    from LiverFibrosisStagingLib.stages import StageRange
-
     return Histology(line, patient="p", stages=StageRange(*stages), day=day, **other)
 
 

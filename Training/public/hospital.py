@@ -92,6 +92,8 @@ def run(options: argparse.Namespace) -> int:
     """Make the manifest; returns the exit status. Raises StagingError."""
     images, manifest = options.images, options.output
     folder = manifest.absolute().parent
+    if not images.is_dir():
+        raise StagingError(f"{images}: no such folder; that of the images is needed.")
     if options.days < 0:
         raise StagingError(f"--days is {options.days}; 0 or more is needed.")
     for existing in (manifest, folder / CTS, folder / FLOW):
@@ -122,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
     _refuse_empty(cohort)
 
     def write(partial: Path) -> None:
-        written = cohort.written(folder, partial)
+        written = cohort.written(images, folder, partial)
         write_manifest(partial / manifest.name, [_row(*each) for each in written])
         write_flow(partial, *cohort.flow(case for case, _ in written), charted=STUDIES)
         if options.key is not None:
@@ -164,7 +166,9 @@ class _Cohort:
         parts = ("", *(f"_{organ}" for organ in ORGANS))
         return [f"{name}{part}.nii.gz" for name, _ in self.named() for part in parts]
 
-    def written(self, folder: Path, partial: Path) -> list[tuple[Case, dict[str, str]]]:
+    def written(
+        self, images: Path, folder: Path, partial: Path
+    ) -> list[tuple[Case, dict[str, str]]]:
         """Write copies of CTs and masks to `partial`; returns the cases of the manifest.
 
         With each, the paths of CT and masks relative to `folder`, into which the copies will be
@@ -178,8 +182,9 @@ class _Cohort:
                     case = replace(case, **{field: None})
             found = each.study.case
             own = {"ct": found.ct, **{organ: getattr(found, organ) for organ in ORGANS}}
-            parts = {part: _relative(path, folder) for part, path in own.items() if path}
-            if _may_stay(each, parts.values()):
+            paths = [path for path in own.values() if path is not None]
+            if _may_stay(each, paths, images):
+                parts = {part: _relative(path, folder) for part, path in own.items() if path}
                 self.in_place += 1
             else:
                 parts = _copy(each, partial / CTS, name)
@@ -272,16 +277,16 @@ def _relative(path: Path, folder: Path) -> str:
         return path.absolute().as_posix()
 
 
-def _may_stay(each: Pair, paths: Iterable[str]) -> bool:
+def _may_stay(each: Pair, paths: Iterable[Path], images: Path) -> bool:
     """Whether the manifest may have the paths of CT and masks.
 
-    They tell nothing of the patient, and a CT's folder has no other study.
+    The CT is a folder of DICOM files without another study, and below the folder of the images, no
+    path tells anything of the patient.
     """
-    case = each.study.case
-    if not case.files or case.pseudonym or any(Path(path).is_absolute() for path in paths):
+    if not each.study.case.files or each.study.case.pseudonym:
         return False
-    parts = [part for path in paths for part in Path(path).parts]
-    return not path_tells(parts, each.histology, each.study)
+    places = [path.relative_to(images) for path in paths]
+    return not any(path_tells(place, each.histology, each.study) for place in places)
 
 
 def _copy(each: Pair, folder: Path, name: str) -> dict[str, str]:

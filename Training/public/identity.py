@@ -1,9 +1,9 @@
 """Whether a path or a free text can tell who a patient is."""
 
 import re
-from collections.abc import Iterable
+from pathlib import Path
 
-from LiverFibrosisStagingLib.privacy import looks_like_person_name
+from LiverFibrosisStagingLib.privacy import ORDINARY
 
 from .hospital_table import Histology
 from .studies import Study, occurs
@@ -11,8 +11,8 @@ from .studies import Study, occurs
 _DATE = re.compile(
     r"(?<!\d)(\d{4}[-_./]\d{1,2}[-_./]\d{1,2}|\d{1,2}[-_./]\d{1,2}[-_./](\d{4}|\d{2}))(?!\d)"
 )
-# Numbers of examinations and of patients, dates without separators, DICOM's UIDs.
-_NUMBER = re.compile(r"\d{5}|\d+(\.\d+){4}")
+_UID = re.compile(r"\d+(\.\d+){3}")
+_MIN_DIGITS = 5  # of numbers of patients and examinations, and of dates without separators
 _MIN_LENGTH = 3  # of a number of the patient that no other number is taken for in a text
 
 
@@ -25,16 +25,22 @@ def _names(study: Study) -> list[str]:
     return [word for word in re.findall(r"[^\W\d_]+", study.name) if len(word) > 1]
 
 
-def path_tells(parts: Iterable[str], histology: Histology, study: Study) -> bool:
-    """Whether the parts of a path can tell the patient or a date: when in doubt, they do."""
-    known = _numbers(histology, study)
-    return any(
-        looks_like_person_name(part, [study.name])
-        or any(occurs(word, part) for word in (*known, *_names(study)))
-        or _DATE.search(part)
-        or _NUMBER.search(part)
-        for part in parts
+def path_tells(place: Path, histology: Histology, study: Study) -> bool:
+    """Whether a path can tell the patient or a date: what is not known to be harmless can."""
+    text = place.as_posix()
+    return (
+        text_tells(text, histology, study)
+        or any(occurs(number, text) for number in _numbers(histology, study))
+        or _UID.search(text) is not None
+        or not all(map(_harmless, re.findall(r"[^\W\d_]+|\d+", text)))
     )
+
+
+def _harmless(word: str) -> bool:
+    """Whether a word or number of a path identifies nobody."""
+    if word.isdigit():
+        return len(word) < _MIN_DIGITS
+    return len(word) == 1 or word.casefold() in ORDINARY
 
 
 def text_tells(text: str, histology: Histology, study: Study) -> bool:

@@ -95,6 +95,14 @@ def disagreements(
             problems.append(
                 (histology.line, "the accession number is that of CTs of several patients.")
             )
+        if found and not (histology.patient or numbers):
+            problems.append(
+                (
+                    histology.line,
+                    "neither the table nor the CT's header has the patient's number, which tells "
+                    "the CTs of one patient from those of others; one of them is needed.",
+                )
+            )
         patients[histology] = histology.patient or min(numbers, default=histology.accession)
         for study in found:
             for what, of_row, of_study in (

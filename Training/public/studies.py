@@ -6,6 +6,7 @@ number, or with the patient's number and the day of the CT.
 
 import filecmp
 import re
+import unicodedata
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
@@ -128,7 +129,8 @@ def _of_header(study: Study, file: Path) -> Study:
     def text(tag: str) -> str:
         return tag_text(reader, tag) if tag in keys else ""
 
-    age = re.fullmatch(r"(\d{1,3})([YMWD])", text(_AGE))
+    # An age of 000Y is how some exports remove it.
+    age = re.fullmatch(r"(?!000Y)(\d{3})([YMWD])", text(_AGE).zfill(4))
     thickness = re.fullmatch(r"\d+(\.\d+)?", text(THICKNESS))
     return replace(
         study,
@@ -157,6 +159,7 @@ def _day(text: str) -> date | None:
 
 def occurs(text: str, place: str) -> bool:
     """Whether a text occurs in a path by itself, and not as a part of a longer word or number."""
+    text, place = (unicodedata.normalize("NFC", each) for each in (text, place))
     return re.search(rf"(?<![^\W_]){re.escape(text)}(?![^\W_])", place, re.I) is not None
 
 
