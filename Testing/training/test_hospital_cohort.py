@@ -329,6 +329,10 @@ ODD = [
     ("A8101,,F2,2021-03-15,,,,,,HBV since 2.3.2001", r"line 2: etiology is 'HBV since 2.3.2001'"),
     ("A8101,,F2,2021-03-15,,,,,,Erika's HBV", r"line 2: etiology is .*; a text without"),
     (
+        ",700101,F2,2021-03-15,F,,,,,\n,700101,F2,2021-03-16,M,,,,,",
+        r"line 3: sex is not that of line 2, the same patient",
+    ),
+    (
         "A8101,,F2,2021-03-15,,,,,,\nA8102,,F3,2021-03-15,,,,,,",
         r"line 3: the histology is F3, but F2 of the same patient and day in line 2",
     ),

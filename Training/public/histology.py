@@ -28,7 +28,7 @@ class Score:
         """One sentence for the manifest: what the stages are, and where they are from."""
         if not self.source:
             return "METAVIR stage of the histology, as the table gives it."
-        return f"METAVIR stages of the {self.name} stage of the histology, by {self.source}."
+        return f"METAVIR stages of the histology, from its {self.name} stage by {self.source}."
 
 
 _FIVE = {str(level): level for level in range(len(STAGES))}

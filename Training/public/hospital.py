@@ -311,10 +311,13 @@ def _copy(each: Pair, folder: Path, name: str) -> dict[str, str]:
 
 def _row(case: Case, paths: Mapping[str, str]) -> dict[str, Any]:
     """A row of the manifest."""
-    complete = {None: None, True: "yes", False: "no"}[case.complete_liver]
     values = {name: getattr(case, name, None) for name in (*COLUMNS, *ACQUISITION)}
-    own = {"stage": case.stages, "complete_liver": complete}
-    return {**values, **own, **{part: paths.get(part) for part in ("ct", *ORGANS)}}
+    values |= {part: paths.get(part) for part in ("ct", *ORGANS)}
+    numbers = {
+        name: f"{values[name]:g}" for name in ("age", "thickness") if values[name] is not None
+    }
+    complete = {None: None, True: "yes", False: "no"}[case.complete_liver]
+    return {**values, **numbers, "stage": case.stages, "complete_liver": complete}
 
 
 def _tell(cohort: _Cohort, manifest: Path, key: Path | None) -> None:

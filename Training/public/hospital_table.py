@@ -113,13 +113,13 @@ def contradictions(patients: Mapping[Histology, str]) -> list[tuple[int, str]]:
     problems = []
     first: dict[tuple[str, ...], Histology] = {}
     for each, patient in patients.items():
-        values = {"sex": each.sex, "birth date": each.birth and each.birth.isoformat()}
-        for what, value in values.items():
-            if value:
+        for what in ("sex", "birth"):
+            if getattr(each, what):
                 other = first.setdefault((patient, what), each)
-                if value != {"sex": other.sex, "birth date": str(other.birth)}[what]:
+                if getattr(each, what) != getattr(other, what):
+                    named = {"birth": "birth_date"}.get(what, what)
                     problems.append(
-                        (each.line, f"another {what} than in line {other.line}, of this patient.")
+                        (each.line, f"{named} is not that of line {other.line}, the same patient.")
                     )
         if each.stages is not None:
             other = first.setdefault((patient, "day", str(each.day)), each)
