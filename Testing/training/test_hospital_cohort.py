@@ -8,29 +8,20 @@ import csv
 import gzip
 import os
 import re
-from dataclasses import replace
-from datetime import date, datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from bad_inputs import hu_array, image, write_slices
 
-from cases.manifest import Criteria, read_manifest
-from LiverFibrosisStagingLib.batch.cohort import Case
+from cases.manifest import read_manifest
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging.reading import read_ct
-from LiverFibrosisStagingLib.stages import StageRange
 from public import examination, hospital
-from public.dates import date_of
 from public.histology import SCORES
-from public.hospital_table import Histology, read_histologies
-from public.identity import path_tells
 from public.labels import TableError
-from public.pairing import disagreements, pair
 from public.pseudonyms import codes_of, read_key
-from public.studies import Study, read_studies
+from public.studies import read_studies
 
 MR = {"0008|0060": "MR", "0008|0016": "1.2.840.10008.5.1.4.1.1.4"}
 ARTERIAL = 200  # greatest value of the voxels of a CT whose HU are those of the arterial phase
@@ -321,7 +312,7 @@ ODD = [
     ("A8101,,F2,2021-03-15,,,,,early,", r"line 2: phase is 'early'"),
     ("A8101,,F2,2021-03-15,M,,,,,", r"line 2: sex is M, but F in the header of the CT"),
     ("A8101,,F2,2021-03-15,,50,,,,", r"line 2: age is 50, but 70 in the header"),
-    ("A8101,,F2,2021-03-15,,,1950-06-16,,,", r"line 2: birth_date is 1950-06-16, but 1950-06-15"),
+    ("A8101,,F2,2021-03-15,,,1952-06-15,,,", r"line 2: birth_date is 1952-06-15, but 1950-06-15"),
     ("A8101,,F2,2021-03-15,,,,2021-03-02,,", r"line 2: ct_date is 2021-03-02, but 2021-03-01"),
     ("A8101,700102,F2,2021-03-15,,,,,,", r"line 2: patient is 700102, but 700101"),
     ("A8101,,F2,2021-03-15,,,2022-01-01,,,", r"line 2: the birth_date is after"),
@@ -379,141 +370,3 @@ def test_places_of_key_and_manifest_are_checked_first(tree, tmp_path):
     with pytest.raises(StagingError, match=r"m\.csv: exists"):
         hospital.run(options(tree, table, out / "m.csv"))
     assert (out / "m.csv").read_text(encoding="utf-8") == "mine"
-
-
-NEUTRAL = ("p8/ct", "case_0017/Series 2", "A/1", "Portal venous")
-TELLING = (
-    *("muster/ct", "ct/Erika", "E_Muster", "M\u00fcller", "Mu\u0308ller", "MusterE", "Muster^E"),
-    *("p/20210304", "2021-03-04", "4.3.2021", "ct/99887", "A7/ct", "77/ct", "ct/1.2.840.11"),
-)
-
-
-@pytest.mark.parametrize("place", [*NEUTRAL, *TELLING])
-def test_paths_that_tell_something(place):
-    study = Study("", None, name="M\u00fcller^Erika", patient="77", accession="A7")
-    assert path_tells(Path(place), Histology(2), study) == (place in TELLING)
-
-
-def test_a_ct_needs_the_number_of_its_patient():
-    rows, studies = [biopsy(2, date(2020, 1, 1), accession="a")], [ct("x", None, accession="a")]
-    assert disagreements(rows, studies) == []
-    unknown = [replace(each, patient="") for each in (*rows, *studies)]
-    ((line, sentence),) = disagreements(unknown[:1], unknown[1:])
-    assert line == 2 and "neither the table nor the CT's header has the patient's" in sentence
-
-
-# ---------------------------------------------------------------------------- table
-
-
-@pytest.mark.parametrize("start", ["", "\ufeff"])
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_delimiters_and_synonyms(delimiter, start, tmp_path):
-    text = 'MRN|STAGE|date-of-histology|cause|note\n7|"F1"|2020-02-03|"a, b; c"|x\n\n'
-    table = written(tmp_path / "t.csv", start + text.replace("|", delimiter))
-    (row,) = read_histologies(table, score=SCORES["metavir"])
-    assert (row.line, row.patient, row.stages, row.etiology) == (2, "7", (1, 1), "a, b; c")
-    assert row.day == date(2020, 2, 3)
-
-
-def test_an_excel_table_reads_as_its_csv(tmp_path):
-    openpyxl = pytest.importorskip("openpyxl")
-    book = openpyxl.Workbook()
-    book.active.append(["Notes"])
-    sheet = book.create_sheet("data")
-    sheet.append(["Patient", "Fibrosis", "Biopsy date"])
-    sheet.append([123, 2, datetime(2021, 3, 5)])
-    sheet.append([124, None, None])
-    book.save(tmp_path / "t.xlsx")
-    first, second = read_histologies(tmp_path / "t.xlsx", score=SCORES["ishak"], form="%d/%m/%Y")
-    assert (first.patient, first.stages, first.day) == ("123", (1, 1), date(2021, 3, 5))
-    assert (second.line, second.stages) == (3, None)
-
-
-def test_columns_named_by_options(tmp_path):
-    table = written(tmp_path / "t.csv", "Nr,Stage,Fibrosis,When\n7,F1,4,2020-02-03\n")
-    with pytest.raises(TableError, match="'Stage' and 'Fibrosis' may both be histology"):
-        read_histologies(table)
-    names = {"patient": "nr", "histology": "Fibrosis", "biopsy_date": "When"}
-    (row,) = read_histologies(table, names, SCORES["metavir"])
-    assert row.stages == (4, 4)
-    with pytest.raises(TableError, match="line 2: no score is given"):
-        read_histologies(table, names)
-    with pytest.raises(TableError, match="the column 'Where' is missing"):
-        read_histologies(table, {**names, "site": "Where"})
-    del names["biopsy_date"]
-    with pytest.raises(TableError, match="a column biopsy_date is needed"):
-        read_histologies(table, names)
-
-
-@pytest.mark.parametrize(
-    ("text", "form", "day"),
-    [
-        ("2021-03-05", None, (2021, 3, 5)),
-        ("20210305", None, (2021, 3, 5)),
-        ("2021-03-05 00:00:00", None, (2021, 3, 5)),
-        ("5.3.2021", None, (2021, 3, 5)),
-        ("25/03/2021", None, (2021, 3, 25)),
-        ("03/25/2021", None, (2021, 3, 25)),
-        ("05/05/2021", None, (2021, 5, 5)),
-        ("03/05/2021", "%d/%m/%Y", (2021, 5, 3)),
-        ("03/05/2021", "%m/%d/%Y", (2021, 3, 5)),
-        ("5.3.21", "%d.%m.%y", (2021, 3, 5)),
-    ],
-)
-def test_dates(text, form, day):
-    assert date_of(text, form) == date(*day)
-
-
-# ---------------------------------------------------------------------------- pairing
-
-
-def ct(place, day, **other):
-    from pathlib import Path
-
-    return Study(place, Case(place, Path(place), None, None), patient="p", day=day, **other)
-
-
-def biopsy(line, day, stages=(2, 2), **other):
-    return Histology(line, patient="p", stages=StageRange(*stages), day=day, **other)
-
-
-def pairs(histologies, studies, **options):
-    found = pair(histologies, studies, Criteria(), **options).pairs
-    return {(each.histology.line, each.study.place) for each in found}
-
-
-def test_the_nearest_pair_is_taken_first_and_each_ct_once():
-    early, late = biopsy(2, date(2020, 1, 1)), biopsy(3, date(2020, 3, 1))
-    # The CT in February is nearer to the later biopsy, which leaves that in October to the first.
-    studies = [ct("february", date(2020, 2, 20)), ct("october", date(2019, 10, 1))]
-    assert pairs([early, late], studies) == {(2, "october"), (3, "february")}
-    assert pairs([early, late], studies[:1]) == {(3, "february")}
-    assert pairs([early], studies, all_cts=True) == {(2, "february"), (2, "october")}
-
-
-def test_ties_go_to_the_ct_before_the_biopsy_in_any_order_of_the_files():
-    studies = [ct("after", date(2020, 1, 11)), ct("before", date(2019, 12, 22))]
-    for order in (studies, studies[::-1]):
-        assert pairs([biopsy(2, date(2020, 1, 1))], order) == {(2, "before")}
-    same = [ct("b", date(2020, 1, 1)), ct("a", date(2020, 1, 1))]
-    assert pairs([biopsy(2, date(2020, 1, 1))], same) == {(2, "a")}
-
-
-def test_a_ct_that_misses_a_criterion_leaves_its_place_to_a_farther_one():
-    studies = [
-        ct("near", date(2020, 1, 2), phase="arterial"),
-        ct("far", date(2020, 3, 1), phase="portal venous"),
-    ]
-    assert pairs([biopsy(2, date(2020, 1, 1))], studies) == {(2, "far")}
-
-
-def test_rows_for_the_cts_of_one_biopsy_are_one_histology():
-    rows = [biopsy(n, date(2020, 1, 1), accession=f"a{n}") for n in (2, 3)]
-    studies = [ct(f"ct{n}", date(2020, 1, n), accession=f"a{n}") for n in (2, 3)]
-    assert pairs(rows, studies) == {(2, "ct2")}
-    assert pairs(rows, studies, all_cts=True) == {(2, "ct2"), (3, "ct3")}
-
-
-@pytest.mark.parametrize(("day", "taken"), [(date(2020, 7, 2), True), (date(2020, 7, 3), False)])
-def test_the_window_is_that_of_the_paper(day, taken):
-    assert bool(pairs([biopsy(2, date(2020, 1, 1))], [ct("ct", day)])) == taken

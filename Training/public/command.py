@@ -245,5 +245,8 @@ def _command(collection: Collection) -> Command:
 # The collections by their names on the command line.
 COMMANDS = {name: _command(collection) for name, collection in COLLECTIONS.items()}
 COMMANDS["hospital"] = Command(
-    "your own patients: images and a table of histologies", hospital.add_arguments, hospital.run
+    "your hospital: its images and a table of histologies",
+    hospital.__doc__,
+    hospital.add_arguments,
+    hospital.run,
 )

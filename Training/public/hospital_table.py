@@ -75,7 +75,8 @@ def read_histologies(
 ) -> list[Histology]:
     """The rows of a table, CSV or Excel, in their order.
 
-    names: field -> name of its column, where that is not among COLUMNS; other columns are not read.
+    names: field -> name of its column, where that is not among COLUMNS, or "" to leave it out;
+    other columns are not read.
     score: of rows that name none. form: of dates (`date_of`). Raises TableError with all problems.
     """
     path = Path(path)
@@ -162,6 +163,8 @@ def _places(path: Path, header: list[str], names: Mapping[str, str]) -> dict[str
     plain = [column_name(name) for name in header]
     places, problems = {}, []
     for field, usual in COLUMNS.items():
+        if names.get(field) == "":
+            continue
         wanted = (column_name(names[field]),) if field in names else usual
         found = [place for place, name in enumerate(plain) if name in wanted]
         if field in names and not found:
@@ -244,11 +247,14 @@ def _histology(
 
 
 def named_columns(entries: list[str]) -> dict[str, str]:
-    """Field -> name of its column, of entries FIELD=NAME. Raises StagingError."""
+    """Field -> name of its column, "" to leave it out, of entries FIELD=NAME.
+
+    Raises StagingError.
+    """
     names = {}
     for entry in entries:
-        field, _, name = entry.partition("=")
-        if field not in COLUMNS or not name:
+        field, equals, name = entry.partition("=")
+        if field not in COLUMNS or not equals:
             raise StagingError(
                 f"--column {entry}: FIELD=NAME with one of the fields {', '.join(COLUMNS)} is "
                 "needed."

@@ -22,6 +22,9 @@ def _numbers(histology: Histology, study: Study) -> set[str]:
 
 
 def _names(study: Study) -> list[str]:
+    """The patient's names; a name with digits is a code, whose words may be any (HCC_017)."""
+    if any(map(str.isdigit, study.name)):
+        return [study.name]
     return [word for word in re.findall(r"[^\W\d_]+", study.name) if len(word) > 1]
 
 

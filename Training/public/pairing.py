@@ -111,7 +111,7 @@ def disagreements(
                 ("sex", histology.sex, study.sex),
                 ("birth_date", histology.birth, study.birth),
             ):
-                if of_row and of_study and of_row != of_study:
+                if of_row and of_study and not _agree(what, of_row, of_study):
                     problems.append(
                         (
                             histology.line,
@@ -236,6 +236,13 @@ def _case(histology: Histology, study: Study) -> Case:
         kernel=study.kernel or None,
         thickness=study.thickness,
     )
+
+
+def _agree(what: str, of_row: object, of_study: object) -> bool:
+    """Whether table and header agree; exports may keep only the year of the birth date."""
+    if what == "birth_date":
+        return abs(of_row.year - of_study.year) < _AGES_APART
+    return of_row == of_study
 
 
 def _age_in_header(study: Study) -> float | None:

@@ -37,8 +37,9 @@ from .dates import date_of
 _ACCESSION, _STUDY_DATE, _ACQUISITION_DATE = "0008|0050", "0008|0020", "0008|0022"
 _NAME, _BIRTH_DATE, _AGE, _SEX = "0010|0010", "0010|0030", "0010|1010", "0010|0040"
 _MANUFACTURER, _MODEL = "0008|0070", "0008|1090"
+_NO_BIRTH = date(1900, 1, 1)  # what some exports write instead of the day
 _AGE_UNITS = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
-_DAY = re.compile(r"(?<!\d)(\d{4}-\d{2}-\d{2}|\d{8}|\d{1,2}\.\d{1,2}\.\d{4})(?!\d)")
+_DAY = re.compile(r"(?<!\d)(\d{4}[-_]\d{2}[-_]\d{2}|\d{8}|\d{1,2}\.\d{1,2}\.\d{4})(?!\d)")
 
 NOT_CT = "no CT (another modality)"
 SHORT = f"fewer than {MIN_SLICES} slices in every CT series"
@@ -96,14 +97,13 @@ def _with_ct(
     place = case.ct.relative_to(folder).as_posix()
     if case.files:
         return _of_header(Study(place, case), case.files[0])
-    days = [day for text in _DAY.findall(place) if (day := _day(text)) is not None]
-    return Study(
-        place,
-        case,
-        patient=_only(place, patients),
-        accession=_only(place, accessions),
-        day=days[0] if len(set(days)) == 1 else None,
-    )
+    patient, accession = _only(place, patients), _only(place, accessions)
+    rest = place
+    for number in filter(None, (patient, accession)):  # which can look like a day
+        rest = rest.replace(number, "-")
+    days = {day for text in _DAY.findall(rest) if (day := _day(text.replace("_", "-")))}
+    day = days.pop() if len(days) == 1 else None
+    return Study(place, case, patient=patient, accession=accession, day=day)
 
 
 def _without_ct(objects: list[LeftOut], folder: Path) -> Study:
@@ -129,6 +129,7 @@ def _of_header(study: Study, file: Path) -> Study:
     def text(tag: str) -> str:
         return tag_text(reader, tag) if tag in keys else ""
 
+    birth = _day(text(_BIRTH_DATE))
     # An age of 000Y is how some exports remove it.
     age = re.fullmatch(r"(?!000Y)(\d{3})([YMWD])", text(_AGE).zfill(4))
     thickness = re.fullmatch(r"\d+(\.\d+)?", text(THICKNESS))
@@ -138,7 +139,7 @@ def _of_header(study: Study, file: Path) -> Study:
         accession=text(_ACCESSION),
         day=_day(text(_STUDY_DATE)) or _day(text(_ACQUISITION_DATE)),
         name=text(_NAME),
-        birth=_day(text(_BIRTH_DATE)),
+        birth=birth if birth is not None and birth > _NO_BIRTH else None,
         age=int(age[1]) / _AGE_UNITS[age[2]] if age else None,
         sex=text(_SEX) if text(_SEX) in ("M", "F") else "",
         scanner=" ".join(filter(None, (text(_MANUFACTURER), text(_MODEL)))),
