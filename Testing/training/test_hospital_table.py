@@ -118,6 +118,8 @@ def test_the_nearest_pair_is_taken_first_and_each_ct_once():
     # The CT in February is nearer to the later biopsy, which leaves that in October to the first.
     studies = [ct("february", date(2020, 2, 20)), ct("october", date(2019, 10, 1))]
     assert pairs([early, late], studies) == {(2, "october"), (3, "february")}
+    nearest = [ct("before", date(2019, 12, 20)), ct("after", date(2020, 1, 4))]
+    assert pairs([early], nearest) == {(2, "after")}
     assert pairs([early, late], studies[:1]) == {(3, "february")}
     assert pairs([early], studies, all_cts=True) == {(2, "february"), (2, "october")}
 
