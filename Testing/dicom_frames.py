@@ -18,6 +18,11 @@ SUMMARY = {
     "stage": "F3",
     "probabilities": dict(zip(("F0", "F1", "F2", "F3", "F4"), (0.1, 0.1, 0.1, 0.5, 0.2))),
     "scores": {"significant": 0.8, "advanced": 0.7, "cirrhosis": 0.2},
+    "operating_points": {
+        "significant": {"point": 0.8, "positive": True},
+        "advanced": {"point": 0.75, "positive": False},
+        "cirrhosis": None,
+    },
     "supported": False,
     "reasons": ["A check failed."],
     "location_map": {"explained": "cirrhosis", "pattern": {"name": "", "sentence": ""}},

@@ -34,7 +34,9 @@ CENTRAL_95 = (2.5, 97.5)  # percentiles of the range in which a location map is 
 
 
 class Calibration(TypedDict, total=False):
-    """`temperature` divides the logits; `operating_points` are probabilities by group."""
+    """`temperature` divides the logits; `operating_points` are by group the lowest probability of a
+    positive case, chosen by Youden's index on cases held out in training.
+    """
 
     temperature: float
     operating_points: dict[str, float]
@@ -124,6 +126,12 @@ class Card:
     def temperature(self) -> float:
         """Divisor of the logits before the softmax (Guo 2017, temperature scaling)."""
         return self.calibration.get("temperature", 1.0)
+
+    @property
+    def operating_points(self) -> dict[str, float]:
+        """Group -> lowest probability of a positive case; without the groups that have none."""
+        points = self.calibration.get("operating_points", {})
+        return {name: float(points[name]) for name in GROUPS if name in points}
 
     @property
     def trained_on(self) -> str:

@@ -21,12 +21,14 @@ from .imaging.input_checks import Check
 from .imaging.itk_files import itk_path
 from .imaging.organs import LIVER_LABEL, SPLEEN_LABEL, write_labels
 from .imaging.reading import source_files
+from .report.summary import answer, told_apart
 from .signs.measure import MeasuredSigns
 from .signs.placing import Placement, place_signs
-from .stages import GROUPS, RESEARCH_USE, STAGES
+from .stages import RESEARCH_USE, STAGES, AtPoint, at_points
 from .support import Agreement, agreement
 
-SCHEMA = 3
+SCHEMA = 4
+READABLE = (3, SCHEMA)  # of a summary; 4 added `operating_points`
 BANDS_TEXT = "10 % steps of this case's own maximum"
 # In the order of writing; the JSON is last, so that its presence marks a complete result.
 FILES = (
@@ -94,6 +96,13 @@ class StagingResult:
         return place_signs(self.signs)
 
     @property
+    def at_points(self) -> dict[str, AtPoint | None]:
+        """By group, the model's operating point and whether the score is at or above it; None
+        without a point.
+        """
+        return at_points(self.scores, self.forward_pass.model.card.operating_points)
+
+    @property
     def source_files(self) -> tuple[Path, ...]:
         """The DICOM files of the CT's slices; none if the CT was not read from DICOM files."""
         return source_files(self.ct)
@@ -158,6 +167,7 @@ class StagingResult:
             stage=self.stage,
             explained=self.explained,
             scores=self.scores,
+            at_points=self.at_points,
             reasons=self.reasons,
             pattern=self.pattern.name,
             agreement=self.agreement.sentence,
@@ -176,6 +186,9 @@ class StagingResult:
             "stage": self.stage,
             "probabilities": dict(zip(STAGES, map(float, self.probabilities))),
             "scores": self.scores,
+            "operating_points": {
+                name: found and found._asdict() for name, found in self.at_points.items()
+            },
             "supported": self.supported,
             "reasons": list(self.reasons),
             **({} if self.spread is None else {"ensemble": self.spread}),
@@ -281,9 +294,15 @@ class StagingResult:
 
 def one_line(result: StagingResult) -> str:
     """The result in one sentence, for consoles and logs."""
-    scores = ", ".join(f"{name} {result.scores[name]:.2f}" for name in GROUPS)
     chosen = result.probabilities[STAGES.index(result.stage)]
-    line = f"{result.stage} (probability {chosen:.2f}; {scores})"
+    parts = [f"{result.stage} (probability {chosen:.2f}"]
+    for name, found in result.at_points.items():
+        if found is None:
+            parts.append(f"{name} {result.scores[name]:.2f}")
+        else:
+            score, point = told_apart(result.scores[name], found.point)
+            parts.append(f"{name} {score}, {answer(found.positive)} at {point}")
+    line = f"{'; '.join(parts)})"
     return line if result.supported else f"Not supported: {line}. {' '.join(result.reasons)}"
 
 

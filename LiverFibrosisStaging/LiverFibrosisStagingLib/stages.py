@@ -5,6 +5,7 @@ generation"; the groups are those of the paper's Table 2.
 """
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +78,23 @@ def median_stage(probabilities: np.ndarray) -> np.ndarray:
 def group_scores(probabilities: np.ndarray) -> dict[str, float]:
     """Probability of significant (F2-F4), advanced (F3-F4) fibrosis and cirrhosis (F4)."""
     return {name: float(probabilities[first:].sum()) for name, first in GROUPS.items()}
+
+
+class AtPoint(NamedTuple):
+    """A group's operating point, 0 to 1, and whether the group's score is at or above it."""
+
+    point: float
+    positive: bool
+
+
+def at_points(
+    scores: Mapping[str, float], points: Mapping[str, float]
+) -> dict[str, AtPoint | None]:
+    """The scores of GROUPS at a model's operating points; None for a group without a point."""
+    return {
+        name: AtPoint(points[name], scores[name] >= points[name]) if name in points else None
+        for name in GROUPS
+    }
 
 
 def expected_stage(probabilities: np.ndarray) -> float:

@@ -154,6 +154,13 @@ def test_the_report_has_the_numbers_of_the_result(objects, staged):
     stages = numbers(groups["Stage of liver fibrosis"])
     for name, value in {**summary["probabilities"], **summary["scores"]}.items():
         assert stages[(f"P_{name.upper()}",)] == (pytest.approx(value), "1")
+    answers = {
+        item.ConceptNameCodeSequence[0].CodeValue: item.ConceptCodeSequence[0].CodeMeaning
+        for item in groups["Stage of liver fibrosis"].ContentSequence
+        if item.ValueType == "CODE"
+    }
+    for name, found in summary["operating_points"].items():
+        assert answers[f"POS_{name.upper()}"] == ("Yes" if found["positive"] else "No")
     signs, regions = summary["signs"], summary["measurements"]
     for organ in ("liver", "spleen"):
         found = numbers(groups[organ.capitalize()])
@@ -181,6 +188,8 @@ def test_the_report_has_the_numbers_of_the_result(objects, staged):
     texts = [item.TextValue for item in items(report) if item.ValueType == "TEXT"]
     assert summary["research_use"] in texts
     assert f"Model SHA-256: {summary['model']['sha256']}" in texts
+    point = summary["operating_points"]["cirrhosis"]["point"]
+    assert f"Operating point of cirrhosis (F4): {point:.6g}" in texts
     assert {f"Warning: {warning}" for warning in summary["warnings"]} <= set(texts)
     evidence = {
         instance.ReferencedSOPInstanceUID

@@ -18,6 +18,7 @@ from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.evaluation import evaluate as module
 from LiverFibrosisStagingLib.evaluation import figures
 from LiverFibrosisStagingLib.evaluation.evaluate import FIGURES, FILES, evaluate
+from LiverFibrosisStagingLib.evaluation.reading import read_evaluated
 from LiverFibrosisStagingLib.evaluation.signs import directions, published_cuts
 from LiverFibrosisStagingLib.model import read_card
 from LiverFibrosisStagingLib.resources import default_model_path
@@ -217,6 +218,32 @@ def test_operating_points_are_those_of_the_model(tmp_path, no_figures):
         row |= {"model_sha256": "", "model": read_card(path).name}
     found = evaluated(tmp_path, results, truth, model=path)
     assert found["operating_points"]["source"] == "of the model"
+
+
+def test_a_case_is_positive_if_the_results_say_so(tmp_path, no_figures):
+    """The rounded probability of a case exactly at its point may lie below the point."""
+    path = default_model_path()
+    points = read_card(path).calibration["operating_points"]
+    results, truth = batch_rows(40)
+    for row in results:
+        row["model_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        for name in GROUPS:
+            row[f"{name}_positive"] = str(row[name] >= points[name]).lower()
+
+    def advanced():
+        found = evaluated(tmp_path, results, truth)
+        return found["network"]["all cases"]["groups"]["advanced"]
+
+    at = [row["stage"] in ("F3", "F4") for row in truth]
+    missed = next(row for row, own in zip(results, at) if own and row["advanced"] < 0.4)
+    before = advanced()
+    missed["advanced_positive"] = "true"
+    after = advanced()
+    more = after["sensitivity"]["value"] - before["sensitivity"]["value"]
+    assert more == pytest.approx(1 / sum(at), abs=1e-5)
+    missed["advanced_positive"] = ""  # not said of all cases
+    write_rows(tmp_path / "results.csv", results)
+    assert read_evaluated(tmp_path / "results.csv", tmp_path / "truth.csv").positive is None
 
 
 def test_several_models_are_a_warning(tmp_path, no_figures):

@@ -256,9 +256,9 @@ def edited(tmp_path, change):
         (lambda text: text.replace("F0", "F0,F9", 1), "row 1 has not as many cells"),
         (lambda text: text + "a,b\n", "row 3 has not as many cells"),
         (lambda text: text.replace("true", "perhaps"), "'perhaps' for supported in row 2"),
-        (lambda text: text.replace(",1,Research", ",2,Research"), "schema 2, of a newer version"),
-        (lambda text: text.replace(",1,Research", ",1.5,Research"), "whole number"),
-        (lambda text: text.replace(",1,Research", ",,Research"), "schema None"),
+        (lambda text: text.replace(",2,Research", ",3,Research"), "schema 3, of a newer version"),
+        (lambda text: text.replace(",2,Research", ",1.5,Research"), "whole number"),
+        (lambda text: text.replace(",2,Research", ",,Research"), "schema None"),
         (lambda text: text + '"', "cannot be read"),
     ],
 )

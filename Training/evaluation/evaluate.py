@@ -135,8 +135,7 @@ def operating_points(card: Card) -> dict[str, float]:
 
     0.5 if the model has none.
     """
-    named = card.calibration.get("operating_points", {})
-    return {name: float(named.get(name, 0.5)) for name in GROUPS}
+    return {**dict.fromkeys(GROUPS, 0.5), **card.operating_points}
 
 
 def aucs(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -289,8 +289,12 @@ def _sentences(cell: str | None) -> list[str]:
 # ---------------------------------------------------------------------------- cases
 
 
+_AT_POINT = "yes: at or above the model's operating point"
 _SHOWN = (
-    *(Shown(name, group_stages(name), group_label(name), percent) for name in GROUPS),
+    *(
+        Shown(name, group_stages(name), f"{group_label(name)}; {_AT_POINT}", percent)
+        for name in GROUPS
+    ),
     Shown("expected", "Expected", "Expected stage, 0 to 4", lambda value: f"{value:.2f}"),
     Shown("spleen_volume_ml", "Spleen, mL", "Volume of the spleen", lambda value: f"{value:.0f}"),
     Shown("liver_volume_ml", "Liver, mL", "Volume of the liver", lambda value: f"{value:.0f}"),
@@ -309,7 +313,8 @@ def _heading(column: Shown) -> str:
 
 def _case(row: Row, folder: Path) -> str:
     numbers = "".join(
-        f'<td class="number" data-value="{row[column.key]:g}">{column.text(row[column.key])}</td>'
+        f'<td class="number" data-value="{row[column.key]:g}">{column.text(row[column.key])}'
+        f"{_answer(row.get(f'{column.key}_positive'))}</td>"
         if _has(row, column.key)
         else "<td></td>"
         for column in _SHOWN
@@ -318,6 +323,11 @@ def _case(row: Row, folder: Path) -> str:
         f'<tr><th scope="row">{_name(row, folder)}</th>{_stage(row)}{numbers}'
         f"<td>{escape(row.get('pattern') or '')}</td><td>{_remarks(row)}</td></tr>"
     )
+
+
+def _answer(positive: bool | None) -> str:
+    """Whether a group's probability reaches the operating point; "" without one."""
+    return "" if positive is None else ", yes" if positive else ", no"
 
 
 def _name(row: Row, folder: Path) -> str:

@@ -13,11 +13,11 @@ from .. import __version__
 from ..imaging.input_checks import PASS
 from ..model import StagingModel
 from ..report.content import SIGN_NAMES
-from ..report.summary import REGION_NAMES, group_stages
+from ..report.summary import REGION_NAMES, at_point, group_stages
 from ..signs.measure import UNITS
 from ..stages import GROUPS, RESEARCH_USE, STAGES, expected_stage
 
-TABLE_SCHEMA = 1
+TABLE_SCHEMA = 2
 TEXT, NUMBER, INTEGER, BOOLEAN = "text", "number", "integer", "boolean"
 DONE, FAILED = "done", "failed"
 SEPARATOR = " | "  # of several sentences in one cell
@@ -64,6 +64,15 @@ SCHEMA = (
     *(Column(stage, NUMBER, "", f"Probability of {stage}, 0 to 1.") for stage in STAGES),
     *(
         Column(name, NUMBER, "", f"Probability of {group_stages(name)} ({name}), 0 to 1.")
+        for name in GROUPS
+    ),
+    *(
+        Column(
+            f"{name}_positive",
+            BOOLEAN,
+            "",
+            f"Whether {group_stages(name)} ({name}) is at or above the model's operating point.",
+        )
         for name in GROUPS
     ),
     Column("expected", NUMBER, "", "Expected stage: mean of the probabilities, 0 (F0) to 4 (F4)."),
@@ -166,6 +175,12 @@ def columns_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "supported": summary["supported"],
+        **{f"{name}_positive": _positive(summary, name) for name in GROUPS},
         **{name: None if n is None else round(float(n), DECIMALS) for name, n in numbers.items()},
         **{name: text or None for name, text in texts.items()},
     }
+
+
+def _positive(summary: Mapping[str, Any], name: str) -> bool | None:
+    found = at_point(summary, name)
+    return None if found is None else found["positive"]

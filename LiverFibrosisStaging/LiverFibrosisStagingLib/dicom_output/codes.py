@@ -67,6 +67,11 @@ def probability_code(name: str) -> Concept:
     return (f"P_{name.upper()}", PRIVATE, f"Probability of {STAGE_NAMES[name]}")
 
 
+def positive_code(name: str) -> Concept:
+    """The code of the question whether a group's probability is at or above its operating point."""
+    return (f"POS_{name.upper()}", PRIVATE, f"Operating point reached: {STAGE_NAMES[name]}")
+
+
 def organ_code(organ: Organ) -> Concept:
     """The code of an organ."""
     return (organ.code, "SCT", organ.name)

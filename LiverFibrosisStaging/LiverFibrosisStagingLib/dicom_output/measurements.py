@@ -69,16 +69,23 @@ def report(
 
 
 def _stage(summary: Mapping[str, Any]) -> "MeasurementsAndQualitativeEvaluations":
-    """Probabilities, the predicted stage and whether it is supported."""
+    """Probabilities, the predicted stage and whether it is supported; yes or no by group."""
     from highdicom import sr
     from pydicom.sr.coding import Code
 
     model = summary["model"]
     found = {**summary["probabilities"], **summary["scores"]}
+    at_points = {
+        name: found for name, found in summary["operating_points"].items() if found is not None
+    }
     answers = (
         (codes.PREDICTED, codes.stage_code(summary["stage"])),
         (codes.SUPPORTED, codes.YES if summary["supported"] else codes.NO),
         (codes.EXPLAINED, codes.stage_code(summary["location_map"]["explained"])),
+        *(
+            (codes.positive_code(name), codes.YES if found["positive"] else codes.NO)
+            for name, found in at_points.items()
+        ),
     )
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking("Stage of liver fibrosis"),
@@ -90,6 +97,10 @@ def _stage(summary: Mapping[str, Any]) -> "MeasurementsAndQualitativeEvaluations
                 f"Model SHA-256: {model['sha256']}",
                 f"Trained on: {model['trained_on']}",
                 f"Intended use: {model['intended_use']}",
+                *(
+                    f"Operating point of {codes.STAGE_NAMES[name]}: {found['point']:.6g}"
+                    for name, found in at_points.items()
+                ),
             ],
         ),
         measurements=[

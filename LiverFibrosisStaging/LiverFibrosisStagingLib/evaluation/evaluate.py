@@ -99,7 +99,8 @@ def evaluate(
     cases = read_evaluated(results, truth)
     other = None if compare is None else read_evaluated(Path(compare), truth)
     points, points_source = _operating_points(cases, None if model is None else Path(model))
-    found = _measured(cases, points, repeats, seed)
+    positive = _positive(cases, points, points_source)
+    found = _measured(cases, positive, repeats, seed)
     found = {
         "schema": SCHEMA,
         "research_use": RESEARCH_USE,
@@ -139,9 +140,8 @@ def _operating_points(cases: Cases, file: Path | None) -> tuple[dict[str, float]
         fits = {sha256_of(candidate)} == named
         if file is not None and named == {""}:  # a table without hashes has the models' names
             fits = {card.name} == {one.name for one in cases.models}
-        if fits and "operating_points" in card.calibration:
-            points = card.calibration["operating_points"]
-            return {name: float(points[name]) for name in GROUPS}, OF_MODEL
+        if fits and len(card.operating_points) == len(GROUPS):
+            return card.operating_points, OF_MODEL
         if file is not None and not fits:
             raise StagingError(
                 f"{file}: not the model of the results; the model that staged all of them is "
@@ -153,9 +153,22 @@ def _operating_points(cases: Cases, file: Path | None) -> tuple[dict[str, float]
     }, OPTIMISTIC
 
 
-def _measured(cases: Cases, points: Mapping[str, float], repeats: int, seed: int) -> dict[str, Any]:
-    scores = group_probabilities(cases.probabilities)
+def _positive(
+    cases: Cases, points: Mapping[str, float], points_source: str
+) -> dict[str, np.ndarray]:
+    """Group -> whether each case is positive [n], by the results where they say it of these points.
 
+    Their probabilities are rounded, and a case may be exactly at a point.
+    """
+    if points_source == OF_MODEL and cases.positive is not None:
+        return cases.positive
+    scores = group_probabilities(cases.probabilities)
+    return {name: scores[name] >= points[name] for name in GROUPS}
+
+
+def _measured(
+    cases: Cases, positive: Mapping[str, np.ndarray], repeats: int, seed: int
+) -> dict[str, Any]:
     def of(chosen: np.ndarray) -> dict[str, Any] | None:
         if not chosen.any():
             return None
@@ -163,7 +176,7 @@ def _measured(cases: Cases, points: Mapping[str, float], repeats: int, seed: int
             cases.stage[chosen],
             cases.probabilities[chosen],
             cases.predicted[chosen],
-            {name: scores[name][chosen] >= points[name] for name in GROUPS},
+            {name: positive[name][chosen] for name in GROUPS},
             cases.patient[chosen],
             repeats,
             seed,

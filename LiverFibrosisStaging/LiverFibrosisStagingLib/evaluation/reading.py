@@ -16,12 +16,13 @@ from ..files import cell
 from ..fingerprint import sha256_of
 from ..report.summary import REGION_NAMES
 from ..signs.measure import UNITS
-from ..stages import STAGES
+from ..stages import GROUPS, STAGES
 from .cohort import relative_weights
 
 NEEDED = ("case", "status", "stage", *STAGES)
 HASH = "model_sha256"
 _SUM = 0.001  # by which the probabilities of a case may miss 1, being rounded
+_TRUE = ("true", "1")
 _DELIMITERS = ",;\t"
 _A_TABLE = "a CSV or Parquet file is needed"
 
@@ -56,9 +57,10 @@ class Cases:
     """n evaluated cases, in the order of the results.
 
     stage, predicted: int [n], 0..4, by the reference standard and as staged. probabilities:
-    float64 [n, 5]. supported: bool [n], or None if the results do not say. signs: sign -> float64
-    [n], NaN where not measured. weights: region -> mean weight [n] of the predicted stage's map,
-    NaN where there is none.
+    float64 [n, 5]. supported: bool [n], or None if the results do not say. positive: group -> bool
+    [n], at the model's operating points, or None if the results do not say it of all cases. signs:
+    sign -> float64 [n], NaN where not measured. weights: region -> mean weight [n] of the predicted
+    stage's map, NaN where there is none.
     """
 
     case: np.ndarray
@@ -67,6 +69,7 @@ class Cases:
     predicted: np.ndarray
     probabilities: np.ndarray
     supported: np.ndarray | None
+    positive: dict[str, np.ndarray] | None
     signs: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
     models: tuple[Model, ...]
@@ -141,7 +144,8 @@ def read_evaluated(results: Path, truth: Path) -> Cases:
         stage=np.array([stage for _, _, stage in used], int),
         predicted=np.array([_predicted(results, n, rows[n]) for n, _, _ in used], int),
         probabilities=probabilities,
-        supported=np.isin(supported, ("true", "1")) if any(supported) else None,
+        supported=np.isin(supported, _TRUE) if any(supported) else None,
+        positive=_positive(staged),
         signs={
             key: np.array([_number(results, n, rows[n], key) for n, _, _ in used]) for key in UNITS
         },
@@ -156,6 +160,13 @@ def read_evaluated(results: Path, truth: Path) -> Cases:
         results=Source(sha256_of(results), len(rows)),
         truth=Source(sha256_of(truth), len(known)),
     )
+
+
+def _positive(staged: Sequence[Row]) -> dict[str, np.ndarray] | None:
+    words = {name: [row.get(f"{name}_positive", "").lower() for row in staged] for name in GROUPS}
+    if not all(all(column) for column in words.values()):
+        return None
+    return {name: np.isin(column, _TRUE) for name, column in words.items()}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -17,9 +17,12 @@ from ..signs.published import Sign, Source, published_signs
 from ..stages import GROUPS, STAGES
 from .summary import (
     REGION_NAMES,
+    answer,
+    at_point,
     further_warnings,
     group_label,
     pattern_sentences,
+    points_note,
     segmented_by,
 )
 
@@ -51,12 +54,18 @@ OUTCOMES = {"pass": "passed", "warn": "warning", "refuse": "failed"}
 
 @dataclass(frozen=True)
 class Bar:
-    """A probability 0..1; chosen: emphasised; range: of an ensemble's networks, or None."""
+    """A probability 0..1.
+
+    chosen: emphasised; range: of an ensemble's networks, or None. point: a group's operating point,
+    or None; answer: "positive" or "negative" at that point.
+    """
 
     name: str
     value: float
     chosen: bool
     range: tuple[float, float] | None
+    point: float | None = None
+    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,10 +119,10 @@ class Report:
     """The content of a report, in the order in which it is shown.
 
     headline: the stage, or that it is not supported; statement: the stage and its probability in
-    words; agreement: of the signs with the stage; networks: of an ensemble's networks; map_caption:
-    what the location map explains; measured, missing: (sign, value) and (sign, reason);
-    regions_high: end of the axis of their means; checks: (name, key of OUTCOMES, sentence); model,
-    basis: (label, text).
+    words; agreement: of the signs with the stage; networks: of an ensemble's networks; points: the
+    groups at their operating points, "" without any; map_caption: what the location map explains;
+    measured, missing: (sign, value) and (sign, reason); regions_high: end of the axis of their
+    means; checks: (name, key of OUTCOMES, sentence); model, basis: (label, text).
     """
 
     notice: str
@@ -126,6 +135,7 @@ class Report:
     stages: tuple[Bar, ...]
     groups: tuple[Bar, ...]
     networks: str
+    points: str
     map_caption: str
     signs: tuple[SignStrip, ...]
     sources: tuple[Source, ...]
@@ -176,19 +186,12 @@ def report_content(
             Bar(name, summary["probabilities"][name], name == stage, _range(ranges.get(name)))
             for name in STAGES
         ),
-        groups=tuple(
-            Bar(
-                group_label(name),
-                summary["scores"][name],
-                summary["scores"][name] > 0.5,
-                _range(ranges.get(name)),
-            )
-            for name in GROUPS
-        ),
+        groups=tuple(_group(summary, name, _range(ranges.get(name))) for name in GROUPS),
         networks=""
         if ensemble is None
         else f"{ensemble['agreeing']} of {ensemble['members']} networks predict {stage}; "
         "the thin lines are the range of their probabilities.",
+        points=points_note(summary),
         map_caption="Colours show how much each region contributed to the score for "
         f"{group_label(explained) if explained in GROUPS else explained} (Grad-CAM), "
         "in steps of 10 % of this case's maximum.",
@@ -222,6 +225,14 @@ def report_content(
 def percent(value: float) -> str:
     """A fraction as "62.0 %"."""
     return f"{100 * value:.1f} %"
+
+
+def _group(summary: Mapping[str, Any], name: str, spread: tuple[float, float] | None) -> Bar:
+    """Emphasised if positive or, without an operating point, if the predicted stage is in it."""
+    label, value, found = group_label(name), summary["scores"][name], at_point(summary, name)
+    if found is None:
+        return Bar(label, value, value > 0.5, spread)
+    return Bar(label, value, found["positive"], spread, found["point"], answer(found["positive"]))
 
 
 def _range(found: Sequence[float] | None) -> tuple[float, float] | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from ..stages import GROUPS, RESEARCH_USE, STAGES
+from ..stages import GROUPS, RESEARCH_USE, STAGES, AtPoint
 from .colors import BANDS, color_slice
 from .drawing import ACCENT, BLACK, MUTED, TRACK, WHITE, Box, Pen, blank
 from .slices import LEVELS, LIVER_COLOR, SPLEEN_COLOR, WINDOW_HU, Slices
@@ -39,6 +39,7 @@ def render_overview(
     stage: str,
     explained: str,
     scores: Mapping[str, float],
+    at_points: Mapping[str, AtPoint | None] | None = None,
     measurements: Mapping[str, Mapping[str, float]],
     reasons: Sequence[str] = (),
     pattern: str = "",
@@ -52,7 +53,8 @@ def render_overview(
 
     ct: HU, any orientation; label_map (0..10), liver and spleen (non-zero inside) on its grid.
     probabilities: F0..F4; stage: the predicted one; explained: the stage or group whose score the
-    map explains; scores: probability per group of `stages.GROUPS`; measurements: region ->
+    map explains; scores: probability per group of `stages.GROUPS`; at_points: the same at the
+    model's operating points (`stages.at_points`); measurements: region ->
     {"mean": relative weight, "share": 0..1}; reasons: why the stage is not supported, which is then
     greyed; pattern: of the map; agreement: a sentence on signs and stage; ensemble: agreement of
     its members (`ensemble.spread`), drawn as the range of their probabilities.
@@ -65,6 +67,7 @@ def render_overview(
     _draw_slices(pen, slices)
     _draw_color_bar(pen)
     ranges = {} if ensemble is None else ensemble["range"]
+    points = at_points or {}
     _draw_bars(
         pen,
         _PANELS[0],
@@ -79,17 +82,11 @@ def render_overview(
         _PANELS[1],
         "Probability of each group",
         [
-            _Row(
-                group_label(name),
-                float(scores[name]),
-                supported and scores[name] > 0.5,
-                ranges.get(name),
-            )
+            _group_row(name, float(scores[name]), supported, ranges.get(name), points.get(name))
             for name in GROUPS
         ],
     )
-    if ensemble is not None:
-        _draw_agreement(pen, _PANELS[1], ensemble, stage)
+    _draw_group_notes(pen, _PANELS[1], ensemble, stage, any(points.values()))
     _draw_measurements(pen, _LOWER_PANELS[0], measurements, pattern)
     further = [warning for warning in warnings if warning not in reasons]
     _draw_notes(pen, _LOWER_PANELS[1], agreement, further)
@@ -208,12 +205,31 @@ def _draw_heading(pen: Pen, box: Box, text: str) -> None:
 
 
 class _Row(NamedTuple):
-    """One bar: name, value 0..1, whether it is highlighted, and a range to draw on it."""
+    """One bar: name, value 0..1, whether it is highlighted, and a range and a point to draw on it;
+    answer: in words, at that point.
+    """
 
     name: str
     value: float
     marked: bool
     range: Sequence[float] | None = None
+    point: float | None = None
+    answer: str = ""
+
+
+def _group_row(
+    name: str,
+    value: float,
+    supported: bool,
+    spread: Sequence[float] | None,
+    found: AtPoint | None,
+) -> _Row:
+    """Highlighted if positive or, without an operating point, if the predicted stage is in it."""
+    label = group_label(name)
+    if found is None:
+        return _Row(label, value, supported and value > 0.5, spread)
+    answer = "yes" if found.positive else "no"
+    return _Row(label, value, supported and found.positive, spread, found.point, answer)
 
 
 def _draw_bars(pen: Pen, box: Box, heading: str, rows: list[_Row]) -> None:
@@ -221,8 +237,9 @@ def _draw_bars(pen: Pen, box: Box, heading: str, rows: list[_Row]) -> None:
     _draw_heading(pen, box, heading)
     label = max(pen.width(row.name, 16, bold=True) for row in rows) + 12
     number = 72
-    track = box.width - label - number
-    for line, (name, value, marked, range_) in enumerate(rows):
+    answers = 36 if any(row.answer for row in rows) else 0
+    track = box.width - label - number - answers
+    for line, (name, value, marked, range_, point, answer) in enumerate(rows):
         y = box.y + 36 + 26 * line
         color = WHITE if marked else MUTED
         pen.text(name, box.x, y, 16, color, bold=marked)
@@ -234,14 +251,27 @@ def _draw_bars(pen: Pen, box: Box, heading: str, rows: list[_Row]) -> None:
             for whisker in (Box(low, y + 8, high - low, 2), Box(low, y + 4, 2, 10)):
                 pen.fill(whisker, WHITE)
             pen.fill(Box(high - 2, y + 4, 2, 10), WHITE)
-        pen.text(_percent(value), box.x + box.width, y, 16, color, bold=marked, align=1)
+        if point is not None:
+            pen.fill(Box(bar.x + round(track * point) - 1, y - 2, 3, 22), WHITE)
+        end = box.x + box.width
+        pen.text(_percent(value), end - answers, y, 16, color, bold=marked, align=1)
+        pen.text(answer, end, y, 16, color, bold=marked, align=1)
 
 
-def _draw_agreement(pen: Pen, box: Box, ensemble: Mapping[str, Any], stage: str) -> None:
-    """Below the groups' bars: how many networks agree, and what the lines on the bars are."""
-    members = ensemble["members"]
-    sentence = f"{ensemble['agreeing']} of {members} networks predict {stage}; lines: their range"
-    pen.text(sentence, box.x, box.y + 36 + 26 * len(GROUPS) + 8, 13, MUTED)
+def _draw_group_notes(
+    pen: Pen, box: Box, ensemble: Mapping[str, Any] | None, stage: str, has_points: bool
+) -> None:
+    """Below the groups' bars: what the lines on them are, and how many networks agree."""
+    notes = []
+    if has_points:
+        notes.append("Upright line: operating point; yes: at or above it")
+    if ensemble is not None:
+        members = ensemble["members"]
+        notes.append(
+            f"{ensemble['agreeing']} of {members} networks predict {stage}; lines: their range"
+        )
+    for line, note in enumerate(notes):
+        pen.text(note, box.x, box.y + 36 + 26 * len(GROUPS) + 6 + 18 * line, 13, MUTED)
 
 
 def _draw_measurements(

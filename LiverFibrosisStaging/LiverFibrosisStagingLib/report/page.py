@@ -50,10 +50,14 @@ def report_page(report: Report, pictures: Sequence[Picture], viewer: ViewerSlice
             "slices": _json(viewer.data()),
             "reasons": _list(report.reasons, "reasons"),
             "stages": _bars("Probability of each stage", report.stages),
-            "groups": _bars("Probability of each group", report.groups),
-            "networks": f'<p class="quiet">{escape(report.networks)}</p>'
-            if report.networks
-            else "",
+            "groups": _bars(
+                "Probability of each group, and its operating point"
+                if report.points
+                else "Probability of each group",
+                report.groups,
+            ),
+            "networks": _quiet(report.networks),
+            "points": _quiet(report.points),
             "legend": _legend(has_spleen=any(r.name == "Spleen" for r in report.regions)),
             "pictures": "".join(map(_picture, pictures)),
             "signs": "".join(map(_sign, report.signs)),
@@ -87,12 +91,20 @@ def _bars(caption: str, bars: Sequence[Bar]) -> str:
             parts.append(f'<line class="range" x1="{x1}" x2="{x2}" y1="10" y2="10"/>')
             parts += [line("range", end, 0, 1, 6, 14) for end in bar.range]
             spread = f' title="{percent(low)} to {percent(high)} by network"'
+        answer = ""
+        if bar.point is not None:
+            parts.append(line("point", bar.point, 0, 1, 1, 19))
+            answer = f'<td class="answer">{escape(bar.answer)}</td>'
         rows.append(
             f'<tr class="{"chosen" if bar.chosen else ""}"><th scope="row">{escape(bar.name)}</th>'
             f'<td class="drawn"{spread}>{svg(20, parts)}</td>'
-            f'<td class="number">{percent(bar.value)}</td></tr>'
+            f'<td class="number">{percent(bar.value)}</td>{answer}</tr>'
         )
     return f"<table><caption>{escape(caption)}</caption>{''.join(rows)}</table>"
+
+
+def _quiet(text: str) -> str:
+    return f'<p class="quiet">{escape(text)}</p>' if text else ""
 
 
 def _sign(strip: SignStrip) -> str:

@@ -235,17 +235,18 @@ def _head(page: _Page, report: Report) -> float:
     right = _MARGIN + _COLUMN + _GAP
     for bars in (report.stages, report.groups):
         for bar in bars:
-            _bar(page, bar, right, y, report.supported)
+            _bar(page, bar, right, y, report.supported, 40.0 if report.points else 0.0)
             y += 13
         y += 5
-    if report.networks:
-        y = _paragraph(page, report.networks, right, y - 1, _COLUMN, 7, _QUIET)
+    for note in filter(None, (report.networks, report.points)):
+        y = _paragraph(page, note, right, y - 1, _COLUMN, 7, _QUIET) + 2
     return max(left, y) + 12
 
 
-def _bar(page: _Page, bar: Bar, x: float, y: float, supported: bool) -> None:
-    label, number = 92.0, 38.0
-    width = _COLUMN - label - number
+def _bar(page: _Page, bar: Bar, x: float, y: float, supported: bool, answer: float) -> None:
+    """A bar with its numbers; answer: width for what it is at the operating point."""
+    label, number = 92.0, 40.0
+    width = _COLUMN - label - number - answer
     color = _STRONG if bar.chosen and supported else _BAR
     page.text(bar.name, x, y, 8, bold=bar.chosen)
     page.fill(x + label, y + 2, width, 7, _TRACK)
@@ -255,7 +256,11 @@ def _bar(page: _Page, bar: Bar, x: float, y: float, supported: bool) -> None:
         page.fill(x + label + width * low, y + 5.1, width * (high - low), 0.8, _TEXT)
         for end in bar.range:
             page.fill(x + label + width * end - 0.4, y + 3.5, 0.8, 4, _TEXT)
-    page.text(percent(bar.value), x + _COLUMN, y, 8, bold=bar.chosen, align="right")
+    if bar.point is not None:
+        page.fill(x + label + width * bar.point - 0.6, y + 0.5, 1.2, 10, _TEXT)
+        page.text(bar.answer, x + _COLUMN, y, 8, bold=bar.chosen, align="right")
+    end = x + label + width + number
+    page.text(percent(bar.value), end, y, 8, bold=bar.chosen, align="right")
 
 
 def _montage(page: _Page, report: Report, pictures: Sequence[Picture], y: float) -> float:

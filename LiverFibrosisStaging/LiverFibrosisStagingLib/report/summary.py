@@ -17,6 +17,12 @@ REGION_NAMES = {
     "rest": "Rest of the body",
 }
 
+ABOUT_POINTS = (
+    "The operating points are the model's, chosen in its training by Youden's index on held-out "
+    "cases. The predicted stage is the median of the probabilities and does not use them, so that "
+    "a CT of stage F3 can be positive for cirrhosis."
+)
+
 
 def group_stages(name: str) -> str:
     """The stages of a group: "F2-F4" for "significant", "F4" for "cirrhosis"."""
@@ -64,6 +70,46 @@ def group_label(name: str) -> str:
     return f"{group_stages(name)} ({name})"
 
 
+def at_point(summary: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """A group's operating `point` and whether the case is `positive`; None without a point, and in
+    summaries of schema 3, which had none.
+    """
+    return summary.get("operating_points", {}).get(name)
+
+
+def told_apart(score: float, point: float) -> tuple[str, str]:
+    """Both with two decimals, or with as many as they need to differ if they are not equal."""
+    for decimals in range(2, 17):
+        texts = f"{score:.{decimals}f}", f"{point:.{decimals}f}"
+        if texts[0] != texts[1] or score == point:
+            break
+    return texts
+
+
+def point_sentence(summary: Mapping[str, Any], name: str) -> str:
+    """A group's score against its operating point; "" without a point."""
+    found = at_point(summary, name)
+    if found is None:
+        return ""
+    score, point = told_apart(summary["scores"][name], found["point"])
+    where = "at or above" if found["positive"] else "below"
+    return (
+        f"{group_label(name)}: {score}, {where} the operating point {point}: "
+        f"{answer(found['positive'])}."
+    )
+
+
+def answer(positive: bool) -> str:
+    """What a case is at an operating point, in a word."""
+    return "positive" if positive else "negative"
+
+
+def points_note(summary: Mapping[str, Any]) -> str:
+    """The groups at their operating points, and ABOUT_POINTS; "" without any."""
+    sentences = [sentence for name in GROUPS if (sentence := point_sentence(summary, name))]
+    return " ".join([*sentences, ABOUT_POINTS]) if sentences else ""
+
+
 def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Rows of (quantity, value, unit): stage, whether it is supported, probabilities, scores,
     measurements, pattern, agreement with the signs, warnings and provenance.
@@ -81,6 +127,15 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows += [
         (f"Probability of {name} ({group_stages(name)})", f"{summary['scores'][name]:.3f}", "")
         for name in GROUPS
+    ]
+    rows += [
+        (
+            f"Positive for {name} ({group_stages(name)}), at {found['point']:.3f} or above",
+            "yes" if found["positive"] else "no",
+            "",
+        )
+        for name in GROUPS
+        if (found := at_point(summary, name)) is not None
     ]
     if "ensemble" in summary:
         found, stage = summary["ensemble"], summary["stage"]

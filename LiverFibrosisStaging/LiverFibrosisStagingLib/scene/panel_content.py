@@ -15,6 +15,7 @@ from slicer.i18n import tr as _
 from ..dicom_output.writing import FILES as DICOM_FILES
 from ..errors import StagingError, WrongPhase
 from ..model import read_card
+from ..report.summary import ABOUT_POINTS, at_point, point_sentence
 from ..resources import default_model_path
 from ..result import DICOM_FOLDER, FILES
 from ..stages import EXPECTED, GROUPS, STAGES
@@ -84,6 +85,8 @@ def fill_summary(ui: Any, summary: Mapping[str, Any]) -> None:
     for name, value in {**summary["probabilities"], **summary["scores"]}.items():
         getattr(ui, f"{name}Bar").value = round(1000 * value)
         getattr(ui, f"{name}Value").text = f"{100 * value:.0f} %"
+    for name in GROUPS:
+        _fill_point(ui, summary, name)
     ui.patternLabel.text = sections.pattern_html(summary)
     ui.measurementsLabel.text, ui.referenceLabel.text = sections.regions_html(summary)
     ui.agreementLabel.text = summary["agreement"]["sentence"]
@@ -94,6 +97,23 @@ def fill_summary(ui: Any, summary: Mapping[str, Any]) -> None:
     _fill_text(ui.warningsLabel, sections.warnings_html(summary))
     ui.behindLabel.text = _provenance_html(summary)
     ui.explainedComboBox.setCurrentIndex(EXPLAINED.index(summary["location_map"]["explained"]))
+
+
+def _fill_point(ui: Any, summary: Mapping[str, Any], name: str) -> None:
+    """Mark a group's operating point on its bar, with yes or no beside it and words in the tip."""
+    found, bar, number = at_point(summary, name), getattr(ui, f"{name}Bar"), f"{name}Value"
+    getattr(ui, f"{name}Point").visible = found is not None
+    tip = _tip_of_use(bar)
+    if found is not None:
+        thousandths = round(1000 * found["point"])
+        bar.layout().setStretch(0, thousandths)
+        bar.layout().setStretch(2, 1000 - thousandths)
+        answer = _("yes") if found["positive"] else _("no")
+        getattr(ui, number).text = f"{getattr(ui, number).text}, {answer}"
+        trained = _("The model was trained on: {data}").format(data=summary["model"]["trained_on"])
+        tip = f"{tip} {point_sentence(summary, name)} {ABOUT_POINTS} {trained}"
+    for part in ("Label", "Bar", "Value"):
+        getattr(ui, f"{name}{part}").toolTip = tip
 
 
 def fill_state(ui: Any, volume: Any, has_summary: bool, at_hand: bool, busy: bool) -> None:
@@ -223,12 +243,18 @@ def card_html(path: str) -> str:
 
 def _allow(widget: Any, reason: str | None) -> None:
     """Enable a widget, or disable it with the reason as its tooltip."""
+    tip = _tip_of_use(widget)
+    widget.enabled = reason is None
+    widget.toolTip = tip if reason is None else reason
+
+
+def _tip_of_use(widget: Any) -> str:
+    """The tooltip in the .ui file, which is remembered before it is replaced."""
     tip = widget.property("toolTipOfUse")
     if tip is None:
         tip = widget.toolTip
         widget.setProperty("toolTipOfUse", tip)
-    widget.enabled = reason is None
-    widget.toolTip = tip if reason is None else reason
+    return tip
 
 
 def _fill_text(label: Any, text: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..result import SCHEMA
+from ..result import READABLE
 from .mrml import json_attribute
 
 CT_ROLE = "LiverFibrosisStaging.ct"  # node reference of each result node to its CT
@@ -55,7 +55,7 @@ def stored_summary(volume_node: Any) -> dict[str, Any] | None:
     """
     table = find_part(volume_node, "results")
     summary = None if table is None else json_attribute(table, SUMMARY_ATTRIBUTE)
-    readable = isinstance(summary, dict) and summary.get("schema") == SCHEMA
+    readable = isinstance(summary, dict) and summary.get("schema") in READABLE
     return summary if readable else None
 
 
