@@ -113,13 +113,13 @@ def test_numbers_that_differ_are_told_apart(with_points):
 def test_the_report_marks_the_points(with_points):
     result = with_points(significant=0.9, cirrhosis=0.41)
     report = report_content(result.summary(), result.signs, {}, {})
-    assert [bar.answer for bar in report.groups] == ["negative", "", "positive"]
+    assert [bar.answer for bar in report.groups] == ["no", "", "yes"]
     assert [bar.chosen for bar in report.groups] == [False, True, True]
     assert "Youden" in report.points and "0.41: positive" in report.points
     rows = _bars("Groups", report.groups).split("</tr>")
-    assert 'class="point" x1="90.00%"' in rows[0] and ">negative<" in rows[0]
+    assert 'class="point" x1="90.00%"' in rows[0] and ">no<" in rows[0]
     assert "point" not in rows[1]
-    assert 'class="point" x1="41.00%"' in rows[2] and ">positive<" in rows[2]
+    assert 'class="point" x1="41.00%"' in rows[2] and ">yes<" in rows[2]
 
 
 def test_the_overview_marks_the_points(with_points):

@@ -17,7 +17,6 @@ from ..signs.published import Sign, Source, published_signs
 from ..stages import GROUPS, STAGES
 from .summary import (
     REGION_NAMES,
-    answer,
     at_point,
     further_warnings,
     group_label,
@@ -57,7 +56,7 @@ class Bar:
     """A probability 0..1.
 
     chosen: emphasised; range: of an ensemble's networks, or None. point: a group's operating point,
-    or None; answer: "positive" or "negative" at that point.
+    or None; answer: "yes" or "no", whether the value is at or above that point.
     """
 
     name: str
@@ -232,7 +231,8 @@ def _group(summary: Mapping[str, Any], name: str, spread: tuple[float, float] | 
     label, value, found = group_label(name), summary["scores"][name], at_point(summary, name)
     if found is None:
         return Bar(label, value, value > 0.5, spread)
-    return Bar(label, value, found["positive"], spread, found["point"], answer(found["positive"]))
+    answer = "yes" if found["positive"] else "no"
+    return Bar(label, value, found["positive"], spread, found["point"], answer)
 
 
 def _range(found: Sequence[float] | None) -> tuple[float, float] | None:

@@ -51,7 +51,7 @@ def report_page(report: Report, pictures: Sequence[Picture], viewer: ViewerSlice
             "reasons": _list(report.reasons, "reasons"),
             "stages": _bars("Probability of each stage", report.stages),
             "groups": _bars(
-                "Probability of each group, and its operating point"
+                "Probability of each group, and whether it reaches the operating point"
                 if report.points
                 else "Probability of each group",
                 report.groups,

@@ -235,7 +235,7 @@ def _head(page: _Page, report: Report) -> float:
     right = _MARGIN + _COLUMN + _GAP
     for bars in (report.stages, report.groups):
         for bar in bars:
-            _bar(page, bar, right, y, report.supported, 40.0 if report.points else 0.0)
+            _bar(page, bar, right, y, report.supported, 22.0 if report.points else 0.0)
             y += 13
         y += 5
     for note in filter(None, (report.networks, report.points)):
@@ -244,7 +244,7 @@ def _head(page: _Page, report: Report) -> float:
 
 
 def _bar(page: _Page, bar: Bar, x: float, y: float, supported: bool, answer: float) -> None:
-    """A bar with its numbers; answer: width for what it is at the operating point."""
+    """A bar with its numbers; answer: width for whether it reaches the operating point."""
     label, number = 92.0, 40.0
     width = _COLUMN - label - number - answer
     color = _STRONG if bar.chosen and supported else _BAR
