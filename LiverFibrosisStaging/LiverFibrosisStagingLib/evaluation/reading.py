@@ -22,7 +22,7 @@ from .cohort import relative_weights
 NEEDED = ("case", "status", "stage", *STAGES)
 HASH = "model_sha256"
 _SUM = 0.001  # by which the probabilities of a case may miss 1, being rounded
-_TRUE = ("true", "1")
+_TRUE, _FALSE = ("true", "1"), ("false", "0")
 _DELIMITERS = ",;\t"
 _A_TABLE = "a CSV or Parquet file is needed"
 
@@ -164,7 +164,7 @@ def read_evaluated(results: Path, truth: Path) -> Cases:
 
 def _positive(staged: Sequence[Row]) -> dict[str, np.ndarray] | None:
     words = {name: [row.get(f"{name}_positive", "").lower() for row in staged] for name in GROUPS}
-    if not all(all(column) for column in words.values()):
+    if not all(np.isin(column, (*_TRUE, *_FALSE)).all() for column in words.values()):
         return None
     return {name: np.isin(column, _TRUE) for name, column in words.items()}
 
