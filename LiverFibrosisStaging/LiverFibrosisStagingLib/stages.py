@@ -5,7 +5,7 @@ generation"; the groups are those of the paper's Table 2.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +55,37 @@ class StageRange(NamedTuple):
 
 
 ANY_STAGE = StageRange(0, len(STAGES) - 1)
+
+
+def stage_array(ranges: Sequence[StageRange]) -> np.ndarray:
+    """The known stages of n cases: int [n] if all are exact, else [n, 2], lowest and highest.
+
+    All functions that take the known stages of cases take both forms.
+    """
+    bounds = np.array(ranges, int).reshape(-1, 2)
+    return bounds[:, 0] if (bounds[:, 0] == bounds[:, 1]).all() else bounds
+
+
+def stage_bounds(stages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest possible stage, int [n] each, of `stages` [n] or [n, 2]."""
+    return (stages, stages) if stages.ndim == 1 else (stages[:, 0], stages[:, 1])
+
+
+def decided(stages: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `stages` [n] or [n, 2] decide whether the stage is `first` or later, bool [n].
+
+    And whether it is, bool [decided cases]. A case that does not decide it can't be scored.
+    """
+    lowest, highest = stage_bounds(stages)
+    known = (lowest >= first) | (highest < first)
+    return known, lowest[known] >= first
+
+
+def exact(stages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `stages` [n] or [n, 2] are one stage, bool [n]; and these stages, int [exact]."""
+    lowest, highest = stage_bounds(stages)
+    known = lowest == highest
+    return known, lowest[known]
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""Cross-validation folds: split by patient, with the stages balanced."""
+"""Cross-validation folds: split by patient, with the stages and ranges of stages balanced."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from cases.manifest import Case
+from LiverFibrosisStagingLib.stages import StageRange
 
 VALIDATION_PART = 8  # one in so many of the patients that are not tested on is for validation
 
@@ -43,9 +45,33 @@ def fold_names(cases: Sequence[Case]) -> list[str]:
 def _parts(
     cases: Sequence[Case], among: np.ndarray, parts: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    stages = [cases[i].stage for i in among]
+    stages = _strata([cases[i].stages for i in among], parts)
     patients = [cases[i].patient for i in among]
+    most = max(Counter(stages).values())
+    if most < 2:  # nothing to balance
+        stages, most = [""] * len(among), len(among)
     # In very small cohorts the most frequent stage may have fewer cases than there are parts.
-    parts = min(parts, len(set(patients)), max(np.bincount(stages)))
+    parts = min(parts, len(set(patients)), most)
     splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     return [(among[rest], among[part]) for rest, part in splitter.split(among, stages, patients)]
+
+
+def _strata(ranges: Sequence[StageRange], parts: int) -> list[str]:
+    """The class of each case, by which the folds are balanced.
+
+    A stage or a range of stages is a class. A range that fewer cases have than there are parts
+    cannot be balanced; it joins the frequent class with the nearest ends, if there is any.
+    """
+    counts = Counter(ranges)
+    frequent = sorted(one for one, count in counts.items() if count >= parts)
+
+    def distance(one: StageRange, other: StageRange) -> int:
+        return abs(one.lowest - other.lowest) + abs(one.highest - other.highest)
+
+    of = {
+        one: one
+        if one.exact is not None or one in frequent
+        else min(frequent, key=lambda other, one=one: distance(one, other), default=one)
+        for one in counts
+    }
+    return [str(of[one]) for one in ranges]

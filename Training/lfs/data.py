@@ -30,6 +30,7 @@ from lfs.network import PATCH_SIZE, SMOOTHING_MM, SPACING_MM
 from LiverFibrosisStagingLib import __version__, read_ct
 from LiverFibrosisStagingLib.imaging.grid import patch_starts, working_grid
 from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
+from LiverFibrosisStagingLib.stages import ANY_STAGE, stage_bounds
 
 WINDOW_HU = (-125.0, 225.0)
 PATCH_OVERLAP = 0.5
@@ -114,7 +115,11 @@ class Draws(Sampler[list[Draw]]):
     They depend only on the seed and the step, so that an interrupted run gives the same result when
     it is resumed, also with another number of workers. The probability of a stage is proportional
     to its share to the power `temper`: 1 keeps the shares, 0 makes all stages equally frequent.
-    Values in between draw rare stages more often, but limit overfitting to their few patients.
+    Values in between draw rare stages more often, but limit overfitting to their few patients. A
+    range of stages counts as a stage of its own, since which of its stages a case has is unknown;
+    cases of which no stage is known, from which nothing can be learnt, are not drawn.
+
+    stages: int [n], or [n, 2] with lowest and highest.
 
     The first `crop_steps` steps use crops of `crop` x `crop` voxels in plane, twice as many per
     step. Such a step takes a third of the time, and the signal is a much larger part of the input:
@@ -141,25 +146,32 @@ class Draws(Sampler[list[Draw]]):
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        present, counts = np.unique(self.stages, return_counts=True)
+        known = np.flatnonzero(np.ptp(stage_bounds(self.stages), axis=0) < ANY_STAGE.highest)
+        _, stratum, counts = np.unique(
+            self.stages[known], axis=0, return_inverse=True, return_counts=True
+        )
+        members = [known[stratum.ravel() == s] for s in range(len(counts))]
         share = counts**self.temper / (counts**self.temper).sum()
         for step in self.steps:
             rng = np.random.default_rng([self.seed, step])
             cropped = step < self.crop_steps
-            stages = rng.choice(present, self.batch * (2 if cropped else 1), p=share)
+            strata = rng.choice(len(counts), self.batch * (2 if cropped else 1), p=share)
             drawn = [
                 Draw(
-                    int(rng.choice(np.flatnonzero(self.stages == stage))),
+                    int(rng.choice(members[drawn_from])),
                     int(rng.integers(2**31)),
                     self.crop if cropped else 0,
                 )
-                for stage in stages
+                for drawn_from in strata
             ]
             yield drawn[self.rank :: self.ranks]
 
 
 class Patches(Dataset):
-    """Augmented patches, float32 [1, slices, rows, columns], 0..1, and their stages, by Draw."""
+    """Augmented patches, float32 [1, slices, rows, columns], 0..1, and their stages, by Draw.
+
+    stages: int [n], or [n, 2] with lowest and highest.
+    """
 
     def __init__(
         self,
@@ -171,12 +183,12 @@ class Patches(Dataset):
         self.prepared, self.stages, self.slices = prepared, stages, slices
         self.augment = augmentation(spacing)
 
-    def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         patch = cut(
             self.prepared[draw.case], self.slices, draw.crop, np.random.default_rng(draw.seed)
         )
         self.augment.set_random_state(draw.seed)
-        return self.augment(patch).clamp_(0, 1), int(self.stages[draw.case])
+        return self.augment(patch).clamp_(0, 1), torch.as_tensor(self.stages[draw.case])
 
 
 def cut(

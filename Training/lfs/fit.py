@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import distributed, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.files import unfinished
 from common.resume import TRAINING_CTS_KEY, UNKNOWN
 from lfs.data import Draws, Patches, sections
+from lfs.loss import ordinal_loss, range_loss
 from lfs.network import SPACING_MM, LFSNetwork
-from LiverFibrosisStagingLib.stages import GROUPS, softmax
+from LiverFibrosisStagingLib.stages import GROUPS, decided, softmax
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,6 @@ class _Trained(nn.Module):
         return self.network.tail(features).float(), features.float().abs().mean()
 
 
-def ordinal_loss(logits: torch.Tensor, stages: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy against soft labels proportional to exp(-2 d^2), d the distance in stages.
-
-    Soft ordinal labels (Diaz and Marathe, CVPR 2019). logits [N, 5], stages [N].
-    """
-    distance = torch.arange(logits.shape[1], device=logits.device) - stages[:, None]
-    return functional.cross_entropy(logits, torch.softmax(-2.0 * distance**2, dim=1))
-
-
 def fit(
     network: LFSNetwork,
     train: tuple[Sequence[dict[str, torch.Tensor]], np.ndarray],
@@ -86,7 +77,7 @@ def fit(
 ) -> LFSNetwork:
     """Train `network` in place and return it with the weights of the lowest validation loss.
 
-    train, validation: prepared cases (`data.prepare`) and their stages [n]. Resumes from
+    train, validation: prepared cases (`data.prepare`) and their stages [n] or [n, 2]. Resumes from
     RUN/checkpoint.pt if it exists; RUN/log.csv has a line for each validation. training_cts:
     digests of the CTs (`resume`), saved in the checkpoint. Under torchrun each process computes a
     part of every step, on its own GPU if there are any; the first process writes the files.
@@ -129,7 +120,7 @@ def fit(
         if workers
         else DataLoader(patches, batch_sampler=draws)
     )
-    compute_loss = ordinal_loss if schedule.ordinal else functional.cross_entropy
+    compute_loss = ordinal_loss if schedule.ordinal else range_loss
     half = schedule.mixed_precision and device.type == "cuda"
     recent: list[float] = []
     bar = tqdm(
@@ -207,7 +198,7 @@ class _Progress:
         rank: int,
     ) -> None:
         """Compute the validation loss, keep the best weights, write log and checkpoint."""
-        compute_loss = ordinal_loss if schedule.ordinal else functional.cross_entropy
+        compute_loss = ordinal_loss if schedule.ordinal else range_loss
         validation_loss = float(compute_loss(torch.from_numpy(logits), torch.from_numpy(stages)))
         if validation_loss < self.lowest:
             self.lowest, self.waited = validation_loss, 0
@@ -257,13 +248,17 @@ def case_logits(
 
 
 def aucs(probabilities: np.ndarray, stages: np.ndarray) -> dict[str, float]:
-    """Area under the ROC curve of every group of stages; NaN if one class has no case."""
-    return {
-        name: float(roc_auc_score(stages >= first, probabilities[:, first:].sum(axis=1)))
-        if 0 < np.count_nonzero(stages >= first) < len(stages)
-        else float("nan")
-        for name, first in GROUPS.items()
-    }
+    """Area under the ROC curve of every group of stages; NaN if one class has no case.
+
+    Of the cases whose `stages` [n] or [n, 2] say whether they belong to the group.
+    """
+    found = dict.fromkeys(GROUPS, float("nan"))
+    for name, first in GROUPS.items():
+        known, truth = decided(stages, first)
+        if 0 < truth.sum() < len(truth):
+            score = probabilities[known, first:].sum(axis=1)
+            found[name] = float(roc_auc_score(truth, score))
+    return found
 
 
 def on_gpu() -> bool:
