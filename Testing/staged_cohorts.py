@@ -3,7 +3,7 @@
 import numpy as np
 
 from evaluation.staged import Staged
-from LiverFibrosisStagingLib.stages import median_stage, softmax
+from LiverFibrosisStagingLib.stages import StageRange, median_stage, softmax
 
 PAPER_COUNTS = (134, 8, 10, 18, 82)
 
@@ -32,10 +32,8 @@ def staged_cohort(
             region: {"mean": float(mean), "share": float(mean) / 5, "volume_ml": 500.0}
             for region, mean in weights.items()
         }
-        name = f"case{number:03d}"
-        cases.append(
-            Staged(name, name, int(stage), logits, softmax(logits), predicted, measurements)
-        )
+        name, known = f"case{number:03d}", StageRange(int(stage), int(stage))
+        cases.append(Staged(name, name, known, logits, softmax(logits), predicted, measurements))
     for number in range(twice):
         second = cases[-1 - number]
         cases[-1 - number] = Staged(**{**vars(second), "patient": f"case{number:03d}"})

@@ -63,7 +63,8 @@ from lfs.fit import Schedule, fit, join_processes, process
 from lfs.network import PATCH_SIZE, SMOOTHING_MM, SPACING_MM, LFSNetwork
 from LiverFibrosisStagingLib import StagingModel, __version__
 from LiverFibrosisStagingLib.errors import StagingError
-from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
+from LiverFibrosisStagingLib.evaluation.cohort import cases_by_stage
+from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES, stage_array
 
 Metrics = dict[str, Any]
 PAPER_CRITERIA = Criteria()
@@ -221,7 +222,7 @@ def metadata(name: str, data: str, cases: Sequence[Case], build: Build) -> dict[
         "reference": {},
         "training": {
             "data": data,
-            "cases_per_stage": _counts(cases),
+            **_counts(cases),
             "date": datetime.date.today().isoformat(),
             "code_version": __version__,
         },
@@ -323,7 +324,7 @@ def _fit_fold(
         own = network.state_dict()
         matching = {k: v for k, v in start.items() if k in own and v.shape == own[k].shape}
         network.load_state_dict(own | matching)
-    stages = np.array([case.stage for case in cases])
+    stages = stage_array([case.stages for case in cases])
     training, validation = ((Subset(prepared, i), stages[i]) for i in (part.train, part.validation))
     folder = run / f"fold_{k}"
     return fit(
@@ -361,8 +362,11 @@ def _test(
         describe(file, {"training": described["training"] | evaluated, "reference": reference})
 
 
-def _counts(cases: Sequence[Case]) -> list[int]:
-    return np.bincount([case.stage for case in cases], minlength=len(STAGES)).tolist()
+def _counts(cases: Sequence[Case]) -> dict[str, Any]:
+    """Numbers of CTs by stage, and of those of which a range of stages is known, by range."""
+    counts = cases_by_stage(stage_array([case.stages for case in cases]))
+    found: dict[str, Any] = {"cases_per_stage": [counts.pop(name) for name in STAGES]}
+    return found | ({"cases_per_range": counts} if counts else {})
 
 
 def _make_phantoms(count: int, run: Path) -> tuple[Path, Path, str]:

@@ -15,10 +15,14 @@ class Interval(TypedDict):
 
 
 class Training(TypedDict, total=False):
-    """What a model was trained and evaluated on. auc: by group."""
+    """What a model was trained and evaluated on. auc: by group.
+
+    cases_per_range: number of cases of which a range of stages is known, such as "F1-F2".
+    """
 
     data: str
     cases_per_stage: list[int]
+    cases_per_range: dict[str, int]
     date: str
     code_version: str
     folds: int
@@ -38,6 +42,7 @@ TRAINING = fields(
     {
         "data": line,
         "cases_per_stage": items(whole(0, 10**9), len(STAGES)),
+        "cases_per_range": entries(whole(0, 10**9)),
         "date": line,
         "code_version": line,
         "folds": whole(1, 10**6),

@@ -44,13 +44,14 @@ from LiverFibrosisStagingLib.evaluation.reading import read_rows, stage_of
 from LiverFibrosisStagingLib.evaluation.tables import with_interval
 from LiverFibrosisStagingLib.files import check_writable
 from LiverFibrosisStagingLib.report.summary import group_stages
-from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE
+from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, StageRange, decided
 
 FOLDS, SPLITS = 5, 5  # of the cross-validation, and how often the patients are split anew
 RARE = 4  # categories of fewer cases are one category
 LEVEL = 0.05  # share of cohorts without a shortcut that may be warned of
 ALL = "All together"
 NO_VALUE = {"", "-", "na", "n/a", "nan", "none", "null", "unknown"}
+Split = tuple[np.ndarray, np.ndarray]  # indices of the cases for training and for testing
 _ALPHA = 5.0  # ridge penalty: about the weight of five cases for each category
 _KNOTS = np.linspace(0, 1, 4)[:, None]
 _QUANTILES = 20
@@ -91,7 +92,7 @@ def features_of(
     return kept, left_out
 
 
-def splits_of(patient: np.ndarray, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+def splits_of(patient: np.ndarray, seed: int = 0) -> list[Split]:
     """Indices of the cases for training and for testing in SPLITS cross-validations by patient.
 
     Parts do not depend on the stage, so that they are as good for permuted stages as for true ones.
@@ -106,7 +107,7 @@ def splits_of(patient: np.ndarray, seed: int = 0) -> list[tuple[np.ndarray, np.n
 
 
 def predictions(
-    splits: Sequence[tuple[np.ndarray, np.ndarray]], features: np.ndarray, truth: np.ndarray
+    splits: Sequence[Split], features: np.ndarray, truth: np.ndarray
 ) -> list[np.ndarray]:
     """Scores [n_test, targets] of each test part, for targets bool [n, targets].
 
@@ -128,7 +129,7 @@ def predictions(
 def shortcut(
     rows: Sequence[Mapping[str, Any]],
     names: Sequence[str],
-    stage: Sequence[int],
+    stage: Sequence[int] | Sequence[StageRange],
     patient: Sequence[str],
     permutations: int = 999,
     repeats: int = 2000,
@@ -136,37 +137,39 @@ def shortcut(
 ) -> dict[str, Any]:
     """How well the acquisition alone predicts the stage.
 
-    rows: the acquisition of each case, with the properties `names`. stage: 0..4. patient: all CTs
-    of a patient are in the same part of a fold, and are permuted and drawn together.
+    rows: the acquisition of each case, with the properties `names`. stage: 0..4, or ranges; a group
+    of stages is compared in the cases whose ranges decide it. patient: all CTs of a patient are in
+    the same part of a fold, and are permuted and drawn together.
 
     The AUC compares cases of the same test part only: pooled over parts, it would be below 0.5
     without a shortcut, because a training part has fewer of what its test part has more. p: share
     of permutations of the stages over the patients in which any of the AUCs is as high, in standard
     deviations from its mean over the permutations: corrected for the number of AUCs (single-step
-    maxT of Westfall and Young 1993, Resampling-Based Multiple Testing). The interval alone would be
-    too narrow, as it ignores how the model depends on its training cases; so an AUC is warned of if
-    its interval is above 0.5 and p is at most LEVEL. Of the cohorts without a shortcut, that many
-    get a warning at most.
+    maxT of Westfall and Young 1993, Resampling-Based Multiple Testing; groups that other cases
+    decide are permuted independently, which makes p larger). The interval alone would be too
+    narrow, as it ignores how the model depends on its training cases; so an AUC is warned of if its
+    interval is above 0.5 and p is at most LEVEL. Of the cohorts without a shortcut, that many get a
+    warning at most.
 
     Raises StagingError if no property differs.
     """
     stages, who = np.asarray(stage, int), np.asarray(patient)
     features, left_out = features_of(rows, names)
-    truth = {name: stages >= first for name, first in GROUPS.items()}
-    sides = {
-        name: [len(set(who[~positive])), len(set(who[positive]))]
-        for name, positive in truth.items()
-    }
+    sides = {}
+    for name, first in GROUPS.items():
+        known, truth = decided(stages, first)
+        sides[name] = [len(set(who[known][~truth])), len(set(who[known][truth]))]
     defined = [name for name, counts in sides.items() if min(counts) >= MIN_PATIENTS]
     splits = splits_of(who, seed) if defined else []
-    weights = draw_patients(who, repeats, seed)
 
     def measured(own: np.ndarray) -> dict[str, Interval]:
-        scores = predictions(splits, own, np.stack([truth[name] for name in defined], axis=1))
         intervals = {}
-        for number, name in enumerate(defined):
-            of_group = [score[:, number] for score in scores]
-            measure = partial(_within_parts, splits, of_group, truth[name])
+        for name in defined:
+            known, truth = decided(stages, GROUPS[name])
+            parts = _restricted(splits, known)
+            scores = [score[:, 0] for score in predictions(parts, own[known], truth[:, None])]
+            measure = partial(_within_parts, parts, scores, truth)
+            weights = draw_patients(who[known], repeats, seed)
             intervals[name] = interval(measure, weights, min(sides[name]))
         return intervals
 
@@ -234,8 +237,15 @@ def _numeric(values: np.ndarray) -> np.ndarray:
     return np.hstack([prepare.fit_transform(values[:, None]), np.isnan(values)[:, None]])
 
 
+def _restricted(splits: Sequence[Split], known: np.ndarray) -> list[Split]:
+    """The splits of some of the cases, bool [n], as indices among these; without empty parts."""
+    place = np.cumsum(known) - 1
+    parts = [tuple(place[part[known[part]]] for part in split) for split in splits]
+    return [split for split in parts if all(map(len, split))]
+
+
 def _within_parts(
-    splits: Sequence[tuple[np.ndarray, np.ndarray]],
+    splits: Sequence[Split],
     scores: Sequence[np.ndarray],
     truth: np.ndarray,
     weights: np.ndarray,
@@ -251,7 +261,7 @@ def _within_parts(
 
 
 def _p_values(
-    splits: Sequence[tuple[np.ndarray, np.ndarray]],
+    splits: Sequence[Split],
     models: Sequence[np.ndarray],
     stage: np.ndarray,
     patient: np.ndarray,
@@ -259,11 +269,18 @@ def _p_values(
     permutations: int,
     seed: int,
 ) -> np.ndarray:
-    """p [models, groups] of the AUCs, corrected for their number; models: features [n, k]."""
-    stages = np.stack([stage, *_permuted(stage, patient, permutations, seed)])
-    targets = np.stack([stages >= GROUPS[name] for name in groups], axis=1)
-    truth = targets.reshape(-1, len(stage)).T
-    aucs = np.hstack([_aucs(splits, own, truth).reshape(-1, len(groups)) for own in models])
+    """p [models, groups] of the AUCs, corrected for their number; models: features [n, k].
+
+    Stages are permuted among the cases that decide a group.
+    """
+    of_models: list[list[np.ndarray]] = [[] for _ in models]
+    for name in groups:
+        known, own = decided(stage, GROUPS[name])
+        permuted = _permuted(own, patient[known], permutations, seed)
+        truth, parts = np.vstack([own, permuted]).T, _restricted(splits, known)
+        for found, features in zip(of_models, models):
+            found.append(_aucs(parts, features[known], truth))
+    aucs = np.stack([one for found in of_models for one in found], axis=1)
     scale = aucs.std(axis=0)
     z = np.divide(aucs - aucs.mean(axis=0), scale, out=np.zeros_like(aucs), where=scale > 0)
     # The first row is the true one.
@@ -271,9 +288,7 @@ def _p_values(
     return corrected.reshape(len(models), len(groups))
 
 
-def _aucs(
-    splits: Sequence[tuple[np.ndarray, np.ndarray]], features: np.ndarray, truth: np.ndarray
-) -> np.ndarray:
+def _aucs(splits: Sequence[Split], features: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """AUC [targets] as of `_within_parts`, for many targets bool [n, targets] of equal cases."""
     won, pairs = np.zeros(truth.shape[1]), np.zeros(truth.shape[1])
     for (_, test), score in zip(splits, predictions(splits, features, truth)):
@@ -285,20 +300,20 @@ def _aucs(
     return ratio(won, pairs).round(9)
 
 
-def _permuted(stage: np.ndarray, patient: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Stages [count, n] in which every patient has those of another, in the order of the CTs.
+def _permuted(truth: np.ndarray, patient: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Truth [count, n] in which every patient has those of another, in the order of the CTs.
 
-    If the other patient has fewer CTs, their stages are repeated.
+    If the other patient has fewer CTs, theirs are repeated.
     """
     patients, index = np.unique(patient, return_inverse=True)
     sizes = np.bincount(index)
     order = np.argsort(index, kind="stable")
     first = np.cumsum(sizes) - sizes
-    place = np.empty(len(stage), int)
-    place[order] = np.arange(len(stage)) - np.repeat(first, sizes)
+    place = np.empty(len(truth), int)
+    place[order] = np.arange(len(truth)) - np.repeat(first, sizes)
     rng = np.random.default_rng(seed)
     donors = np.stack([rng.permutation(len(patients))[index] for _ in range(count)])
-    return stage[order[first[donors] + place % sizes[donors]]]
+    return truth[order[first[donors] + place % sizes[donors]]]
 
 
 def _warning(group: str, found: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -325,7 +340,7 @@ def _warning(group: str, found: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 def _read(
     path: Path, stage: str, patient: str, columns: Sequence[str] | None
-) -> tuple[list[dict[str, str]], list[str], list[int]]:
+) -> tuple[list[dict[str, str]], list[str], list[StageRange]]:
     """Rows with a stage, the columns of properties, and the stages. Raises StagingError."""
     rows = read_rows(path)
     if not rows:
@@ -344,7 +359,7 @@ def _read(
         kept.append(row)
         stages.append(found)
     if not kept:
-        raise StagingError(f"{path}: no row has a stage; F0 to F4 is needed.")
+        raise StagingError(f"{path}: no row has a stage; F0 to F4, or a range, is needed.")
     return kept, list(names), stages
 
 

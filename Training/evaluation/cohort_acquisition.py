@@ -14,14 +14,13 @@ def check_acquisition(cases: Sequence[Case], folder: Path) -> list[str]:
     """Whether the acquisition tells the stage; writes `folder`/tables/acquisition.csv and .json.
 
     Returns the warnings, or one sentence that says why there is none; nothing if no case states its
-    acquisition. Only cases with one stage are compared.
+    acquisition.
     """
-    known = [case for case in cases if case.stage is not None]
-    names = [name for name in COLUMNS if any(getattr(case, name) for case in known)]
+    names = [name for name in COLUMNS if any(getattr(case, name) for case in cases)]
     if not names:
         return []
-    rows = [{name: getattr(case, name) for name in names} for case in known]
-    stages, patients = [case.stage for case in known], [case.patient for case in known]
+    rows = [{name: getattr(case, name) for name in names} for case in cases]
+    stages, patients = [case.stages for case in cases], [case.patient for case in cases]
     try:
         found = shortcut(rows, names, stages, patients)
     except StagingError as refusal:

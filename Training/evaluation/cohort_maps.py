@@ -76,7 +76,7 @@ def rows(cases: Sequence[Staged]) -> list[dict[str, Any]]:
         {
             "name": case.name,
             "patient": case.patient,
-            "stage": STAGES[case.stage],
+            "stage": str(case.stages),
             "predicted": STAGES[case.predicted],
             **{
                 f"{region}_{what}": case.measurements.get(region, {}).get(what, "")
@@ -90,7 +90,10 @@ def rows(cases: Sequence[Staged]) -> list[dict[str, Any]]:
 
 
 def analyse(cases: Sequence[Staged]) -> dict[str, Any]:
-    """Weights by region and predicted stage, F0 against F4, and pattern frequencies."""
+    """Weights by region and predicted stage, F0 against F4, and pattern frequencies.
+
+    By histology, of the cases with one stage.
+    """
     groups = {STAGES[s]: predicted_as(cases, s) for s in range(len(STAGES))}
     return {
         "cases": len(cases),

@@ -56,7 +56,16 @@ from LiverFibrosisStagingLib.evaluation.tables import (
     table_2,
 )
 from LiverFibrosisStagingLib.model import Card
-from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES, median_stage
+from LiverFibrosisStagingLib.stages import (
+    GROUPS,
+    RESEARCH_USE,
+    STAGES,
+    StageRange,
+    decided,
+    median_stage,
+    stage_array,
+    stage_bounds,
+)
 
 PATTERN_NAMES = {
     "surface_over_core": "Liver surface over its core",
@@ -152,20 +161,22 @@ def compare(
 ) -> dict[str, dict[str, float] | None]:
     """DeLong's comparison of two models on the same cases in the same order, by group.
 
-    None for a group with fewer than two cases in a class. Raises ValueError for different cases.
+    Of the cases whose stages decide the group; None with fewer than two of them in a class. Raises
+    ValueError for different cases.
     """
     if [case.name for case in staged] != [case.name for case in other]:
         raise ValueError("Two models can only be compared on the same cases.")
-    stage = np.array([case.stage for case in staged])
+    stage = stage_array([case.stages for case in staged])
     first, second = (
         group_probabilities(np.array([case.probabilities for case in cases]))
         for cases in (staged, other)
     )
     found = {}
     for name, lowest in GROUPS.items():
-        truth = stage >= lowest
+        known, truth = decided(stage, lowest)
         enough = min(truth.sum(), (~truth).sum()) >= 2
-        found[name] = delong(truth, first[name], second[name])._asdict() if enough else None
+        scores = first[name][known], second[name][known]
+        found[name] = delong(truth, *scores)._asdict() if enough else None
     return found
 
 
@@ -239,19 +250,20 @@ def _pattern_table(maps: dict[str, Any]) -> list[list[str]]:
 def _prediction_rows(predictions: Predictions, calibrated: Calibrated) -> list[dict[str, Any]]:
     scores = group_probabilities(calibrated.probabilities)
     predicted = median_stage(calibrated.probabilities)
+    stages = [str(StageRange(*one)) for one in np.transpose(stage_bounds(predictions.stage))]
     return [
         {
             "name": predictions.name[i],
             "patient": predictions.patient[i],
             "fold": predictions.fold[i] if predictions.fold[i] >= 0 else "test",
-            "stage": STAGES[predictions.stage[i]],
+            "stage": stages[i],
             "predicted": STAGES[predicted[i]],
             **{f"logit_{s}": f"{x:.6g}" for s, x in zip(STAGES, predictions.logits[i])},
             **{f"p_{s}": f"{x:.6f}" for s, x in zip(STAGES, calibrated.probabilities[i])},
             **{f"p_{name}": f"{scores[name][i]:.6f}" for name in GROUPS},
             **{f"positive_{name}": int(calibrated.positive[name][i]) for name in GROUPS},
         }
-        for i in range(len(predictions.stage))
+        for i in range(len(stages))
     ]
 
 

@@ -5,6 +5,8 @@ significant (F2-F4) and advanced (F3-F4) fibrosis and cirrhosis (F4), micro- and
 The measures are those of the library, `LiverFibrosisStagingLib.evaluation`; this module determines
 and applies temperature and operating points.
 
+Stages that are known as ranges count in the groups that they decide only.
+
 Thresholds and temperature are never chosen on the cases they are evaluated on. In cross-validation
 the operating points (Youden's index) and the temperature of a fold are determined on the
 out-of-fold predictions of the other folds; for a test cohort they are taken from the model.
@@ -19,8 +21,20 @@ import numpy as np
 from common.calibration import fit_temperature
 from evaluation.staged import Staged
 from LiverFibrosisStagingLib.evaluation.cohort import cohort_measures
-from LiverFibrosisStagingLib.evaluation.measures import auc, group_probabilities, number, youden
-from LiverFibrosisStagingLib.stages import GROUPS, STAGES, median_stage, softmax
+from LiverFibrosisStagingLib.evaluation.measures import (
+    auc,
+    best_point,
+    group_probabilities,
+    number,
+)
+from LiverFibrosisStagingLib.stages import (
+    GROUPS,
+    STAGES,
+    decided,
+    median_stage,
+    softmax,
+    stage_array,
+)
 
 TEST = -1  # fold number of the cases of a test cohort
 
@@ -29,7 +43,8 @@ TEST = -1  # fold number of the cases of a test cohort
 class Predictions:
     """Predictions for n cases.
 
-    patient, name: str [n]. stage: int [n], 0..4 by histology. fold: int [n], the fold that tests
+    patient, name: str [n]. stage: 0..4 by histology, int [n], or [n, 2] with lowest and highest if
+    some are ranges (`stages.stage_array`). fold: int [n], the fold that tests
     the case, or -1 for a test cohort. logits: float64 [n, 5], before temperature scaling.
     """
 
@@ -45,7 +60,7 @@ class Predictions:
         return cls(
             patient=np.array([case.patient for case in staged]),
             name=np.array([case.name for case in staged]),
-            stage=np.array([case.stage for case in staged], int),
+            stage=stage_array([case.stages for case in staged]),
             fold=np.array([TEST if folds is None else folds[case.name] for case in staged], int),
             logits=np.array([case.logits for case in staged], np.float64).reshape(-1, len(STAGES)),
         )
@@ -73,7 +88,8 @@ def cross_validated(predictions: Predictions, repeats: int = 2000, seed: int = 0
         "evaluation": f"{len(folds)}-fold cross-validation, out-of-fold predictions pooled",
         "temperature": temperature,
         "operating_points": {
-            name: youden(predictions.stage >= GROUPS[name], exported[name]) for name in GROUPS
+            name: best_point(predictions.stage, exported[name], first)
+            for name, first in GROUPS.items()
         },
         **found,
         "folds": folds,
@@ -130,10 +146,11 @@ def calibrate_folds(predictions: Predictions) -> tuple[Calibrated, list[dict[str
         scores = group_probabilities(probabilities[own])
         points, aucs = {}, {}
         for name, first in GROUPS.items():
-            points[name] = youden(predictions.stage[other] >= first, chosen[name])
+            points[name] = best_point(predictions.stage[other], chosen[name], first)
             positive[name][own] = scores[name] >= points[name]
-            ones = np.ones((1, int(own.sum())))
-            aucs[name] = number(auc(predictions.stage[own] >= first, scores[name], ones)[0])
+            known, truth = decided(predictions.stage[own], first)
+            ones = np.ones((1, len(truth)))
+            aucs[name] = number(auc(truth, scores[name][known], ones)[0])
         about.append(
             {
                 "fold": int(fold),

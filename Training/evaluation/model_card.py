@@ -12,7 +12,7 @@ from common.files import write_text
 from common.tables import markdown
 from evaluation import acquisition
 from LiverFibrosisStagingLib import StagingModel
-from LiverFibrosisStagingLib.evaluation.tables import table_2
+from LiverFibrosisStagingLib.evaluation.tables import scored, table_2
 from LiverFibrosisStagingLib.model import Card
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES
 
@@ -76,7 +76,9 @@ def _map_voxel(card: Card) -> list[float]:
 
 
 def _training(card: Card, plan: dict[str, Any]) -> str:
-    counts = ", ".join(f"{s} {n}" for s, n in zip(STAGES, card.training["cases_per_stage"]))
+    by_stage = dict(zip(STAGES, card.training["cases_per_stage"]))
+    by_stage |= card.training.get("cases_per_range", {})
+    counts = ", ".join(f"{s} {n}" for s, n in by_stage.items())
     labels = "".join(f"- Stages of {n} CTs: {text}\n" for text, n in plan["labels"].items())
     schedule = ", ".join(f"{key} {value}" for key, value in plan["schedule"].items())
     return (
@@ -125,10 +127,7 @@ def _results(run: Path) -> str:
 
 
 def _measured(found: dict[str, Any], folder: str) -> str:
-    kappa = found["stages"]["quadratic_kappa"]
-    agreement = (
-        f"Quadratic-weighted kappa {kappa['value']:.2f} [{kappa['low']:.2f}, {kappa['high']:.2f}]."
-    )
+    agreement = f"Quadratic-weighted kappa {scored(found['stages'], 'quadratic_kappa')}."
     pictures = "\n".join(
         f"![{title}]({folder}figures/{name}.png)"
         for title, name in (

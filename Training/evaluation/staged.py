@@ -20,7 +20,7 @@ from cases.manifest import Case
 from common.files import write_text
 from LiverFibrosisStagingLib import StagingModel, __version__
 from LiverFibrosisStagingLib.errors import StagingError
-from LiverFibrosisStagingLib.stages import RESEARCH_USE, median_stage
+from LiverFibrosisStagingLib.stages import RESEARCH_USE, StageRange, median_stage
 from LiverFibrosisStagingLib.staging import stage
 
 SCHEMA = 3
@@ -30,19 +30,24 @@ SCHEMA = 3
 class Staged:
     """A staged case with its histological stage.
 
-    stage, predicted: 0..4, by histology and by the model. logits, probabilities: float64 [5].
+    stages: by histology. predicted: 0..4, by the model. logits, probabilities: float64 [5].
     measurements: region -> mean, share, volume_ml of the predicted stage's location map.
     member_probabilities: float64 [members, 5] of an ensemble, None for a single network.
     """
 
     name: str
     patient: str
-    stage: int
+    stages: StageRange
     logits: np.ndarray
     probabilities: np.ndarray
     predicted: int
     measurements: dict[str, dict[str, float]]
     member_probabilities: np.ndarray | None = None
+
+    @property
+    def stage(self) -> int | None:
+        """The histological stage, 0..4; None if it is known as a range only."""
+        return self.stages.exact
 
 
 def stage_cases(
@@ -122,7 +127,7 @@ def _staged(case: Case, record: dict[str, Any]) -> Staged:
     return Staged(
         name=case.name,
         patient=case.patient,
-        stage=case.stage,
+        stages=case.stages,
         logits=np.array(record["logits"]),
         probabilities=probabilities,
         predicted=int(median_stage(probabilities)),

@@ -27,7 +27,7 @@ from insilico.cohort import images
 from insilico.paint import CANVAS_MM, Painter
 from LiverFibrosisStagingLib import StagingModel, __version__
 from LiverFibrosisStagingLib.errors import StagingError
-from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES, median_stage, softmax
+from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES, StageRange, median_stage, softmax
 from LiverFibrosisStagingLib.staging import stage
 from painted.cases import HELD_SEED
 from painted.export import export
@@ -110,7 +110,7 @@ def calibrate(
         own = Staged(
             name=f"{patient}_{number:03d}",
             patient=patient,
-            stage=int(stages[k]),
+            stages=StageRange(int(stages[k]), int(stages[k])),
             logits=logits[k],
             probabilities=probabilities[k],
             predicted=int(predicted[k]),

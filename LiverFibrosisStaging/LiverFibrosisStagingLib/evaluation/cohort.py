@@ -1,12 +1,13 @@
 """The measures of a cohort as one dictionary, as it is written to metrics.json."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..report.summary import REGION_NAMES
-from ..stages import GROUPS, STAGES
+from ..stages import GROUPS, STAGES, StageRange, decided, exact, stage_bounds
 from .comparing import auc_interval, f0_against_f4
 from .measures import (
     INTERVAL,
@@ -25,6 +26,7 @@ from .measures import (
     micro_auc,
     obuchowski,
     quadratic_kappa,
+    ratio,
     reliability,
 )
 
@@ -42,24 +44,67 @@ def cohort_measures(
 ) -> dict[str, Any]:
     """Measures of staged cases: by group (`groups`), and over all stages (`stages`).
 
-    stage, predicted: int [n], 0..4, by histology and as staged. probabilities: float64 [n, 5].
-    positive: group -> whether each case is positive at the operating point, bool [n]. patient:
-    whose case it is, [n]; intervals are by resampling patients. What is not defined is None.
+    stage: 0..4 by histology, int [n], or [n, 2] with lowest and highest where it is known as a
+    range. A group is measured on the `cases` whose range decides whether they belong to it, without
+    those that are `undecided`; the measures over all stages on the `cases` with one stage.
+
+    predicted: int [n], 0..4, as staged. probabilities: float64 [n, 5]. positive: group -> whether
+    each case is positive at the operating point, bool [n]. patient: whose case it is, [n];
+    intervals are by resampling the patients of the measured cases. What is not defined is None.
     """
-    weights = draw_patients(patient, repeats, seed)
     scores = group_probabilities(probabilities)
     groups = {}
     for name, first in GROUPS.items():
-        truth, score = stage >= first, scores[name]
-        squares = (score - truth) ** 2
+        known, truth = decided(stage, first)
+        weights = draw_patients(patient[known], repeats, seed)
+        of_group = scores[name][known], positive[name][known], patient[known], weights
         groups[name] = {
-            **binary_measures(truth, score, positive[name], patient, weights),
-            "brier": interval(lambda w, s=squares: mean(s, w), weights),
-            "positive_cases": int(truth.sum()),
-            "calibration": calibration_line(truth, score)._asdict(),
-            "expected_calibration_error": expected_calibration_error(truth, score),
-            "reliability": reliability(truth, score),
+            **_group_measures(truth, *of_group),
+            "cases": int(known.sum()),
+            "undecided": int((~known).sum()),
         }
+    known, one = exact(stage)
+    weights = draw_patients(patient[known], repeats, seed)
+    return {
+        "cases": len(patient),
+        "patients": len(np.unique(patient)),
+        "cases_by_stage": cases_by_stage(stage),
+        "interval": f"{INTERVAL}, {repeats} repeats",
+        "groups": groups,
+        "stages": _stage_measures(one, probabilities[known], predicted[known], weights)
+        | {"cases": int(known.sum())},
+    }
+
+
+def cases_by_stage(stage: np.ndarray) -> dict[str, int]:
+    """Number of cases of each stage, and of each range of stages that occurs, by name."""
+    counts = Counter(str(StageRange(*one)) for one in np.transpose(stage_bounds(stage)))
+    return {name: counts.pop(name, 0) for name in STAGES} | dict(sorted(counts.items()))
+
+
+def _group_measures(
+    truth: np.ndarray,
+    score: np.ndarray,
+    positive: np.ndarray,
+    patient: np.ndarray,
+    weights: np.ndarray,
+) -> dict[str, Any]:
+    """Measures of the cases that decide a group; arguments as for `binary_measures`."""
+    squares = (score - truth) ** 2
+    return {
+        **binary_measures(truth, score, positive, patient, weights),
+        "brier": interval(lambda w: mean(squares, w), weights),
+        "positive_cases": int(truth.sum()),
+        "calibration": calibration_line(truth, score)._asdict(),
+        "expected_calibration_error": expected_calibration_error(truth, score),
+        "reliability": reliability(truth, score),
+    }
+
+
+def _stage_measures(
+    stage: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, weights: np.ndarray
+) -> dict[str, Any]:
+    """Measures of the cases with one stage, int [n]."""
 
     def of_counts(measure: Measure) -> Interval:
         return interval(lambda w: measure(confusion(stage, predicted, w)), weights)
@@ -69,29 +114,18 @@ def cohort_measures(
     confidence = probabilities[np.arange(len(stage)), predicted]
     expected = probabilities @ np.arange(len(STAGES))
     return {
-        "cases": len(stage),
-        "patients": len(np.unique(patient)),
-        "cases_by_stage": dict(zip(STAGES, np.bincount(stage, minlength=len(STAGES)).tolist())),
-        "interval": f"{INTERVAL}, {repeats} repeats",
-        "groups": groups,
-        "stages": {
-            "macro_auc": interval(lambda w: macro_auc(stage, probabilities, w), weights),
-            "micro_auc": interval(lambda w: micro_auc(stage, probabilities, w), weights),
-            "auc": {
-                STAGES[s]: interval(lambda w, s=s: auc(stage == s, probabilities[:, s], w), weights)
-                for s in np.unique(stage)
-            },
-            "obuchowski": interval(lambda w: obuchowski(stage, expected, w), weights),
-            "accuracy": of_counts(lambda c: c.trace(axis1=1, axis2=2) / c.sum(axis=(1, 2))),
-            "quadratic_kappa": of_counts(quadratic_kappa),
-            "brier": interval(lambda w: mean(squares, w), weights),
-            "expected_calibration_error": expected_calibration_error(
-                stage == predicted, confidence
-            ),
-            "confusion": confusion(stage, predicted, np.ones((1, len(stage))))[0]
-            .astype(int)
-            .tolist(),
+        "macro_auc": interval(lambda w: macro_auc(stage, probabilities, w), weights),
+        "micro_auc": interval(lambda w: micro_auc(stage, probabilities, w), weights),
+        "auc": {
+            STAGES[s]: interval(lambda w, s=s: auc(stage == s, probabilities[:, s], w), weights)
+            for s in np.unique(stage)
         },
+        "obuchowski": interval(lambda w: obuchowski(stage, expected, w), weights),
+        "accuracy": of_counts(lambda c: ratio(c.trace(axis1=1, axis2=2), c.sum(axis=(1, 2)))),
+        "quadratic_kappa": of_counts(quadratic_kappa),
+        "brier": interval(lambda w: mean(squares, w), weights),
+        "expected_calibration_error": expected_calibration_error(stage == predicted, confidence),
+        "confusion": confusion(stage, predicted, np.ones((1, len(stage))))[0].astype(int).tolist(),
     }
 
 

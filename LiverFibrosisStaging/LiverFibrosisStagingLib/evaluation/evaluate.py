@@ -19,12 +19,14 @@ from ..model import read_card
 from ..report.content import SIGN_NAMES
 from ..resources import default_model_path
 from ..signs.measure import UNITS
-from ..stages import GROUPS, RESEARCH_USE
+from ..stages import GROUPS, RESEARCH_USE, decided, exact
 from . import figures
 from .cohort import SMALL, binary_measures, cohort_measures, describe_weights, weights_by_stage
 from .comparing import delong
 from .measures import (
+    UNDEFINED,
     Interval,
+    best_point,
     draw_patients,
     group_probabilities,
     interval,
@@ -67,7 +69,6 @@ SCHEMA = 1
 ALL, SUPPORTED = "all cases", "supported cases"
 OF_MODEL = "of the model"
 OPTIMISTIC = "Youden's index on these cases; optimistic"
-UNDEFINED: Interval = {"value": None, "low": None, "high": None}
 DIGITS = 6  # significant, in metrics.json
 
 
@@ -149,7 +150,7 @@ def _operating_points(cases: Cases, file: Path | None) -> tuple[dict[str, float]
             )
     scores = group_probabilities(cases.probabilities)
     return {
-        name: youden(cases.stage >= first, scores[name]) for name, first in GROUPS.items()
+        name: best_point(cases.stage, scores[name], first) for name, first in GROUPS.items()
     }, OPTIMISTIC
 
 
@@ -201,31 +202,35 @@ def _sign(cases: Cases, key: str, repeats: int, seed: int) -> dict[str, Any]:
 
     None for a group of which these cases have one class only.
     """
-    known = np.isfinite(cases.signs[key])
+    measured = np.isfinite(cases.signs[key])
     found: dict[str, Any] = {
         "rises": directions()[key] > 0,
-        "cases": int(known.sum()),
+        "cases": int(measured.sum()),
         "obuchowski": None,
         "groups": dict.fromkeys(GROUPS),
     }
-    if not known.any():
+    if not measured.any():
         return found
-    stage, patient = cases.stage[known], cases.patient[known]
-    score = directions()[key] * cases.signs[key][known]
-    weights = draw_patients(patient, repeats, seed)
-    found["obuchowski"] = interval(lambda w: obuchowski(stage, score, w), weights)
-    network = group_probabilities(cases.probabilities[known])
+    stage, patient = cases.stage[measured], cases.patient[measured]
+    score = directions()[key] * cases.signs[key][measured]
+    known, one = exact(stage)
+    weights = draw_patients(patient[known], repeats, seed)
+    found["obuchowski"] = interval(lambda w: obuchowski(one, score[known], w), weights)
+    network = group_probabilities(cases.probabilities[measured])
     cuts = published_cuts(key)
     for name, first in GROUPS.items():
-        at = stage >= first
+        known, at = decided(stage, first)
         if at.all() or not at.any():
             continue
-        cut = cuts[name].score if name in cuts else youden(at, score)
+        own = score[known]
+        cut = cuts[name].score if name in cuts else youden(at, own)
+        weights = draw_patients(patient[known], repeats, seed)
         found["groups"][name] = {
             "cutoff": directions()[key] * cut,
             "cutoff_source": cuts[name].source if name in cuts else OPTIMISTIC,
-            **binary_measures(at, score, score >= cut, patient, weights),
-            "network_against_sign": _delong(at, network[name], score, patient),
+            "cases": len(at),
+            **binary_measures(at, own, own >= cut, patient[known], weights),
+            "network_against_sign": _delong(at, network[name][known], own, patient[known]),
         }
     return found
 
@@ -233,10 +238,10 @@ def _sign(cases: Cases, key: str, repeats: int, seed: int) -> dict[str, Any]:
 def _delong(
     truth: np.ndarray, first: np.ndarray, second: np.ndarray, patient: np.ndarray
 ) -> dict[str, float] | None:
-    """DeLong's comparison; None with fewer than two patients in a class."""
+    """DeLong's comparison and its number of cases; None with fewer than two patients in a class."""
     if min(len(np.unique(patient[one])) for one in (truth, ~truth)) < 2:
         return None
-    return delong(truth, first, second, patient)._asdict()
+    return {"cases": len(truth), **delong(truth, first, second, patient)._asdict()}
 
 
 def _compared(cases: Cases, other: Cases) -> dict[str, Any]:
@@ -249,16 +254,17 @@ def _compared(cases: Cases, other: Cases) -> dict[str, Any]:
     stage, patient = cases.stage[own], cases.patient[own]
     first = group_probabilities(cases.probabilities[own])
     second = group_probabilities(other.probabilities[theirs])
+    groups = {}
+    for name, lowest in GROUPS.items():
+        known, truth = decided(stage, lowest)
+        groups[name] = _delong(truth, first[name][known], second[name][known], patient[known])
     return {
         "cases": len(own),
         "only_in_results": len(cases.case) - len(own),
         "only_in_other": len(other.case) - len(own),
         "models": [one._asdict() for one in other.models],
         "trained_on": _trained_on(other.models),
-        "groups": {
-            name: _delong(stage >= lowest, first[name], second[name], patient)
-            for name, lowest in GROUPS.items()
-        },
+        "groups": groups,
     }
 
 
@@ -275,8 +281,13 @@ def _warnings(cases: Cases, points_source: str) -> list[str]:
             "accuracy are optimistic."
         )
     for name, first in GROUPS.items():
-        positive = int((cases.stage >= first).sum())
-        for count, words in ((positive, "with"), (len(cases.stage) - positive, "without")):
+        known, truth = decided(cases.stage, first)
+        if not known.all():
+            found.append(
+                f"{group_title(name)}: {len(truth)} of {len(known)} cases are scored; the range of "
+                "stages of the others does not say whether they have it."
+            )
+        for count, words in ((int(truth.sum()), "with"), (int((~truth).sum()), "without")):
             if count < SMALL:
                 found.append(f"{group_title(name)}: there are only {count} cases {words} it.")
     return found
@@ -368,7 +379,8 @@ def _comparison_rows(found: Mapping[str, Any]) -> Table:
     for name, (count, groups) in compared.items():
         for group, one in groups.items():
             numbers = [""] * len(fields) if one is None else [one[key] for key in fields]
-            rows.append([found["label"], name, group, count, *numbers])
+            compared_on = count if one is None else one["cases"]
+            rows.append([found["label"], name, group, compared_on, *numbers])
     return rows
 
 
@@ -376,8 +388,10 @@ def _decision_rows(cases: Cases) -> Table:
     rows: Table = [["group", "threshold", "net benefit", "net benefit of all positive"]]
     scores = group_probabilities(cases.probabilities)
     for name, first in GROUPS.items():
-        truth = cases.stage >= first
-        own = net_benefit(truth, scores[name], figures.THRESHOLDS)
+        known, truth = decided(cases.stage, first)
+        if not known.any():
+            continue
+        own = net_benefit(truth, scores[name][known], figures.THRESHOLDS)
         everyone = net_benefit(truth, np.ones(len(truth)), figures.THRESHOLDS)
         for line in zip(figures.THRESHOLDS, own, everyone):
             rows.append([name, *(f"{value:.6g}" for value in line)])

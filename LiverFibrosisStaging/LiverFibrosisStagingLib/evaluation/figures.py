@@ -18,11 +18,11 @@ from sklearn.metrics import roc_curve
 
 from ..errors import StagingError
 from ..report.summary import REGION_NAMES
-from ..stages import GROUPS, RESEARCH_USE, STAGES
+from ..stages import GROUPS, RESEARCH_USE, STAGES, decided, exact
 from .comparing import f0_against_f4, p_value
 from .measures import group_probabilities, net_benefit
 from .paper import LIVER_WEIGHT, SOURCE, TABLE_2
-from .tables import NOT_DEFINED, group_title, with_interval
+from .tables import NOT_DEFINED, NOT_SCORED, group_title, scored, with_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,18 +73,20 @@ def save(figure: Figure, stem: Path) -> None:
 def roc_groups(stage: np.ndarray, probabilities: np.ndarray, found: Mapping[str, Any]) -> Figure:
     """Fig. 3a: ROC curves and AUCs of the groups, with their and the paper's operating points.
 
-    stage: int [n], by histology. probabilities: [n, 5]. found: of `cohort_measures`, and
-    `evaluation`, on what, in words.
+    stage: int [n], or [n, 2] with lowest and highest, by histology. probabilities: [n, 5]. found:
+    of `cohort_measures`, and `evaluation`, on what, in words.
     """
     figure, axes = _roc_axes(f"Groups of stages, {found['evaluation']}")
     for name, scores in group_probabilities(probabilities).items():
-        truth = stage >= GROUPS[name]
+        known, truth = decided(stage, GROUPS[name])
+        color, dash = GROUP_LOOK[name]
+        if not known.any():
+            axes.plot([], [], dash, color=color, label=f"{group_title(name)}\n{NOT_SCORED}")
         if truth.all() or not truth.any():
             continue
-        color, dash = GROUP_LOOK[name]
         measured, paper = found["groups"][name], TABLE_2[name]
         label = f"{group_title(name)}\nAUC {with_interval(measured['auc'])}"
-        axes.plot(*roc_curve(truth, scores)[:2], dash, color=color, lw=1.8, label=label)
+        axes.plot(*roc_curve(truth, scores[known])[:2], dash, color=color, lw=1.8, label=label)
         ours = 1 - measured["specificity"]["value"], measured["sensitivity"]["value"]
         theirs = 1 - paper["specificity"][0], paper["sensitivity"][0]
         axes.plot(*ours, "o", color=color, ms=8, mec="white", zorder=4)
@@ -98,9 +100,14 @@ def roc_groups(stage: np.ndarray, probabilities: np.ndarray, found: Mapping[str,
 def roc_averages(stage: np.ndarray, probabilities: np.ndarray, found: Mapping[str, Any]) -> Figure:
     """Fig. 3b: micro- and macro-averaged ROC over F0 to F4, and ROC of each stage.
 
-    Arguments as for `roc_groups`.
+    Of the cases with one stage. Arguments as for `roc_groups`.
     """
     figure, axes = _roc_axes("Averages over the stages")
+    known, stage = exact(stage)
+    if not known.any():
+        axes.text(0.5, 0.5, NOT_SCORED, ha="center", va="bottom")
+        return figure
+    probabilities = probabilities[known]
     grid = np.linspace(0, 1, 501)
     curves = []
     for s, color in zip(np.unique(stage), (SKY, PURPLE, ORANGE, GREEN, GREY)):
@@ -128,13 +135,16 @@ def reliability(found: Mapping[str, Any], about: str) -> Figure:
     figure = _figure((9.8, 4.6))
     for axes, name in zip(figure.subplots(1, len(GROUPS), sharey=True), GROUPS):
         group, color = found["groups"][name], GROUP_LOOK[name][0]
-        x, y, cases = np.array([list(b.values()) for b in group["reliability"]]).T
         axes.plot((0, 1), (0, 1), ":", color=GREY, lw=1)
-        axes.plot(x, y, "-", color=color, lw=1.2)
-        axes.scatter(x, y, 8 + 250 * cases / cases.sum(), color=color, alpha=0.8, zorder=3)
-        error, brier = group["expected_calibration_error"], group["brier"]["value"]
+        words = NOT_SCORED
+        if group["reliability"]:
+            x, y, cases = np.array([list(b.values()) for b in group["reliability"]]).T
+            axes.plot(x, y, "-", color=color, lw=1.2)
+            axes.scatter(x, y, 8 + 250 * cases / cases.sum(), color=color, alpha=0.8, zorder=3)
+            error, brier = group["expected_calibration_error"], group["brier"]["value"]
+            words = f"ECE {error:.3f}\nBrier {brier:.3f}"
         axes.set_title(group_title(name), fontsize=10)
-        axes.text(0.03, 0.97, f"ECE {error:.3f}\nBrier {brier:.3f}", va="top", fontsize=8.5)
+        axes.text(0.03, 0.97, words, va="top", fontsize=8.5)
         axes.set(xlabel="Predicted probability", xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
         axes.set_box_aspect(1)
         _plain(axes)
@@ -146,23 +156,28 @@ def reliability(found: Mapping[str, Any], about: str) -> Figure:
 def decision_curves(stage: np.ndarray, probabilities: np.ndarray) -> Figure:
     """Net benefit over the threshold for each group, beside treating all cases and none.
 
-    stage: int [n], by histology. probabilities: [n, 5].
+    stage: int [n], or [n, 2] with lowest and highest, by histology. probabilities: [n, 5].
     """
     figure = _figure((9.8, 4.4))
+    lines: tuple[list[Any], list[str]] = [], []
     scores = group_probabilities(probabilities)
     for axes, name in zip(figure.subplots(1, len(GROUPS)), GROUPS):
-        truth, color = stage >= GROUPS[name], GROUP_LOOK[name][0]
-        benefit = net_benefit(truth, scores[name], THRESHOLDS)
+        (known, truth), color = decided(stage, GROUPS[name]), GROUP_LOOK[name][0]
+        axes.set_title(group_title(name), fontsize=10)
+        axes.set(xlabel="Threshold probability", xlim=(0, 1))
+        _plain(axes)
+        if not known.any():
+            axes.text(0.5, 0.5, NOT_SCORED, ha="center")
+            continue
+        benefit = net_benefit(truth, scores[name][known], THRESHOLDS)
         everyone = net_benefit(truth, np.ones(len(truth)), THRESHOLDS)
         axes.plot(THRESHOLDS, benefit, color=color, lw=1.8, label="by the probability (coloured)")
         axes.plot(THRESHOLDS, everyone, "--", color=GREY, lw=1.2, label="all positive")
         axes.axhline(0, color="black", lw=0.8, label="none positive")
         top = max(truth.mean(), 0.05)
-        axes.set(xlabel="Threshold probability", xlim=(0, 1), ylim=(-0.25 * top, 1.1 * top))
-        axes.set_title(group_title(name), fontsize=10)
-        _plain(axes)
+        axes.set_ylim(-0.25 * top, 1.1 * top)
+        lines = axes.get_legend_handles_labels()
     figure.axes[0].set_ylabel("Net benefit")
-    lines = figure.axes[0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     return figure
 
@@ -206,7 +221,7 @@ def confusion(found: Mapping[str, Any]) -> Figure:
     axes.set_yticks(range(len(STAGES)), names)
     axes.set(xlabel="Predicted stage", ylabel="Stage by histology")
     figure.colorbar(picture, ax=axes, shrink=0.75, label="Share of the row")
-    kappa = with_interval(found["stages"]["quadratic_kappa"])
+    kappa = scored(found["stages"], "quadratic_kappa")
     axes.set_title(f"Quadratic-weighted kappa {kappa}", fontsize=10)
     return figure
 

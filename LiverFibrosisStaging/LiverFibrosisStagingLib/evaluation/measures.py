@@ -14,7 +14,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_curve
 
-from ..stages import GROUPS, STAGES
+from ..stages import GROUPS, STAGES, decided
 
 BINS = 10  # of equal width, for reliability and expected calibration error
 INTERVAL = "95 % percentile interval, bootstrap over patients"
@@ -24,6 +24,7 @@ _LARGEST = 1_000_000  # weights that a measure is given at once, which bounds th
 
 Measure = Callable[[np.ndarray], np.ndarray]
 Interval = dict[str, float | None]
+UNDEFINED: Interval = {"value": None, "low": None, "high": None}
 
 
 class CalibrationLine(NamedTuple):
@@ -55,6 +56,12 @@ def youden(truth: np.ndarray, score: np.ndarray) -> float:
     return float(thresholds[best : best + 2].mean())
 
 
+def best_point(stage: np.ndarray, score: np.ndarray, first: int) -> float:
+    """`youden` for the stages from `first` on, of the cases whose `stage` [n] or [n, 2] decides."""
+    known, truth = decided(stage, first)
+    return youden(truth, score[known])
+
+
 def draw_patients(patient: np.ndarray, repeats: int, seed: int) -> np.ndarray:
     """How often each case is in each bootstrap sample, float64 [repeats, n].
 
@@ -63,13 +70,16 @@ def draw_patients(patient: np.ndarray, repeats: int, seed: int) -> np.ndarray:
     patients, index = np.unique(patient, return_inverse=True)
     rng = np.random.default_rng(seed)
     count = len(patients)
+    if not count:
+        return np.empty((repeats, 0))
     return rng.multinomial(count, np.full(count, 1 / count), size=repeats)[:, index].astype(float)
 
 
 def interval(measure: Measure, weights: np.ndarray, patients: int | None = None) -> Interval:
     """Value and 95 % percentile interval of a measure over bootstrap `weights` [repeats, n].
 
-    Repeats in which it is undefined (a class was not drawn) are ignored; None if all are.
+    Repeats in which it is undefined (a class was not drawn) are ignored; None if all are, or if
+    there is no case.
 
     patients: how many independent patients a share or an AUC rests on, those of the smaller class
     for an AUC. With fewer than MIN_PATIENTS there is no interval. If the value is 0 or 1, all
@@ -77,6 +87,8 @@ def interval(measure: Measure, weights: np.ndarray, patients: int | None = None)
     (Clopper and Pearson 1934). For an AUC that holds because as many pairs of a positive and a
     negative case are disjoint, and so are independently in the right order.
     """
+    if not weights.shape[1]:
+        return dict(UNDEFINED)
     value = measure(np.ones((1, weights.shape[1])))[0]
     if patients is not None and patients < MIN_PATIENTS:
         return {"value": number(value), "low": None, "high": None}
@@ -160,11 +172,14 @@ def reliability(truth: np.ndarray, probability: np.ndarray) -> list[dict[str, fl
     ]
 
 
-def expected_calibration_error(truth: np.ndarray, probability: np.ndarray) -> float:
+def expected_calibration_error(truth: np.ndarray, probability: np.ndarray) -> float | None:
     """Mean over cases of |observed frequency - mean probability| of the case's bin (Naeini 2015).
 
-    Without an interval, because the error is biased upwards in bootstrap samples.
+    Without an interval, because the error is biased upwards in bootstrap samples. None if there is
+    no case.
     """
+    if not len(truth):
+        return None
     gaps = np.bincount(_bins(probability), weights=truth - probability)
     return float(np.abs(gaps).sum() / len(truth))
 

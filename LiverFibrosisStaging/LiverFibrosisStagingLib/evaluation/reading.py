@@ -16,7 +16,7 @@ from ..files import cell
 from ..fingerprint import sha256_of
 from ..report.summary import REGION_NAMES
 from ..signs.measure import UNITS
-from ..stages import GROUPS, STAGES
+from ..stages import ANY_STAGE, GROUPS, STAGES, StageRange, stage_array
 from .cohort import relative_weights
 
 NEEDED = ("case", "status", "stage", *STAGES)
@@ -56,11 +56,12 @@ class Source:
 class Cases:
     """n evaluated cases, in the order of the results.
 
-    stage, predicted: int [n], 0..4, by the reference standard and as staged. probabilities:
-    float64 [n, 5]. supported: bool [n], or None if the results do not say. positive: group -> bool
-    [n], at the model's operating points, or None if the results do not say it of all cases. signs:
-    sign -> float64 [n], NaN where not measured. weights: region -> mean weight [n] of the predicted
-    stage's map, NaN where there is none.
+    stage: int [n], 0..4, by the reference standard, or [n, 2] with lowest and highest if it has
+    ranges (`stages.stage_array`). predicted: int [n], as staged. probabilities: float64 [n, 5].
+    supported: bool [n], or None if the results do not say. positive: group -> bool [n], at the
+    model's operating points, or None if the results do not say it of all cases. signs: sign ->
+    float64 [n], NaN where not measured. weights: region -> mean weight [n] of the predicted stage's
+    map, NaN where there is none.
     """
 
     case: np.ndarray
@@ -83,9 +84,10 @@ def read_evaluated(results: Path, truth: Path) -> Cases:
 
     results: CSV or Parquet with columns of `batch.table`, of which only `NEEDED` have to be there,
     so that the table of another program can be evaluated or compared.
-    truth: CSV or Parquet with the columns case, stage (F0..F4 or 0..4; empty if unknown) and,
-    optionally, patient, for patients with several CTs. What cannot be evaluated is in `left_out`:
-    cases that failed, have no reference standard, or are not in the results.
+    truth: CSV or Parquet with the columns case, stage (F0..F4 or 0..4, or a range such as F1-F2;
+    empty if unknown) and, optionally, patient, for patients with several CTs. What cannot be
+    evaluated is in `left_out`: cases that failed, have no reference standard, or are not in the
+    results.
 
     Raises StagingError for a file that cannot be read, a missing column, a case that occurs twice,
     a stage or number that is none, and if no case is left.
@@ -141,7 +143,7 @@ def read_evaluated(results: Path, truth: Path) -> Cases:
         patient=np.array(
             [known[r].get("patient") or f"case {rows[n]['case']}" for n, r, _ in used]
         ),
-        stage=np.array([stage for _, _, stage in used], int),
+        stage=stage_array([stage for _, _, stage in used]),
         predicted=np.array([_predicted(results, n, rows[n]) for n, _, _ in used], int),
         probabilities=probabilities,
         supported=np.isin(supported, _TRUE) if any(supported) else None,
@@ -223,17 +225,22 @@ def _by_case(path: Path, rows: Sequence[Row]) -> dict[str, int]:
     return found
 
 
-def stage_of(path: Path, line: int, text: str) -> int | None:
-    """The stage 0..4 in a cell of a table; None if it is empty. Raises StagingError."""
+def stage_of(path: Path, line: int, text: str) -> StageRange | None:
+    """The stage or range of stages in a cell of a table.
+
+    None if the cell is empty or its range is that of all stages. Raises StagingError.
+    """
     if not text:
         return None
-    value = _as_float(text.upper().removeprefix("F"))
-    if value not in range(len(STAGES)):
+    value = _as_float(text.upper().removeprefix("F"))  # numbers of a spreadsheet, such as 2.0
+    try:
+        found = StageRange.of(str(int(value)) if value in range(len(STAGES)) else text)
+    except ValueError:
         raise StagingError(
-            f"{path}, line {line}: the stage is {text!r}; F0 to F4, 0 to 4, or nothing if it "
-            "is unknown, is needed."
-        )
-    return int(value)
+            f"{path}, line {line}: the stage is {text!r}; F0 to F4, 0 to 4, a range such as F1-F2, "
+            "or nothing if it is unknown, is needed."
+        ) from None
+    return None if found == ANY_STAGE else found
 
 
 def _predicted(path: Path, number: int, row: Row) -> int:

@@ -13,6 +13,7 @@ from .paper import LIVER_WEIGHT, SOURCE, TABLE_2
 Table = list[list[str]]
 
 NOT_DEFINED = "not defined"
+NOT_SCORED = "not scored"  # no case has a stage, or a range of stages, that decides it
 MISSING = "-"  # what a source does not report
 MEASURES = {
     "auc": "AUC",
@@ -20,6 +21,7 @@ MEASURES = {
     "sensitivity": "Sensitivity (%)",
     "accuracy": "Accuracy (%)",
 }
+_FORMAT = {key: (2, 1) if key == "auc" else (1, 100) for key in MEASURES}  # decimals and factor
 GROUP_TITLES = {
     "significant": "Significant fibrosis",
     "advanced": "Advanced fibrosis",
@@ -31,12 +33,13 @@ STAGE_ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "Cases": lambda one: str(one["cases"]),
     "Patients": lambda one: str(one["patients"]),
     "Cases by stage": lambda one: ", ".join(f"{s} {n}" for s, n in one["cases_by_stage"].items()),
-    "Quadratic-weighted kappa": lambda one: with_interval(one["stages"]["quadratic_kappa"]),
-    "Obuchowski measure": lambda one: with_interval(one["stages"]["obuchowski"]),
-    "Macro-average AUC": lambda one: with_interval(one["stages"]["macro_auc"]),
-    "Micro-average AUC": lambda one: with_interval(one["stages"]["micro_auc"]),
-    "Same stage (%)": lambda one: with_interval(one["stages"]["accuracy"], 1, 100),
-    "Brier score, five stages": lambda one: with_interval(one["stages"]["brier"], 3),
+    "Cases with one stage, measured below": lambda one: str(one["stages"]["cases"]),
+    "Quadratic-weighted kappa": lambda one: scored(one["stages"], "quadratic_kappa"),
+    "Obuchowski measure": lambda one: scored(one["stages"], "obuchowski"),
+    "Macro-average AUC": lambda one: scored(one["stages"], "macro_auc"),
+    "Micro-average AUC": lambda one: scored(one["stages"], "micro_auc"),
+    "Same stage (%)": lambda one: scored(one["stages"], "accuracy", 1, 100),
+    "Brier score, five stages": lambda one: scored(one["stages"], "brier", 3),
 }
 
 
@@ -56,18 +59,31 @@ def with_interval(measured: Mapping[str, float | None], decimals: int = 2, facto
     return f"{factor * value:.{decimals}f} [{ends}]"
 
 
+def scored(measures: Mapping[str, Any], key: str, decimals: int = 2, factor: int = 1) -> str:
+    """One of the measures of `cases` with its interval; NOT_SCORED if there are none."""
+    if not measures["cases"]:
+        return NOT_SCORED
+    return with_interval(measures[key], decimals, factor)
+
+
 def table_2(found: Mapping[str, Mapping[str, Any]]) -> Table:
     """Table 2 beside the paper's: a row for each measure and source, a column for each group.
 
-    found: name of a source, such as "this model", -> measures as of `cohort_measures`.
+    found: name of a source, such as "this model", -> measures as of `cohort_measures`. If a source
+    has ranges of stages that do not decide a group, rows say how many cases are scored.
     """
     lines = [["Measure [95 % interval]", "Source", *map(group_title, GROUPS)]]
     for key, title in MEASURES.items():
         for source, measures in found.items():
-            cells = [_cell(key, measures["groups"][name][key]) for name in GROUPS]
+            cells = [scored(measures["groups"][name], key, *_FORMAT[key]) for name in GROUPS]
             lines.append([title, source, *cells])
         paper = (dict(zip(("value", "low", "high"), TABLE_2[name][key])) for name in GROUPS)
-        lines.append([title, SOURCE, *(_cell(key, one) for one in paper)])
+        lines.append([title, SOURCE, *(with_interval(one, *_FORMAT[key]) for one in paper)])
+    for source, measures in found.items():
+        groups = measures["groups"]
+        if any(group["undecided"] for group in groups.values()):
+            cells = (f"{groups[name]['cases']} of {measures['cases']}" for name in GROUPS)
+            lines.append(["Cases whose stages decide it", source, *cells])
     return lines
 
 
@@ -121,12 +137,15 @@ def calibration_table(found: Mapping[str, Mapping[str, Any] | None]) -> Table:
             if measures is not None:
                 one = measures["groups"][group]
                 line = one["calibration"]
-                cells = [
-                    with_interval(one["brier"], 3),
-                    f"{one['expected_calibration_error']:.3f}",
-                    plain(line["intercept"]),
-                    plain(line["slope"]),
-                ]
+                error = one["expected_calibration_error"]
+                cells = [NOT_SCORED] * 4
+                if error is not None:
+                    cells = [
+                        scored(one, "brier", 3),
+                        f"{error:.3f}",
+                        plain(line["intercept"]),
+                        plain(line["slope"]),
+                    ]
             lines.append([group_title(group), name, *cells])
     return lines
 
@@ -155,7 +174,7 @@ def sign_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
                     if tested is None
                     else f"AUC {tested['difference']:+.3f}, {p_value(tested['p'])}",
                 ]
-            cases = str(sign["cases"])
+            cases = str(sign["cases"] if one is None else one["cases"])
             lines.append([sign_title(key), side, group_title(group), cases, *cells])
     return lines
 
@@ -179,7 +198,3 @@ def _compared(one: Mapping[str, float] | None) -> list[str]:
         return [NOT_DEFINED] * 4
     difference = f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
     return [f"{one['first']:.3f}", f"{one['second']:.3f}", difference, p_value(one["p"])]
-
-
-def _cell(key: str, measured: Mapping[str, float | None]) -> str:
-    return with_interval(measured) if key == "auc" else with_interval(measured, 1, 100)

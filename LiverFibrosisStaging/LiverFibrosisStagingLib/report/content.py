@@ -349,7 +349,9 @@ def _model(summary: Mapping[str, Any], training: Mapping[str, Any]) -> tuple[tup
         ("Trained on", model["trained_on"]),
     ]
     if "cases_per_stage" in training:
-        counts = (f"{s} {n}" for s, n in zip(STAGES, training["cases_per_stage"]))
+        by_stage = dict(zip(STAGES, training["cases_per_stage"]))
+        by_stage |= training.get("cases_per_range", {})
+        counts = (f"{s} {n}" for s, n in by_stage.items())
         facts.append(("Cases by stage", ", ".join(counts)))
     if "evaluated_on" in training:
         facts.append(("Evaluated on", training["evaluated_on"]))
