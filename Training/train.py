@@ -45,6 +45,7 @@ from cases.manifest import (
 )
 from cases.requirements import check_for_training, one_fold_per_site
 from common.options import add_options, with_options
+from common.processes import default_workers, join_processes, process
 from common.resume import RunError, check_not_trained_on, check_plan, digest
 from evaluation import cohort_maps, model_card
 from evaluation.cohort_acquisition import check_acquisition
@@ -57,10 +58,12 @@ from evaluation.evaluate import (
     write_metrics,
 )
 from evaluation.staged import Staged, stage_cases
-from lfs.data import PATCH_OVERLAP, WINDOW_HU, prepare
+from lfs.build import FULL, SMALL, Build
+from lfs.data import PATCH_OVERLAP, prepare
 from lfs.export import describe, export
-from lfs.fit import Schedule, fit, join_processes, process
-from lfs.network import PATCH_SIZE, SMOOTHING_MM, SPACING_MM, LFSNetwork
+from lfs.fit import fit
+from lfs.network import LFSNetwork
+from lfs.schedule import FULL_SCHEDULE, SMALL_SCHEDULE, Schedule, check_crop
 from LiverFibrosisStagingLib import StagingModel, __version__
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.evaluation.cohort import cases_by_stage
@@ -68,27 +71,6 @@ from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES, stage_array
 
 Metrics = dict[str, Any]
 PAPER_CRITERIA = Criteria()
-
-
-@dataclasses.dataclass(frozen=True)
-class Build:
-    """Size of the network and its grid; lengths in (slice, row, column)."""
-
-    patch_size: tuple[int, int, int] = PATCH_SIZE
-    spacing: tuple[float, float, float] = SPACING_MM
-    channels: tuple[int, int, int, int] = (8, 16, 32, 64)
-    dense: int = 64
-
-    def network(self, seed: int) -> LFSNetwork:
-        """An untrained network, the same for the same seed."""
-        torch.manual_seed(seed)
-        return LFSNetwork(self.patch_size, self.channels, dense=self.dense)
-
-
-FULL, FULL_SCHEDULE = Build(), Schedule()
-# For trying out the command in minutes; too coarse for staging.
-SMALL = Build((16, 88, 112), (8.0, 4.0, 4.0), (4, 8, 16, 32), 32)
-SMALL_SCHEDULE = Schedule(steps=24, batch=4, crop_steps=16, crop=40, check_every=8)
 
 
 def train(
@@ -100,6 +82,7 @@ def train(
     criteria: Criteria = EVERYONE,
     folds: int = 5,
     only: int | None = None,
+    fold_seed: int = 0,
     build: Build = FULL,
     schedule: Schedule = FULL_SCHEDULE,
     start_from: Path | None = None,
@@ -113,16 +96,19 @@ def train(
     """Cross-validate, export and report; returns metrics.json, or None if only one fold is trained.
 
     test: manifest of a test cohort with other patients. criteria: inclusion criteria. only: train
-    this fold only, without evaluation (folds can be trained on several machines). start_from: a
+    this fold only, without evaluation (folds can be trained on several machines). fold_seed: of the
+    folds (and of shuffle_labels), so that the same folds can be trained with other seeds of the
+    schedule. start_from: a
     checkpoint.pt; its weights are used where the shapes match. It must not have been trained on
     test cases. shuffle_labels: permute the stages among the patients, as a control at chance level.
-    data: one sentence on the cohort, shown with every result. workers: processes that prepare
-    patches. any_phase: also use CTs that are not in the portal-venous phase. leave_one_site_out:
-    every site is a fold.
+    data: one sentence on the cohort, shown with every result. workers: processes that prepare CTs
+    and patches. any_phase: also use CTs that are not in the portal-venous phase.
+    leave_one_site_out: every site is a fold.
 
     Raises ManifestError, RunError if `run` contains another run, and StagingError if a case cannot
     be staged.
     """
+    check_crop(schedule, build)
     inclusion = apply(read_manifest(manifest, grades), criteria)
     if leave_one_site_out:
         included = one_fold_per_site(inclusion.included, manifest)
@@ -141,8 +127,8 @@ def train(
         check_some(test_checked, test)
     cases = inclusion.included
     if shuffle_labels:
-        cases = permute_stages(cases, schedule.seed)
-    parts = split(cases, folds, schedule.seed)
+        cases = permute_stages(cases, fold_seed)
+    parts = split(cases, folds, fold_seed)
     folds = len(parts)
     if only is not None and only not in range(folds):
         raise RunError(f"--fold {only}: a fold from 0 to {folds - 1} is needed.")
@@ -152,14 +138,14 @@ def train(
     if first_process:
         plan = _plan(cases, parts, build, schedule, start_from, leave_one_site_out)
         checkpoints = [run / f"fold_{k}" / "checkpoint.pt" for k in range(folds)]
-        check_plan(run / "folds.json", plan, checkpoints)
+        check_plan(run / "folds.json", plan, checkpoints, growing=("steps", "patience"))
         cohort_report.report(inclusion, run)
         write_tables(checked, run)
         if test is not None:
             write_tables(test_checked, run / "test")
         for sentence in check_acquisition(cases, run):
             print(sentence, file=sys.stderr)
-    prepared = prepare(cases, run / "cache", build.patch_size, build.spacing)
+    prepared = prepare(cases, run / "cache", build, workers)
     networks = {
         k: _fit_fold(
             k, parts[k], cases, prepared, build, schedule, start_from, run, workers, training_cts[k]
@@ -192,7 +178,7 @@ def train(
     ensemble, single = run / "LFS.onnx", run / "LFS_single.onnx"
     all_cts = frozenset().union(*training_cts.values())
     export(list(networks.values()), ensemble, described, all_cts)
-    best = _lowest_validation_loss(run, folds)
+    best = _best_validation(run, folds)
     export(networks[best], single, described | {"name": f"{name}, fold {best}"}, training_cts[best])
     if test_cases:
         _test(test_cases, (ensemble, single), run, data, described)
@@ -214,11 +200,11 @@ def metadata(name: str, data: str, cases: Sequence[Case], build: Build) -> dict[
         "contract": 1,
         "name": name,
         "stages": list(STAGES),
-        "window_hu": list(WINDOW_HU),
+        "window_hu": list(build.window),
         "spacing_mm": list(build.spacing),
         "patch_size": list(build.patch_size),
         "patch_overlap": PATCH_OVERLAP,
-        "smoothing_mm": SMOOTHING_MM,
+        "smoothing_mm": build.smoothing,
         "reference": {},
         "training": {
             "data": data,
@@ -282,13 +268,20 @@ def _plan(
     start_from: Path | None,
     leave_one_site_out: bool,
 ) -> dict[str, Any]:
-    """The inputs of a run, which must be the same when it is resumed; files as digests."""
+    """The inputs of a run, which must be the same when it is resumed; files as digests.
+
+    Of the schedule, the numbers of steps that result for each fold.
+    """
     names = [case.name for case in cases]
     how = "split by patient, with balanced stages"
     if leave_one_site_out:
         how = "one for each site"
     elif fold_names(cases):
         how = "those of the manifest"
+
+    courses = [schedule.course(len(part.train)) for part in parts]
+    lengths = ("epochs", "crop_epochs", "epoch_patches", "steps", "crop_steps", "patience")
+    fixed = {k: v for k, v in dataclasses.asdict(schedule).items() if k not in lengths}
     return {
         "stages": {case.name: str(case.stages) for case in cases},
         "folds": [
@@ -300,7 +293,10 @@ def _plan(
         "labels": Counter(case.label for case in cases if case.label),
         "outlined": sum(case.outlined for case in cases),
         "build": dataclasses.asdict(build),
-        "schedule": dataclasses.asdict(schedule),
+        "schedule": fixed,
+        "crop_steps": [course.crops for course in courses],
+        "steps": [course.total for course in courses],
+        "patience": schedule.patience,
         "start": start_from and digest(start_from),
         "software": __version__,
     }
@@ -327,16 +323,14 @@ def _fit_fold(
     stages = stage_array([case.stages for case in cases])
     training, validation = ((Subset(prepared, i), stages[i]) for i in (part.train, part.validation))
     folder = run / f"fold_{k}"
-    return fit(
-        network, training, validation, schedule, folder, build.spacing, workers, training_cts
-    )
+    return fit(network, training, validation, schedule, folder, build, workers, training_cts)
 
 
-def _lowest_validation_loss(run: Path, folds: int) -> int:
-    """The fold with the lowest validation loss; the test cases are not used for this choice."""
+def _best_validation(run: Path, folds: int) -> int:
+    """The fold with the best validation; the test cases are not used for this choice."""
     files = [run / f"fold_{k}" / "checkpoint.pt" for k in range(folds)]
     lowest = [torch.load(f, map_location="cpu", weights_only=True)["lowest"] for f in files]
-    return int(np.argmin(lowest))
+    return min(range(folds), key=lowest.__getitem__)
 
 
 def _test(
@@ -409,8 +403,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shuffle-labels", action="store_true", help="permute the stages, as a control"
     )
-    add_options(parser, FULL_SCHEDULE)
-    parser.add_argument("--workers", type=int, default=1, help="processes that prepare patches")
+    parser.add_argument(
+        "--fold-seed", type=int, default=0, help="of the folds; --seed is that of the training"
+    )
+    add_options(parser.add_argument_group("schedule (see README.md)"), FULL_SCHEDULE)
+    add_options(parser.add_argument_group("network and grid (see README.md)"), FULL)
+    workers = default_workers()
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=workers,
+        help=f"processes that prepare CTs and patches, for each GPU; default: {workers}",
+    )
     parser.add_argument("--name", default="LFS", help="the model's name in its metadata")
     parser.add_argument("--data", help="one sentence on the cohort, shown with every result")
     return parser
@@ -419,9 +423,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = _parser().parse_args(arguments)
-    schedule = with_options(SMALL_SCHEDULE if options.small else FULL_SCHEDULE, options)
     manifest, test, data = options.manifest, options.test, "Not stated."
     try:
+        schedule = with_options(SMALL_SCHEDULE if options.small else FULL_SCHEDULE, options)
+        build = with_options(SMALL if options.small else FULL, options)
+        if options.workers < 0:
+            raise StagingError(f"workers {options.workers}: 0 or more is needed.")
         if options.phantoms:
             manifest, other, data = _make_phantoms(options.phantoms, options.output)
             test = test or other
@@ -434,7 +441,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             criteria=PAPER_CRITERIA if options.paper_criteria else EVERYONE,
             folds=options.folds,
             only=options.fold,
-            build=SMALL if options.small else FULL,
+            fold_seed=options.fold_seed,
+            build=build,
             schedule=schedule,
             start_from=options.start_from,
             shuffle_labels=options.shuffle_labels,

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from common.files import unfinished
 from common.options import add_options, with_options
+from common.processes import default_workers
 from common.resume import TRAINING_CTS_KEY, RunError, check_not_trained_on, check_plan, digest
 from LiverFibrosisStagingLib import StagingError, __version__
 from LiverFibrosisStagingLib.imaging.segmentation import CLASSES, CONTRACT
@@ -134,7 +135,8 @@ def train(
         optimizer, schedule.learning_rate, total_steps=schedule.steps, last_epoch=first - 1
     )
     prepared = [
-        prepare(part, run.parent / "vnet_cache") if part else None for part in (cases, phantoms)
+        prepare(part, run.parent / "vnet_cache", workers) if part else None
+        for part in (cases, phantoms)
     ]
     numbers = range(first * schedule.batch, schedule.steps * schedule.batch)
     patches = Patches(*prepared, schedule.phantom_share, numbers, schedule.seed)
@@ -216,7 +218,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="initial weights: checkpoint.pt or VNet.onnx",
     )
     add_options(parser, Schedule())
-    parser.add_argument("--workers", type=int, default=1, help="processes that prepare patches")
+    workers = default_workers()
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=workers,
+        help=f"processes that prepare CTs and patches; default: {workers}",
+    )
     parser.add_argument("--name", default="VNet", help="the model's name in its metadata")
     parser.add_argument("--about", default="Not stated.", help="one sentence on the CTs")
     options = parser.parse_args(arguments)

@@ -126,8 +126,8 @@ def test_a_resumed_run_gives_the_same_models(cohorts, finished, tmp_path, monkey
     broken = tmp_path / "broken"
     save = fit._Progress.save
 
-    def save_and_stop(progress, step):
-        save(progress, step)
+    def save_and_stop(progress):
+        save(progress)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fit._Progress, "save", save_and_stop)

@@ -66,11 +66,17 @@ def _of_file(path: Path, size: int, changed: int) -> bytes:
     return found.digest()
 
 
-def check_plan(path: Path, plan: Mapping[str, Any], outputs: Iterable[Path] = ()) -> None:
+def check_plan(
+    path: Path,
+    plan: Mapping[str, Any],
+    outputs: Iterable[Path] = (),
+    growing: Collection[str] = (),
+) -> None:
     """Write the plan of a new run as JSON, or check that a run to be resumed has the same plan.
 
-    outputs: files that such a run writes. Raises RunError if the existing plan differs, or if there
-    are outputs without a plan.
+    outputs: files that such a run writes. growing: entries (a number, or a list of numbers) that
+    may be larger than before, which extends the run. Raises RunError if the existing plan differs
+    otherwise, or if there are outputs without a plan.
     """
     text = json.dumps(plan, indent=1) + "\n"
     advice = "Choose another folder, or delete this one."
@@ -89,13 +95,25 @@ def check_plan(path: Path, plan: Mapping[str, Any], outputs: Iterable[Path] = ()
         changed = [key for key in now if now[key] != before.get(key)]
     except (OSError, ValueError, AttributeError):
         raise RunError(f"{path} cannot be read as the plan of a run. {advice}") from None
-    if changed:
+    if changed and all(key in growing and _grown(before.get(key), now[key]) for key in changed):
+        write_text(path, text)
+    elif changed:
         *most, last = changed
         listed = f"{', '.join(most)} and {last}" if most else last
         raise RunError(
             f"{path.parent} contains another run: its {listed} "
             f"{'differ' if most or last.endswith('s') else 'differs'}. {advice}"
+            + (f" A run can be extended: {' and '.join(growing)} may grow." if growing else "")
         )
+
+
+def _grown(before: Any, now: Any) -> bool:
+    """Whether no number is smaller than before."""
+    if isinstance(now, list):
+        return (
+            isinstance(before, list) and len(before) == len(now) and all(map(_grown, before, now))
+        )
+    return isinstance(before, int) and before <= now
 
 
 def training_entry(digests: Collection[str]) -> dict[str, str]:

@@ -59,8 +59,8 @@ def _model(card: Card, ensemble: Path, single: Path) -> str:
         "European Radiology 2021; `Training/lfs/network.py` lists the differences.\n\n"
         f"- `LFS.onnx` ({ensemble.stat().st_size / 1e6:.1f} MB): the ensemble of the networks of "
         f"{card.training['folds']} folds; results report the range of their predictions.\n"
-        f"- `LFS_single.onnx` ({single.stat().st_size / 1e6:.1f} MB): the fold with the lowest "
-        "validation loss.\n"
+        f"- `LFS_single.onnx` ({single.stat().st_size / 1e6:.1f} MB): the fold with the best "
+        "validation.\n"
         f"- Input: {_times(card.patch_size)} voxels (slices, rows, columns) of "
         f"{_times(card.spacing_mm)} mm, {low:g} to {high:g} HU, over the liver's slices.\n"
         "- Location maps: Grad-CAM at the third convolution, with voxels of "
@@ -80,7 +80,9 @@ def _training(card: Card, plan: dict[str, Any]) -> str:
     by_stage |= card.training.get("cases_per_range", {})
     counts = ", ".join(f"{s} {n}" for s, n in by_stage.items())
     labels = "".join(f"- Stages of {n} CTs: {text}\n" for text, n in plan["labels"].items())
-    schedule = ", ".join(f"{key} {value}" for key, value in plan["schedule"].items())
+    lengths = {key: _span(plan[key]) for key in ("steps", "crop_steps")}
+    values = lengths | {"patience": plan["patience"]} | plan["schedule"]
+    schedule = ", ".join(f"{key} {value}" for key, value in values.items())
     return (
         "## Training\n\n"
         f"- CTs by stage: {counts}.\n"
@@ -106,6 +108,12 @@ def _acquisition(run: Path) -> list[str]:
     found = json.loads(path.read_text(encoding="utf-8"))
     said = "\n".join(found["warnings"] or [acquisition.quiet(found)])
     return [f"## Acquisition\n\n{said}\n\n{markdown(acquisition.table(found))}"]
+
+
+def _span(numbers: list[int]) -> str:
+    """Lowest and highest of the folds' numbers."""
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _results(run: Path) -> str:

@@ -26,13 +26,12 @@ from torch.utils.data import Dataset, Sampler
 
 from cases.manifest import Case
 from common.cache import cached
-from lfs.network import PATCH_SIZE, SMOOTHING_MM, SPACING_MM
+from lfs.build import FULL, Build
 from LiverFibrosisStagingLib import __version__, read_ct
 from LiverFibrosisStagingLib.imaging.grid import patch_starts, working_grid
 from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
 from LiverFibrosisStagingLib.stages import ANY_STAGE, stage_bounds
 
-WINDOW_HU = (-125.0, 225.0)
 PATCH_OVERLAP = 0.5
 SPLEEN_SHARE = 0.2  # of the crops; the others are centred in the liver
 
@@ -45,10 +44,8 @@ class WorkingGrid(Transform):
     organs, every 4th in plane, as possible centres of crops (n = 0 without a spleen mask).
     """
 
-    def __init__(
-        self, patch_size: tuple[int, int, int], spacing: tuple[float, float, float]
-    ) -> None:
-        self.patch_size, self.spacing = patch_size, spacing
+    def __init__(self, build: Build) -> None:
+        self.build = build
 
     def __call__(self, item: dict[str, Any]) -> dict[str, torch.Tensor]:
         """One case: item has the paths `ct`, `liver` and `spleen` (empty if there is none)."""
@@ -58,11 +55,11 @@ class WorkingGrid(Transform):
         grid = working_grid(
             ct,
             masks[0],
-            spacing=self.spacing,
-            patch_size=self.patch_size,
-            window=WINDOW_HU,
+            spacing=self.build.spacing,
+            patch_size=self.build.patch_size,
+            window=self.build.window,
             overlap=PATCH_OVERLAP,
-            smoothing_mm=SMOOTHING_MM,
+            smoothing_mm=self.build.smoothing,
         )
         volume = np.round(sitk.GetArrayFromImage(grid.volume) * 255).astype(np.uint8)
         found = {"volume": torch.from_numpy(volume[None])}
@@ -77,16 +74,14 @@ class WorkingGrid(Transform):
 
 
 def prepare(
-    cases: Sequence[Case],
-    cache: Path,
-    patch_size: tuple[int, int, int] = PATCH_SIZE,
-    spacing: tuple[float, float, float] = SPACING_MM,
+    cases: Sequence[Case], cache: Path, build: Build = FULL, workers: int = 0
 ) -> PersistentDataset:
     """Every case on its working grid, in the cases' order, cached in the folder `cache`.
 
-    A case is prepared again when the content of its files or the preprocessing changes.
+    A case is prepared again when the content of its files or the preprocessing changes. workers:
+    see `common.cache.cached`.
     """
-    recipe = (__version__, tuple(patch_size), tuple(spacing), WINDOW_HU, SMOOTHING_MM)
+    recipe = (__version__, build.patch_size, build.spacing, build.window, build.smoothing)
     items = []
     for case in cases:
         items.append(
@@ -98,7 +93,7 @@ def prepare(
                 "recipe": repr(recipe),
             }
         )
-    return cached(items, WorkingGrid(tuple(patch_size), tuple(spacing)), cache)
+    return cached(items, WorkingGrid(build), cache, workers)
 
 
 class Draw(NamedTuple):
@@ -178,10 +173,10 @@ class Patches(Dataset):
         prepared: Sequence[dict[str, torch.Tensor]],
         stages: np.ndarray,
         slices: int,
-        spacing: tuple[float, float, float] = SPACING_MM,
+        build: Build = FULL,
     ) -> None:
         self.prepared, self.stages, self.slices = prepared, stages, slices
-        self.augment = augmentation(spacing)
+        self.augment = augmentation(build)
 
     def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         patch = cut(
@@ -219,14 +214,15 @@ def sections(prepared: dict[str, torch.Tensor], slices: int, overlap: float) -> 
     return np.stack([np.float32(volume[:, s : s + slices]) / np.float32(255) for s in starts])
 
 
-def augmentation(spacing: tuple[float, float, float]) -> Compose:
+def augmentation(build: Build) -> Compose:
     """Random changes of position, contrast and noise, as between patients and scanners."""
+    hu = 1 / (build.window[1] - build.window[0])
     return Compose(
         [
-            RandMove(spacing),
+            RandMove(build.spacing),
             RandScaleIntensityFixedMean(prob=1.0, factors=0.1),
-            RandShiftIntensity(offsets=0.05, prob=1.0),  # 17 HU
-            RandGaussianNoise(prob=1.0, std=0.02),  # up to 7 HU, after smoothing
+            RandShiftIntensity(offsets=17.5 * hu, prob=1.0),
+            RandGaussianNoise(prob=1.0, std=7 * hu),  # at most, after smoothing
         ]
     )
 

@@ -4,11 +4,12 @@ Imbalance: rare stages are drawn more often than they occur (`data.Draws`). Orde
 loss uses soft ordinal labels, so that predicting F0 for an F4 costs more than predicting F3.
 """
 
-import os
+import copy
+import sys
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,40 +18,16 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from common.files import unfinished
+from common.files import unfinished, write_text
+from common.processes import on_gpu, process
 from common.resume import TRAINING_CTS_KEY, UNKNOWN
+from lfs.build import FULL, Build
 from lfs.data import Draws, Patches, sections
 from lfs.loss import ordinal_loss, range_loss
-from lfs.network import SPACING_MM, LFSNetwork
+from lfs.network import LFSNetwork
+from lfs.schedule import Course, Schedule
+from lfs.validation import Loss, criterion, few, improved, measures
 from LiverFibrosisStagingLib.stages import GROUPS, decided, softmax
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Hyperparameters.
-
-    steps, batch, learning_rate: of AdamW with a one-cycle schedule. crop_steps: number of steps at
-    the start that use crops of `crop` x `crop` voxels (`data.Draws`). sparsity: weight, after these
-    steps, of the target layer's mean absolute activation in the loss; without it, features are
-    active everywhere, and Grad-CAM shows the background instead of organs. temper: see
-    `data.Draws`. ordinal: soft ordinal labels instead of plain cross-entropy. check_every: steps
-    between validations. patience: validations without a lower loss after which training stops; not
-    counted during the steps with crops. mixed_precision: bfloat16 on GPUs. It is not used on CPUs,
-    where it saves a fifth of the time but can give NaN gradients of convolutions (PyTorch 2.13).
-    """
-
-    steps: int = 260
-    batch: int = 8
-    learning_rate: float = 4e-3
-    crop_steps: int = 180
-    crop: int = 80
-    sparsity: float = 0.4
-    temper: float = 0.5
-    ordinal: bool = True
-    check_every: int = 20
-    patience: int = 3
-    mixed_precision: bool = True
-    seed: int = 0
 
 
 class _Trained(nn.Module):
@@ -71,44 +48,46 @@ def fit(
     validation: tuple[Sequence[dict[str, torch.Tensor]], np.ndarray],
     schedule: Schedule,
     run: Path,
-    spacing: tuple[float, float, float] = SPACING_MM,
+    build: Build = FULL,
     workers: int = 1,
     training_cts: Collection[str] = (UNKNOWN,),
 ) -> LFSNetwork:
-    """Train `network` in place and return it with the weights of the lowest validation loss.
+    """Train `network` and return it with the weights of the best validation.
 
     train, validation: prepared cases (`data.prepare`) and their stages [n] or [n, 2]. Resumes from
-    RUN/checkpoint.pt if it exists; RUN/log.csv has a line for each validation. training_cts:
-    digests of the CTs (`resume`), saved in the checkpoint. Under torchrun each process computes a
-    part of every step, on its own GPU if there are any; the first process writes the files.
+    RUN/checkpoint.pt if it exists, also with more steps or patience than before; RUN/log.csv has a
+    line for each validation. build: with which the cases were prepared. training_cts: digests of
+    the CTs (`resume`), saved in the checkpoint. Under torchrun each process computes a part of
+    every step, on its own GPU if there are any; the first process validates and writes the files.
     """
     run.mkdir(parents=True, exist_ok=True)
     rank, ranks = process()
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu() else torch.device("cpu")
-    network.to(device, memory_format=torch.channels_last_3d)
-    if ranks > 1 and on_gpu():
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    trained: nn.Module = _Trained(network)
+    # A copy, because its normalisations may become synchronised ones, which have no ONNX operator.
+    learner = copy.deepcopy(network).to(device, memory_format=torch.channels_last_3d)
+    if synchronised():
+        nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+    trained: nn.Module = _Trained(learner)
     if ranks > 1:
         trained = nn.parallel.DistributedDataParallel(trained)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
-    progress = _Progress(network, optimizer, run, device, training_cts)
-    rates = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.learning_rate, total_steps=schedule.steps, last_epoch=progress.step - 1
-    )
-    remaining = range(progress.step, 0 if progress.stopped else schedule.steps)
+    optimizer = torch.optim.AdamW(learner.parameters(), weight_decay=0.01)
+    course = schedule.course(len(train[1]))
+    progress = _Progress(learner, optimizer, run, device, training_cts, course, schedule)
+    if rank == 0 and (sentence := few(train[1], validation[1])):
+        print(f"{run.name}: {sentence}", file=sys.stderr)
+    remaining = range(progress.step, 0 if progress.stopped else progress.course.total)
     draws = Draws(
         train[1],
         remaining,
         schedule.batch,
-        schedule.crop_steps,
+        course.crops,
         schedule.crop,
         schedule.temper,
         schedule.seed,
         rank,
         ranks,
     )
-    patches = Patches(train[0], train[1], network.patch_size[0], spacing)
+    patches = Patches(train[0], train[1], network.patch_size[0], build)
     loader = (
         DataLoader(
             patches,
@@ -122,43 +101,60 @@ def fit(
     )
     compute_loss = ordinal_loss if schedule.ordinal else range_loss
     half = schedule.mixed_precision and device.type == "cuda"
-    recent: list[float] = []
     bar = tqdm(
         zip(remaining, loader),
         run.name,
         initial=progress.step,
-        total=schedule.steps,
+        total=progress.course.total,
         unit="step",
         disable=rank > 0,
     )
     for step, (batch, truth) in bar:
-        network.train()
+        if step == progress.course.stable:
+            progress.keep_stable()
+        learner.train()
         batch = batch.to(device, memory_format=torch.channels_last_3d, non_blocking=True)
         truth = truth.to(device, non_blocking=True)
         torch.manual_seed(schedule.seed + step)  # dropout
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step, progress.course)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             logits, activation = trained(batch)
         loss = compute_loss(logits, truth)
-        sparsity = 0.0 if step < schedule.crop_steps else schedule.sparsity
+        sparsity = 0.0 if step < course.crops else schedule.sparsity
         optimizer.zero_grad()
         (loss + sparsity * activation).backward()
         optimizer.step()
-        keep_normalisations_positive(network)
-        rates.step()
-        recent.append(loss.item())
-        bar.set_postfix(loss=f"{np.mean(recent[-50:]):.3f}")
-        done = step + 1
-        on_sections = done > schedule.crop_steps
-        if done == schedule.steps or (on_sections and done % schedule.check_every == 0):
-            found = case_logits(network, validation[0], device)
-            progress.validate(done, float(np.mean(recent)), found, validation[1], schedule, rank)
-            recent = []
-            if progress.stopped:
+        keep_normalisations_positive(learner)
+        progress.losses.append(loss.item())
+        bar.set_postfix(loss=f"{np.mean(progress.losses[-50:]):.3f}")
+        progress.step = step + 1
+        on_sections = progress.step > course.crops
+        ended = progress.step == progress.course.total
+        if ended or (on_sections and progress.step % schedule.check_every == 0):
+            found = _by_first_process(case_logits, learner, validation[0], device)
+            progress.validate(found, validation[1], compute_loss)
+            bar.total = progress.course.total
+            if ended or progress.stopped:
                 break
-        elif done % schedule.check_every == 0 and rank == 0:
-            progress.save(done)
+        elif progress.step % schedule.check_every == 0:
+            progress.save()
     network.load_state_dict(progress.best)
-    return network.to("cpu", memory_format=torch.contiguous_format).eval()
+    return network.eval()
+
+
+def synchronised() -> bool:
+    """Whether normalisations use the patches of all processes: PyTorch can on GPUs only."""
+    return process()[1] > 1 and on_gpu()
+
+
+def _by_first_process(compute: Any, *arguments: Any) -> Any:
+    """What the first process computes, for all: they must not differ in when to stop."""
+    rank, ranks = process()
+    found = [compute(*arguments) if rank == 0 else None]
+    if ranks > 1:
+        distributed.broadcast_object_list(found)
+    return found[0]
 
 
 class _Progress:
@@ -171,59 +167,101 @@ class _Progress:
         run: Path,
         device: torch.device,
         training_cts: Collection[str],
+        course: Course,
+        schedule: Schedule,
     ) -> None:
-        self.network, self.optimizer = network, optimizer
+        self.network, self.optimizer, self.schedule = network, optimizer, schedule
         self.training_cts = sorted(training_cts)
         self.checkpoint, self.log = run / "checkpoint.pt", run / "log.csv"
-        self.step, self.lowest, self.waited, self.stopped = 0, float("inf"), 0, False
+        self.course, self.planned = course, [course.total, schedule.patience]
+        self.step, self.waited, self.stopped = 0, 0, False
+        self.losses: list[float] = []  # of the steps since the last validation
+        self.values: list[list[float]] = []
+        self.lowest: list[float] = [float("inf")]
         self.best: dict[str, torch.Tensor] = {}
+        self.stable: dict[str, Any] | None = None  # the state when the rate began to fall
         self.began = time.monotonic()
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, map_location=device, weights_only=True)
-            network.load_state_dict(state["network"])
-            optimizer.load_state_dict(state["optimizer"])
-            for name in ("step", "lowest", "waited", "stopped", "best"):
-                setattr(self, name, state[name])
-        elif process()[0] == 0:
-            columns = ["step", "seconds", "loss", "validation_loss", *GROUPS]
-            self.log.write_text(",".join(columns) + "\n", encoding="utf-8")
+            extended = state["planned"] != self.planned
+            self._restore((extended and state["stable"]) or state)
+            if not extended:
+                self.course, self.stable = Course(*state["course"]), state["stable"]
+            self._fall_if_stalled()
+        if process()[0] == 0:
+            self._begin_log()
 
-    def validate(
-        self,
-        step: int,
-        loss: float,
-        logits: np.ndarray,
-        stages: np.ndarray,
-        schedule: Schedule,
-        rank: int,
-    ) -> None:
-        """Compute the validation loss, keep the best weights, write log and checkpoint."""
-        compute_loss = ordinal_loss if schedule.ordinal else range_loss
-        validation_loss = float(compute_loss(torch.from_numpy(logits), torch.from_numpy(stages)))
-        if validation_loss < self.lowest:
-            self.lowest, self.waited = validation_loss, 0
-            self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+    def validate(self, logits: np.ndarray, stages: np.ndarray, compute_loss: Loss) -> None:
+        """Measure the validation, keep the best weights, write log and checkpoint."""
+        loss, self.losses = np.mean(self.losses), []
+        found = measures(logits, stages, compute_loss)
+        self.values.append(criterion(found, self.schedule.stop_on))
+        if (smoothed := improved(self.values, self.lowest)) is not None:
+            self.lowest, self.waited = smoothed, 0
+            self.best = _copied(self.network.state_dict())
         else:
             self.waited += 1
-            self.stopped = self.waited >= schedule.patience
-        if rank == 0:
-            row = [time.monotonic() - self.began, loss, validation_loss]
+            falling = self.step > self.course.stable
+            self.stopped = falling and self.waited >= self.schedule.patience
+        self._fall_if_stalled()
+        if process()[0] == 0:
+            row = [time.monotonic() - self.began, loss, *found.values()]
             row += aucs(softmax(logits), stages).values()
             with self.log.open("a", encoding="utf-8") as stream:
-                print(step, *(f"{value:.4f}" for value in row), sep=",", file=stream)
-            self.save(step)
+                print(self.step, *(f"{value:.4f}" for value in row), sep=",", file=stream)
+        self.save()
 
-    def save(self, step: int) -> None:
-        """Write the checkpoint."""
-        self.step = step
+    def keep_stable(self) -> None:
+        """Keep the state from which a longer run would go on."""
+        if self.stable is None:
+            self.stable = copy.deepcopy(self._state())
+
+    def save(self) -> None:
+        """Write the checkpoint, if this is the first process."""
+        if process()[0] > 0:
+            return
         state = {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            **{n: getattr(self, n) for n in ("step", "lowest", "waited", "stopped", "best")},
+            **self._state(),
+            "course": list(self.course),
+            "planned": self.planned,
+            "stable": self.stable,
             TRAINING_CTS_KEY: self.training_cts,
         }
         with unfinished(self.checkpoint) as file:
             torch.save(state, file)
+
+    def _fall_if_stalled(self) -> None:
+        """Let the rate fall from here on if nothing improves at a high one."""
+        if self.stable is None and self.waited >= self.schedule.patience:
+            self.keep_stable()
+            self.course, self.waited = self.course.falling_from(self.step), 0
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{name: getattr(self, name) for name in _STATE},
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in _STATE:
+            setattr(self, name, state[name])
+
+    def _begin_log(self) -> None:
+        """Write the log's header, and keep its lines up to this step; the others are repeated."""
+        columns = ["step", "seconds", "loss", "validation_loss", "balanced_loss", "kappa", *GROUPS]
+        before = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        kept = [line for line in before[1:] if int(line.split(",")[0]) <= self.step]
+        write_text(self.log, "\n".join([",".join(columns), *kept]) + "\n")
+
+
+_STATE = ("step", "losses", "values", "lowest", "waited", "stopped", "best")
+
+
+def _copied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: values.detach().clone() for name, values in weights.items()}
 
 
 def keep_normalisations_positive(network: LFSNetwork) -> None:
@@ -259,23 +297,3 @@ def aucs(probabilities: np.ndarray, stages: np.ndarray) -> dict[str, float]:
             score = probabilities[known, first:].sum(axis=1)
             found[name] = float(roc_auc_score(truth, score))
     return found
-
-
-def on_gpu() -> bool:
-    """Whether training runs on a GPU."""
-    return torch.cuda.is_available()
-
-
-def process() -> tuple[int, int]:
-    """Rank of this process and number of processes; (0, 1) without torchrun."""
-    if not distributed.is_initialized():
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def join_processes() -> None:
-    """Under torchrun, initialise the process group; each process has its own GPU, if any."""
-    if "WORLD_SIZE" in os.environ and not distributed.is_initialized():
-        if on_gpu():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("nccl" if on_gpu() else "gloo")

@@ -155,17 +155,18 @@ class NetworkGrid(Transform):
         }
 
 
-def prepare(cases: Sequence[Labelled], cache: Path) -> PersistentDataset:
+def prepare(cases: Sequence[Labelled], cache: Path, workers: int = 0) -> PersistentDataset:
     """Every case on the network's grid, in the cases' order, cached in the folder `cache`.
 
-    A case is prepared again when the content of its files or the preprocessing changes.
+    A case is prepared again when the content of its files or the preprocessing changes. workers:
+    see `common.cache.cached`.
     """
     recipe = repr((__version__, SPACING_MM, WINDOW_HU))
     items = []
     for case in cases:
         plain = [case.name, str(case.ct), *(m and [m.file, list(m.labels)] for m in case[2:])]
         items.append({"case": plain, "content": case.content(), "recipe": recipe})
-    return cached(items, NetworkGrid(), cache)
+    return cached(items, NetworkGrid(), cache, workers)
 
 
 class Patches(Dataset):
