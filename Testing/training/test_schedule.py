@@ -74,6 +74,7 @@ def test_the_rate_rises_stays_and_falls():
     np.testing.assert_allclose(rates[:10], 1e-2 * np.arange(1, 11) / 10)
     np.testing.assert_allclose(rates[10:60], 1e-2)
     assert (np.diff(rates[59:]) < 0).all() and 0 < rates[-1] < 3e-4
+    assert rates[79:81].mean() == pytest.approx(5e-3)  # half of it, halfway
     longer = [schedule.rate(step, Course.of(50, 200)) for step in range(60)]
     np.testing.assert_array_equal(rates[:60], longer)
     assert course.falling_from(30) == (50, 30, 50)

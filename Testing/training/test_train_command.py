@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,6 +144,23 @@ def test_a_resumed_run_gives_the_same_models(cohorts, finished, tmp_path, monkey
     ]
     for name, values in weights[0].items():
         np.testing.assert_allclose(weights[1][name], values, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_a_run_is_extended_and_its_folds_have_their_own_seed(cohorts, tmp_path):
+    def plan(steps, seed=0, fold_seed=0, folder="run"):
+        schedule = replace(SCHEDULE, steps=steps, seed=seed)
+        options = {"folds": 2, "only": 0, "build": BUILD, "schedule": schedule, "workers": 0}
+        train.train(cohorts[0], tmp_path / folder, fold_seed=fold_seed, **options)
+        return json.loads((tmp_path / folder / "folds.json").read_text())
+
+    first, longer = plan(4), plan(6)
+    assert (first["crop_steps"], first["steps"], longer["steps"]) == ([2, 2], [4, 4], [6, 6])
+    log = (tmp_path / "run" / "fold_0" / "log.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in log] == ["step", "4", "6"]
+    with pytest.raises(RunError, match=r"its steps differ.* steps and patience may grow\."):
+        plan(5)
+    other_seed, other_folds = plan(4, seed=1, folder="a"), plan(4, fold_seed=1, folder="b")
+    assert first["folds"] == other_seed["folds"] != other_folds["folds"]
 
 
 def test_a_folder_holds_one_run(cohorts, finished):

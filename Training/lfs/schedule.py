@@ -1,6 +1,6 @@
 """How long a network is trained, and with which learning rate.
 
-The rate rises, stays, and falls to zero over the last two fifths of the steps
+The rate rises, stays, and falls to zero, as a cosine, over the last two fifths of the steps
 ("warmup-stable-decay": Hu et al. 2024, arXiv:2404.06395; Haegele et al. 2024, arXiv:2405.18392).
 Until it falls it does not depend on the number of steps, so a run can be extended: it goes back to
 where the rate began to fall, and becomes the run that it would have been with more steps from the
@@ -8,7 +8,7 @@ start.
 """
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, cos, pi
 from typing import Literal, NamedTuple
 
 from lfs.build import MULTIPLES, Build
@@ -105,8 +105,8 @@ class Schedule:
     def rate(self, step: int, course: Course) -> float:
         """The learning rate of a step, counted from 0."""
         risen = min(1.0, (step + 1) / max(self.warm_up, 1))
-        left = min(1.0, (course.total - step) / (course.total - course.stable + 1))
-        return self.learning_rate * risen * left
+        fallen = max(0.0, (step - course.stable + 1) / (course.total - course.stable + 1))
+        return self.learning_rate * risen * (1 + cos(pi * fallen)) / 2
 
 
 def check_crop(schedule: Schedule, build: Build) -> None:

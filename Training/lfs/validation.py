@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sklearn.metrics import cohen_kappa_score
 
-from LiverFibrosisStagingLib.stages import STAGES, median_stage, softmax
+from LiverFibrosisStagingLib.stages import STAGES, exact, median_stage, softmax
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 SMOOTHED = 3  # validations
@@ -33,13 +33,13 @@ def measures(logits: np.ndarray, stages: np.ndarray, loss: Loss) -> dict[str, fl
         "balanced": float(np.mean([float(loss(given[part], truth[part])) for part in parts])),
         "kappa": 0.0,
     }
-    exact, known = _exact(stages)
+    known, exactly = exact(stages)
     predicted = [median_stage(row) for row in softmax(logits[known])]
     # Undefined if all cases are of one stage and predicted as that stage.
-    if len(exact) and len({*exact.tolist(), *predicted}) > 1:
+    if len(exactly) and len({*exactly.tolist(), *predicted}) > 1:
         labels = range(len(STAGES))
         found["kappa"] = float(
-            cohen_kappa_score(exact, predicted, labels=labels, weights="quadratic")
+            cohen_kappa_score(exactly, predicted, labels=labels, weights="quadratic")
         )
     return found
 
@@ -63,8 +63,8 @@ def improved(values: Sequence[Sequence[float]], lowest: Sequence[float]) -> list
 
 def few(training: np.ndarray, validation: np.ndarray) -> str | None:
     """A sentence on the stages that are trained on but have few validation cases; None if none."""
-    counts = np.bincount(_exact(validation)[0], minlength=len(STAGES))
-    present = np.unique(_exact(training)[0])
+    counts = np.bincount(exact(validation)[1], minlength=len(STAGES))
+    present = np.unique(exact(training)[1])
     listed = [f"{counts[stage]} {STAGES[stage]}" for stage in present if counts[stage] < FEW]
     if not listed:
         return None
@@ -72,10 +72,3 @@ def few(training: np.ndarray, validation: np.ndarray) -> str | None:
         f"{len(validation)} cases for validation, among them {', '.join(listed)}: with fewer than "
         f"{FEW} of a stage, when to stop depends on chance."
     )
-
-
-def _exact(stages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The exactly known stages, and which cases [n] they are of."""
-    bounds = stages.reshape(len(stages), -1)
-    known = bounds[:, 0] == bounds[:, -1]
-    return bounds[known, 0], known
