@@ -114,6 +114,7 @@ def train(
         included = one_fold_per_site(inclusion.included, manifest)
         inclusion = dataclasses.replace(inclusion, included=included)
     check_for_training(inclusion.included, manifest, folds, inclusion.excluded)
+    schedule.course(len(inclusion.included))  # refuses impossible numbers before any CT is read
     test_inclusion = Inclusion([], [])
     if test is not None:
         test_inclusion = _read_test(test, grades, criteria, inclusion.included)
