@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_insilico import metadata
+from train_insilico import learned_from, metadata
 
 from common.resume import digest
 from LiverFibrosisStagingLib.errors import StagingError
@@ -67,7 +67,7 @@ def references(bodies: Path, run: Path, folder: Path, per_body: int, name: str) 
         raise StagingError(f"{bodies}: not the bodies of {run}; the same files are needed.")
     described = metadata(name, len(digests), networks[0].given)
     cases = painter(bodies, device)
-    learned = list(digests.values())
+    learned = sorted(learned_from(body_files(bodies)))
     return calibrate(networks, state["held"], cases, described, learned, folder, per_body)
 
 

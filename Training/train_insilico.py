@@ -28,7 +28,7 @@ from LiverFibrosisStagingLib import __version__
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.evaluation.measures import group_probabilities, youden
 from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE, STAGES, softmax
-from painted.cases import Source, body_files
+from painted.cases import Source, body_files, origins
 from painted.check import report
 from painted.export import export
 from painted.fit import (
@@ -108,15 +108,20 @@ def train(
     described = metadata(name, len(files), given)
     described["calibration"] = {key: found[key] for key in ("temperature", "operating_points")}
     for fold, network in enumerate(networks):
-        learned = {d for body, d in digests.items() if body not in plan["held"][fold]}
+        seen = [file for file in files if file.stem not in plan["held"][fold]]
         about = described | {"name": f"{name}, fold {fold}"}
-        export(network, run / f"fold_{fold}.onnx", about, learned)
+        export(network, run / f"fold_{fold}.onnx", about, learned_from(seen))
     if per_body:
         checked = [network.to(device) for network in networks]
         common = checked, held, source.painter, list(SIGNS), spread
         report(*common, run / "check", per_body, per_body // 6)
-    export(networks, run / "LFS.onnx", described, set(digests.values()))
+    export(networks, run / "LFS.onnx", described, learned_from(files))
     return found
+
+
+def learned_from(files: Sequence[Path]) -> set[str]:
+    """Digests by which the bodies are recognised (`painted.cases.origins`)."""
+    return set().union(*map(origins, files))
 
 
 def of_unseen(

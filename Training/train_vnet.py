@@ -29,7 +29,14 @@ from tqdm import tqdm
 from common.files import unfinished
 from common.options import add_options, with_options
 from common.processes import default_workers
-from common.resume import TRAINING_CTS_KEY, RunError, check_not_trained_on, check_plan, digest
+from common.resume import (
+    TRAINING_CTS_KEY,
+    RunError,
+    check_not_trained_on,
+    check_plan,
+    digest,
+    digests,
+)
 from LiverFibrosisStagingLib import StagingError, __version__
 from LiverFibrosisStagingLib.imaging.segmentation import CLASSES, CONTRACT
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
@@ -199,7 +206,7 @@ def _training_cts(
             "out both."
         )
     before = frozenset() if start_from is None else check_not_trained_on(start_from, test_cts)
-    return before.union(digest(case.ct) for case in cases)
+    return before.union(*(digests(case.ct) for case in cases))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,12 +13,14 @@ pytest.importorskip("onnx", reason="the V-Net is exported to ONNX")
 
 import evaluate_vnet  # noqa: E402
 import train_vnet  # noqa: E402
+from conftest import ROOT  # noqa: E402
 
 from cases import phantom_cohort  # noqa: E402
 from cases.phantom import Phantom  # noqa: E402
 from common import resume  # noqa: E402
 from LiverFibrosisStagingLib import StagingError  # noqa: E402
 from LiverFibrosisStagingLib.imaging import segmentation  # noqa: E402
+from LiverFibrosisStagingLib.resources import default_model_path  # noqa: E402
 from vnet import data as vnet_data  # noqa: E402
 from vnet.network import VNet, export  # noqa: E402
 
@@ -164,7 +166,7 @@ def test_a_start_that_was_trained_on_a_case_left_out_is_refused(file, folder, ca
     other = write_list(folder / "other", ["d"], seeds=[8])
     assert command(other, "-o", run, "--start-from", start) == 0
     cases = [*vnet_data.read_cases(listed), *vnet_data.read_cases(other)]
-    known = {resume.digest(case.ct) for case in cases if case.name != "b"}
+    known = set().union(*(resume.digests(case.ct) for case in cases if case.name != "b"))
     assert resume.training_cts(run / "VNet.onnx") == known
     assert resume.training_cts(run / "checkpoint.pt") == known
 
@@ -232,6 +234,56 @@ def test_a_digest_depends_on_the_content_only(tmp_path):
     assert resume.digest(tmp_path / "ct.mhd") != headed
     with pytest.raises(StagingError, match=r"none: cannot be read"):
         resume.digest(tmp_path / "none")
+
+
+def test_a_ct_is_recognised_in_another_format_and_orientation(tmp_path):
+    write_list(tmp_path, ["a", "b"])
+    ct = sitk.ReadImage(str(tmp_path / "a_ct.nii.gz"))
+    turned = sitk.Cast(sitk.DICOMOrient(ct, "PIR"), sitk.sitkFloat32)
+    turned = sitk.Maximum(turned, -1000.0) - sitk.Cast(turned <= -1000, sitk.sitkFloat32) * 2048
+    sitk.WriteImage(turned, str(tmp_path / "turned.nrrd"))
+    (tmp_path / "dicom").mkdir()
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for z in range(ct.GetSize()[2]):
+        piece = ct[:, :, z : z + 1]
+        for key, value in {
+            "0008|0060": "CT",
+            "0010|0020": "a",
+            "0020|000d": "1.2.3",
+            "0020|000e": "1.2.3.4",
+            "0020|0013": str(z),
+            "0020|0032": "\\".join(map(str, ct.TransformIndexToPhysicalPoint((0, 0, z)))),
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0018|0050": "8",
+        }.items():
+            piece.SetMetaData(key, value)
+        writer.SetFileName(str(tmp_path / "dicom" / f"{z}.dcm"))
+        writer.Execute(piece)
+    found = [
+        resume.digests(tmp_path / name)
+        for name in ("a_ct.nii.gz", "turned.nrrd", "dicom", "b_ct.nii.gz")
+    ]
+    assert all(found[0] & other for other in found[1:3])
+    assert not found[0] & found[3]
+    assert len(set().union(*found)) == 6
+
+
+def test_the_shipped_network_knows_its_patients():
+    shipped = resume.training_cts(default_model_path())
+    codes = ["HCC_002", "hcc-007", "HCC_009", "HCC_011", "HCC_048", "CRLM-CT-1004", "TCGA-AY-4070"]
+    for code in codes:
+        assert resume.patient_digest(code) in shipped
+    assert resume.patient_digest("HCC_003") not in shipped
+    recipe = json.loads((ROOT / "Training" / "insilico" / "recipe.json").read_text())["bodies"]
+    known = [resume.patient_digest(body["patient"]) for body in recipe if "patient" in body]
+    assert len(recipe) == 8 and len(shipped) == 2 * 8 + len(known)
+
+
+def test_the_shipped_network_knows_the_voxels_of_its_bodies(shared_data):
+    shipped = resume.training_cts(default_model_path())
+    for body in json.loads((ROOT / "Training" / "insilico" / "recipe.json").read_text())["bodies"]:
+        assert resume.voxel_digest(shared_data / body["ct"]) in shipped
 
 
 def test_a_plan_that_differs_is_refused_and_not_overwritten(tmp_path):

@@ -2,7 +2,8 @@
 
 A folder holds one run, and no network is tested on a CT that it was trained on. Cases are
 identified by the content of their files, not by their names: another patient under the same name
-and the same CT under another name are both detected.
+and the same CT under another name are both detected. The voxels are compared as well, so that a CT
+is recognised as DICOM and as NIfTI.
 """
 
 import glob
@@ -15,14 +16,20 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
+import numpy as np
+import SimpleITK as sitk
+
 from common.files import write_text
-from LiverFibrosisStagingLib import StagingError
+from LiverFibrosisStagingLib import StagingError, read_ct
 from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import read_onnx
+from LiverFibrosisStagingLib.imaging.grid import reorient_to_lps
 from LiverFibrosisStagingLib.imaging.masks import file_and_labels
 
 TRAINING_CTS_KEY = "learned_from"  # in an exported file's metadata and in a checkpoint
 HEADERS = (".mhd", ".nhdr")
 UNKNOWN = "unknown"  # among the digests: the network was also trained on unknown CTs
+# Readers differ in what they set outside of the scanner's field of view.
+HU_RANGE = (-1000, 3000)
 
 
 class RunError(StagingError):
@@ -64,6 +71,38 @@ def _of_file(path: Path, size: int, changed: int) -> bytes:
         while block := stream.read(1 << 20):
             found.update(block)
     return found.digest()
+
+
+def digests(ct: Path) -> frozenset[str]:
+    """By what a CT is recognised: `digest` of its files and `voxel_digest`."""
+    return frozenset({digest(ct), voxel_digest(ct)})
+
+
+def voxel_digest(ct: Path) -> str:
+    """First 16 digits of the SHA-256 of a CT's voxels, whatever the file's format.
+
+    The HU are rounded, limited to HU_RANGE, and taken in the order of the patient's axes (left,
+    back, head). Two phases of an examination differ, as does a CT that was cropped or resampled.
+    Raises StagingError if the CT cannot be read.
+    """
+    return _of_voxels(ct, digest(ct))
+
+
+@cache
+def _of_voxels(ct: Path, _: str) -> str:
+    voxels = sitk.GetArrayFromImage(reorient_to_lps(read_ct(ct)))
+    hu = np.clip(np.rint(voxels), *HU_RANGE).astype("<i2")
+    return hashlib.sha256(repr(hu.shape).encode() + hu.tobytes()).hexdigest()[:16]
+
+
+def patient_digest(code: str) -> str:
+    """Digest of the code by which a public collection names a patient, such as "HCC_002".
+
+    Only for such codes, in the list of a published network: other cohorts may have the same code
+    for another patient, and a hospital's numbers can be guessed from their digests.
+    """
+    plain = "".join(letter for letter in code.casefold() if letter.isalnum())
+    return hashlib.sha256(f"patient {plain}".encode()).hexdigest()[:16]
 
 
 def check_plan(
@@ -146,18 +185,27 @@ def training_cts(file: Path) -> frozenset[str]:
         ) from None
 
 
-def check_not_trained_on(file: Path, test_cts: Mapping[str, Path]) -> frozenset[str]:
+def check_not_trained_on(
+    file: Path, test_cts: Mapping[str, Path], tested: str = "test cases"
+) -> frozenset[str]:
     """`training_cts` of a file; RunError if any of them is to be tested on.
 
-    test_cts: case name -> CT. Prints a warning to standard error if the file does not list all CTs.
+    test_cts: case name -> CT; a case is also recognised by its name, if the file lists the patients
+    of a public collection. tested: what the cases are, for the message. Prints a warning to
+    standard error if the file does not list all CTs.
     """
     training = training_cts(file)
-    known = [name for name, ct in test_cts.items() if digest(ct) in training]
+    known = [
+        name
+        for name, ct in test_cts.items()
+        if training != {UNKNOWN}
+        and (patient_digest(name) in training or not training.isdisjoint(digests(ct)))
+    ]
     if known:
         shown = ", ".join(known[:5]) + (" ..." if len(known) > 5 else "")
         raise RunError(
-            f"{file}: the network was trained on test cases ({shown}); a network trained without "
-            "them is needed."
+            f"{file}: the network was trained on {tested} ({shown}); a network trained without "
+            "them is needed, or a cohort without these patients."
         )
     if test_cts and UNKNOWN in training:
         print(

@@ -4,7 +4,8 @@
 
 A recipe lists bodies: {"bodies": [{"name": ..., "ct": FILE, ...}]}. Their organs are a label image
 "labels", 1 liver and 2 spleen; or masks "liver" and "spleen"; or, without any of them, those that
-the library's network finds. "corrections" (insilico/outlines.py) are then applied.
+the library's network finds. "corrections" (insilico/outlines.py) are then applied. "patient" is the
+code of a public collection's patient, by which networks trained on the body are recognised.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from common.files import unfinished
+from common.resume import patient_digest, voxel_digest
 from LiverFibrosisStagingLib import StagingError
 from LiverFibrosisStagingLib.imaging.grid import (
     AIR_HU,
@@ -141,7 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.output.mkdir(parents=True, exist_ok=True)
         for entry in bodies:
             try:
-                content = prepare(*_read(entry, options.data or options.recipe.parent))
+                folder = options.data or options.recipe.parent
+                content = prepare(*_read(entry, folder)) | {"origin": _origin(entry, folder)}
             except RuntimeError as error:  # of SimpleITK
                 raise StagingError(
                     f"{entry['name']}: {str(error).splitlines()[-1]}; CT and masks are needed."
@@ -171,6 +174,12 @@ def _bodies(recipe: Path) -> list[dict[str, Any]]:
     if not complete:
         raise StagingError(f"{recipe}: not a recipe; a list of bodies with name and ct is needed.")
     return found
+
+
+def _origin(entry: dict[str, Any], folder: Path) -> np.ndarray:
+    """Digests (`resume`) by which the body's CT and patient are recognised."""
+    found = [voxel_digest(folder / entry["ct"])]
+    return np.array([*found, *([patient_digest(entry["patient"])] if "patient" in entry else [])])
 
 
 def _read(entry: dict[str, Any], folder: Path) -> tuple[sitk.Image, sitk.Image]:

@@ -78,7 +78,7 @@ def export(
         [tensor_info(*s) for s in shapes.items()],
     )
     model = graph.model("LFSNetwork", *info, metadata, tail, training_cts)
-    _check_parity(members, model.SerializeToString())
+    check_parity(members, model.SerializeToString())
     write_model(model, path)
 
 
@@ -274,7 +274,8 @@ def _output_shapes(network: LFSNetwork, members: int) -> Iterator[tuple[int, ...
                 yield members * maps.shape[1], *maps.shape[2:]
 
 
-def _check_parity(members: Sequence[LFSNetwork], content: bytes) -> None:
+def check_parity(members: Sequence[LFSNetwork], content: bytes) -> None:
+    """Raise ValueError if a file's logits or features differ from those of its networks."""
     generator = torch.Generator().manual_seed(0)
     volume = torch.rand(2, 1, *members[0].patch_size, generator=generator)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -286,4 +287,4 @@ def _check_parity(members: Sequence[LFSNetwork], content: bytes) -> None:
     for name, ours, theirs in zip(("logits", "features"), exported, expected):
         difference = np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max())
         if not difference < 1e-4:
-            raise ValueError(f"The exported {name} differ from PyTorch's by {difference:.2g}.")
+            raise ValueError(f"The file's {name} differ from PyTorch's by {difference:.2g}.")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import multiprocessing
 
+from common.resume import digest
 from insilico.bodies import load_body
 from insilico.paint import Case, Painter
 from painted.network import SPACING_MM
@@ -74,6 +75,12 @@ def painter(folder: Path, device: torch.device | str) -> Painter:
 def body_files(folder: Path) -> list[Path]:
     """The body files of a folder, in the order of the bodies' indices."""
     return sorted(folder.glob("*.npz"))
+
+
+def origins(file: Path) -> set[str]:
+    """Digests of a body file, and of the CT and the patient that the body is from."""
+    with np.load(file) as body:
+        return {digest(file), *(body["origin"].tolist() if "origin" in body else [])}
 
 
 def painted(painter: Painter, seed: int) -> Painted:

@@ -73,7 +73,7 @@ def export(
         tail,
         training_cts,
     )
-    _check_parity(members, model.SerializeToString())
+    check_parity(members, model.SerializeToString())
     write_model(model, Path(path))
 
 
@@ -101,7 +101,8 @@ def _maps(network: SignNetwork) -> list[onnx.NodeProto]:
     return list(onnx.load_from_string(file.getvalue()).graph.node)
 
 
-def _check_parity(members: Sequence[SignNetwork], content: bytes) -> None:
+def check_parity(members: Sequence[SignNetwork], content: bytes) -> None:
+    """Raise ValueError if a file's logits or features differ from those of its networks."""
     given = members[0].given
     generator = torch.Generator().manual_seed(0)
     volume = torch.rand(1, 3, *given.patch_size, generator=generator)
@@ -116,4 +117,4 @@ def _check_parity(members: Sequence[SignNetwork], content: bytes) -> None:
     for name, ours, theirs in zip(("logits", "features"), exported, expected):
         difference = np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max())
         if not difference < TOLERANCE:
-            raise ValueError(f"The exported {name} differ from PyTorch's by {difference:.2g}.")
+            raise ValueError(f"The file's {name} differ from PyTorch's by {difference:.2g}.")
