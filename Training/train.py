@@ -10,6 +10,12 @@ same for the test cohort in test/, LFS.onnx (the ensemble of the folds), LFS_sin
 with the lowest validation loss) and MODEL_CARD.md. Repeat the command to resume an interrupted run.
 
 All measures are computed on the exported files with the library's `stage`.
+
+    python Training/train.py --manifest COHORT/manifest.csv -o RUN --start-from LFS.onnx
+
+fine-tunes a network: a checkpoint.pt, or an exported file. For the shipped LFS.onnx, only the
+layers behind its maps are trained, in seconds, and RUN also receives the comparison with the
+shipped network, networks trained anew and the measured signs (finetuning/).
 With several GPUs: torchrun --nproc-per-node 4 Training/train.py ...
 """
 
@@ -46,7 +52,7 @@ from cases.manifest import (
 from cases.requirements import check_for_training, one_fold_per_site
 from common.options import add_options, with_options
 from common.processes import default_workers, join_processes, process
-from common.resume import RunError, check_not_trained_on, check_plan, digest
+from common.resume import RunError, check_not_trained_on, check_plan, digest, digests
 from evaluation import cohort_maps, model_card
 from evaluation.cohort_acquisition import check_acquisition
 from evaluation.evaluate import (
@@ -57,7 +63,10 @@ from evaluation.evaluate import (
     report_test,
     write_metrics,
 )
-from evaluation.staged import Staged, stage_cases
+from evaluation.staged import stage_cases, stage_out_of_fold
+from finetuning.fit import Tuning
+from finetuning.run import Plan, fine_tune_cohort
+from finetuning.starts import Start
 from lfs.build import FULL, SMALL, Build
 from lfs.data import PATCH_OVERLAP, prepare
 from lfs.export import describe, export
@@ -92,23 +101,26 @@ def train(
     workers: int = 1,
     any_phase: bool = False,
     leave_one_site_out: bool = False,
+    tuning: Tuning | None = None,
+    further: Plan | None = None,
 ) -> Metrics | None:
     """Cross-validate, export and report; returns metrics.json, or None if only one fold is trained.
 
     test: manifest of a test cohort with other patients. criteria: inclusion criteria. only: train
     this fold only, without evaluation (folds can be trained on several machines). fold_seed: of the
     folds (and of shuffle_labels), so that the same folds can be trained with other seeds of the
-    schedule. start_from: a
-    checkpoint.pt; its weights are used where the shapes match. It must not have been trained on
-    test cases. shuffle_labels: permute the stages among the patients, as a control at chance level.
-    data: one sentence on the cohort, shown with every result. workers: processes that prepare CTs
-    and patches. any_phase: also use CTs that are not in the portal-venous phase.
-    leave_one_site_out: every site is a fold.
+    schedule. start_from: a file that `finetuning.starts.Start` reads; its weights are used where
+    the shapes match. It must not have been trained on cases that are tested. shuffle_labels:
+    permute the stages among the patients, as a control at chance level. data: one sentence on the
+    cohort, shown with every result. workers: processes that prepare CTs and patches. any_phase:
+    also use CTs that are not in the portal-venous phase. leave_one_site_out: every site is a fold.
+    tuning, further: for a SignNetwork, how it is fine-tuned and what is computed besides.
 
     Raises ManifestError, RunError if `run` contains another run, and StagingError if a case cannot
     be staged.
     """
     check_crop(schedule, build)
+    start = None if start_from is None else Start(start_from)
     inclusion = apply(read_manifest(manifest, grades), criteria)
     if leave_one_site_out:
         included = one_fold_per_site(inclusion.included, manifest)
@@ -135,9 +147,20 @@ def train(
         raise RunError(f"--fold {only}: a fold from 0 to {folds - 1} is needed.")
     trained = range(folds) if only is None else [only]
     training_cts = {k: _training_cts(parts[k], cases, test_cases, start_from) for k in trained}
+    signs = start is not None and start.signs
+    further = further or Plan()
+    if signs:
+        tuning = dataclasses.replace(tuning or Tuning(), seed=schedule.seed)
+        if only is not None:
+            raise RunError("--fold: all folds of this network are trained together, in seconds.")
+        if further.seeds < 1:
+            raise RunError(f"--seeds {further.seeds}: at least 1 is needed.")
     first_process = process()[0] == 0
     if first_process:
-        plan = _plan(cases, parts, build, schedule, start_from, leave_one_site_out)
+        settings = _settings(parts, build, schedule)
+        if signs:
+            settings = {"schedule": dataclasses.asdict(tuning)}
+        plan = _plan(cases, parts, settings, start_from, leave_one_site_out)
         checkpoints = [run / f"fold_{k}" / "checkpoint.pt" for k in range(folds)]
         check_plan(run / "folds.json", plan, checkpoints, growing=("steps", "patience"))
         cohort_report.report(inclusion, run)
@@ -146,10 +169,14 @@ def train(
             write_tables(test_checked, run / "test")
         for sentence in check_acquisition(cases, run):
             print(sentence, file=sys.stderr)
+    if signs:
+        about = {"cts": training_cts, "name": name, "data": data}
+        how = {"tuning": tuning, "plan": further}
+        return fine_tune_cohort(start_from, cases, parts, test_cases, run, **how, **about)
     prepared = prepare(cases, run / "cache", build, workers)
     networks = {
         k: _fit_fold(
-            k, parts[k], cases, prepared, build, schedule, start_from, run, workers, training_cts[k]
+            k, parts[k], cases, prepared, build, schedule, start, run, workers, training_cts[k]
         )
         for k in trained
     }
@@ -162,13 +189,7 @@ def train(
     if only is not None:
         return None
 
-    staged: dict[str, Staged] = {}
-    fold_of: dict[str, int] = {}
-    for k, part in enumerate(parts):
-        file = run / f"fold_{k}" / "LFS.onnx"
-        for case in stage_cases([cases[i] for i in part.test], file, run / "staged"):
-            staged[case.name], fold_of[case.name] = case, k
-    out_of_fold = [staged[case.name] for case in cases]
+    out_of_fold, fold_of = stage_out_of_fold(cases, [part.test for part in parts], run)
     report_sites(cases, out_of_fold, run, data, fold_of)
     found = report_cross_validation(out_of_fold, fold_of, run, data)
 
@@ -256,33 +277,26 @@ def _training_cts(
     """Digests of all CTs used to train a fold's network; RunError if any of them is for testing."""
     before = frozenset()
     if start_from is not None:
-        tested = [*(cases[i] for i in part.test), *test_cases]
-        before = check_not_trained_on(start_from, {case.name: case.ct for case in tested})
-    return before.union(digest(cases[i].ct) for i in [*part.train, *part.validation])
+        held_out = {cases[i].name: cases[i].ct for i in part.test}
+        before = check_not_trained_on(start_from, held_out, "patients that a fold holds out")
+        check_not_trained_on(start_from, {case.name: case.ct for case in test_cases})
+    return before.union(*(digests(cases[i].ct) for i in [*part.train, *part.validation]))
 
 
 def _plan(
     cases: Sequence[Case],
     parts: Sequence[Fold],
-    build: Build,
-    schedule: Schedule,
+    settings: dict[str, Any],
     start_from: Path | None,
     leave_one_site_out: bool,
 ) -> dict[str, Any]:
-    """The inputs of a run, which must be the same when it is resumed; files as digests.
-
-    Of the schedule, the numbers of steps that result for each fold.
-    """
+    """The inputs of a run, which must be the same when it is resumed; files as digests."""
     names = [case.name for case in cases]
     how = "split by patient, with balanced stages"
     if leave_one_site_out:
         how = "one for each site"
     elif fold_names(cases):
         how = "those of the manifest"
-
-    courses = [schedule.course(len(part.train)) for part in parts]
-    lengths = ("epochs", "crop_epochs", "epoch_patches", "steps", "crop_steps", "patience")
-    fixed = {k: v for k, v in dataclasses.asdict(schedule).items() if k not in lengths}
     return {
         "stages": {case.name: str(case.stages) for case in cases},
         "folds": [
@@ -293,13 +307,22 @@ def _plan(
         "split": how,
         "labels": Counter(case.label for case in cases if case.label),
         "outlined": sum(case.outlined for case in cases),
+        **settings,
+        "start": start_from and digest(start_from),
+        "software": __version__,
+    }
+
+
+def _settings(parts: Sequence[Fold], build: Build, schedule: Schedule) -> dict[str, Any]:
+    """Build and schedule in the plan: of the latter, the steps that result for each fold."""
+    courses = [schedule.course(len(part.train)) for part in parts]
+    lengths = ("epochs", "crop_epochs", "epoch_patches", "steps", "crop_steps", "patience")
+    return {
         "build": dataclasses.asdict(build),
-        "schedule": fixed,
+        "schedule": {k: v for k, v in dataclasses.asdict(schedule).items() if k not in lengths},
         "crop_steps": [course.crops for course in courses],
         "steps": [course.total for course in courses],
         "patience": schedule.patience,
-        "start": start_from and digest(start_from),
-        "software": __version__,
     }
 
 
@@ -310,17 +333,14 @@ def _fit_fold(
     prepared: PersistentDataset,
     build: Build,
     schedule: Schedule,
-    start_from: Path | None,
+    start: Start | None,
     run: Path,
     workers: int,
     training_cts: frozenset[str],
 ) -> LFSNetwork:
     network = build.network(schedule.seed)
-    if start_from is not None:
-        start = torch.load(start_from, map_location="cpu", weights_only=True)["best"]
-        own = network.state_dict()
-        matching = {k: v for k, v in start.items() if k in own and v.shape == own[k].shape}
-        network.load_state_dict(own | matching)
+    if start is not None:
+        network = start.network(k, network)
     stages = stage_array([case.stages for case in cases])
     training, validation = ((Subset(prepared, i), stages[i]) for i in (part.train, part.validation))
     folder = run / f"fold_{k}"
@@ -399,7 +419,22 @@ def _parser() -> argparse.ArgumentParser:
         "--small", action="store_true", help="small network and schedule, to try out the command"
     )
     parser.add_argument(
-        "--start-from", type=Path, metavar="CHECKPOINT", help="checkpoint.pt with initial weights"
+        "--start-from",
+        type=Path,
+        metavar="FILE",
+        help="network to fine-tune: checkpoint.pt, or an exported LFS.onnx",
+    )
+    parser.add_argument(
+        "--seeds", type=int, help="trainings with other folds and initial weights (fine-tuning: 3)"
+    )
+    parser.add_argument(
+        "--curve-draws",
+        type=int,
+        default=Plan.draws,
+        help="fine-tuning: draws of patients for each point of the learning curve (default: 2)",
+    )
+    parser.add_argument(
+        "--readers", action="store_true", help="fine-tuning: also train the readers of the signs"
     )
     parser.add_argument(
         "--shuffle-labels", action="store_true", help="permute the stages, as a control"
@@ -452,6 +487,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             workers=options.workers,
             any_phase=options.any_phase,
             leave_one_site_out=options.leave_one_site_out,
+            tuning=Tuning(readers=options.readers),
+            further=Plan(options.seeds or Plan.seeds, options.curve_draws),
         )
     except (ManifestError, StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)

@@ -42,6 +42,7 @@ TRAINING_MAY_IMPORT: dict[str, set[str]] = {
     "painted": {"common", "insilico", "lfs", "evaluation"},
     "vnet": {"common"},
     "evaluation": {"common", "cases"},
+    "finetuning": {"common", "cases", "lfs", "painted", "evaluation"},
 }
 # Third-party packages -> where they may be imported, by wing or module.
 ONLY_IN = {

@@ -28,18 +28,24 @@ PHANTOM_LIMIT = (
 )
 
 
-def write(run: Path) -> Path:
-    """Write RUN/MODEL_CARD.md from the models and metrics of RUN; returns its path."""
+def write(run: Path, about: tuple[str, str] | None = None, comparison: str = "") -> Path:
+    """Write RUN/MODEL_CARD.md from the models and metrics of RUN; returns its path.
+
+    about: the sections on model and training of a fine-tuned network. comparison: a further section
+    of the results.
+    """
     model = StagingModel.load(run / "LFS.onnx")
     card = model.card
-    plan = json.loads((run / "folds.json").read_text(encoding="utf-8"))
+    if about is None:
+        plan = json.loads((run / "folds.json").read_text(encoding="utf-8"))
+        about = _model(card, model.path, run / "LFS_single.onnx"), _training(card, plan)
     sections = [
         f"# Model card: {card.name}",
         f"{RESEARCH_USE}\n\nTrained on: {card.trained_on}",
-        _model(card, model.path, run / "LFS_single.onnx"),
-        _training(card, plan),
+        *about,
         *_acquisition(run),
         _results(run),
+        *([comparison] if comparison else []),
         "## Limitations\n\n" + "\n".join(f"- {limit}" for limit in _limits(card)),
     ]
     path = run / "MODEL_CARD.md"
@@ -122,15 +128,16 @@ def _results(run: Path) -> str:
     path = run / "test" / "metrics.json"
     if path.exists():
         tested = json.loads(path.read_text(encoding="utf-8"))
-        parts.append("### Test cohort, ensemble\n\n" + _measured(tested, "test/"))
-        compared = tested["compared_with_single"]
-        lines = [
-            f"- {group}: single network {one['second']:.3f}, ensemble {one['first']:.3f} "
-            f"(DeLong p = {one['p']:.2g})"
-            for group, one in compared.items()
-            if one is not None
-        ]
-        parts.append("### Test cohort, AUC of the single network\n\n" + "\n".join(lines))
+        parts.append("### Test cohort\n\n" + _measured(tested, "test/"))
+        for key, other in (("single", "single network"), ("start", "start network")):
+            lines = [
+                f"- {group}: {other} {one['second']:.3f}, this model {one['first']:.3f} "
+                f"(DeLong p = {one['p']:.2g})"
+                for group, one in tested.get(f"compared_with_{key}", {}).items()
+                if one is not None
+            ]
+            if lines:
+                parts.append(f"### Test cohort, AUC of the {other}\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
 

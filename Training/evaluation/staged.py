@@ -81,6 +81,22 @@ def stage_cases(
     return [_staged(case, record) for case, record in zip(cases, found)]
 
 
+def stage_out_of_fold(
+    cases: Sequence[Case], tests: Sequence[Sequence[int]], run: Path, workers: int = -1
+) -> tuple[list[Staged], dict[str, int]]:
+    """Every case, in order, staged by RUN/fold_K/LFS.onnx of the fold K that tests it; and K.
+
+    tests: the indices of each fold's cases.
+    """
+    staged: dict[str, Staged] = {}
+    fold_of: dict[str, int] = {}
+    for k, part in enumerate(tests):
+        model = run / f"fold_{k}" / "LFS.onnx"
+        for case in stage_cases([cases[i] for i in part], model, run / "staged", workers):
+            staged[case.name], fold_of[case.name] = case, k
+    return [staged[case.name] for case in cases], fold_of
+
+
 def _stage_one(case: Case, model: Path, folder: Path) -> str | None:
     """Stage one case and write its JSON; returns the reason if it is refused."""
     try:

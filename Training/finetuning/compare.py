@@ -1,0 +1,171 @@
+"""The comparison on a cohort: AUCs with intervals, differences, variance between trainings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from finetuning.cohort import Cohort
+from finetuning.methods import METHODS, NETWORKS, SHIPPED, TUNED, OutOfFold
+from LiverFibrosisStagingLib.evaluation.comparing import delong, p_value
+from LiverFibrosisStagingLib.evaluation.measures import (
+    MIN_PATIENTS,
+    auc,
+    confusion,
+    draw_patients,
+    interval,
+    quadratic_kappa,
+)
+from LiverFibrosisStagingLib.evaluation.tables import group_title
+from LiverFibrosisStagingLib.stages import GROUPS, median_stage, softmax
+
+REPEATS = 2000  # of the bootstrap
+
+
+def compare(
+    cohort: Cohort, found: Sequence[OutOfFold], temperature: float, seed: int = 0
+) -> dict[str, Any]:
+    """Measures of each method, as JSON.
+
+    found: the predictions of trainings with different seeds, of which the first is reported.
+    temperature: of the start network's logits; the others are calibrated by their training.
+
+    Per group: patients and cases of each class that the cut-off decides; AUC with its interval over
+    patients; SD between seeds; interval over patients and seeds, a bootstrap in which each repeat
+    draws patients and one of the seeds; DeLong's comparison of fine-tuned and start network.
+    """
+    groups = {}
+    for group, first in GROUPS.items():
+        known, truth = cohort.decided(first)
+        truth, patient = truth[known], cohort.patient[known]
+        counts = [len(set(patient[side])) for side in (truth, ~truth)]
+        measured: dict[str, Any] = {
+            "cases": [int(truth.sum()), int((~truth).sum())],
+            "patients": counts,
+            "methods": {},
+            "fine_tuned_minus_start": None,
+        }
+        groups[group] = measured
+        if min(counts) == 0:
+            continue
+        weights = draw_patients(patient, REPEATS, seed)
+        for name in METHODS:
+            scores = [each.scores[name][group][known] for each in found if name in each.scores]
+            if scores and all(np.isfinite(each).all() for each in scores):
+                measured["methods"][name] = _area(truth, scores, weights, min(counts), seed)
+        if min(counts) >= 2:
+            both = [found[0].scores[name][group][known] for name in (TUNED, SHIPPED)]
+            measured["fine_tuned_minus_start"] = delong(truth, *both, patient)._asdict()
+    return {"groups": groups, "kappa": _kappas(cohort, found[0], temperature, seed)}
+
+
+def _area(
+    truth: np.ndarray, scores: Sequence[np.ndarray], weights: np.ndarray, patients: int, seed: int
+) -> dict[str, Any]:
+    ones = np.ones((1, len(truth)))
+    values = [float(auc(truth, each, ones)[0]) for each in scores]
+    measured: dict[str, Any] = {
+        "auc": interval(lambda w: auc(truth, scores[0], w), weights, patients),
+        "seeds": values,
+        "sd_between_seeds": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+    }
+    if len(values) > 1 and patients >= MIN_PATIENTS:
+        drawn = np.random.default_rng(seed).integers(len(values), size=len(weights))
+        repeated = np.concatenate(
+            [auc(truth, each, weights[drawn == number]) for number, each in enumerate(scores)]
+        )
+        low, high = np.nanquantile(repeated, (0.025, 0.975))
+        measured["auc_with_seeds"] = {
+            "value": float(np.mean(values)),
+            "low": float(low),
+            "high": float(high),
+        }
+    return measured
+
+
+def _kappas(
+    cohort: Cohort, found: OutOfFold, temperature: float, seed: int
+) -> dict[str, dict[str, float | None]]:
+    """Quadratic kappa of the networks on the cases with one known stage."""
+    exact = cohort.lowest == cohort.highest
+    if len(set(cohort.lowest[exact])) < 2:
+        return {}
+    stage, patient = cohort.lowest[exact], cohort.patient[exact]
+    weights = draw_patients(patient, REPEATS, seed)
+    kappas = {}
+    for name in NETWORKS:
+        if name in found.logits:
+            scale = temperature if name == SHIPPED else 1.0
+            predicted = median_stage(softmax(found.logits[name][exact], scale))
+
+            def kappa(w: np.ndarray, predicted: np.ndarray = predicted) -> np.ndarray:
+                return quadratic_kappa(confusion(stage, predicted, w))
+
+            kappas[name] = interval(kappa, weights, len(set(patient)))
+    return kappas
+
+
+def sentences(found: dict[str, Any]) -> list[str]:
+    """In words, for each group, whether the fine-tuned network is better than the start network."""
+    said = []
+    for group, measured in found["groups"].items():
+        title, difference = group_title(group), measured["fine_tuned_minus_start"]
+        if difference is None or min(measured["patients"]) < MIN_PATIENTS:
+            one, other = measured["patients"]
+            said.append(
+                f"{title}: {one} patients with and {other} without it are too few for a comparison "
+                f"(at least {MIN_PATIENTS} of each)."
+            )
+            continue
+        by = f"{difference['difference']:+.2f} [{difference['low']:.2f}, {difference['high']:.2f}]"
+        about = f"difference in AUC {by}, {p_value(difference['p'])}"
+        if difference["low"] > 0:
+            said.append(
+                f"{title}: the fine-tuned network is better than the start network ({about})."
+            )
+        elif difference["high"] < 0:
+            said.append(
+                f"{title}: the fine-tuned network is worse than the start network ({about}); use "
+                "the start network."
+            )
+        else:
+            said.append(
+                f"{title}: the fine-tuned network is not better than the start network beyond the "
+                f"interval ({about})."
+            )
+    return said
+
+
+def table(found: dict[str, Any]) -> list[list[str]]:
+    """The comparison, header first."""
+    lines = [
+        [
+            "Method",
+            *(f"AUC {group_title(group)} [95 % interval]" for group in found["groups"]),
+            "SD between seeds",
+            "Quadratic kappa",
+        ]
+    ]
+    for name in METHODS:
+        measured = [each["methods"].get(name) for each in found["groups"].values()]
+        spreads = [each["sd_between_seeds"] for each in measured if each]
+        spreads = [f"{value:.3f}" for value in spreads if value is not None]
+        lines.append(
+            [
+                name,
+                *(
+                    "-" if each is None else _text(each.get("auc_with_seeds", each["auc"]))
+                    for each in measured
+                ),
+                " / ".join(spreads) or "-",
+                _text(found["kappa"].get(name)),
+            ]
+        )
+    return lines
+
+
+def _text(one: dict[str, float | None] | None) -> str:
+    if one is None or one["value"] is None:
+        return "-"
+    value = f"{one['value']:.2f}"
+    return value if one["low"] is None else f"{value} [{one['low']:.2f}, {one['high']:.2f}]"
