@@ -425,16 +425,19 @@ def _parser() -> argparse.ArgumentParser:
         help="network to fine-tune: checkpoint.pt, or an exported LFS.onnx",
     )
     parser.add_argument(
-        "--seeds", type=int, help="trainings with other folds and initial weights (fine-tuning: 3)"
+        "--seeds",
+        type=int,
+        default=Plan.seeds,
+        help="fine-tuning of the shipped network: trainings with other folds and initial weights",
     )
     parser.add_argument(
         "--curve-draws",
         type=int,
         default=Plan.draws,
-        help="fine-tuning: draws of patients for each point of the learning curve (default: 2)",
+        help="draws of patients for each point of its learning curve; 0 for no curve (default: 2)",
     )
     parser.add_argument(
-        "--readers", action="store_true", help="fine-tuning: also train the readers of the signs"
+        "--readers", action="store_true", help="also train its layers that read the signs"
     )
     parser.add_argument(
         "--shuffle-labels", action="store_true", help="permute the stages, as a control"
@@ -488,7 +491,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             any_phase=options.any_phase,
             leave_one_site_out=options.leave_one_site_out,
             tuning=Tuning(readers=options.readers),
-            further=Plan(options.seeds or Plan.seeds, options.curve_draws),
+            further=Plan(options.seeds, options.curve_draws),
         )
     except (ManifestError, StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)

@@ -1,10 +1,12 @@
 """The command train.py: from a manifest to models, figures, tables and the model card."""
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -22,10 +24,12 @@ from phantom_cohorts import TINY, write_cohort  # noqa: E402
 
 from cases.inputs import Checked  # noqa: E402
 from cases.manifest import ManifestError, read_manifest  # noqa: E402
-from common.resume import RunError, digest, training_cts  # noqa: E402
+from common.resume import RunError, digests, training_cts  # noqa: E402
 from evaluation import evaluate  # noqa: E402
+from finetuning.starts import Start  # noqa: E402
 from lfs import fit  # noqa: E402
-from LiverFibrosisStagingLib import StagingModel  # noqa: E402
+from LiverFibrosisStagingLib import StagingError, StagingModel  # noqa: E402
+from LiverFibrosisStagingLib.resources import default_model_path  # noqa: E402
 
 SCRIPT = ROOT / "Training" / "train.py"
 BUILD = train.Build((8, 24, 32), (16.0, 14.0, 14.0), (2, 3, 4, 5), 4)
@@ -188,16 +192,63 @@ def test_a_start_that_was_trained_on_test_cases_is_refused(cohorts, finished, tm
     run, _ = finished
     starts = [run / f"fold_{k}" / "checkpoint.pt" for k in range(2)]
     test = json.loads((run / "folds.json").read_text())["folds"][0]["test"]
-    with pytest.raises(RunError, match=f"trained on test cases .*{test[0]}"):
+    with pytest.raises(RunError, match=f"trained on patients that a fold holds out .*{test[0]}"):
         run_small(cohorts[0], tmp_path / "run", only=0, start_from=starts[1])
     assert not (tmp_path / "run").exists()
     with pytest.raises(RunError, match="trained on test cases"):
         run_small(cohorts[1], tmp_path / "run", test=cohorts[0], start_from=starts[1])
     run_small(cohorts[0], tmp_path / "run", only=0, start_from=starts[0])
     known = [training_cts(folder / "fold_0" / "LFS.onnx") for folder in (run, tmp_path / "run")]
-    cases = {case.name: digest(case.ct) for case in read_manifest(cohorts[0])}
-    assert known[0] == known[1] == set(cases.values()) - {cases[name] for name in test}
-    assert training_cts(run / "LFS.onnx") == set(cases.values())
+    cases = {case.name: digests(case.ct) for case in read_manifest(cohorts[0])}
+    seen = [found for name, found in cases.items() if name not in test]
+    assert known[0] == known[1] == set().union(*seen)
+    assert training_cts(run / "LFS.onnx") == set().union(*cases.values())
+
+
+def test_a_start_recognises_a_patient_in_another_file_format(cohorts, finished, tmp_path):
+    folder = shutil.copytree(cohorts[0].parent, tmp_path / "again")
+    for file in folder.glob("*_ct.nii.gz"):
+        image = sitk.DICOMOrient(sitk.ReadImage(str(file)), "RAS")
+        sitk.WriteImage(image, str(folder / file.name.replace(".nii.gz", ".nrrd")))
+    text = (folder / "manifest.csv").read_text()
+    text = text.replace("_ct.nii.gz", "_ct.nrrd").replace("\np", "\nother")
+    (folder / "manifest.csv").write_text(text)
+    start = finished[0] / "fold_1" / "LFS.onnx"
+    with pytest.raises(RunError, match=r"trained on patients that a fold holds out .*other"):
+        run_small(folder / "manifest.csv", tmp_path / "run", start_from=start)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_continues_from_an_exported_network(cohorts, finished, tmp_path):
+    """Each fold from a member of the ensemble; without a step, the network is the member's."""
+    run, _ = finished
+    found = Start(run / "LFS.onnx")
+    x = torch.rand(2, 1, *BUILD.patch_size)
+    for k in range(3):
+        exported = StagingModel.load(run / f"fold_{k % 2}" / "LFS.onnx")
+        with torch.no_grad():
+            logits = found.network(k, BUILD.network(0)).eval()(x)
+        np.testing.assert_allclose(logits[:1], exported.run(x[:1].numpy()).logits, atol=1e-4)
+    larger = dataclasses.replace(BUILD, dense=6).network(0)
+    partly = found.network(0, larger)
+    assert partly is larger
+    member = found.network(0, BUILD.network(0))
+    assert torch.equal(partly.head[0].weight, member.head[0].weight)
+    run_small(cohorts[1], tmp_path / "run", start_from=run / "LFS.onnx", only=0)
+    known = training_cts(tmp_path / "run" / "fold_0" / "LFS.onnx")
+    assert training_cts(run / "LFS.onnx") < known
+
+
+@pytest.mark.parametrize("name", ["VNet.onnx", "none.onnx", "damaged.pt"])
+def test_other_starts_are_refused_with_those_that_can_be_used(name, cohorts, tmp_path):
+    start = default_model_path("LFS.onnx").with_name(name)
+    if name == "damaged.pt":
+        start = tmp_path / name
+        with zipfile.ZipFile(start, "w") as archive:
+            archive.writestr("a", "b")
+    with pytest.raises(StagingError, match=r"an LFSNetwork .* or a SignNetwork .* is needed"):
+        run_small(cohorts[0], tmp_path / "run", start_from=start)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_is_not_evaluated_on_its_training_cases(cohorts, finished, tmp_path, capsys):

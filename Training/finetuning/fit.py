@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import stack_module_state
 
 from finetuning.cohort import Cohort
 from painted.network import SignNetwork
@@ -32,12 +32,14 @@ class Tuning:
 
     steps, learning_rate: of Adam with cosine decay, each step on all cases. inner_folds: of the
     training part, to choose the strength. readers: also train the layers that read the signs from
-    the maps, not only those from the signs to the stage.
+    the maps, not only those from the signs to the stage. decays: the strengths for networks that
+    are trained anew.
     """
 
     steps: int = 150
     learning_rate: float = 0.02
     strengths: tuple[float, ...] = (UNCHANGED, 1.0, 0.1, 0.01, 0.001)
+    decays: tuple[float, ...] = (0.01, 0.001, 0.0001)
     inner_folds: int = 4
     readers: bool = False
     seed: int = 0
@@ -99,7 +101,8 @@ def _fit(
     starts: Sequence[SignNetwork], cohort: Cohort, train: np.ndarray, tuning: Tuning, pulled: bool
 ) -> Fitted:
     batch = _Batch(starts, cohort, tuning, tuning.readers or not pulled, pulled)
-    strengths = [s for s in tuning.strengths if s != UNCHANGED]
+    choices = tuning.strengths if pulled else tuning.decays
+    strengths = [s for s in choices if s != UNCHANGED]
     parts = cohort.splits(train, tuning.inner_folds, tuning.seed)
     used = np.zeros((len(parts), len(cohort)), np.float32)
     for row, (rest, _) in zip(used, parts):
@@ -109,7 +112,7 @@ def _fit(
     for found, (_, part) in zip(inner, parts):
         held[:, part] = found[:, part]
     unchanged = logits_of(starts, cohort)
-    if pulled and UNCHANGED in tuning.strengths:
+    if UNCHANGED in choices:
         held, strengths = np.concatenate([held, unchanged[None]]), [*strengths, UNCHANGED]
     lowest, highest = (torch.as_tensor(ends[train]) for ends in (cohort.lowest, cohort.highest))
     losses = range_loss(torch.as_tensor(held[:, train]), lowest, highest).mean(dim=1)
@@ -146,7 +149,7 @@ class _Batch:
         self.everything, self.pulled = everything, pulled
         self.lowest, self.highest = map(torch.as_tensor, (cohort.lowest, cohort.highest))
         self.case = torch.as_tensor(cohort.case)
-        self.layers = copy.deepcopy(self._trained(starts[0]))
+        self.layers = self._trained(starts[0])
         means = torch.as_tensor(cohort.means)
         with torch.no_grad():
             given = [n.eval().signs[0](means) if everything else n.signs(means) for n in starts]
@@ -204,9 +207,14 @@ class _Batch:
         """Logits [jobs * strengths * members, n, 5]."""
         masked = {k: v * self.masks[k] if k in self.masks else v for k, v in weights.items()}
         repeats = len(next(iter(weights.values()))) // len(self.given)
-        given = self.given.repeat(repeats, 1, 1)
-        call = vmap(lambda each, x: functional_call(self.layers, each, (x,)))
-        return _of_cases(call(masked, given), self.case)
+        x = self.given.repeat(repeats, 1, 1)
+        for name, layer in self.layers.named_children():
+            if isinstance(layer, nn.Linear):
+                weight, bias = masked[f"{name}.weight"], masked[f"{name}.bias"]
+                x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+            else:
+                x = layer(x)
+        return _of_cases(x, self.case)
 
 
 def _of_cases(logits: torch.Tensor, case: torch.Tensor) -> torch.Tensor:
