@@ -10,13 +10,13 @@ same for the test cohort in test/, LFS.onnx (the ensemble of the folds), LFS_sin
 with the lowest validation loss) and MODEL_CARD.md. Repeat the command to resume an interrupted run.
 
 All measures are computed on the exported files with the library's `stage`.
+With several GPUs: torchrun --nproc-per-node 4 Training/train.py ...
 
     python Training/train.py --manifest COHORT/manifest.csv -o RUN --start-from LFS.onnx
 
 fine-tunes a network: a checkpoint.pt, or an exported file. For the shipped LFS.onnx, only the
 layers behind its maps are trained, in seconds, and RUN also receives the comparison with the
 shipped network, networks trained anew and the measured signs (finetuning/).
-With several GPUs: torchrun --nproc-per-node 4 Training/train.py ...
 """
 
 import argparse
