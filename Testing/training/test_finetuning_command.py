@@ -16,6 +16,7 @@ from phantom_cohorts import TINY, write_cohort  # noqa: E402
 
 from cases.manifest import read_manifest  # noqa: E402
 from common import resume  # noqa: E402
+from finetuning import methods  # noqa: E402
 from finetuning.cohort import read_cohort  # noqa: E402
 from finetuning.fit import Tuning, logits_of  # noqa: E402
 from finetuning.run import Plan  # noqa: E402
@@ -31,15 +32,18 @@ QUICK = Tuning(steps=10, inner_folds=2)
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cohort")
     manifest = write_cohort(folder / "cohort", [i % 5 for i in range(COUNT)], 0, **TINY)
-    found = train.train(
-        manifest,
-        folder / "RUN",
-        folds=2,
-        start_from=default_model_path(),
-        data="Twelve simulated phantoms, no patient.",
-        tuning=QUICK,
-        further=Plan(seeds=2, draws=1),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "PENALTIES", (0.1,))
+        patch.setattr(methods, "INNER", 2)
+        found = train.train(
+            manifest,
+            folder / "RUN",
+            folds=2,
+            start_from=default_model_path(),
+            data="Twelve simulated phantoms, no patient.",
+            tuning=QUICK,
+            further=Plan(seeds=1, draws=1),
+        )
     return manifest, folder / "RUN", found
 
 

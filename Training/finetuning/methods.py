@@ -104,7 +104,7 @@ def _regression(
     model = make_pipeline(
         SimpleImputer(strategy="median", keep_empty_features=True),
         StandardScaler(),
-        LogisticRegression(C=PENALTIES[1], max_iter=1000),
+        LogisticRegression(C=PENALTIES[len(PENALTIES) // 2], max_iter=1000),
     )
     places = np.full(len(cohort), -1)
     places[among] = np.arange(len(among))
