@@ -75,7 +75,6 @@ from lfs.network import LFSNetwork
 from lfs.schedule import FULL_SCHEDULE, SMALL_SCHEDULE, Schedule, check_crop
 from LiverFibrosisStagingLib import StagingModel, __version__
 from LiverFibrosisStagingLib.errors import StagingError
-from LiverFibrosisStagingLib.evaluation.cohort import cases_by_stage
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES, stage_array
 
 Metrics = dict[str, Any]
@@ -230,7 +229,7 @@ def metadata(name: str, data: str, cases: Sequence[Case], build: Build) -> dict[
         "reference": {},
         "training": {
             "data": data,
-            **_counts(cases),
+            **cohort_report.stage_counts(cases),
             "date": datetime.date.today().isoformat(),
             "code_version": __version__,
         },
@@ -375,13 +374,6 @@ def _test(
         evaluated = {"auc": aucs(measured), "evaluated_on": about}
         reference = cohort_maps.reference(cases_staged, about)
         describe(file, {"training": described["training"] | evaluated, "reference": reference})
-
-
-def _counts(cases: Sequence[Case]) -> dict[str, Any]:
-    """Numbers of CTs by stage, and of those of which a range of stages is known, by range."""
-    counts = cases_by_stage(stage_array([case.stages for case in cases]))
-    found: dict[str, Any] = {"cases_per_stage": [counts.pop(name) for name in STAGES]}
-    return found | ({"cases_per_range": counts} if counts else {})
 
 
 def _make_phantoms(count: int, run: Path) -> tuple[Path, Path, str]:

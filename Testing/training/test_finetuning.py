@@ -18,6 +18,7 @@ from finetuning import compare, fit, methods, power  # noqa: E402
 from finetuning.cohort import assemble  # noqa: E402
 from finetuning.fit import UNCHANGED, Tuning, fine_tune, logits_of, train_anew  # noqa: E402
 from finetuning.methods import ANEW, METHODS, SHIPPED, TUNED, Fold  # noqa: E402
+from lfs import loss  # noqa: E402
 from LiverFibrosisStagingLib.stages import GROUPS, StageRange, median_stage, softmax  # noqa: E402
 from painted.maps import NAMES  # noqa: E402
 from painted.network import Input, SignNetwork  # noqa: E402
@@ -50,6 +51,8 @@ def test_the_loss_is_that_of_ranges():
     for case in range(6):
         expected = -chances[:, case, lowest[case] : highest[case] + 1].sum(dim=1).log()
         torch.testing.assert_close(ours[:, case], expected, atol=1e-5, rtol=1e-4)
+    mean = loss.range_loss(logits[0], torch.stack([lowest, highest], dim=1))
+    torch.testing.assert_close(ours[0].mean(), mean)
 
 
 def test_training_in_a_batch_is_training_alone(starts):

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,7 +11,8 @@ from matplotlib.figure import Figure
 from cases.manifest import Case, Inclusion, size
 from common.figures import save_figure
 from common.tables import MISSING, write_csv, write_markdown
-from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES, StageRange
+from LiverFibrosisStagingLib.evaluation.cohort import cases_by_stage
+from LiverFibrosisStagingLib.stages import RESEARCH_USE, STAGES, StageRange, stage_array
 
 UNKNOWN = "not stated"
 
@@ -25,6 +27,13 @@ def report(inclusion: Inclusion, folder: Path) -> None:
     write_markdown(tables / "table_1.md", lines, RESEARCH_USE)
     reasons = [[case.name, str(case.line), why] for case, why in inclusion.excluded]
     write_csv(tables / "excluded.csv", [["name", "line", "reason"], *reasons])
+
+
+def stage_counts(cases: Sequence[Case]) -> dict[str, Any]:
+    """Numbers of CTs by stage, and of those of which a range of stages is known, by range."""
+    counts = cases_by_stage(stage_array([case.stages for case in cases]))
+    found: dict[str, Any] = {"cases_per_stage": [counts.pop(name) for name in STAGES]}
+    return found | ({"cases_per_range": counts} if counts else {})
 
 
 def flow_chart(inclusion: Inclusion) -> Figure:

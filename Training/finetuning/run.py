@@ -13,6 +13,7 @@ import numpy as np
 from cases.folds import Fold as CaseFold
 from cases.folds import split
 from cases.manifest import Case, size
+from cases.report import stage_counts
 from evaluation import cohort_maps, model_card
 from evaluation.evaluate import aucs, compare, report_cross_validation, report_test, write_metrics
 from evaluation.staged import stage_cases, stage_out_of_fold
@@ -26,7 +27,6 @@ from lfs.export import METADATA_KEY, describe
 from LiverFibrosisStagingLib import StagingModel, __version__
 from LiverFibrosisStagingLib.fingerprint import sha256_of
 from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import read_onnx
-from LiverFibrosisStagingLib.stages import STAGES
 from painted.export import export
 from painted.imported import load
 
@@ -115,7 +115,6 @@ def metadata(start: Path, name: str, data: str, cases: Sequence[Case]) -> dict[s
     """The metadata of the start model with another name and training, without evaluation."""
     described = json.loads(read_onnx(start).metadata[METADATA_KEY])
     before = described.get("training", {}).get("data", "Not stated.")
-    stages = [case.stage for case in cases if case.stage is not None]
     described.pop("checks", None)  # of the start model
     return described | {
         "name": name,
@@ -123,7 +122,7 @@ def metadata(start: Path, name: str, data: str, cases: Sequence[Case]) -> dict[s
         "reference": {},
         "training": {
             "data": f"Fine-tuned on: {data.rstrip('.')}. Before: {before}",
-            "cases_per_stage": np.bincount(stages, minlength=len(STAGES)).tolist(),
+            **stage_counts(cases),
             "date": datetime.date.today().isoformat(),
             "code_version": __version__,
         },
