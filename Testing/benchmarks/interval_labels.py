@@ -32,11 +32,11 @@ sys.path[:0] = [str(ROOT / "Training"), str(ROOT / "LiverFibrosisStaging")]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch.utils.data import Subset  # noqa: E402
-from train import FULL, SMALL, Build  # noqa: E402
 
 from cases.folds import split  # noqa: E402
 from cases.manifest import Case, read_manifest  # noqa: E402
 from cases.phantom_cohort import write_cohort  # noqa: E402
+from lfs.build import FULL, SMALL, Build  # noqa: E402
 from lfs.data import prepare  # noqa: E402
 from lfs.fit import Schedule, aucs, case_logits, fit  # noqa: E402
 from LiverFibrosisStagingLib.stages import GROUPS, StageRange, softmax  # noqa: E402

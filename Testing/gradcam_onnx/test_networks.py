@@ -21,11 +21,12 @@ import onnxruntime  # noqa: E402
 import small_networks  # noqa: E402
 from monai.visualize import GradCAM  # noqa: E402
 from torch_twin import TorchTwin  # noqa: E402
-from train import Build, metadata  # noqa: E402
 
+from lfs.build import Build  # noqa: E402
 from lfs.export import export as export_staging  # noqa: E402
 from lfs.network import LFSNetwork  # noqa: E402
 from LiverFibrosisStagingLib.gradcam_onnx.make_explainable import make_explainable  # noqa: E402
+from runs.networks import metadata  # noqa: E402
 
 CLASS = 2
 ONE, RGB = {"n_input_channels": 1, "num_classes": 4}, {"in_channels": 1, "num_classes": 4}

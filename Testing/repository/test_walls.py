@@ -43,6 +43,7 @@ TRAINING_MAY_IMPORT: dict[str, set[str]] = {
     "vnet": {"common"},
     "evaluation": {"common", "cases"},
     "finetuning": {"common", "cases", "lfs", "painted", "evaluation"},
+    "runs": {"common", "cases", "lfs", "evaluation", "finetuning"},
 }
 # Third-party packages -> where they may be imported, by wing or module.
 ONLY_IN = {

@@ -17,6 +17,7 @@ from lfs.network import LFSNetwork  # noqa: E402
 from lfs.schedule import Schedule, check_crop  # noqa: E402
 from LiverFibrosisStagingLib import StagingError, StagingModel  # noqa: E402
 from LiverFibrosisStagingLib.staging import stage  # noqa: E402
+from runs import networks  # noqa: E402
 
 OPTIONS = (
     "--patch-size 12 32 40 --spacing 12 10.5 11 --window -200 300 --limits 0 200 "
@@ -37,7 +38,7 @@ def cohort(tmp_path_factory):
 
 
 def test_nothing_given_is_the_network_of_before():
-    assert built("") == build.FULL == train.Build()
+    assert built("") == build.FULL == build.Build()
     assert built("", build.SMALL) == build.SMALL
     network, plain = build.FULL.network(0), LFSNetwork()
     assert (network.mean, network.std, network.limit) == pytest.approx((0.65, 0.08, 2.0))
@@ -46,7 +47,7 @@ def test_nothing_given_is_the_network_of_before():
 
 def test_options_reach_the_network():
     found = built(OPTIONS)
-    assert found == train.Build(
+    assert found == build.Build(
         (12, 32, 40), (12.0, 10.5, 11.0), (2, 3, 4, 5), 6, (-200.0, 300.0), (0.0, 200.0), 3.0
     )
     network = found.network(1)
@@ -67,7 +68,7 @@ def test_the_exported_file_stages_with_them(cohort, tmp_path):
     case = read_manifest(cohort)[1]
     prepared = data.prepare([case], tmp_path / "cache", found)[0]
     network = found.network(0).eval()
-    metadata = train.metadata("options", "Two phantoms, no patient.", [case], found)
+    metadata = networks.metadata("options", "Two phantoms, no patient.", [case], found)
     path = tmp_path / "LFS.onnx"
     export.export(network, path, metadata | {"calibration": {"temperature": 1.0}})
     card = StagingModel.load(path).card
@@ -86,7 +87,7 @@ def test_the_exported_file_stages_with_them(cohort, tmp_path):
 
 def test_augmentation_is_in_hu():
     """The same changes of contrast and noise in any window."""
-    wide = train.Build(window=(-525.0, 525.0))
+    wide = build.Build(window=(-525.0, 525.0))
     shifts = [data.augmentation(one).transforms[2].offsets[1] for one in (build.FULL, wide)]
     assert shifts == pytest.approx([17.5 / 350, 17.5 / 1050])
 

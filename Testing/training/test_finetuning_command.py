@@ -23,6 +23,7 @@ from finetuning.run import Plan  # noqa: E402
 from LiverFibrosisStagingLib import StagingModel, stage  # noqa: E402
 from LiverFibrosisStagingLib.resources import default_model_path  # noqa: E402
 from painted.imported import load  # noqa: E402
+from runs.reading import Source  # noqa: E402
 
 COUNT = 12
 QUICK = Tuning(steps=10, inner_folds=2)
@@ -36,10 +37,8 @@ def finished(tmp_path_factory):
         patch.setattr(methods, "PENALTIES", (0.1,))
         patch.setattr(methods, "INNER", 2)
         found = train.train(
-            manifest,
+            Source(manifest, folds=2, start_from=default_model_path()),
             folder / "RUN",
-            folds=2,
-            start_from=default_model_path(),
             data="Twelve simulated phantoms, no patient.",
             tuning=QUICK,
             further=Plan(seeds=1, draws=1),

@@ -17,6 +17,7 @@ from monai.transforms import Transform  # noqa: E402
 
 from common import cache, processes, resume  # noqa: E402
 from lfs import fit  # noqa: E402
+from lfs.build import Build  # noqa: E402
 from lfs.export import export  # noqa: E402
 from lfs.network import LFSNetwork  # noqa: E402
 from lfs.schedule import FULL_SCHEDULE, SMALL_SCHEDULE, Course, Schedule  # noqa: E402
@@ -227,7 +228,7 @@ def test_a_run_may_grow_but_not_change_otherwise(tmp_path):
 
 def test_the_seed_of_the_training_leaves_the_folds_as_they_are():
     """So that trainings with several seeds can be compared."""
-    build = train.Build(SIZE, channels=(2, 3, 4, 5))
+    build = Build(SIZE, channels=(2, 3, 4, 5))
     weights = [next(build.network(seed).parameters()) for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     options = train._parser().parse_args(

@@ -28,11 +28,14 @@ from common.resume import RunError, digests, training_cts  # noqa: E402
 from evaluation import evaluate  # noqa: E402
 from finetuning.starts import Start  # noqa: E402
 from lfs import fit  # noqa: E402
+from lfs.build import Build  # noqa: E402
 from LiverFibrosisStagingLib import StagingError, StagingModel  # noqa: E402
 from LiverFibrosisStagingLib.resources import default_model_path  # noqa: E402
+from runs import reading  # noqa: E402
+from runs.reading import Source  # noqa: E402
 
 SCRIPT = ROOT / "Training" / "train.py"
-BUILD = train.Build((8, 24, 32), (16.0, 14.0, 14.0), (2, 3, 4, 5), 4)
+BUILD = Build((8, 24, 32), (16.0, 14.0, 14.0), (2, 3, 4, 5), 4)
 SCHEDULE = fit.Schedule(steps=4, batch=2, crop_steps=2, crop=16, check_every=2)
 COUNT = 12
 
@@ -41,7 +44,7 @@ COUNT = 12
 def unchecked_inputs():
     """The inputs' checks, which test_input_checks_of_cohorts.py runs, take seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "check_inputs", lambda inclusion, *_: Checked(inclusion, {}))
+        patch.setattr(reading, "check_inputs", lambda inclusion, *_: Checked(inclusion, {}))
         yield
 
 
@@ -57,14 +60,12 @@ def cohorts(tmp_path_factory):
 
 def run_small(manifest, run, **options):
     return train.train(
-        manifest,
+        Source(manifest, folds=2, **options),
         run,
-        folds=2,
         build=BUILD,
         schedule=SCHEDULE,
         data="Twelve simulated phantoms, no patient.",
         workers=0,
-        **options,
     )
 
 
@@ -153,8 +154,8 @@ def test_a_resumed_run_gives_the_same_models(cohorts, finished, tmp_path, monkey
 def test_a_run_is_extended_and_its_folds_have_their_own_seed(cohorts, tmp_path):
     def plan(steps, seed=0, fold_seed=0, folder="run"):
         schedule = replace(SCHEDULE, steps=steps, seed=seed)
-        options = {"folds": 2, "only": 0, "build": BUILD, "schedule": schedule, "workers": 0}
-        train.train(cohorts[0], tmp_path / folder, fold_seed=fold_seed, **options)
+        source = Source(cohorts[0], folds=2, only=0, fold_seed=fold_seed)
+        train.train(source, tmp_path / folder, build=BUILD, schedule=schedule, workers=0)
         return json.loads((tmp_path / folder / "folds.json").read_text())
 
     first, longer = plan(4), plan(6)

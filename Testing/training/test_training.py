@@ -12,15 +12,17 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("monai")
 
 import onnxruntime  # noqa: E402
-import train  # noqa: E402
 
 from cases.folds import split  # noqa: E402
 from cases.manifest import Case  # noqa: E402
 from lfs import data, export, fit  # noqa: E402
+from lfs.build import Build  # noqa: E402
 from lfs.network import PATCH_SIZE, SPACING_MM, LFSNetwork  # noqa: E402
 from LiverFibrosisStagingLib import StagingModel  # noqa: E402
 from LiverFibrosisStagingLib.gradcam_onnx.gradcam import grad_cam  # noqa: E402
 from LiverFibrosisStagingLib.stages import GROUPS, STAGES, StageRange  # noqa: E402
+from runs.networks import metadata  # noqa: E402
+from runs.reading import permute_stages  # noqa: E402
 
 SMALL = (8, 24, 32)
 PLAIN_OPS = {"MaxPool", "Conv", "LeakyRelu", "AveragePool", "Flatten", "Gemm"}
@@ -41,7 +43,7 @@ def small_network(seed=0):
 
 
 def described(network, temperature=1.0):
-    card = train.metadata("small", "no data", [], train.Build(network.patch_size))
+    card = metadata("small", "no data", [], Build(network.patch_size))
     return card | {"calibration": {"temperature": temperature}}
 
 
@@ -233,7 +235,7 @@ def test_auc_is_high_with_true_and_at_chance_level_with_shuffled_labels(shuffled
     cases = cases_of(np.repeat(np.arange(5), 24))
     prepared = bright_cases([case.stage for case in cases], seed=1)
     if shuffled:
-        cases = train.permute_stages(cases, seed=0)
+        cases = permute_stages(cases, seed=0)
     stages = np.array([case.stage for case in cases])
     parts = split(cases, 5, seed=0)[0]
     training, validation = (([prepared[i] for i in part], stages[part]) for part in parts[:2])
@@ -251,7 +253,7 @@ def test_auc_is_high_with_true_and_at_chance_level_with_shuffled_labels(shuffled
 
 def test_permuted_stages_are_the_same_for_all_scans_of_a_patient():
     cases = cases_of(np.tile(np.arange(5), 8), scans=2)
-    permuted = train.permute_stages(cases, seed=0)
+    permuted = permute_stages(cases, seed=0)
     stages = {}
     for case in permuted:
         assert stages.setdefault(case.patient, case.stage) == case.stage

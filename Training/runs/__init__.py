@@ -1,0 +1,1 @@
+"""A run of train.py: its inputs, and the cross-validation of LFS networks."""
