@@ -100,4 +100,4 @@ def test_a_patient_of_the_shipped_network_is_refused(finished, tmp_path, capsys)
     assert train.main([*map(str, command), str(default_model_path())]) == 1
     said = capsys.readouterr().err
     assert "trained on patients that a fold holds out (HCC_002)" in said
-    assert not (tmp_path / "RUN" / "folds.json").exists()
+    assert not (tmp_path / "RUN").exists()

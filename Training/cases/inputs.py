@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cases.manifest import Case, Inclusion, ManifestError
 from common.files import unfinished, write_text
-from common.resume import digest
+from common.resume import digest, digest_of_voxels
 from common.tables import write_csv
 from LiverFibrosisStagingLib import __version__
 from LiverFibrosisStagingLib.errors import StagingError, WrongPhase
@@ -41,7 +41,7 @@ from LiverFibrosisStagingLib.privacy import Names, technical_tags
 from LiverFibrosisStagingLib.resources import default_model_path
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
 
-SCHEMA = 1
+SCHEMA = 2
 _MANUFACTURER, _MODEL_NAME = "0008|0070", "0008|1090"
 GIVEN, AUTOMATIC = "given", "automatic"
 # Columns of tables/series.csv after name and line, and keys of a record's `series`.
@@ -73,6 +73,10 @@ class Checked(NamedTuple):
 
     inclusion: Inclusion
     records: dict[str, dict[str, Any]]
+
+    def digests(self, case: Case) -> frozenset[str]:
+        """As `resume.digests`, of a case that can be used, whose CT is not read again."""
+        return frozenset({digest(case.ct), self.records[case.name]["voxels"]})
 
 
 def check_inputs(
@@ -156,10 +160,12 @@ def write_tables(checked: Checked, folder: Path) -> None:
 def _check_one(case: Case, folder: Path, inputs: Mapping[str, Any]) -> None:
     """Check one case and write its record."""
     names = Names(case.ct, case.liver, case.spleen)
-    record: dict[str, Any] = {"refused": None, "series": {}, "concerns": [], "outline": None}
+    record: dict[str, Any] = {"refused": None, "series": {}, "concerns": []}
+    record |= {"outline": None, "voxels": None}
     kind = "the CT cannot be read"
     try:
         ct = read_ct(case.ct)
+        record["voxels"] = digest_of_voxels(ct)
         record["series"] = _series(case, ct)
         record["series"]["notes"] = " ".join(map(names.removed, notes(ct)))
         kind = "not a CT that can be staged"

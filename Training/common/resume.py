@@ -90,7 +90,12 @@ def voxel_digest(ct: Path) -> str:
 
 @cache
 def _of_voxels(ct: Path, _: str) -> str:
-    voxels = sitk.GetArrayFromImage(reorient_to_lps(read_ct(ct)))
+    return digest_of_voxels(read_ct(ct))
+
+
+def digest_of_voxels(ct: sitk.Image) -> str:
+    """`voxel_digest` of a CT that was read."""
+    voxels = sitk.GetArrayFromImage(reorient_to_lps(ct))
     hu = np.clip(np.rint(voxels), *HU_RANGE).astype("<i2")
     return hashlib.sha256(repr(hu.shape).encode() + hu.tobytes()).hexdigest()[:16]
 
@@ -195,11 +200,24 @@ def check_not_trained_on(
     standard error if the file does not list all CTs.
     """
     training = training_cts(file)
+    listed = training != {UNKNOWN}
+    refuse_known(file, training, {n: digests(ct) for n, ct in test_cts.items() if listed}, tested)
+    if test_cts:
+        warn_of_unknown(file, training)
+    return training
+
+
+def refuse_known(
+    file: Path, training: Collection[str], cases: Mapping[str, Collection[str]], tested: str
+) -> None:
+    """RunError if a case is among what the network of a file was trained on (`training_cts`).
+
+    cases: case name -> digests of its CT. tested: see `check_not_trained_on`.
+    """
     known = [
         name
-        for name, ct in test_cts.items()
-        if training != {UNKNOWN}
-        and (patient_digest(name) in training or not training.isdisjoint(digests(ct)))
+        for name, found in cases.items()
+        if patient_digest(name) in training or not set(training).isdisjoint(found)
     ]
     if known:
         shown = ", ".join(known[:5]) + (" ..." if len(known) > 5 else "")
@@ -207,10 +225,13 @@ def check_not_trained_on(
             f"{file}: the network was trained on {tested} ({shown}); a network trained without "
             "them is needed, or a cohort without these patients."
         )
-    if test_cts and UNKNOWN in training:
+
+
+def warn_of_unknown(file: Path, training: Collection[str]) -> None:
+    """Print a warning to standard error if not all CTs of the training are known."""
+    if UNKNOWN in training:
         print(
             f"{file}: it does not list all CTs that the network was trained on; make sure that no "
             "test case is among them.",
             file=sys.stderr,
         )
-    return training

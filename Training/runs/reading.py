@@ -23,10 +23,19 @@ from cases.manifest import (
 )
 from cases.requirements import check_for_training, one_fold_per_site
 from common.processes import process, wait_for_others
-from common.resume import RunError, check_not_trained_on, check_plan, digest, digests
+from common.resume import (
+    RunError,
+    check_plan,
+    digest,
+    refuse_known,
+    training_cts,
+    warn_of_unknown,
+)
 from evaluation.cohort_acquisition import check_acquisition
 from lfs.schedule import Schedule
 from LiverFibrosisStagingLib import __version__
+
+HELD_OUT, TEST = "patients that a fold holds out", "test cases"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +92,9 @@ class Inputs:
 def read_inputs(source: Source, run: Path, patch: Patch, schedule: Schedule) -> Inputs:
     """Read and check the cohorts, and split the first.
 
-    RUN receives what the input checks found (`cases.inputs`). patch, schedule: of the network.
+    RUN receives what the input checks found (`cases.inputs`). Cases that the start was trained on,
+    by the content of their files or the code of a public collection, are refused before, and by
+    their voxels after these checks. patch, schedule: of the network.
 
     Raises ManifestError, RunError if a case to be tested was trained on, and StagingError if the
     schedule is impossible.
@@ -98,6 +109,7 @@ def read_inputs(source: Source, run: Path, patch: Patch, schedule: Schedule) -> 
     test_inclusion = Inclusion([], [])
     if source.test is not None:
         test_inclusion = _read_test(source, inclusion.included)
+    before = _trained_before(source, inclusion.included, test_inclusion.included)
     checked = _checked(inclusion, run, patch, source.any_phase)
     cases = checked.inclusion.included
     check_for_training(cases, manifest, folds, refusals(checked))
@@ -110,9 +122,18 @@ def read_inputs(source: Source, run: Path, patch: Patch, schedule: Schedule) -> 
     only = source.only
     if only is not None and only not in range(len(parts)):
         raise RunError(f"--fold {only}: a fold from 0 to {len(parts) - 1} is needed.")
-    trained = range(len(parts)) if only is None else [only]
-    tested = test_checked.inclusion.included
-    cts = {k: _training_cts(parts[k], cases, tested, source.start_from) for k in trained}
+    digests = [checked.digests(case) for case in cases]
+    cts = {}
+    for k in range(len(parts)) if only is None else [only]:
+        if source.start_from is not None:
+            held_out = {cases[i].name: digests[i] for i in parts[k].test}
+            refuse_known(source.start_from, before, held_out, HELD_OUT)
+        learnt_from = [*parts[k].train, *parts[k].validation]
+        cts[k] = before.union(*(digests[i] for i in learnt_from))
+    if source.start_from is not None:
+        test_cases = test_checked.inclusion.included
+        tested = {case.name: test_checked.digests(case) for case in test_cases}
+        refuse_known(source.start_from, before, tested, TEST)
     return Inputs(source, checked, test_checked, cases, parts, cts)
 
 
@@ -174,16 +195,22 @@ def _read_test(source: Source, others: Sequence[Case]) -> Inclusion:
     return inclusion
 
 
-def _training_cts(
-    part: Fold, cases: Sequence[Case], test_cases: Sequence[Case], start_from: Path | None
+def _trained_before(
+    source: Source, cases: Sequence[Case], test_cases: Sequence[Case]
 ) -> frozenset[str]:
-    """Digests of all CTs used to train a fold's network; RunError if any of them is for testing."""
-    before = frozenset()
-    if start_from is not None:
-        held_out = {cases[i].name: cases[i].ct for i in part.test}
-        before = check_not_trained_on(start_from, held_out, "patients that a fold holds out")
-        check_not_trained_on(start_from, {case.name: case.ct for case in test_cases})
-    return before.union(*(digests(cases[i].ct) for i in [*part.train, *part.validation]))
+    """What the start was trained on. RunError if a case that is tested is known to be among it.
+
+    With one fold alone, which cases it tests is known after the input checks only.
+    """
+    if source.start_from is None:
+        return frozenset()
+    before = training_cts(source.start_from)
+    warn_of_unknown(source.start_from, before)
+    held_out = cases if source.only is None else []
+    for tested, title in ((held_out, HELD_OUT), (test_cases, TEST)):
+        found = {case.name: [digest(case.ct)] for case in tested}
+        refuse_known(source.start_from, before, found, title)
+    return before
 
 
 def _plan(inputs: Inputs, settings: dict[str, Any]) -> dict[str, Any]:
