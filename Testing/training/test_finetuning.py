@@ -14,7 +14,7 @@ from scipy.stats import norm  # noqa: E402
 from sklearn.metrics import cohen_kappa_score, roc_auc_score  # noqa: E402
 from synthetic_cohorts import synthetic  # noqa: E402
 
-from finetuning import compare, fit, methods, power  # noqa: E402
+from finetuning import compare, methods, power  # noqa: E402
 from finetuning.cohort import assemble  # noqa: E402
 from finetuning.fit import UNCHANGED, Tuning, fine_tune, logits_of, train_anew  # noqa: E402
 from finetuning.methods import ANEW, METHODS, SHIPPED, TUNED, Fold  # noqa: E402
@@ -43,16 +43,16 @@ def starts():
 # ------------------------------------------------------------------------------- training
 
 
-def test_the_loss_is_that_of_ranges():
+def test_the_loss_of_each_case_of_several_networks():
     logits = torch.randn(3, 6, 5)
     lowest, highest = torch.tensor([0, 1, 3, 4, 0, 0]), torch.tensor([0, 2, 3, 4, 3, 4])
-    ours = fit.range_loss(logits, lowest, highest)
+    stages = torch.stack([lowest, highest], dim=1)
+    ours = loss.range_loss(logits, stages, "none")
     chances = torch.softmax(logits, dim=-1)
     for case in range(6):
         expected = -chances[:, case, lowest[case] : highest[case] + 1].sum(dim=1).log()
         torch.testing.assert_close(ours[:, case], expected, atol=1e-5, rtol=1e-4)
-    mean = loss.range_loss(logits[0], torch.stack([lowest, highest], dim=1))
-    torch.testing.assert_close(ours[0].mean(), mean)
+    torch.testing.assert_close(ours.mean(), loss.range_loss(logits, stages))
 
 
 def test_training_in_a_batch_is_training_alone(starts):
@@ -68,11 +68,11 @@ def test_training_in_a_batch_is_training_alone(starts):
     optimizer = torch.optim.Adam(network.stages.parameters(), once.learning_rate)
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, once.steps)
     means = torch.as_tensor(cohort.means[train])
-    ends = [torch.as_tensor(each[train]) for each in (cohort.lowest, cohort.highest)]
+    ends = np.stack([cohort.lowest, cohort.highest], axis=1)[train]
     for _ in range(once.steps):
         optimizer.zero_grad()
         pull = sum(((p - q) ** 2).sum() for p, q in zip(network.stages.parameters(), before))
-        nll = fit.range_loss(network.of_means(means)[0], *ends).mean()
+        nll = loss.range_loss(network.of_means(means)[0], torch.as_tensor(ends))
         (nll + 0.1 * pull).backward()
         optimizer.step()
         rates.step()
@@ -177,9 +177,10 @@ def test_the_comparison_has_intervals_and_agrees_with_scikit_learn():
             assert one["auc_with_seeds"]["value"] == pytest.approx(np.mean(values))
             assert one["sd_between_seeds"] == pytest.approx(np.std(values, ddof=1))
             assert one["auc_with_seeds"]["low"] < np.mean(values) < one["auc_with_seeds"]["high"]
-        difference = measured["fine_tuned_minus_start"]["difference"]
-        areas = [measured["methods"][name]["auc"]["value"] for name in (TUNED, SHIPPED)]
-        assert difference == pytest.approx(areas[0] - areas[1])
+        difference = measured["fine_tuned_minus_start"]
+        areas = [measured["methods"][name]["auc_with_seeds"]["value"] for name in (TUNED, SHIPPED)]
+        assert difference["value"] == pytest.approx(areas[0] - areas[1])
+        assert difference["low"] < difference["value"] < difference["high"]
     exact = cohort.lowest == cohort.highest
     stage, predicted = cohort.lowest[exact], seeds[0].logits[TUNED][exact]
     kappa = cohen_kappa_score(stage, median_stage(softmax(predicted)), weights="quadratic")
@@ -200,6 +201,17 @@ def test_the_comparison_says_whether_fine_tuning_helped(better, words):
     cohort, _ = synthetic(60)
     said = compare.sentences(compare.compare(cohort, [predictions(cohort, better)], 1.0))
     assert len(said) == 3 and all(words in sentence for sentence in said)
+
+
+def test_sentence_and_table_agree_where_the_first_training_differs_from_the_mean():
+    cohort, _ = synthetic(60)
+    seeds = [predictions(cohort, better, seed) for seed, better in enumerate((-1, 3, 3))]
+    found = compare.compare(cohort, seeds, 1.0)
+    for sentence, measured in zip(compare.sentences(found), found["groups"].values()):
+        start, tuned = (measured["methods"][n]["auc_with_seeds"]["value"] for n in (SHIPPED, TUNED))
+        assert tuned > start and f"difference in AUC {tuned - start:+.2f} [" in sentence
+    pair = measured["methods"]
+    assert pair[TUNED]["auc"]["value"] < pair[SHIPPED]["auc"]["value"]  # of the first training
 
 
 def test_few_patients_are_not_compared():

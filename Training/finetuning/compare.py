@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.trainings import over_trainings
 from finetuning.cohort import Cohort
 from finetuning.methods import METHODS, NETWORKS, SHIPPED, TUNED, OutOfFold
-from LiverFibrosisStagingLib.evaluation.comparing import delong, p_value
 from LiverFibrosisStagingLib.evaluation.measures import (
     MIN_PATIENTS,
+    Interval,
     auc,
     confusion,
     draw_patients,
@@ -27,12 +28,13 @@ def compare(
 ) -> dict[str, Any]:
     """Measures of each method, as JSON.
 
-    found: the predictions of trainings with different seeds, of which the first is reported.
+    found: the predictions of trainings with different seeds.
     temperature: of the start network's logits; the others are calibrated by their training.
 
     Per group: patients and cases of each class that the cut-off decides; AUC with its interval over
-    patients; SD between seeds; interval over patients and seeds, a bootstrap in which each repeat
-    draws patients and one of the seeds; DeLong's comparison of fine-tuned and start network.
+    patients; SD between seeds; interval over patients and seeds (`evaluation.trainings`); the
+    difference of fine-tuned and start network, with the interval over both. Kappas are those of the
+    first training.
     """
     groups = {}
     for group, first in GROUPS.items():
@@ -53,34 +55,33 @@ def compare(
             scores = [each.scores[name][group][known] for each in found if name in each.scores]
             if scores and all(np.isfinite(each).all() for each in scores):
                 measured["methods"][name] = _area(truth, scores, weights, min(counts), seed)
-        if min(counts) >= 2:
-            both = [found[0].scores[name][group][known] for name in (TUNED, SHIPPED)]
-            measured["fine_tuned_minus_start"] = delong(truth, *both, patient)._asdict()
+        pairs = [
+            tuple(each.scores[name][group][known] for name in (TUNED, SHIPPED)) for each in found
+        ]
+        measured["fine_tuned_minus_start"] = _difference(truth, pairs, weights, min(counts), seed)
     return {"groups": groups, "kappa": _kappas(cohort, found[0], temperature, seed)}
 
 
 def _area(
     truth: np.ndarray, scores: Sequence[np.ndarray], weights: np.ndarray, patients: int, seed: int
 ) -> dict[str, Any]:
-    ones = np.ones((1, len(truth)))
-    values = [float(auc(truth, each, ones)[0]) for each in scores]
-    measured: dict[str, Any] = {
-        "auc": interval(lambda w: auc(truth, scores[0], w), weights, patients),
-        "seeds": values,
-        "sd_between_seeds": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-    }
-    if len(values) > 1 and patients >= MIN_PATIENTS:
-        drawn = np.random.default_rng(seed).integers(len(values), size=len(weights))
-        repeated = np.concatenate(
-            [auc(truth, each, weights[drawn == number]) for number, each in enumerate(scores)]
-        )
-        low, high = np.nanquantile(repeated, (0.025, 0.975))
-        measured["auc_with_seeds"] = {
-            "value": float(np.mean(values)),
-            "low": float(low),
-            "high": float(high),
-        }
-    return measured
+    measures = [lambda w, each=each: auc(truth, each, w) for each in scores]
+    return over_trainings(measures, weights, patients, seed).area()
+
+
+def _difference(
+    truth: np.ndarray,
+    scores: Sequence[tuple[np.ndarray, np.ndarray]],
+    weights: np.ndarray,
+    patients: int,
+    seed: int,
+) -> Interval:
+    """Difference in AUC of two methods, each pair of scores from one training."""
+    measures = [
+        lambda w, one=one, other=other: auc(truth, one, w) - auc(truth, other, w)
+        for one, other in scores
+    ]
+    return over_trainings(measures, weights, patients, seed, share=False).both
 
 
 def _kappas(
@@ -117,8 +118,8 @@ def sentences(found: dict[str, Any]) -> list[str]:
                 f"(at least {MIN_PATIENTS} of each)."
             )
             continue
-        by = f"{difference['difference']:+.2f} [{difference['low']:.2f}, {difference['high']:.2f}]"
-        about = f"difference in AUC {by}, {p_value(difference['p'])}"
+        by = f"{difference['value']:+.2f} [{difference['low']:.2f}, {difference['high']:.2f}]"
+        about = f"difference in AUC {by}"
         if difference["low"] > 0:
             said.append(
                 f"{title}: the fine-tuned network is better than the start network ({about})."

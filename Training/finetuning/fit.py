@@ -21,6 +21,7 @@ from torch import nn
 from torch.func import stack_module_state
 
 from finetuning.cohort import Cohort
+from lfs.loss import range_loss
 from painted.network import SignNetwork
 
 UNCHANGED = float("inf")  # the strength of a network that keeps its start weights
@@ -86,17 +87,6 @@ def logits_of(networks: Sequence[SignNetwork], cohort: Cohort) -> np.ndarray:
     return _of_cases(found.mean(dim=0), torch.as_tensor(cohort.case)).double().numpy()
 
 
-def range_loss(logits: torch.Tensor, lowest: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
-    """-log P(lowest <= stage <= highest) of each case [..., n]; logits [..., n, 5].
-
-    The loss of `lfs.loss`, case by case, which a batch of networks with weighted cases needs.
-    """
-    stage = torch.arange(logits.shape[-1])
-    outside = (stage < lowest[:, None]) | (stage > highest[:, None])
-    inside = logits.masked_fill(outside, -torch.inf)
-    return logits.logsumexp(dim=-1) - inside.logsumexp(dim=-1)
-
-
 def _fit(
     starts: Sequence[SignNetwork], cohort: Cohort, train: np.ndarray, tuning: Tuning, pulled: bool
 ) -> Fitted:
@@ -114,8 +104,7 @@ def _fit(
     unchanged = logits_of(starts, cohort)
     if UNCHANGED in choices:
         held, strengths = np.concatenate([held, unchanged[None]]), [*strengths, UNCHANGED]
-    lowest, highest = (torch.as_tensor(ends[train]) for ends in (cohort.lowest, cohort.highest))
-    losses = range_loss(torch.as_tensor(held[:, train]), lowest, highest).mean(dim=1)
+    losses = range_loss(torch.as_tensor(held[:, train]), batch.stages[train], "none").mean(dim=1)
     best = int(losses.argmin())
     if strengths[best] == UNCHANGED:
         return Fitted(list(starts), UNCHANGED, unchanged)
@@ -147,7 +136,7 @@ class _Batch:
     ) -> None:
         self.starts, self.tuning = starts, tuning
         self.everything, self.pulled = everything, pulled
-        self.lowest, self.highest = map(torch.as_tensor, (cohort.lowest, cohort.highest))
+        self.stages = torch.as_tensor(np.stack([cohort.lowest, cohort.highest], axis=1))
         self.case = torch.as_tensor(cohort.case)
         self.layers = self._trained(starts[0])
         means = torch.as_tensor(cohort.means)
@@ -174,7 +163,7 @@ class _Batch:
         rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.tuning.steps)
         for _ in range(self.tuning.steps):
             optimizer.zero_grad()
-            loss = (share * range_loss(self._forward(weights), self.lowest, self.highest)).sum()
+            loss = (share * range_loss(self._forward(weights), self.stages, "none")).sum()
             for name, values in weights.items():
                 distance = ((values - goal[name]) ** 2).flatten(1).sum(dim=1)
                 loss = loss + (pull * distance).sum()

@@ -9,19 +9,24 @@ entropies over the classes that remain. They do not depend on how a range's prob
 among its stages, and are 0 where nothing is known.
 """
 
+from typing import Literal
+
 import torch
 from torch.nn import functional
 
 _NEVER = -1e4  # logit of a stage whose probability is counted in another class; exp of it is 0
 
 
-def range_loss(logits: torch.Tensor, stages: torch.Tensor) -> torch.Tensor:
-    """Mean of -log P(lowest <= stage <= highest); plain cross-entropy for exact stages.
+def range_loss(
+    logits: torch.Tensor, stages: torch.Tensor, reduction: Literal["mean", "none"] = "mean"
+) -> torch.Tensor:
+    """-log P(lowest <= stage <= highest); plain cross-entropy for exact stages.
 
-    logits [N, C]; stages int [N], or [N, 2] with lowest and highest.
+    logits [..., N, C]; stages int [N], or [N, 2] with lowest and highest. reduction: the mean, or
+    the loss [..., N] of each case.
     """
-    lowest, highest = _bounds(stages)
-    return functional.cross_entropy(_merged(logits, lowest, highest), lowest)
+    found = logits.logsumexp(dim=-1) - _inside(logits, *_bounds(stages))
+    return found if reduction == "none" else found.mean()
 
 
 def ordinal_loss(logits: torch.Tensor, stages: torch.Tensor) -> torch.Tensor:
@@ -42,10 +47,16 @@ def ordinal_loss(logits: torch.Tensor, stages: torch.Tensor) -> torch.Tensor:
 def _merged(logits: torch.Tensor, lowest: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
     """Logits [N, C] with each range's probability at its lowest stage, and none at its others."""
     stage = torch.arange(logits.shape[1], device=logits.device)
-    outside = (stage < lowest[:, None]) | (stage > highest[:, None])
-    whole = logits.masked_fill(outside, -torch.inf).logsumexp(dim=1, keepdim=True)
+    whole = _inside(logits, lowest, highest)[:, None]
     merged = torch.where(stage == lowest[:, None], whole, logits)
     return merged.masked_fill(_others(stage, lowest, highest), _NEVER)
+
+
+def _inside(logits: torch.Tensor, lowest: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
+    """Logit [..., N] of each range as one class, from logits [..., N, C]."""
+    stage = torch.arange(logits.shape[-1], device=logits.device)
+    outside = (stage < lowest[:, None]) | (stage > highest[:, None])
+    return logits.masked_fill(outside, -torch.inf).logsumexp(dim=-1)
 
 
 def _others(stage: torch.Tensor, lowest: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
