@@ -5,6 +5,7 @@ files of the run.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def write(run: Path, about: tuple[str, str] | None = None, comparison: str = "")
     model = StagingModel.load(run / "LFS.onnx")
     card = model.card
     if about is None:
-        plan = json.loads((run / "folds.json").read_text(encoding="utf-8"))
+        plan = read_plan(run)
         about = _model(card, model.path, run / "LFS_single.onnx"), _training(card, plan)
     sections = [
         f"# Model card: {card.name}",
@@ -51,6 +52,25 @@ def write(run: Path, about: tuple[str, str] | None = None, comparison: str = "")
     path = run / "MODEL_CARD.md"
     write_text(path, "\n\n".join(sections) + "\n")
     return path
+
+
+def read_plan(run: Path) -> dict[str, Any]:
+    """The inputs of a run, from RUN/folds.json."""
+    return json.loads((run / "folds.json").read_text(encoding="utf-8"))
+
+
+def cohort_lines(training: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    """Lines of a list: stages of the CTs, what the labels mean, automatic masks.
+
+    training: of the model's metadata.
+    """
+    by_stage = dict(zip(STAGES, training["cases_per_stage"]))
+    by_stage |= training.get("cases_per_range", {})
+    counts = ", ".join(f"{s} {n}" for s, n in by_stage.items())
+    labels = "".join(f"- Stages of {n} CTs: {text}\n" for text, n in plan["labels"].items())
+    outlined = plan["outlined"]
+    masks = f"- In {outlined} CTs the V-Net outlined the liver.\n" if outlined else ""
+    return f"- CTs by stage: {counts}.\n{labels}{masks}"
 
 
 def _limits(card: Card) -> list[str]:
@@ -82,28 +102,17 @@ def _map_voxel(card: Card) -> list[float]:
 
 
 def _training(card: Card, plan: dict[str, Any]) -> str:
-    by_stage = dict(zip(STAGES, card.training["cases_per_stage"]))
-    by_stage |= card.training.get("cases_per_range", {})
-    counts = ", ".join(f"{s} {n}" for s, n in by_stage.items())
-    labels = "".join(f"- Stages of {n} CTs: {text}\n" for text, n in plan["labels"].items())
     lengths = {key: _span(plan[key]) for key in ("steps", "crop_steps")}
     values = lengths | {"patience": plan["patience"]} | plan["schedule"]
     schedule = ", ".join(f"{key} {value}" for key, value in values.items())
     return (
         "## Training\n\n"
-        f"- CTs by stage: {counts}.\n"
-        f"{labels}"
-        f"{_masks(plan['outlined'])}"
+        f"{cohort_lines(card.training, plan)}"
         f"- {card.training['folds']} folds, {plan['split']}; in each fold, one of eight patients "
         "that are not tested on is used for validation (early stopping).\n"
         f"- Schedule: {schedule}.\n"
         f"- Trained on {card.training['date']} with version {card.training['code_version']}."
     )
-
-
-def _masks(outlined: int) -> str:
-    """The line on automatic masks, if there are any."""
-    return f"- In {outlined} CTs the V-Net outlined the liver.\n" if outlined else ""
 
 
 def _acquisition(run: Path) -> list[str]:

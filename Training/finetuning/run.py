@@ -3,8 +3,7 @@
 import dataclasses
 import datetime
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,7 @@ def fine_tune_cohort(
     export(whole.networks, run / "LFS.onnx", described, frozenset().union(*cts.values()))
     if test_cases:
         _test(test_cases, start, run, trained_on, described, workers)
-    sections = _model_section(start, whole, tuning), _training_section(described, cases, len(parts))
+    sections = _model_section(start, whole, tuning), _training_section(described["training"], run)
     model_card.write(run, sections, section)
     return measured
 
@@ -166,14 +165,13 @@ def _model_section(start: Path, whole: Fitted, tuning: Tuning) -> str:
     )
 
 
-def _training_section(described: dict[str, Any], cases: Sequence[Case], folds: int) -> str:
-    counts = Counter(str(case.stages) for case in cases)
-    stages = ", ".join(f"{name} {counts[name]}" for name in sorted(counts))
-    training = described["training"]
+def _training_section(training: Mapping[str, Any], run: Path) -> str:
+    plan = model_card.read_plan(run)
     return (
         "## Training\n\n"
-        f"- CTs by stage or range of stages: {stages}.\n"
-        f"- {folds} folds, split by patient. A range counts as the probability of its stages.\n"
+        f"{model_card.cohort_lines(training, plan)}"
+        f"- {training['folds']} folds, {plan['split']}. A range counts as the probability of its "
+        "stages.\n"
         f"- Trained on {training['date']} with version {training['code_version']}."
     )
 
