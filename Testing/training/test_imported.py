@@ -10,6 +10,7 @@ onnx = pytest.importorskip("onnx")
 from conftest import ROOT  # noqa: E402
 
 from lfs import export as lfs_export  # noqa: E402
+from lfs import fit as lfs_fit  # noqa: E402
 from lfs import imported as lfs_imported  # noqa: E402
 from lfs.export import export  # noqa: E402
 from lfs.network import LFSNetwork  # noqa: E402
@@ -102,6 +103,20 @@ def test_training_starts_from_the_networks_outputs_and_changes_its_normalisation
     network(x)[:, 0].sum().backward()
     norms = [part for part in network.modules() if isinstance(part, lfs_imported.FixedNorm3d)]
     assert len(norms) == 4 and all(part.bias.grad.abs().sum() > 0 for part in norms)
+
+
+def test_several_gpus_synchronise_all_normalisations_but_the_fixed_ones(ensemble):
+    network = lfs_imported.load(ensemble)[0]
+    x = torch.rand(4, 1, 8, 24, 32)
+    with torch.no_grad():
+        before = network.features(x)
+        lfs_fit.synchronise(network)
+        np.testing.assert_allclose(network.train().features(x), before, atol=1e-6)
+    for each, count in ((network, 0), (LFSNetwork((8, 24, 32), (2, 3, 4, 5), dense=4), 5)):
+        lfs_fit.synchronise(each)
+        kinds = [type(part) for part in each.modules()]
+        assert kinds.count(torch.nn.SyncBatchNorm) == count
+        assert torch.nn.BatchNorm3d not in kinds and torch.nn.BatchNorm1d not in kinds
 
 
 @pytest.mark.parametrize("load", [lfs_imported.load, painted_imported.load])

@@ -66,7 +66,7 @@ def fit(
     # A copy, because its normalisations may become synchronised ones, which have no ONNX operator.
     learner = copy.deepcopy(network).to(device, memory_format=torch.channels_last_3d)
     if synchronised():
-        nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+        synchronise(learner)
     trained: nn.Module = _Trained(learner)
     if ranks > 1:
         trained = nn.parallel.DistributedDataParallel(trained)
@@ -146,6 +146,17 @@ def fit(
 def synchronised() -> bool:
     """Whether normalisations use the patches of all processes: PyTorch can on GPUs only."""
     return process()[1] > 1 and on_gpu()
+
+
+def synchronise(network: nn.Module) -> None:
+    """Make the normalisations synchronised ones, but for those of `lfs.imported`.
+
+    These are fixed identities, without statistics of the batches.
+    """
+    for part in [*network.modules()]:
+        for name, layer in part.named_children():
+            if type(layer) in (nn.BatchNorm1d, nn.BatchNorm3d):
+                part.add_module(name, nn.SyncBatchNorm.convert_sync_batchnorm(layer))
 
 
 def _by_first_process(compute: Any, *arguments: Any) -> Any:
