@@ -56,14 +56,16 @@ def train(
     name: str = "LFS",
     data: str = "Not stated.",
     workers: int = 1,
+    seeds: int | None = None,
     tuning: Tuning | None = None,
-    further: Plan | None = None,
+    draws: int = Plan.draws,
 ) -> Metrics | None:
     """Cross-validate, export and report; returns metrics.json, or None if only one fold is trained.
 
     data: one sentence on the cohort, shown with every result. workers: processes that prepare CTs
-    and patches. tuning, further: if the start is a SignNetwork, how it is fine-tuned and what is
-    computed besides; of any other, the weights are used where the shapes match.
+    and patches. seeds: trainings with the seed of the schedule and those that follow; None for 1,
+    or for `Plan.seeds` if the start is a SignNetwork. tuning, draws: for a SignNetwork, how it is
+    fine-tuned, and see `Plan`. Of any other start, the weights are used where the shapes match.
 
     Raises ManifestError, RunError if `run` contains another run, and StagingError if a case cannot
     be staged.
@@ -72,17 +74,17 @@ def train(
     start = None if source.start_from is None else Start(source.start_from)
     signs = start is not None and start.signs
     tuning = dataclasses.replace(tuning or Tuning(), seed=schedule.seed)
-    further = further or Plan()
+    seeds = seeds if seeds is not None else Plan.seeds if signs else 1
     if signs and source.only is not None:
         raise RunError("--fold: all folds of this network are trained together, in seconds.")
-    if signs and further.seeds < 1:
-        raise RunError(f"--seeds {further.seeds}: at least 1 is needed.")
+    if seeds < 1:
+        raise RunError(f"--seeds {seeds}: at least 1 is needed.")
     patch = Patch(build.patch_size[0], build.spacing[0])
     inputs = read_inputs(source, run, patch, schedule)
     about = {"name": name, "data": data}
     if not signs:
         how = {"build": build, "schedule": schedule, "start": start, "workers": workers}
-        return cross_validate(inputs, run, **how, **about)
+        return cross_validate(inputs, run, seeds=seeds, **how, **about)
     begin(inputs, run, {"schedule": dataclasses.asdict(tuning)})
     return fine_tune_cohort(
         source.start_from,
@@ -91,7 +93,7 @@ def train(
         inputs.test_cases,
         run,
         tuning=tuning,
-        plan=further,
+        plan=Plan(seeds, draws),
         cts=inputs.training_cts,
         **about,
     )
@@ -140,8 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seeds",
         type=int,
-        default=Plan.seeds,
-        help="fine-tuning of the shipped network: trainings with other folds and initial weights",
+        metavar="N",
+        help="trainings with other initial weights and draws, for the variance between them "
+        f"(default: 1; fine-tuning of the shipped network: {Plan.seeds}, also with other folds)",
     )
     parser.add_argument(
         "--curve-draws",
@@ -206,8 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name=options.name,
             data=options.data or data,
             workers=options.workers,
+            seeds=options.seeds,
             tuning=Tuning(readers=options.readers),
-            further=Plan(options.seeds, options.curve_draws),
+            draws=options.curve_draws,
         )
     except (ManifestError, StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)

@@ -14,6 +14,7 @@ from scipy.stats import norm  # noqa: E402
 from sklearn.metrics import cohen_kappa_score, roc_auc_score  # noqa: E402
 from synthetic_cohorts import synthetic  # noqa: E402
 
+from evaluation import trainings  # noqa: E402
 from finetuning import compare, methods, power  # noqa: E402
 from finetuning.cohort import assemble  # noqa: E402
 from finetuning.fit import UNCHANGED, Tuning, fine_tune, logits_of, train_anew  # noqa: E402
@@ -225,7 +226,7 @@ def test_the_interval_with_seeds_is_wider_where_seeds_differ():
     truth = rng.random(200) < 0.5
     weights = compare.draw_patients(np.arange(200).astype(str), 400, 0)
     scores = [truth + rng.normal(0, noise, 200) for noise in (0.5, 1.0, 3.0)]
-    found = compare._area(truth, scores, weights, 90, 0)
+    found = trainings.areas_of(truth, scores, weights, 90, 0).area()
     alone, both = found["auc"], found["auc_with_seeds"]
     assert both["high"] - both["low"] > 1.5 * (alone["high"] - alone["low"])
 

@@ -3,7 +3,6 @@
 import csv
 import json
 
-import joblib
 import numpy as np
 import pytest
 
@@ -14,7 +13,7 @@ pytest.importorskip("matplotlib")
 
 import train  # noqa: E402
 import train_insilico  # noqa: E402
-from phantom_cohorts import TINY, write_cohort  # noqa: E402
+from phantom_cohorts import TINY, unchecked_inputs, write_cohort  # noqa: E402
 
 from cases.manifest import read_manifest  # noqa: E402
 from common import resume  # noqa: E402
@@ -22,7 +21,6 @@ from evaluation import evaluate  # noqa: E402
 from finetuning import methods  # noqa: E402
 from finetuning.cohort import read_cohort  # noqa: E402
 from finetuning.fit import Tuning, logits_of  # noqa: E402
-from finetuning.run import Plan  # noqa: E402
 from LiverFibrosisStagingLib import StagingModel, stage  # noqa: E402
 from LiverFibrosisStagingLib.resources import default_model_path  # noqa: E402
 from painted.export import export  # noqa: E402
@@ -56,8 +54,7 @@ def finished(tmp_path_factory, start):
     header, *lines = manifest.read_text().splitlines()
     labelled = [f"{header},label", *(f"{line},{LABEL}" for line in lines)]
     manifest.write_text("\n".join(labelled) + "\n")
-    # Processes take long to start; test_train_command.py looks at the figures of the evaluation.
-    with pytest.MonkeyPatch.context() as patch, joblib.parallel_config("threading"):
+    with unchecked_inputs() as patch:  # figures of the evaluation: test_train_command.py
         patch.setattr(evaluate, "save", lambda *_: None)
         patch.setattr(methods, "PENALTIES", (0.1,))
         patch.setattr(methods, "INNER", 2)
@@ -66,7 +63,8 @@ def finished(tmp_path_factory, start):
             folder / "RUN",
             data="Ten simulated phantoms, no patient.",
             tuning=QUICK,
-            further=Plan(seeds=1, draws=1),
+            seeds=1,
+            draws=1,
         )
     return manifest, folder / "RUN", found
 

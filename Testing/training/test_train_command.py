@@ -20,18 +20,20 @@ pytest.importorskip("matplotlib")
 
 import train  # noqa: E402
 from conftest import ROOT  # noqa: E402
-from phantom_cohorts import TINY, write_cohort  # noqa: E402
+from phantom_cohorts import TINY, unchecked_inputs, write_cohort  # noqa: E402
+from sklearn.metrics import roc_auc_score  # noqa: E402
 
-from cases.inputs import Checked  # noqa: E402
 from cases.manifest import ManifestError, read_manifest  # noqa: E402
-from common.resume import RunError, digests, training_cts, voxel_digest  # noqa: E402
+from common.resume import RunError, digests, training_cts  # noqa: E402
 from evaluation import evaluate  # noqa: E402
+from evaluation.metrics import Predictions, calibrate_folds  # noqa: E402
+from evaluation.staged import stage_out_of_fold  # noqa: E402
 from finetuning.starts import Start  # noqa: E402
 from lfs import fit  # noqa: E402
 from lfs.build import Build  # noqa: E402
 from LiverFibrosisStagingLib import StagingError, StagingModel  # noqa: E402
 from LiverFibrosisStagingLib.resources import default_model_path  # noqa: E402
-from runs import reading  # noqa: E402
+from LiverFibrosisStagingLib.stages import GROUPS  # noqa: E402
 from runs.reading import Source  # noqa: E402
 
 SCRIPT = ROOT / "Training" / "train.py"
@@ -40,17 +42,9 @@ SCHEDULE = fit.Schedule(steps=4, batch=2, crop_steps=2, crop=16, check_every=2)
 COUNT = 10  # in two folds, each stage has one patient to train on
 
 
-def without_checks(inclusion, *_):
-    found = {"series": {}, "concerns": [], "refused": None}
-    cases = inclusion.included
-    return Checked(inclusion, {c.name: found | {"voxels": voxel_digest(c.ct)} for c in cases})
-
-
 @pytest.fixture(scope="module", autouse=True)
-def unchecked_inputs():
-    """The inputs' checks, which test_input_checks_of_cohorts.py runs, take seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "check_inputs", without_checks)
+def quick():
+    with unchecked_inputs():
         yield
 
 
@@ -64,7 +58,7 @@ def cohorts(tmp_path_factory):
     )
 
 
-def run_small(manifest, run, **options):
+def run_small(manifest, run, seeds=1, **options):
     return train.train(
         Source(manifest, folds=2, **options),
         run,
@@ -72,13 +66,14 @@ def run_small(manifest, run, **options):
         schedule=SCHEDULE,
         data="Ten simulated phantoms, no patient.",
         workers=0,
+        seeds=seeds,
     )
 
 
 @pytest.fixture(scope="module")
 def finished(cohorts, tmp_path_factory):
     run = tmp_path_factory.mktemp("run") / "RUN"
-    return run, run_small(cohorts[0], run, test=cohorts[1])
+    return run, run_small(cohorts[0], run, seeds=2, test=cohorts[1])
 
 
 def test_a_run_writes_all_files(finished):
@@ -110,6 +105,34 @@ def test_models_describe_their_training_and_evaluation(finished):
         assert model.card.calibration["operating_points"] == found["operating_points"]
     for group, values in ensemble.card.training["auc"].items():
         assert values["value"] == pytest.approx(tested["groups"][group]["auc"]["value"], abs=1e-4)
+
+
+def test_trainings_with_other_seeds_have_the_same_folds(cohorts, finished):
+    run, found = finished
+    parts = [run / "fold_0", run / "seed_1" / "fold_0"]
+    first, other = (StagingModel.load(part / "LFS.onnx") for part in parts)
+    assert first.sha256 != other.sha256 and first.card.training == other.card.training
+    assert training_cts(parts[0] / "LFS.onnx") == training_cts(parts[1] / "LFS.onnx")
+    cases = read_manifest(cohorts[0])
+    tests = json.loads((run / "folds.json").read_text())["folds"]
+    indices = [[i for i, c in enumerate(cases) if c.name in part["test"]] for part in tests]
+    again = Predictions.of(*stage_out_of_fold(cases, indices, run / "seed_1"))
+    probabilities = calibrate_folds(again)[0].probabilities
+    assert set(found["trainings"]) == set(GROUPS)
+    for group, first in GROUPS.items():
+        one = found["trainings"][group]
+        area = roc_auc_score(again.stage >= first, probabilities[:, first:].sum(axis=1))
+        assert one["seeds"] == pytest.approx([found["groups"][group]["auc"]["value"], area])
+        assert one["sd_between_seeds"] == pytest.approx(np.std(one["seeds"], ddof=1))
+        assert one["auc_with_seeds"]["value"] == pytest.approx(np.mean(one["seeds"]))
+    card = (run / "MODEL_CARD.md").read_text()
+    assert "Variance between trainings" in card and "those of the first training" in card
+
+
+def test_a_number_of_trainings_below_one_is_refused(cohorts, tmp_path):
+    with pytest.raises(RunError, match="--seeds 0: at least 1 is needed"):
+        run_small(cohorts[0], tmp_path / "run", seeds=0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_predictions_are_those_of_the_fold_that_tests_the_case(finished):
@@ -146,6 +169,7 @@ def test_a_resumed_run_gives_the_same_models(cohorts, finished, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         run_small(cohorts[0], broken)
     monkeypatch.undo()
+    monkeypatch.setattr(evaluate, "save", lambda *_: None)
     run_small(cohorts[0], broken)
     plans = [json.loads((folder / "folds.json").read_text()) for folder in (run, broken)]
     assert plans[0] == plans[1]

@@ -12,6 +12,7 @@ from typing import Any
 from common.files import write_text
 from common.tables import markdown
 from evaluation import acquisition
+from evaluation.trainings import trainings_table
 from LiverFibrosisStagingLib import StagingModel
 from LiverFibrosisStagingLib.evaluation.tables import scored, table_2
 from LiverFibrosisStagingLib.model import Card
@@ -22,6 +23,11 @@ LIMITS = (
     "The input must be a portal-venous CT that covers the whole liver, with a mask of the liver.",
     "A location map shows which regions contributed to the prediction. It does not show disease.",
     "The least frequent stages were trained and evaluated on few cases: see the counts above.",
+)
+TRAININGS = (
+    "The trainings have the same folds, and other initial weights and draws of patches. The mean's "
+    "interval includes both the patients and the trainings. The exported networks, and all other "
+    "results, are those of the first training."
 )
 PHANTOM_LIMIT = (
     "The model was not trained on patients. The phantoms demonstrate the workflow from a CT to a "
@@ -134,6 +140,9 @@ def _span(numbers: list[int]) -> str:
 def _results(run: Path) -> str:
     found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     parts = ["## Results", "### Cross-validation\n\n" + _measured(found, "")]
+    if "trainings" in found:
+        lines = markdown(trainings_table(found["trainings"]))
+        parts.append(f"### Variance between trainings\n\n{lines}\n\n{TRAININGS}")
     path = run / "test" / "metrics.json"
     if path.exists():
         tested = json.loads(path.read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.trainings import over_trainings
+from evaluation.trainings import REPEATS, areas_of, over_trainings
 from finetuning.cohort import Cohort
 from finetuning.methods import METHODS, NETWORKS, SHIPPED, TUNED, OutOfFold
 from LiverFibrosisStagingLib.evaluation.measures import (
@@ -19,8 +19,6 @@ from LiverFibrosisStagingLib.evaluation.measures import (
 )
 from LiverFibrosisStagingLib.evaluation.tables import group_title
 from LiverFibrosisStagingLib.stages import GROUPS, median_stage, softmax
-
-REPEATS = 2000  # of the bootstrap
 
 
 def compare(
@@ -54,19 +52,14 @@ def compare(
         for name in METHODS:
             scores = [each.scores[name][group][known] for each in found if name in each.scores]
             if scores and all(np.isfinite(each).all() for each in scores):
-                measured["methods"][name] = _area(truth, scores, weights, min(counts), seed)
+                measured["methods"][name] = areas_of(
+                    truth, scores, weights, min(counts), seed
+                ).area()
         pairs = [
             tuple(each.scores[name][group][known] for name in (TUNED, SHIPPED)) for each in found
         ]
         measured["fine_tuned_minus_start"] = _difference(truth, pairs, weights, min(counts), seed)
     return {"groups": groups, "kappa": _kappas(cohort, found[0], temperature, seed)}
-
-
-def _area(
-    truth: np.ndarray, scores: Sequence[np.ndarray], weights: np.ndarray, patients: int, seed: int
-) -> dict[str, Any]:
-    measures = [lambda w, each=each: auc(truth, each, w) for each in scores]
-    return over_trainings(measures, weights, patients, seed).area()
 
 
 def _difference(

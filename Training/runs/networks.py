@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from evaluation.evaluate import (
     write_metrics,
 )
 from evaluation.staged import stage_cases, stage_out_of_fold
+from evaluation.trainings import areas_by_group
 from finetuning.starts import Start
 from lfs.build import Build
 from lfs.data import PATCH_OVERLAP, prepare
@@ -46,33 +48,45 @@ def cross_validate(
     name: str,
     data: str,
     workers: int,
+    seeds: int = 1,
 ) -> dict[str, Any] | None:
     """Train the folds, export and report; returns metrics.json, or None if one fold is trained.
 
     Under torchrun, the first process alone exports and reports; the others return None. Arguments
-    as for `train.train`.
+    as for `train.train`. What is exported and reported is the first training; RUN/seed_N/fold_K
+    has the networks of the others, for the variance between trainings.
     """
     cases, parts, cts = inputs.cases, inputs.parts, inputs.training_cts
     first_process = process()[0] == 0
     if first_process:
         begin(inputs, run, _settings(parts, build, schedule))
     prepared = prepare(cases, run / "cache", build, workers)
-    networks = {
-        k: _fit_fold(k, parts[k], cases, prepared, build, schedule, start, run, workers, cts[k])
-        for k in cts
-    }
-    if not first_process:
-        return None
     described = metadata(name, data, cases, build) | {"calibration": {"temperature": 1.0}}
-    for k, network in networks.items():
-        about = described | {"name": f"{name}, fold {k}"}
-        export(network, run / f"fold_{k}" / "LFS.onnx", about, cts[k])
-    if inputs.source.only is not None:
+    trained = []
+    for number in range(seeds):
+        folder, seeded = seed_folder(run, number), replace(schedule, seed=schedule.seed + number)
+        networks = {
+            k: _fit_fold(
+                k, parts[k], cases, prepared, build, seeded, start, folder, workers, cts[k]
+            )
+            for k in cts
+        }
+        trained.append(networks)
+        for k, network in networks.items() if first_process else ():
+            about = described | {"name": f"{name}, fold {k}"}
+            export(network, folder / f"fold_{k}" / "LFS.onnx", about, cts[k])
+    if not first_process or inputs.source.only is not None:
         return None
 
-    out_of_fold, fold_of = stage_out_of_fold(cases, [part.test for part in parts], run)
+    tests, networks = [part.test for part in parts], trained[0]
+    out_of_fold, fold_of = stage_out_of_fold(cases, tests, run)
     report_sites(cases, out_of_fold, run, data, fold_of)
     found = report_cross_validation(out_of_fold, fold_of, run, data)
+    if seeds > 1:
+        others = [seed_folder(run, number) for number in range(1, seeds)]
+        again = [stage_out_of_fold(cases, tests, folder)[0] for folder in others]
+        found["trainings"] = areas_by_group([out_of_fold, *again], fold_of)
+        write_metrics(found, run)
 
     about = f"{len(parts)}-fold cross-validation, {size(cases)}"
     described["training"] |= {"folds": len(parts), "auc": aucs(found), "evaluated_on": about}
@@ -86,6 +100,11 @@ def cross_validate(
         _test(inputs.test_cases, (ensemble, single), run, data, described)
     model_card.write(run)
     return found
+
+
+def seed_folder(run: Path, number: int) -> Path:
+    """Folder of the folds of a training, counted from 0."""
+    return run / f"seed_{number}" if number else run
 
 
 def metadata(name: str, data: str, cases: Sequence[Case], build: Build) -> dict[str, Any]:
