@@ -57,6 +57,7 @@ def train(
     data: str = "Not stated.",
     workers: int = 1,
     seeds: int | None = None,
+    anew: bool = False,
     tuning: Tuning | None = None,
     draws: int = Plan.draws,
 ) -> Metrics | None:
@@ -65,7 +66,8 @@ def train(
     data: one sentence on the cohort, shown with every result. workers: processes that prepare CTs
     and patches. seeds: trainings with the seed of the schedule and those that follow; None for 1,
     or for `Plan.seeds` if the start is a SignNetwork. tuning, draws: for a SignNetwork, how it is
-    fine-tuned, and see `Plan`. Of any other start, the weights are used where the shapes match.
+    fine-tuned, and see `Plan`. Of any other start, the weights are used where the shapes match;
+    anew: then also train without it, for the comparison, which a SignNetwork always has.
 
     Raises ManifestError, RunError if `run` contains another run, and StagingError if a case cannot
     be staged.
@@ -77,6 +79,8 @@ def train(
     seeds = seeds if seeds is not None else Plan.seeds if signs else 1
     if signs and source.only is not None:
         raise RunError("--fold: all folds of this network are trained together, in seconds.")
+    if anew and start is None:
+        raise RunError("--anew: it is for the comparison with --start-from, which is needed.")
     if seeds < 1:
         raise RunError(f"--seeds {seeds}: at least 1 is needed.")
     patch = Patch(build.patch_size[0], build.spacing[0])
@@ -84,7 +88,7 @@ def train(
     about = {"name": name, "data": data}
     if not signs:
         how = {"build": build, "schedule": schedule, "start": start, "workers": workers}
-        return cross_validate(inputs, run, seeds=seeds, **how, **about)
+        return cross_validate(inputs, run, seeds=seeds, anew=anew, **how, **about)
     begin(inputs, run, {"schedule": dataclasses.asdict(tuning)})
     return fine_tune_cohort(
         source.start_from,
@@ -145,6 +149,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="trainings with other initial weights and draws, for the variance between them "
         f"(default: 1; fine-tuning of the shipped network: {Plan.seeds}, also with other folds)",
+    )
+    parser.add_argument(
+        "--anew",
+        action="store_true",
+        help="train also without the start network, for the comparison with it (takes as long)",
     )
     parser.add_argument(
         "--curve-draws",
@@ -210,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data=options.data or data,
             workers=options.workers,
             seeds=options.seeds,
+            anew=options.anew,
             tuning=Tuning(readers=options.readers),
             draws=options.curve_draws,
         )

@@ -15,16 +15,25 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score  # noqa: E402
 from synthetic_cohorts import synthetic  # noqa: E402
 
 from evaluation import trainings  # noqa: E402
+from evaluation.staged import Staged  # noqa: E402
 from finetuning import compare, methods, power  # noqa: E402
 from finetuning.cohort import assemble  # noqa: E402
 from finetuning.fit import UNCHANGED, Tuning, fine_tune, logits_of, train_anew  # noqa: E402
-from finetuning.methods import ANEW, METHODS, SHIPPED, TUNED, Fold  # noqa: E402
+from finetuning.methods import ANEW, METHODS, SHIPPED, SIGNS, START_BOTH, TUNED, Fold  # noqa: E402
+from finetuning.networks import compare_networks  # noqa: E402
 from lfs import loss  # noqa: E402
+from LiverFibrosisStagingLib.signs.measure import UNITS  # noqa: E402
 from LiverFibrosisStagingLib.stages import GROUPS, StageRange, median_stage, softmax  # noqa: E402
 from painted.maps import NAMES  # noqa: E402
 from painted.network import Input, SignNetwork  # noqa: E402
 
 QUICK = Tuning(steps=40, learning_rate=0.05, strengths=(UNCHANGED, 1.0, 0.01), inner_folds=2)
+
+
+@pytest.fixture(autouse=True)
+def quick_regressions(monkeypatch):
+    monkeypatch.setattr(methods, "PENALTIES", (0.1, 1.0))
+    monkeypatch.setattr(methods, "INNER", 2)
 
 
 @pytest.fixture(scope="module")
@@ -276,3 +285,46 @@ def test_the_learning_curve_takes_parts_of_the_patients(starts):
     assert sizes[-1][1] == 10 and sizes[0][1] < sizes[2][1] < 10
     part = power._part(cohort, np.arange(40), 0.5, 0)
     assert len(part) == 2 * len(set(cohort.patient[part]))  # patients with both of their CTs
+
+
+# ------------------------------------------------------------------------- LFS networks
+
+
+def staged_cohort(cohort, logits):
+    return [
+        Staged(
+            name=f"case{i}",
+            patient=cohort.patient[i],
+            stages=StageRange(cohort.lowest[i], cohort.highest[i]),
+            logits=row,
+            probabilities=softmax(row),
+            predicted=int(row.argmax()),
+            measurements={},
+            signs={k: None if np.isnan(v) else v for k, v in zip(UNITS, cohort.signs[i])},
+        )
+        for i, row in enumerate(logits)
+    ]
+
+
+def test_lfs_networks_are_compared_with_their_start_and_the_signs(tmp_path):
+    cohort, stage = synthetic(60)
+    rng = np.random.default_rng(0)
+    truth = np.eye(5)[stage]
+    before, tuned, again, anew = (
+        staged_cohort(cohort, strength * truth + rng.normal(0, 1, (60, 5)))
+        for strength in (0.5, 3.0, 3.0, 1.0)
+    )
+    fold_of = {case.name: i % 3 for i, case in enumerate(before)}
+    known = fold_of, tmp_path, "Synthetic cases."
+    found, section = compare_networks(before, [tuned, again], anew, *known)
+    assert json.loads(json.dumps(found)) == found
+    for group, first in GROUPS.items():
+        methods_found = found["groups"][group]["methods"]
+        assert [*methods_found] == [SHIPPED, TUNED, ANEW, SIGNS, START_BOTH]
+        scores = methods.log_odds(np.array([case.logits for case in before]), first)
+        area = roc_auc_score(stage >= first, scores)
+        assert methods_found[SHIPPED]["auc"]["value"] == pytest.approx(area)
+        assert methods_found[START_BOTH]["auc"]["value"] > area
+        assert len(methods_found[TUNED]["seeds"]) == 2 and len(methods_found[ANEW]["seeds"]) == 1
+    assert section.count("is better than the start network") == 3
+    assert "fine-tuned and signs" not in section and "start network and signs" in section

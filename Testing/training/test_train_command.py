@@ -28,6 +28,7 @@ from common.resume import RunError, digests, training_cts  # noqa: E402
 from evaluation import evaluate  # noqa: E402
 from evaluation.metrics import Predictions, calibrate_folds  # noqa: E402
 from evaluation.staged import stage_out_of_fold  # noqa: E402
+from finetuning.methods import ANEW, SHIPPED, TUNED  # noqa: E402
 from finetuning.starts import Start  # noqa: E402
 from lfs import fit  # noqa: E402
 from lfs.build import Build  # noqa: E402
@@ -58,7 +59,7 @@ def cohorts(tmp_path_factory):
     )
 
 
-def run_small(manifest, run, seeds=1, **options):
+def run_small(manifest, run, seeds=1, anew=False, **options):
     return train.train(
         Source(manifest, folds=2, **options),
         run,
@@ -67,6 +68,7 @@ def run_small(manifest, run, seeds=1, **options):
         data="Ten simulated phantoms, no patient.",
         workers=0,
         seeds=seeds,
+        anew=anew,
     )
 
 
@@ -268,6 +270,26 @@ def test_training_continues_from_an_exported_network(cohorts, finished, tmp_path
     run_small(cohorts[1], tmp_path / "run", start_from=run / "LFS.onnx", only=0)
     known = training_cts(tmp_path / "run" / "fold_0" / "LFS.onnx")
     assert training_cts(run / "LFS.onnx") < known
+
+
+def test_an_exported_start_is_compared_with_what_is_trained(
+    cohorts, finished, tmp_path, monkeypatch
+):
+    with pytest.raises(RunError, match=r"--anew: .* --start-from, which is needed"):
+        run_small(cohorts[1], tmp_path / "run", anew=True)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(evaluate, "save", lambda *_: None)
+    start, run = finished[0] / "LFS.onnx", tmp_path / "run"
+    found = run_small(cohorts[1], run, start_from=start, anew=True)
+    tested = json.loads((finished[0] / "test" / "metrics.json").read_text())
+    for group, measured in found["comparison"]["groups"].items():
+        measured = {name: one["auc"]["value"] for name, one in measured["methods"].items()}
+        assert set(measured) >= {SHIPPED, TUNED, ANEW}
+        assert measured[SHIPPED] == pytest.approx(tested["groups"][group]["auc"]["value"])
+        assert measured[TUNED] == pytest.approx(found["groups"][group]["auc"]["value"])
+    assert json.loads((run / "metrics.json").read_text()) == found
+    assert "Comparison on the same cases" in (run / "MODEL_CARD.md").read_text()
+    assert (run / "anew" / "fold_1" / "LFS.onnx").is_file()
 
 
 @pytest.mark.parametrize("name", ["VNet.onnx", "none.onnx", "damaged.pt"])

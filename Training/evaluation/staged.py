@@ -6,8 +6,8 @@ resumed and measures can be recomputed without staging again.
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, StageRange, median_stage
 from LiverFibrosisStagingLib.staging import stage
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,7 @@ class Staged:
     stages: by histology. predicted: 0..4, by the model. logits, probabilities: float64 [5].
     measurements: region -> mean, share, volume_ml of the predicted stage's location map.
     member_probabilities: float64 [members, 5] of an ensemble, None for a single network.
+    signs: measured on CT and masks, by key; None where not measurable.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Staged:
     predicted: int
     measurements: dict[str, dict[str, float]]
     member_probabilities: np.ndarray | None = None
+    signs: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def stage(self) -> int | None:
@@ -111,6 +113,7 @@ def _stage_one(case: Case, model: Path, folder: Path) -> str | None:
         "logits": result.forward_pass.logits.tolist(),
         "probabilities": result.probabilities.tolist(),
         "measurements": result.measurements,
+        "signs": {each.key: each.value for each in result.signs.measurements},
         "member_probabilities": None if members is None else np.asarray(members).tolist(),
     }
     write_text(folder / f"{case.name}.json", json.dumps(record, indent=1) + "\n")
@@ -149,4 +152,5 @@ def _staged(case: Case, record: dict[str, Any]) -> Staged:
         predicted=int(median_stage(probabilities)),
         measurements=record["measurements"],
         member_probabilities=None if members is None else np.array(members),
+        signs=record["signs"],
     )

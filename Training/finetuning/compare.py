@@ -142,6 +142,8 @@ def table(found: dict[str, Any]) -> list[list[str]]:
     ]
     for name in METHODS:
         measured = [each["methods"].get(name) for each in found["groups"].values()]
+        if not any(measured):
+            continue
         spreads = [each["sd_between_seeds"] for each in measured if each]
         spreads = [f"{value:.3f}" for value in spreads if value is not None]
         lines.append(

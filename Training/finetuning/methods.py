@@ -23,7 +23,8 @@ from painted.network import SignNetwork
 
 SHIPPED, TUNED, ANEW = "start network", "fine-tuned", "trained anew"
 SIGNS, BOTH = "measured signs", "fine-tuned and signs"
-METHODS = (SHIPPED, TUNED, ANEW, SIGNS, BOTH)
+START_BOTH = "start network and signs"
+METHODS = (SHIPPED, TUNED, ANEW, SIGNS, BOTH, START_BOTH)
 NETWORKS = (SHIPPED, TUNED, ANEW)
 PENALTIES = (0.01, 0.1, 1.0)  # C of the logistic regression on standardised signs
 INNER = 4  # folds of the training part that choose C
@@ -61,29 +62,46 @@ def cross_validate(
     logits = {name: np.full(shape, np.nan) for name in NETWORKS if name in methods}
     if SHIPPED in methods:
         logits[SHIPPED] = logits_of(starts, cohort)
-    regressions = {
-        name: {group: np.full(len(cohort), np.nan) for group in GROUPS}
-        for name in (SIGNS, BOTH)
-        if name in methods
-    }
-    fitted = []
+    fitted, regressed = [], {}
+    if SIGNS in methods:
+        regressed = regressions(cohort, folds, logits[SHIPPED], tuning.seed)
+    if BOTH in methods:
+        regressed[BOTH] = {group: np.full(len(cohort), np.nan) for group in GROUPS}
     for train, test in folds:
         tuned = fine_tune(starts, cohort, train, tuning)
         fitted.append(tuned)
         logits[TUNED][test] = tuned.logits[test]
         if ANEW in methods:
             logits[ANEW][test] = train_anew(starts, cohort, train, tuning).logits[test]
-        for name, scores in regressions.items():
-            for group, first in GROUPS.items():
-                values = cohort.signs
-                if name == BOTH:
-                    values = np.column_stack([log_odds(tuned.logits, first), values])
-                scores[group][test] = _regression(cohort, values, first, train, test, tuning.seed)
+        for group, scores in regressed.get(BOTH, {}).items():
+            first = GROUPS[group]
+            values = np.column_stack([log_odds(tuned.logits, first), cohort.signs])
+            scores[test] = _regression(cohort, values, first, train, test, tuning.seed)
     scores = {
         name: {group: log_odds(found, first) for group, first in GROUPS.items()}
         for name, found in logits.items()
     }
-    return OutOfFold(scores | regressions, logits, [each.strength for each in fitted]), fitted
+    return OutOfFold(scores | regressed, logits, [each.strength for each in fitted]), fitted
+
+
+def regressions(
+    cohort: Cohort, folds: Sequence[Fold], logits: np.ndarray, seed: int = 0
+) -> dict[str, dict[str, np.ndarray]]:
+    """Method -> group -> scores [n], out of fold: the signs alone, and with a network's log-odds.
+
+    logits: float64 [n, 5], of the start network, which has seen no case.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name in (SIGNS, START_BOTH):
+        found[name] = {}
+        for group, first in GROUPS.items():
+            values = cohort.signs
+            if name == START_BOTH:
+                values = np.column_stack([log_odds(logits, first), values])
+            found[name][group] = scores = np.full(len(cohort), np.nan)
+            for train, test in folds:
+                scores[test] = _regression(cohort, values, first, train, test, seed)
+    return found
 
 
 def log_odds(logits: np.ndarray, first: int) -> np.ndarray:

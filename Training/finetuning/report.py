@@ -13,11 +13,11 @@ from finetuning.cohort import Cohort
 from finetuning.compare import sentences, table
 from finetuning.methods import ANEW, METHODS, TUNED
 from finetuning.power import power_sentences, power_table
-from LiverFibrosisStagingLib.evaluation.figures import BLUE, GREEN, GREY, ORANGE, PURPLE
+from LiverFibrosisStagingLib.evaluation.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 from LiverFibrosisStagingLib.evaluation.tables import group_title
 from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE
 
-COLOURS = dict(zip(METHODS, (GREY, BLUE, ORANGE, GREEN, PURPLE)))
+COLOURS = dict(zip(METHODS, (GREY, BLUE, ORANGE, GREEN, PURPLE, SKY)))
 Curve = Sequence[Mapping[str, Any]]
 
 
@@ -58,7 +58,7 @@ def _about(found: Mapping[str, Any]) -> str:
     text = "Only cases whose stage or range decides a cut-off are scored. "
     if seeds > 1:
         return text + (
-            f"AUCs are means of {seeds} trainings with other folds and initial weights; the "
+            f"AUCs are means of {seeds} trainings with other seeds; the "
             "intervals include both the patients and the trainings."
         )
     return text + "Intervals: bootstrap over patients."

@@ -14,6 +14,7 @@ class Start:
     """A checkpoint.pt or an exported file with one network or an ensemble.
 
     signs: whether it is a `SignNetwork`, of which only the layers behind the maps are trained.
+    staged: whether it is an exported file, with which cases can be staged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -23,7 +24,8 @@ class Start:
         self._state: dict[str, torch.Tensor] = {}
         if not path.is_file():
             raise StagingError(f"{path}: there is no such file; {imported.NEEDED}.")
-        if is_zipfile(path):  # PyTorch's checkpoints are ZIP archives
+        self.staged = not is_zipfile(path)  # PyTorch's checkpoints are ZIP archives
+        if not self.staged:
             self._state = _best(path)
         elif imported.Imported(path).graph.name == "SignNetwork":
             self.signs = True

@@ -26,6 +26,7 @@ from evaluation.evaluate import (
 )
 from evaluation.staged import stage_cases, stage_out_of_fold
 from evaluation.trainings import areas_by_group
+from finetuning.networks import compare_networks
 from finetuning.starts import Start
 from lfs.build import Build
 from lfs.data import PATCH_OVERLAP, prepare
@@ -49,12 +50,15 @@ def cross_validate(
     data: str,
     workers: int,
     seeds: int = 1,
+    anew: bool = False,
 ) -> dict[str, Any] | None:
     """Train the folds, export and report; returns metrics.json, or None if one fold is trained.
 
     Under torchrun, the first process alone exports and reports; the others return None. Arguments
     as for `train.train`. What is exported and reported is the first training; RUN/seed_N/fold_K
-    has the networks of the others, for the variance between trainings.
+    has the networks of the others, for the variance between trainings. If the start is an exported
+    file, it is compared with the fine-tuned networks and the signs, and with `anew` also with
+    networks trained without it, in RUN/anew/fold_K.
     """
     cases, parts, cts = inputs.cases, inputs.parts, inputs.training_cts
     first_process = process()[0] == 0
@@ -62,31 +66,40 @@ def cross_validate(
         begin(inputs, run, _settings(parts, build, schedule))
     prepared = prepare(cases, run / "cache", build, workers)
     described = metadata(name, data, cases, build) | {"calibration": {"temperature": 1.0}}
-    trained = []
-    for number in range(seeds):
-        folder, seeded = seed_folder(run, number), replace(schedule, seed=schedule.seed + number)
-        networks = {
-            k: _fit_fold(
-                k, parts[k], cases, prepared, build, seeded, start, folder, workers, cts[k]
-            )
-            for k in cts
-        }
-        trained.append(networks)
+
+    def train_folds(folder: Path, number: int, start: Start | None) -> dict[int, LFSNetwork]:
+        seeded = replace(schedule, seed=schedule.seed + number)
+        how = build, seeded, start, folder, workers
+        networks = {k: _fit_fold(k, parts[k], cases, prepared, *how, cts[k]) for k in cts}
         for k, network in networks.items() if first_process else ():
             about = described | {"name": f"{name}, fold {k}"}
             export(network, folder / f"fold_{k}" / "LFS.onnx", about, cts[k])
+        return networks
+
+    networks = train_folds(run, 0, start)
+    others = [run / f"seed_{number}" for number in range(1, seeds)]
+    for number, folder in enumerate(others, 1):
+        train_folds(folder, number, start)
+    if anew:
+        train_folds(run / "anew", 0, None)
     if not first_process or inputs.source.only is not None:
         return None
 
-    tests, networks = [part.test for part in parts], trained[0]
+    tests = [part.test for part in parts]
     out_of_fold, fold_of = stage_out_of_fold(cases, tests, run)
     report_sites(cases, out_of_fold, run, data, fold_of)
     found = report_cross_validation(out_of_fold, fold_of, run, data)
+    again = [stage_out_of_fold(cases, tests, folder)[0] for folder in others]
+    trainings, comparison = [out_of_fold, *again], ""
     if seeds > 1:
-        others = [seed_folder(run, number) for number in range(1, seeds)]
-        again = [stage_out_of_fold(cases, tests, folder)[0] for folder in others]
-        found["trainings"] = areas_by_group([out_of_fold, *again], fold_of)
-        write_metrics(found, run)
+        found["trainings"] = areas_by_group(trainings, fold_of)
+    if start is not None and start.staged:
+        unrelated = stage_out_of_fold(cases, tests, run / "anew")[0] if anew else None
+        before = stage_cases(cases, start.path, run / "staged")
+        found["comparison"], comparison = compare_networks(
+            before, trainings, unrelated, fold_of, run, data
+        )
+    write_metrics(found, run)
 
     about = f"{len(parts)}-fold cross-validation, {size(cases)}"
     described["training"] |= {"folds": len(parts), "auc": aucs(found), "evaluated_on": about}
@@ -98,13 +111,8 @@ def cross_validate(
     export(networks[best], single, described | {"name": f"{name}, fold {best}"}, cts[best])
     if inputs.test_cases:
         _test(inputs.test_cases, (ensemble, single), run, data, described)
-    model_card.write(run)
+    model_card.write(run, comparison=comparison)
     return found
-
-
-def seed_folder(run: Path, number: int) -> Path:
-    """Folder of the folds of a training, counted from 0."""
-    return run / f"seed_{number}" if number else run
 
 
 def metadata(name: str, data: str, cases: Sequence[Case], build: Build) -> dict[str, Any]:
