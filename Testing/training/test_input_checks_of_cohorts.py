@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 from cases import inputs
 from cases.manifest import EVERYONE, Inclusion, ManifestError, apply, read_manifest
 from cases.report import table_1
+from common.resume import digests
 from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
 
 
@@ -47,6 +48,7 @@ def checked(cohort, tmp_path_factory):
 def test_refused_cases_are_excluded_with_the_reason(checked):
     run, found = checked
     assert [case.name for case in found.inclusion.included] == ["p0", "p1", "p2"]
+    assert all(found.digests(case) == digests(case.ct) for case in found.inclusion.included)
     assert {case.name: why for case, why in found.inclusion.excluded} == {
         "p3": "another contrast phase",
         "p4": "the CT cannot be read",

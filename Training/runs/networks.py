@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +63,14 @@ def cross_validate(
     first_process = process()[0] == 0
     if first_process:
         begin(inputs, run, _settings(parts, build, schedule))
+    compared = start is not None and start.staged and inputs.source.only is None
+    if first_process and compared:  # before hours of training, as a case may be refused
+        before = stage_cases(cases, start.path, run / "staged")
     prepared = prepare(cases, run / "cache", build, workers)
     described = metadata(name, data, cases, build) | {"calibration": {"temperature": 1.0}}
 
     def train_folds(folder: Path, number: int, start: Start | None) -> dict[int, LFSNetwork]:
-        seeded = replace(schedule, seed=schedule.seed + number)
+        seeded = dataclasses.replace(schedule, seed=schedule.seed + number)
         how = build, seeded, start, folder, workers
         networks = {k: _fit_fold(k, parts[k], cases, prepared, *how, cts[k]) for k in cts}
         for k, network in networks.items() if first_process else ():
@@ -93,9 +95,8 @@ def cross_validate(
     trainings, comparison = [out_of_fold, *again], ""
     if seeds > 1:
         found["trainings"] = areas_by_group(trainings, fold_of)
-    if start is not None and start.staged:
+    if compared:
         unrelated = stage_out_of_fold(cases, tests, run / "anew")[0] if anew else None
-        before = stage_cases(cases, start.path, run / "staged")
         found["comparison"], comparison = compare_networks(
             before, trainings, unrelated, fold_of, run, data
         )
