@@ -1,21 +1,21 @@
 """Training on ranges of stages, compared with training on the stages themselves.
 
-    python Testing/benchmarks/interval_labels.py -o FOLDER [-n 240] [--steps 120] [--seeds 5]
-    python Testing/benchmarks/interval_labels.py -o FOLDER --phantoms small [-n 120] [--steps 260]
+    python Testing/benchmarks/interval_labels.py -o FOLDER [-n 300] [--seeds 10]
 
-The labels of phantoms are coarsened as those of public cohorts are; folds, seeds and networks are
-the same for all labels. Without --phantoms, the phantoms are boxes of 12 x 24 x 32 voxels whose
-brightness rises with the severity, and a network that fits them is trained, in seconds; with it,
-they are those of train.py, and so is the network, small or full. Both have as many cases of each
-stage, and severities that overlap between neighbouring stages. Printed are the AUCs of the pooled
-out-of-fold predictions, always against the true stages, as means over the seeds, with their
-standard deviation and the difference from the training on true stages:
+Phantoms with as many cases of each stage are staged once with the shipped model; then the layers
+behind its maps are trained anew and fine-tuned, as train.py --start-from does, with the labels
+coarsened as those of public cohorts are. Cases, folds and initial weights are the same for all
+labels. Printed are the AUCs of the out-of-fold predictions, always against the true stages: means
+over the seeds, their standard deviation, and the mean difference from training on the true stages
+with its standard error.
 
     stages      the true stages
     tcga        groups of Ishak stages as of TCGA-LIHC: F0, F1, F2-F3, F4
     half        half of the cases as cirrhosis yes or no (F4, F0-F3), the others as stages
     thirds      a third as stages, a third as in tcga, a third as cirrhosis yes or no
     cirrhosis   all as cirrhosis yes or no
+
+The same command goes on with an interrupted run.
 """
 
 import argparse
@@ -23,25 +23,28 @@ import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "Training"), str(ROOT / "LiverFibrosisStaging")]
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch.utils.data import Subset  # noqa: E402
+from joblib import Parallel, delayed  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
-from cases.folds import split  # noqa: E402
-from cases.manifest import Case, read_manifest  # noqa: E402
-from cases.phantom_cohort import write_cohort  # noqa: E402
-from lfs.build import FULL, SMALL, Build  # noqa: E402
-from lfs.data import prepare  # noqa: E402
-from lfs.fit import Schedule, aucs, case_logits, fit  # noqa: E402
-from LiverFibrosisStagingLib.stages import GROUPS, StageRange, softmax  # noqa: E402
+from cases import phantom, phantom_cohort  # noqa: E402
+from cases.manifest import Case  # noqa: E402
+from finetuning.cohort import Cohort, read_cohort  # noqa: E402
+from finetuning.fit import Tuning  # noqa: E402
+from finetuning.methods import ANEW, TUNED, Fold, cross_validate  # noqa: E402
+from LiverFibrosisStagingLib.evaluation.measures import auc  # noqa: E402
+from LiverFibrosisStagingLib.resources import default_model_path  # noqa: E402
+from LiverFibrosisStagingLib.stages import GROUPS, StageRange  # noqa: E402
+from painted.imported import load  # noqa: E402
 
 LABELS = ("stages", "tcga", "half", "thirds", "cirrhosis")
+GRID = {"spacing": (4.0, 3.0, 3.0), "size": (57, 108, 132)}
 
 
 def labelled(stage: np.ndarray, labels: str) -> np.ndarray:
@@ -65,91 +68,64 @@ def labelled(stage: np.ndarray, labels: str) -> np.ndarray:
     return np.stack(kinds)[turn % len(kinds), np.arange(len(stage))]
 
 
-def boxes(count: int) -> tuple[list[Case], list[dict[str, torch.Tensor]]]:
-    """Cases and their prepared volumes; brightness rises by 8 grey values (11 HU) per stage."""
-    rng = np.random.default_rng(7)
-    cases, prepared = [], []
-    for number in range(count):
-        stage = number % 5
-        grey = 165 + 8 * (stage + rng.normal(0, 0.8) - 2)
-        volume = grey + rng.normal(0, 8, (1, 12, 24, 32))
-        prepared.append(
-            {
-                "volume": torch.from_numpy(volume.clip(0, 255).astype(np.uint8)),
-                "liver": torch.tensor([[6, 12, 16]], dtype=torch.int16),
-                "spleen": torch.empty((0, 3), dtype=torch.int16),
-            }
-        )
-        name = f"{number:04d}"
-        cases.append(Case(number, name, name, Path(name), StageRange(stage, stage)))
-    return cases, prepared
+def write_phantom(number: int, folder: Path, strength: float) -> Case:
+    """One phantom's files, unless they exist, and its case."""
+    stage, name = number % 5, f"{number:04d}"
+    files = {kind: folder / f"{name}_{kind}.nii.gz" for kind in phantom.Phantom._fields}
+    if not all(file.exists() for file in files.values()):
+        made = phantom.phantom(stage, 7000 + number, strength=strength, **GRID)
+        phantom_cohort.write(made, folder / name)
+    return Case(number, name, name, stages=StageRange(stage, stage), **files)
 
 
-def out_of_fold(
-    prepared: Sequence[Any],
-    known: np.ndarray,
-    folds: Sequence[Any],
-    build: Build,
-    schedule: Schedule,
-    run: Path,
-) -> np.ndarray:
-    """Logits [n, 5] of each case by the network of the fold that tests it."""
-    logits = np.zeros((len(known), 5))
-    for k, part in enumerate(folds):
-        own = replace(schedule, seed=schedule.seed + k)
-        training, validation = (
-            (Subset(prepared, p), known[p]) for p in (part.train, part.validation)
-        )
-        network = build.network(own.seed)
-        fit(network, training, validation, own, run / f"fold_{k}", build.spacing, workers=0)
-        logits[part.test] = case_logits(network, Subset(prepared, part.test), torch.device("cpu"))
-    return logits
+def folds_of(cohort: Cohort, parts: int, seed: int) -> list[Fold]:
+    """Folds by the true stages."""
+    return [Fold(*each) for each in cohort.splits(np.arange(len(cohort)), parts, seed)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, and print the comparison."""
+    """Stage, train, and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--phantoms", choices=("small", "full"), help="train.py's, and its network")
-    parser.add_argument("-n", type=int, default=240, help="number of cases")
-    parser.add_argument("--folds", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("-n", type=int, default=300, help="number of phantoms")
+    parser.add_argument("--strength", type=float, default=1.0, help="of the phantoms' signs")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--labels", nargs="+", choices=LABELS, default=LABELS)
     options = parser.parse_args(arguments)
-    # Half of the steps with crops, and no early stop: equal training for all labels.
-    schedule = Schedule(steps=options.steps, crop_steps=options.steps // 2, patience=10**6)
-    if options.phantoms is None:
-        cases, prepared = boxes(options.n)
-        build = Build((8, 24, 32), (8.0, 8.0, 8.0), (3, 4, 5, 6), 8)
-        schedule = replace(schedule, crop=16, learning_rate=1e-2, sparsity=0.0)
-    else:
-        manifest = write_cohort(options.output / "cohort", options.n, 7, balanced=True)
-        cases = read_manifest(manifest)
-        build = SMALL if options.phantoms == "small" else FULL
-        schedule = replace(schedule, crop=40 if options.phantoms == "small" else 80)
-        prepared = prepare(cases, options.output / "cache", build.patch_size, build.spacing)
-    stage = np.array([case.stage for case in cases])
-    folds = split(cases, options.folds)
-    found: dict[str, list[list[float]]] = {labels: [] for labels in options.labels}
-    rows: list[list[object]] = [["seed", "labels", *GROUPS]]
+    folder = options.output / "phantoms"
+    folder.mkdir(parents=True, exist_ok=True)
+    write = delayed(partial(write_phantom, folder=folder, strength=options.strength))
+    made = Parallel(options.workers, return_as="generator")(map(write, range(options.n)))
+    cases = list(tqdm(made, "Phantoms", options.n))
+    model = default_model_path()
+    cohort = read_cohort(cases, model, options.output / "maps", options.workers)
+    starts = load(model)
+    stage = cohort.lowest
+    found: dict[tuple[str, str], list[list[float]]] = {}
+    rows: list[list[object]] = [["seed", "method", "labels", *GROUPS]]
     for seed in range(options.seeds):
+        folds, tuning = folds_of(cohort, options.folds, seed), replace(Tuning(), seed=seed)
         for labels in options.labels:
-            run = options.output / f"{labels}_{seed}"
-            own = replace(schedule, seed=100 * seed)
-            logits = out_of_fold(prepared, labelled(stage, labels), folds, build, own, run)
-            found[labels].append(list(aucs(softmax(logits), stage).values()))
-            rows.append([seed, labels, *(f"{value:.4f}" for value in found[labels][-1])])
-            print(*rows[-1], flush=True)
+            lowest, highest = labelled(stage, labels).T
+            known = replace(cohort, lowest=lowest, highest=highest)
+            predicted, _ = cross_validate(known, starts, folds, tuning, (TUNED, ANEW))
+            for method in (TUNED, ANEW):
+                scores, one = predicted.scores[method], np.ones((1, len(stage)))
+                values = [float(auc(stage >= f, scores[g], one)[0]) for g, f in GROUPS.items()]
+                found.setdefault((method, labels), []).append(values)
+                rows.append([seed, method, labels, *(f"{value:.4f}" for value in values)])
+                print(*rows[-1], flush=True)
     with (options.output / "aucs.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
-    first = np.array(found[options.labels[0]])
-    for labels, values in found.items():
-        of_seeds = np.array(values)
-        columns = zip(
-            GROUPS, of_seeds.mean(axis=0), of_seeds.std(axis=0), (of_seeds - first).mean(axis=0)
-        )
-        print(f"{labels}:", *(f"{g} {m:.3f} (SD {s:.3f}, {d:+.3f})" for g, m, s, d in columns))
+    for (method, labels), values in found.items():
+        own, true = np.array(values), np.array(found[method, options.labels[0]])
+        change = own - true
+        error = change.std(axis=0, ddof=1) / np.sqrt(len(change))
+        columns = zip(GROUPS, own.mean(axis=0), own.std(axis=0), change.mean(axis=0), error)
+        listed = [f"{g} {m:.3f} (SD {s:.3f}; {d:+.3f} +- {e:.3f})" for g, m, s, d, e in columns]
+        print(f"{method}, {labels}:", *listed)
 
 
 if __name__ == "__main__":
