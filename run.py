@@ -1,11 +1,17 @@
-"""Create .venv, install what a task needs, and run the task: stage, test, train or docs.
+"""Create .venv, install what a task needs, and run the task.
 
 python3 run.py stage                stage the sample CT with the shipped model (options may follow)
 python3 run.py stage CT --liver MASK -o FOLDER
 python3 run.py test                 run all tests (arguments are passed to pytest)
 python3 run.py train                simulate cohorts of phantoms and train a model on them, in run/
 python3 run.py train --manifest COHORT.csv -o RUN     train on a cohort of patients
+python3 run.py cohort COLLECTION --images FOLDER --table FILE -o COHORT.csv
+python3 run.py manifest COHORT.csv  check a cohort's manifest
+python3 run.py acquisition COHORT.csv --columns site scanner -o FOLDER
+python3 run.py evaluate --model RUN/LFS.onnx --manifest OTHER.csv -o FOLDER
 python3 run.py docs                 build the API reference in docs/api
+
+From cohort to evaluate, these are the commands of Training/ (docs/train-on-patients.md).
 
 This file uses the standard library only. Packages are installed once per task; after that the task
 also runs without a network.
@@ -40,10 +46,12 @@ LIBRARIES_OF_QT = [
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # Validators of DICOM files.
 DICOM_TOOLS = {"dciodvfy": "dicom3tools", "dsrdump": "dcmtk"}
+TRAINING = ROOT / "Training"
+TRAINING_TASKS = ("train", "cohort", "manifest", "acquisition", "evaluate")
 EXTRA = {
     "stage": None,
     "test": ROOT / "Testing" / "requirements.txt",
-    "train": ROOT / "Training" / "requirements.txt",
+    **dict.fromkeys(TRAINING_TASKS, TRAINING / "requirements.txt"),
     "docs": ROOT / "Testing" / "requirements.txt",
 }
 
@@ -78,7 +86,8 @@ def _command(task: str, rest: list[str]) -> list[str]:
         return ["-m", "pytest", str(ROOT / "Testing"), f"--rootdir={ROOT}", *parallel, *rest]
     if task == "train":
         rest = rest or ["--phantoms", "252", "-o", "run"]
-        return [str(ROOT / "Training" / "train.py"), *rest]
+    if task in TRAINING_TASKS:
+        return [str(TRAINING / f"{task}.py"), *rest]
     if task == "docs":
         return [str(ROOT / "docs" / "build_api.py"), *rest]
     # If an option is given twice, argparse takes the last value: the user's replaces the default.
@@ -205,9 +214,10 @@ def _install_with_apt(*packages: str) -> None:
 def _install(task: str) -> None:
     """Install the packages of a task, unless the same list was installed before."""
     file = EXTRA[task]
-    asked = [path.read_text(encoding="utf-8") for path in EXTRA.values() if path and file]
-    wanted = "\n".join([*RUNTIME, *asked])
-    stamp = VENV / f".installed-{task}"
+    files = {path: path.read_text(encoding="utf-8") for path in EXTRA.values() if path and file}
+    wanted = "\n".join([*RUNTIME, *files.values()])
+    # Tasks with the same list share a stamp.
+    stamp = VENV / f".installed-{file.parent.name.lower() if file else task}"
     digest = hashlib.sha256(wanted.encode()).hexdigest()
     if stamp.exists() and stamp.read_text(encoding="utf-8") == digest:
         return

@@ -4,6 +4,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from bad_inputs import hu_array, image, liver_array, write_slices
 
 SLICES = 24
@@ -19,7 +20,10 @@ CODES = {
 
 
 def ct(folder, patient, study="1", series="1", acquisition="1", *, hu=None, prefix="IM", **tags):
-    """A CT series; `tags` are DICOM keywords. `series`, `study`: the last parts of their UIDs."""
+    """A CT series; `tags` are DICOM keywords. `series`, `study`: the last parts of their UIDs.
+
+    hu: an image, or an array for `image`; without it, `hu_array`.
+    """
     uid = f"1.2.826.{study}.{series}"
     given = {
         "0008|0020": tags.pop("date", "20000101"),
@@ -39,7 +43,9 @@ def ct(folder, patient, study="1", series="1", acquisition="1", *, hu=None, pref
         "0020|0052": FRAME,
         **tags,
     }
-    volume = image(hu_array(SLICES) if hu is None else hu)
+    volume = hu
+    if not isinstance(hu, sitk.Image):
+        volume = image(hu_array(SLICES) if hu is None else hu)
     return write_slices(folder, volume, given, uid=f"{uid}.{acquisition}", prefix=prefix)
 
 

@@ -117,11 +117,22 @@ def test_arguments_of_the_other_tasks_are_passed_on(run):
         *("--manifest", "m.csv", "-oR")
     ]
     assert run._command("train", [])[1:] == ["--phantoms", "252", "-o", "run"]
+    for task in ("cohort", "manifest", "acquisition", "evaluate"):
+        assert run._command(task, ["X", "-o"]) == [str(ROOT / "Training" / f"{task}.py"), "X", "-o"]
     assert run._command("docs", ["X"]) == [str(ROOT / "docs" / "build_api.py"), "X"]
 
 
+def test_packages_of_training_are_installed_once(run, commands, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "VENV", tmp_path)
+    for task in ("cohort", "train", "evaluate"):
+        run._install(task)
+    (command,) = commands
+    assert command[-2:] == ["-r", str(ROOT / "Training" / "requirements.txt")]
+
+
 def test_every_task_is_documented_and_its_requirements_exist(run):
-    assert set(run.EXTRA) == {"stage", "test", "train", "docs"}
+    training = {"train", "cohort", "manifest", "acquisition", "evaluate"}
+    assert set(run.EXTRA) == {"stage", "test", "docs", *training}
     for task, requirements in run.EXTRA.items():
         assert f"python3 run.py {task} " in run.__doc__
         assert requirements is None or requirements.is_file()

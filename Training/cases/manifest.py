@@ -183,14 +183,12 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     ]
     twice = sorted({name for name in names if name and names.count(name) > 1})
     problems += [f"line 1: the column {name!r} occurs twice." for name in twice]
-    for name in dict.fromkeys(names):
-        if name and name not in COLUMNS:
-            similar = difflib.get_close_matches(name, COLUMNS, 1)
-            meant = f" (is {similar[0]} meant?)." if similar else "."
-            print(
-                f"{path.name}: the column {name!r} is unknown; it is kept, but not used{meant}",
-                file=sys.stderr,
-            )
+    unknown = [f"{name!r}{_meant(name)}" for name in names if name and name not in COLUMNS]
+    if unknown:
+        print(
+            f"{path.name}: columns that are kept, but not used: {', '.join(unknown)}.",
+            file=sys.stderr,
+        )
     rows = []
     for fields in reader:
         if not any(field.strip() for field in fields):
@@ -216,6 +214,11 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
             scratch += [f"line {line}: {problem}" for problem in found]
         problems += scratch
     return rows, problems
+
+
+def _meant(name: str) -> str:
+    similar = difflib.get_close_matches(name, COLUMNS, 1, 0.75)
+    return f" (is {similar[0]} meant?)" if similar else ""
 
 
 def _case(

@@ -202,7 +202,10 @@ def overview(cases: Sequence[Case]) -> list[str]:
         lines.append(f"{group_stages(name)}: {without} patients without, {with_it} with{unknown}.")
     for part, then in (
         ("liver", "the shipped V-Net outlines the organs"),
-        ("spleen", "the spleen is not measured, unless the liver is outlined or in one image with"),
+        (
+            "spleen",
+            "it is measured if the V-Net outlines the organs, or if the liver's file has both",
+        ),
     ):
         missing = [case.line for case in cases if getattr(case, part) is None]
         if missing:

@@ -220,7 +220,7 @@ def refuse_known(
         if patient_digest(name) in training or not set(training).isdisjoint(found)
     ]
     if known:
-        shown = ", ".join(known[:5]) + (" ..." if len(known) > 5 else "")
+        shown = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
         raise RunError(
             f"{file}: the network was trained on {tested} ({shown}); a network trained without "
             "them is needed, or a cohort without these patients."

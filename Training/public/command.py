@@ -29,7 +29,7 @@ from LiverFibrosisStagingLib.imaging.itk_files import itk_path
 from LiverFibrosisStagingLib.imaging.organs import write_labels
 from LiverFibrosisStagingLib.stages import ANY_STAGE, RESEARCH_USE, StageRange
 
-from . import hospital
+from . import combining, hospital
 from .choice import KEEP, MASK, PHASE_NAMES, Choice, Chosen
 from .idc import COLLECTIONS, Collection, how_to_download
 from .images import SCANS, SEGMENTATIONS, Images, find_images
@@ -249,4 +249,10 @@ COMMANDS["hospital"] = Command(
     hospital.__doc__,
     hospital.add_arguments,
     hospital.run,
+)
+COMMANDS["combine"] = Command(
+    "manifests of several cohorts, into one",
+    combining.__doc__,
+    combining.add_arguments,
+    combining.run,
 )

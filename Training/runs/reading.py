@@ -123,17 +123,17 @@ def read_inputs(source: Source, run: Path, patch: Patch, schedule: Schedule) -> 
     if only is not None and only not in range(len(parts)):
         raise RunError(f"--fold {only}: a fold from 0 to {len(parts) - 1} is needed.")
     digests = [checked.digests(case) for case in cases]
-    cts = {}
-    for k in range(len(parts)) if only is None else [only]:
-        if source.start_from is not None:
-            held_out = {cases[i].name: digests[i] for i in parts[k].test}
-            refuse_known(source.start_from, before, held_out, HELD_OUT)
-        learnt_from = [*parts[k].train, *parts[k].validation]
-        cts[k] = before.union(*(digests[i] for i in learnt_from))
+    trained = range(len(parts)) if only is None else [only]
     if source.start_from is not None:
+        held_out = {cases[i].name: digests[i] for k in trained for i in parts[k].test}
         test_cases = test_checked.inclusion.included
         tested = {case.name: test_checked.digests(case) for case in test_cases}
-        refuse_known(source.start_from, before, tested, TEST)
+        for found, title in ((held_out, HELD_OUT), (tested, TEST)):
+            refuse_known(source.start_from, before, found, title)
+    cts = {
+        k: before.union(*(digests[i] for i in [*parts[k].train, *parts[k].validation]))
+        for k in trained
+    }
     return Inputs(source, checked, test_checked, cases, parts, cts)
 
 
