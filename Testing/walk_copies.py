@@ -4,6 +4,8 @@ The CTs are phantoms, so that the stages can be learned; folders, headers and ta
 layout of the originals. All patients and numbers are invented.
 """
 
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,15 @@ HCC = {f"HCC_10{i}": (4, 1) if i % 2 else (1, 0) for i in range(8)} | {"HCC_002"
 CRLM = {f"CRLM-CT-100{i}": (0, i) for i in range(2)}
 HOSPITAL = {f"70010{i}": stage for i, stage in enumerate((0, 0, 1, 1, 1, 2, 3, 3, 4, 4))}
 BIOTAB = ("bcr_patient_uuid", "bcr_patient_barcode", "ishak_fibrosis_score")
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "train-on-patients.md"
+
+
+def page_commands() -> list[list[str]]:
+    """The words after `python3 run.py` of all lines in the walk-through's code blocks."""
+    text = PAGE.read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"^```\n(.*?)^```", text, re.M | re.S)).splitlines()
+    assert all(line.startswith("python3 run.py ") for line in lines)
+    return [shlex.split(line)[2:] for line in lines]
 
 
 def write_downloads(folder: Path, **resolution) -> None:

@@ -30,6 +30,7 @@ METADATA_KEY = "liver_fibrosis_staging"
 CONTRACTS = (1, 2)
 CHANNELS = ("ct", "liver", "spleen")
 MAX_PATCH_VOXELS = 1 << 26  # larger patches would take gigabytes
+MAX_WEIGHT = 1e6  # of a region in the reference; 1 is the mean over the body
 CENTRAL_95 = (2.5, 97.5)  # percentiles of the range in which a location map is usual
 
 
@@ -165,9 +166,9 @@ def _reference(value: Any) -> Reference:
         raise InvalidValue(
             percentiles or MISSING, "a list with {:g} and {:g}".format(*CENTRAL_95), "percentiles"
         )
-    weights = items(number(0, 1e6), len(percentiles), ascending=True)
+    weights = items(number(0, MAX_WEIGHT), len(percentiles), ascending=True)
     regions = {region: weights for region in REGION_NAMES}
-    bounds = items(number(0, 1e6), 2, ascending=True)
+    bounds = items(number(0, MAX_WEIGHT), 2, ascending=True)
     joint = fields({region: bounds for region in REGION_NAMES})
     usual = fields(
         {"cases": whole(0, 10**9), "joint": joint, **regions}, optional=("joint", *regions)

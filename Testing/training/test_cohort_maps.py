@@ -12,6 +12,7 @@ pytest.importorskip("tqdm")
 from staged_cohorts import staged_cohort
 
 from evaluation import cohort_maps
+from LiverFibrosisStagingLib.card import MAX_WEIGHT
 
 REGIONS = ("liver", "liver_surface", "liver_core", "spleen", "rest")
 
@@ -136,6 +137,12 @@ def test_joint_bounds_by_hand():
     (low, high) = cohort_maps.joint_bounds({"rest": values})["rest"]
     limit = (30 - 5) / 2  # of 1 to 9, the median is 5 and the upper quartile 7
     assert (low, high) == pytest.approx((0, 5.5 + limit * (7.75 - 5.5)))
+
+
+def test_joint_bounds_of_equal_weights_are_those_a_model_file_may_have():
+    """As of a hardly trained network, whose maps hardly differ."""
+    bounds = cohort_maps.joint_bounds({"rest": np.array([1.0, 1, 1, 1, 1.1])})["rest"]
+    assert bounds == [0, MAX_WEIGHT]
 
 
 def test_reference_without_spleen_masks_has_no_spleen():

@@ -23,7 +23,7 @@ for package in ("torch", "onnx", "monai", "matplotlib", "highdicom", "openpyxl")
 
 import train  # noqa: E402
 from synthetic_cohorts import synthetic  # noqa: E402
-from walk_copies import write_downloads  # noqa: E402
+from walk_copies import PAGE, page_commands, write_downloads  # noqa: E402
 
 import public.command  # noqa: E402
 from cases import inputs, requirements  # noqa: E402
@@ -41,7 +41,7 @@ from LiverFibrosisStagingLib.resources import default_model_path  # noqa: E402
 from LiverFibrosisStagingLib.stages import softmax  # noqa: E402
 from public import choice, examination  # noqa: E402
 
-PAGE = (ROOT / "docs" / "train-on-patients.md").read_text(encoding="utf-8")
+TEXT = PAGE.read_text(encoding="utf-8")
 FLAT = {"spacing": (16.0, 8.0, 8.0), "size": (14, 40, 50)}
 MAINS = {
     "cohort": public.command.main,
@@ -53,14 +53,6 @@ MAINS = {
 }
 # Folders that the page's commands write to.
 WRITTEN = re.compile(r"`((?:cohorts|safe|run|tuned|external|result)/[\w./-]+)`")
-
-
-def commands(text: str) -> list[list[str]]:
-    """The words after `python3 run.py` of all lines in code blocks."""
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.M | re.S)
-    lines = "".join(blocks).splitlines()
-    assert all(line.startswith("python3 run.py ") for line in lines)
-    return [shlex.split(line)[2:] for line in lines]
 
 
 def outlined(ct, *_):
@@ -129,7 +121,7 @@ def walk(tmp_path_factory):
         patch.setattr(methods, "PENALTIES", (0.1,))
         patch.setattr(methods, "INNER", 2)
         statuses = {}
-        for task, *words in commands(PAGE):
+        for task, *words in page_commands():
             more = []
             if task == "train":
                 more = ["--folds", "2", "--workers", "0", "--seeds", "1", "--curve-draws", "1"]
@@ -145,7 +137,7 @@ def test_every_command_succeeds(walk):
 
 def test_every_file_that_is_named_is_written(walk):
     folder, _ = walk
-    named = set(WRITTEN.findall(PAGE))
+    named = set(WRITTEN.findall(TEXT))
     assert len(named) > 20
     assert {name for name in named if not (folder / name).exists()} == set()
 
@@ -175,9 +167,9 @@ def test_the_model_card_says_what_the_labels_are(walk):
 
 def test_the_page_names_what_exists():
     tasks = runpy.run_path(str(ROOT / "run.py"))["EXTRA"]
-    assert {task for task, *_ in commands(PAGE)} <= set(tasks)
-    assert all(f"`{name}`" in PAGE for name in public.command.COMMANDS if name != "combine")
-    knows = re.search(r"a few public patients: (.*?)\.", PAGE)[1]
+    assert {task for task, *_ in page_commands()} <= set(tasks)
+    assert all(f"`{name}`" in TEXT for name in public.command.COMMANDS if name != "combine")
+    knows = re.search(r"a few public patients: (.*?)\.", TEXT)[1]
     readme = (ROOT / "Training" / "README.md").read_text(encoding="utf-8")
     codes = re.findall(r"[A-Z]+[_-][\w-]+", knows)
     assert len(codes) == 7 and all(code in readme for code in codes)

@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 
 from evaluation.staged import Staged
 from LiverFibrosisStagingLib import analysis
+from LiverFibrosisStagingLib.card import MAX_WEIGHT
 from LiverFibrosisStagingLib.evaluation.cohort import (
     describe_weights,
     relative_weights,
@@ -160,7 +161,9 @@ def joint_bounds(weights_by_region: dict[str, np.ndarray]) -> dict[str, list[flo
     ]
     limit = np.quantile(distances, 1 - UNUSUAL, method="weibull")
     middle, below, above = _quartiles(weights)
-    bounds = np.stack([np.maximum(middle - limit * below, 0), middle + limit * above], axis=1)
+    # Where all cases but one have nearly the same weight, the limit is in the billions.
+    ends = [middle - limit * below, middle + limit * above]
+    bounds = np.stack(ends, axis=1).clip(0, MAX_WEIGHT)
     return dict(zip(weights_by_region, bounds.round(4).tolist()))
 
 
