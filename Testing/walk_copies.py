@@ -30,6 +30,7 @@ TCGA = {
 HCC = {f"HCC_10{i}": (4, 1) if i % 2 else (1, 0) for i in range(8)} | {"HCC_002": (4, 1)}
 CRLM = {f"CRLM-CT-100{i}": (0, i) for i in range(2)}
 HOSPITAL = {f"70010{i}": stage for i, stage in enumerate((0, 0, 1, 1, 1, 2, 3, 3, 4, 4))}
+OTHERS = 2  # patients of a public collection who have a CT of another phase as well
 BIOTAB = ("bcr_patient_uuid", "bcr_patient_barcode", "ishak_fibrosis_score")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "train-on-patients.md"
 
@@ -60,9 +61,12 @@ def _tcga(folder: Path, resolution) -> None:
         study = str(100 + number)
         scan = phantom.phantom(stage, 100 + number, **resolution).ct
         at = folder / "tcga_lihc" / patient / f"1.2.826.{study}"
-        for series, phase, hu in (("1", "ARTERIAL", _unenhanced(scan)), ("2", "VENOUS 5.0", scan)):
+        scans = {"2": ("VENOUS 5.0", scan)}
+        if number < OTHERS:
+            scans["1"] = "ARTERIAL", _unenhanced(scan)
+        for series, (named, hu) in scans.items():
             place = at / f"CT_1.2.826.{study}.{series}"
-            ct(place, patient, study, series, hu=hu, description=phase)
+            ct(place, patient, study, series, hu=hu, description=named)
         if number == 0:
             mr(at / "MR_1.2.826.100.77", patient, study)
     lines = [BIOTAB, BIOTAB, ("CDE_ID:", "CDE_ID:2003301", "CDE_ID:3182621")]
@@ -80,7 +84,8 @@ def _hcc(folder: Path, resolution) -> None:
         series = visit / "4.000000-Recon 2 LIVER 3 PHASE-1"
         described = {"description": "Recon 2: LIVER 3 PHASE (AP)"}
         ct(series, patient, study, "4", "1", hu=made.ct, prefix="1-", **described)
-        ct(series, patient, study, "4", "2", hu=_unenhanced(made.ct), prefix="2-", **described)
+        if number < OTHERS:
+            ct(series, patient, study, "4", "2", hu=_unenhanced(made.ct), prefix="2-", **described)
         seg(visit / "300-Segmentation-1" / "1-1.dcm", slices_of(series, "1-"), _masks(made))
         rows.append((patient, cirrhosis, "A", "HCV only"))
     workbook(folder / "HCC-TACE-Seg_clinical_data-V2.xlsx", *rows)
