@@ -73,9 +73,9 @@ def phase(ct, liver, _):
     return "unenhanced", (Check("phase", "Contrast phase", REFUSE, ""),)
 
 
-def staged_by(real, shipped, ct, liver, spleen, model, **options):
-    """`stage`, unless the model has the shipped one's field."""
-    if model.card.contract == shipped:
+def staged_by(real, ct, liver, spleen, model, **options):
+    """`stage`, unless the model has the shipped one's field (contract 2)."""
+    if model.card.contract == 1:
         return real(ct, liver, spleen, model, **options)
     logits = np.random.default_rng(len(Path(ct).parts)).normal(size=5)
     region = {"mean": 1.0, "share": 0.2, "volume_ml": 500.0}
@@ -113,7 +113,7 @@ def walk(tmp_path_factory):
             patch.setattr(module, "segment_checked", outlined)
         for module in (choice, examination, inputs, staging):
             patch.setattr(module, "input_checks", phase)
-        patch.setattr(staged, "stage", partial(staged_by, staged.stage, 1))
+        patch.setattr(staged, "stage", partial(staged_by, staged.stage))
         patch.setattr(train, "FULL", train.Build((8, 24, 32), (16.0, 14.0, 14.0), (2, 3, 4, 5), 4))
         quick = Schedule(steps=2, batch=2, crop_steps=1, crop=16, check_every=1)
         patch.setattr(train, "FULL_SCHEDULE", quick)
