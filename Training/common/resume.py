@@ -22,6 +22,8 @@ import SimpleITK as sitk
 from common.files import write_text
 from LiverFibrosisStagingLib import StagingError, read_ct
 from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import read_onnx
+from LiverFibrosisStagingLib.imaging.dicom_files import files_of, is_dicom
+from LiverFibrosisStagingLib.imaging.dicom_series import ranked_series
 from LiverFibrosisStagingLib.imaging.grid import reorient_to_lps
 from LiverFibrosisStagingLib.imaging.masks import file_and_labels
 
@@ -39,7 +41,8 @@ class RunError(StagingError):
 def digest(path: Path) -> str:
     """First 16 digits of the SHA-256 of a file, or of a folder's files regardless of their names.
 
-    Raises StagingError if it cannot be read.
+    One DICOM file of a CT stands for all slices that `read_ct` reads with it. Raises StagingError
+    if it cannot be read.
     """
     try:
         files = sorted(_files(path))
@@ -59,8 +62,20 @@ def digest_of_mask(mask: str | Path) -> str:
 def _files(path: Path) -> Iterable[Path]:
     if path.is_dir():
         return path.rglob("*")
+    if is_dicom(path):
+        beside = sorted(path.parent.iterdir())
+        stats = tuple((file, file.stat().st_mtime_ns) for file in beside)
+        return _stacks_of(stats).get(path, [path])
     # A header's voxels are in a file beside it with the same stem.
     return path.parent.glob(f"{glob.escape(path.stem)}.*") if path.suffix in HEADERS else [path]
+
+
+@cache
+def _stacks_of(files: tuple[tuple[Path, int], ...]) -> dict[Path, list[Path]]:
+    """DICOM file -> the files of its stack, of a folder's files with their times of change."""
+    visible = [file for file, _ in files if not file.name.startswith(".")]
+    stacks = [[one.path for one in each.slices] for each in ranked_series(files_of(visible).slices)]
+    return {file: stack for stack in stacks for file in stack}
 
 
 @cache
