@@ -226,7 +226,7 @@ def technical_tags(file: Path, tags: Iterable[str]) -> dict[str, str]:
     Without words of the tags about the patient and other people, and without numbers that may be
     dates or identifiers.
     """
-    found = _all_tags(file)
+    found = tags_of(file)
     private = set(_WORDS.findall(found.get(_PATIENT_ID, "").lower()))
     for tag, text in found.items():
         if tag.startswith(_PATIENT_GROUP) or tag in _PEOPLE:
@@ -302,12 +302,13 @@ def _tags(path: Path) -> dict[str, str]:
     """The tags of a DICOM file about the patient and with free text; {} if it is not an image."""
     return {
         tag: text
-        for tag, text in _all_tags(path).items()
+        for tag, text in tags_of(path).items()
         if tag.startswith(_PATIENT_GROUP) or tag in (*_PEOPLE, *_FREE_TEXT)
     }
 
 
-def _all_tags(path: Path) -> dict[str, str]:
+def tags_of(path: Path) -> dict[str, str]:
+    """The texts of all tags of a DICOM file's header, in memory only; {} if it is not an image."""
     if not (is_dicom(path) and is_whole(path)):
         return {}
     reader = sitk.ImageFileReader()

@@ -30,7 +30,7 @@ from LiverFibrosisStagingLib import read_ct
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging.input_checks import REFUSE, Check, input_checks
 from LiverFibrosisStagingLib.imaging.reading import read_mask
-from public import choice
+from public import examination
 from public.command import main
 
 HCC = ("TCIA_ID", "Evidence_of_cirh", "CPS", "hepatitis")
@@ -66,14 +66,14 @@ def quick(monkeypatch):
             return "portal-venous", ()
         return "unenhanced", (Check("phase", "Contrast phase", REFUSE, ""),)
 
-    monkeypatch.setattr(choice, "organs_of", organs_of)
-    monkeypatch.setattr(choice, "input_checks", input_checks)
+    monkeypatch.setattr(examination, "organs_of", organs_of)
+    monkeypatch.setattr(examination, "input_checks", input_checks)
 
 
 def make(collection, images, table, output, *more):
     folders = images if isinstance(images, list) else [images]
     arguments = [collection, "--images", *map(str, folders), "--table", str(table)]
-    return main([*arguments, "-o", str(output), *more])
+    return main([*arguments, "-o", str(output), "--workers", "1", *more])
 
 
 def rows(path):
@@ -332,7 +332,7 @@ def test_crlm_has_findings_but_no_stage(tmp_path, capsys):
 
 
 def test_nifti_files_belong_to_the_patient_in_their_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(choice, "input_checks", input_checks)
+    monkeypatch.setattr(examination, "input_checks", input_checks)
     images = tmp_path / "images"
     for name, hu in (
         ("hcc011_portal/ct.nii.gz", hu_array()),
@@ -378,7 +378,7 @@ def test_damaged_cts_are_counted(tmp_path, capsys):
     assert make("hcc-tace-seg", images, table, output) == 0
     assert [(case.patient, case.ct) for case in read_manifest(output)] == [("HCC_002", twice)]
     assert excluded(output, "patients") == {("HCC_001", "no usable CT in the first study"): 1}
-    assert excluded(output, "CTs") == {("HCC_001", "cannot be read as a CT, or is incomplete"): 1}
+    assert excluded(output, "CTs") == {("HCC_001", "the CT or its masks cannot be read"): 1}
     assert excluded(output, "other files") == {
         ("", "damaged DICOM files"): 1,
         ("", "CT slices without PatientID"): 24,
@@ -420,15 +420,15 @@ def test_the_download_is_explained(collection, identifier, tmp_path, capsys):
 
 def test_the_real_cts_of_hcc_tace_seg(shared_data, tmp_path, monkeypatch):
     """The arterial CT of HCC_011 is told by its HU; the other one has the table's label."""
-    network = choice.segment_checked
+    network = examination.segment_checked
 
     def organs_of(image):
         if image.GetSize()[2] != 87:  # the arterial CT has no mask
-            return network(image, "The CT", choice.shipped_network()).labels
+            return network(image, "The CT", examination.shipped_network()).labels
         return read_mask(found[1] / "seg_semiauto_liver1_spleen2.nii.gz")
 
-    monkeypatch.setattr(choice, "organs_of", organs_of)
-    monkeypatch.setattr(choice, "input_checks", input_checks)
+    monkeypatch.setattr(examination, "organs_of", organs_of)
+    monkeypatch.setattr(examination, "input_checks", input_checks)
     found = [shared_data / f"hcc011_cirrA_{phase}" for phase in ("art", "pv")]
     table = shared_data / "clinical" / "HCC-TACE-Seg_clinical_data-V2.xlsx"
     output = tmp_path / "manifest.csv"

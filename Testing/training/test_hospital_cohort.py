@@ -150,6 +150,7 @@ def options(tree, table, output, *more):
     parser = argparse.ArgumentParser()
     hospital.add_arguments(parser)
     required = ["--images", tree, "--table", table, "-o", output, "--score", "metavir"]
+    required += ["--workers", "1"]
     return parser.parse_args([*map(str, (*required, *more))])
 
 

@@ -12,22 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import SimpleITK as sitk
-from joblib import Parallel, delayed
-from tqdm import tqdm
 
+from cases.acquisition import acquisition_of
 from cases.manifest import Case, Inclusion, ManifestError
 from common.files import unfinished, write_text
+from common.parallel import in_processes
 from common.resume import digest, digest_of_voxels
 from common.tables import write_csv
 from LiverFibrosisStagingLib import __version__
 from LiverFibrosisStagingLib.errors import StagingError, WrongPhase
 from LiverFibrosisStagingLib.imaging.checks import check_copies, check_ct, check_organs
-from LiverFibrosisStagingLib.imaging.dicom_files import (
-    DESCRIPTION,
-    KERNEL,
-    SERIES_NUMBER,
-    THICKNESS,
-)
+from LiverFibrosisStagingLib.imaging.dicom_files import DESCRIPTION, SERIES_NUMBER
 from LiverFibrosisStagingLib.imaging.input_checks import concerns, input_checks, refuse
 from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
 from LiverFibrosisStagingLib.imaging.organs import LIVER_LABEL, write_labels
@@ -42,7 +37,6 @@ from LiverFibrosisStagingLib.resources import default_model_path
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
 
 SCHEMA = 2
-_MANUFACTURER, _MODEL_NAME = "0008|0070", "0008|1090"
 GIVEN, AUTOMATIC = "given", "automatic"
 # Columns of tables/series.csv after name and line, and keys of a record's `series`.
 SERIES = (
@@ -112,9 +106,8 @@ def check_inputs(
     todo = [c for c in inclusion.included if _read(c, folder, inputs[c.name]) is None]
     if todo:
         (folder / "checked").mkdir(parents=True, exist_ok=True)
-        parallel = Parallel(n_jobs=min(workers, len(todo)), return_as="generator_unordered")
-        work = (delayed(_check_one)(case, folder, inputs[case.name]) for case in todo)
-        for _ in tqdm(parallel(work), "Checking", len(todo), unit="CT"):
+        work = [(case, folder, inputs[case.name]) for case in todo]
+        for _ in in_processes(_check_one, work, "Checking", "CT", workers):
             pass
     records = {case.name: _read(case, folder, inputs[case.name]) for case in inclusion.included}
     usable, excluded = [], list(inclusion.excluded)
@@ -217,20 +210,16 @@ def _series(case: Case, ct: sitk.Image) -> dict[str, str | float]:
     files = source_files(ct)
     if files:
         found["kind"] = "DICOM"
-        tags = technical_tags(
-            files[0], (SERIES_NUMBER, DESCRIPTION, KERNEL, THICKNESS, _MANUFACTURER, _MODEL_NAME)
-        )
-        scanner = [tags[tag] for tag in (_MANUFACTURER, _MODEL_NAME) if tag in tags]
-        texts = {
-            "series": tags.get(SERIES_NUMBER, ""),
-            "description": tags.get(DESCRIPTION, ""),
-            "kernel": tags.get(KERNEL, ""),
-            "scanner": " ".join(scanner),
+        tags = technical_tags(files[0], (SERIES_NUMBER, DESCRIPTION))
+        acquisition = acquisition_of(files[0])
+        values = {
+            "series": tags.get(SERIES_NUMBER),
+            "description": tags.get(DESCRIPTION),
+            "kernel": acquisition.kernel,
+            "scanner": acquisition.scanner,
+            "thickness_mm": acquisition.thickness,
         }
-        found |= {key: text for key, text in texts.items() if text}
-        thickness = _positive(tags.get(THICKNESS, ""))
-        if thickness is not None:
-            found["thickness_mm"] = thickness
+        found |= {key: value for key, value in values.items() if value}
     found["slices"] = ct.GetSize()[2]
     found["spacing_mm"] = " x ".join(f"{step:.4g}" for step in ct.GetSpacing())
     found["liver"] = GIVEN if case.liver else AUTOMATIC
@@ -243,14 +232,6 @@ def _kind(path: Path) -> str:
     return {"nii": "NIfTI", "hdr": "NIfTI", "img": "NIfTI", "nrrd": "NRRD", "nhdr": "NRRD"}.get(
         suffix, "MetaImage"
     )
-
-
-def _positive(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if 0 < number < 100 else None
 
 
 def _outline(case: Case, folder: Path) -> Path:

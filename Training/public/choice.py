@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -11,30 +12,17 @@ from LiverFibrosisStagingLib import read_ct
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging.checks import check_ct, check_organs
 from LiverFibrosisStagingLib.imaging.dicom_files import path_of_series
-from LiverFibrosisStagingLib.imaging.dicom_series import (
-    ARTERIAL,
-    LATE,
-    MIN_SLICES,
-    PORTAL_VENOUS,
-    UNENHANCED,
-)
-from LiverFibrosisStagingLib.imaging.input_checks import PHASE, REFUSE, input_checks
+from LiverFibrosisStagingLib.imaging.dicom_series import MIN_SLICES, PORTAL_VENOUS
+from LiverFibrosisStagingLib.imaging.masks import organ_masks
 from LiverFibrosisStagingLib.imaging.organs import LIVER_LABEL, SPLEEN_LABEL
-from LiverFibrosisStagingLib.imaging.segmentation import segment_checked, shipped_network
 
+from .examination import NO_LIVER, OTHER_SHOWN, PHASE_NAMES, UNREADABLE, examined
 from .images import SCANS, SEGMENTATIONS, Scan, Study
 from .seg import LIVER, SPLEEN, TUMOUR, Segmentation
 from .writing import PATIENTS, Exclusion
 
 KEEP, MASK = "keep", "mask"  # what becomes of a tumour in the liver's mask
-# As the manifest has them.
-PHASE_NAMES = {
-    PORTAL_VENOUS: "portal venous",
-    ARTERIAL: "arterial",
-    LATE: "delayed",
-    UNENHANCED: "unenhanced",
-    "": "",
-}
+_PORTAL = PHASE_NAMES[PORTAL_VENOUS]
 NO_CT = f"no CT of at least {MIN_SLICES} slices"
 NO_DATE = "several studies, and not all have a date"
 NO_PORTAL = "no portal-venous CT in the first study"
@@ -43,20 +31,12 @@ OTHER_PATIENT = "of a patient who is excluded"
 LATER = "in a later study, or in none that is known"
 NOT_BEST = "another CT of the study was taken"
 OTHER_NAMED = "another phase by its description"
-OTHER_SHOWN = "another phase by its HU"
-UNREADABLE = "cannot be read as a CT, or is incomplete"
-NO_LIVER = "no liver in it, or only a small part"
 NO_REFERENCE = "refers to no CT that was found"
 OTHER_FRAME = "another frame of reference than its CT"
 NOT_TAKEN = "drawn on a CT that was not taken"
 NO_ORGAN = "without a segment of the liver"
 UNUSABLE_MASK = "cannot be read, or does not fit its CT"
 SECOND = "another segmentation of the CT has its organs"
-
-
-def organs_of(ct: sitk.Image) -> sitk.Image:
-    """Label image of a CT, 1 liver and 2 spleen, by the shipped network. Raises StagingError."""
-    return segment_checked(ct, "The CT", shipped_network()).labels
 
 
 @dataclass(eq=False)
@@ -80,10 +60,12 @@ class Chosen:
 class Choice:
     """Chooses the CTs of patients; `exclusions` are what was not chosen, with the reasons.
 
-    tumour: KEEP or MASK. notify: receives sentences for the screen, which may name files.
+    tumour: KEEP or MASK. folder: of the records of examined CTs. notify: receives sentences for the
+    screen, which may name files.
     """
 
     tumour: str
+    folder: Path
     notify: Callable[[str], None]
     exclusions: list[Exclusion] = field(default_factory=list)
 
@@ -144,16 +126,16 @@ class Choice:
     ) -> Chosen | None:
         """The CT of a study; adds to the reasons why others, and segmentations, are not taken."""
         chosen = None
-        for scan in sorted(scans, key=lambda s: (s.phase != PORTAL_VENOUS, not matched.get(s))):
-            if scan.phase not in ("", PORTAL_VENOUS):
+        for scan in sorted(scans, key=lambda s: (s.header.phase != _PORTAL, not matched.get(s))):
+            if scan.header.phase not in ("", _PORTAL):
                 reasons[scan] = OTHER_NAMED
                 continue
-            if chosen is not None and chosen.phase == PORTAL_VENOUS:
+            if chosen is not None and chosen.phase == _PORTAL:
                 continue
             tried = self._tried(scan, matched.get(scan, ()), why_not)
             if isinstance(tried, str):
                 reasons[scan] = tried
-            elif chosen is None or tried.phase == PORTAL_VENOUS:
+            elif chosen is None or tried.phase == _PORTAL:
                 chosen = tried
         return chosen
 
@@ -168,20 +150,16 @@ class Choice:
         except StagingError as refusal:
             self.notify(str(refusal))
             return UNREADABLE
-        chosen = Chosen(scan, image, scan.phase)
+        chosen = Chosen(scan, image, scan.header.phase)
         self._add_masks(chosen, name, masks, why_not)
-        try:
-            labels = organs_of(image) if chosen.labels is None else chosen.labels
-            phase, checks = input_checks(image, *_organs(labels))
-        except StagingError as refusal:
-            self.notify(f"{name}: {refusal}")
-            return NO_LIVER
-        refused = {check.key for check in checks if check.outcome == REFUSE}
-        if refused:
-            return OTHER_SHOWN if PHASE in refused else NO_LIVER
+        found = examined(image, chosen.labels, None, self.folder)
+        if found.said:
+            self.notify(f"{name}: {found.said}")
+        if found.unusable:
+            return found.unusable
         # The description of a series does not tell its acquisitions apart.
-        if not (scan.phase and scan.alone):
-            chosen.phase = phase
+        if not (chosen.phase and scan.alone):
+            chosen.phase = found.phase
         return chosen
 
     def _add_masks(
@@ -214,7 +192,8 @@ class Choice:
         try:
             if LIVER in found:
                 chosen.labels = self._labels(found, chosen.image)
-                check_organs(chosen.image, *_organs(chosen.labels), name)
+                liver, spleen, _ = organ_masks(chosen.image, chosen.labels, None)
+                check_organs(chosen.image, liver, spleen, name)
         except StagingError as refusal:
             self.notify(str(refusal))
             chosen.labels = None
@@ -240,12 +219,6 @@ class Choice:
     def _exclude(self, patient: str, unit: str, why: str, count: int = 1) -> None:
         if count:
             self.exclusions.append(Exclusion(patient, unit, why, count))
-
-
-def _organs(labels: sitk.Image) -> tuple[sitk.Image, sitk.Image | None]:
-    """Masks of liver and spleen; None for a spleen without voxels."""
-    has_spleen = (sitk.GetArrayViewFromImage(labels) == SPLEEN_LABEL).any()
-    return labels == LIVER_LABEL, labels == SPLEEN_LABEL if has_spleen else None
 
 
 def _in_order(studies: Sequence[Study]) -> list[list[Scan]] | str:
@@ -280,7 +253,9 @@ def _matched(
         own = [scan for scan, count in shared.items() if count == most > 0]
         if not seg.instances:
             own = [scan for scan in scans if scan.series and scan.series in seg.series]
-        fitting = [s for s in own if not seg.frame or not s.frame or seg.frame == s.frame]
+        fitting = [
+            s for s in own if not seg.frame or not s.header.frame or seg.frame == s.header.frame
+        ]
         for scan in fitting:
             matched.setdefault(scan, []).append(seg)
         if not fitting:

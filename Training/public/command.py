@@ -13,31 +13,42 @@ and flow_chart.png count everything that is not in it.
 """
 
 import argparse
+import functools
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import SimpleITK as sitk
 from tqdm import tqdm
 
-from common.files import unfinished
+from common.parallel import in_processes
 from LiverFibrosisStagingLib.errors import StagingError
-from LiverFibrosisStagingLib.files import check_writable
-from LiverFibrosisStagingLib.imaging.itk_files import itk_path
-from LiverFibrosisStagingLib.imaging.organs import write_labels
-from LiverFibrosisStagingLib.stages import ANY_STAGE, RESEARCH_USE, StageRange
+from LiverFibrosisStagingLib.files import check_writable, write_folder
+from LiverFibrosisStagingLib.stages import ANY_STAGE, RESEARCH_USE
 
 from . import combining, hospital
-from .choice import KEEP, MASK, PHASE_NAMES, Choice, Chosen
+from .choice import KEEP, MASK, Choice, Chosen
 from .idc import COLLECTIONS, Collection, how_to_download
-from .images import SCANS, SEGMENTATIONS, Images, find_images
+from .images import SCANS, SEGMENTATIONS, Images, Study, find_images
 from .labels import Label
+from .seg import Segmentation
 from .tables import column_name
-from .writing import PATIENTS, by_reason, write_flow, write_manifest
+from .writing import (
+    BESIDE,
+    CTS,
+    PATIENTS,
+    Exclusion,
+    add_options,
+    by_reason,
+    counted,
+    relative,
+    write_flow,
+    write_image,
+    write_manifest,
+)
 
-MASKS, CTS = "masks", "cts"  # folders beside the manifest
+MASKS = "masks"  # folder beside the manifest
 NOT_IN_TABLE = "CTs, but not in the clinical table"
 NO_IMAGES = "in the clinical table, but no CT"
 NO_STAGE = "no stage in the clinical table"
@@ -90,14 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "NIfTI files",
     )
     parser.add_argument("--table", type=Path, metavar="FILE", help="the clinical table")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("manifest.csv"),
-        metavar="FILE",
-        help="the manifest (default: manifest.csv)",
-    )
+    add_options(parser)
     parser.add_argument(
         "--tumour",
         choices=(KEEP, MASK),
@@ -110,8 +114,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(collection: Collection, options: argparse.Namespace) -> int:
-    """Make the manifest of a public collection; returns the exit status."""
+def run(name: str, options: argparse.Namespace) -> int:
+    """Make the manifest of a public collection; returns the exit status. Raises StagingError."""
+    collection = COLLECTIONS[name]
     if options.how_to_download:
         print(how_to_download(collection))
         return 0
@@ -124,22 +129,71 @@ def run(collection: Collection, options: argparse.Namespace) -> int:
     folder = options.output.absolute().parent
     check_writable(folder)
     images = find_images(options.images, labels, ours=(folder / MASKS, folder / CTS))
-    choice = Choice(options.tumour, lambda sentence: tqdm.write(sentence, file=sys.stderr))
-    rows, used = [], 0
     patients = sorted({*labels, *images.studies, *images.segmentations})
-    for patient in tqdm(patients, "Choosing CTs", unit="patient", disable=None):
-        label = labels.get(patient)
-        studies, masks = images.studies.get(patient, []), images.segmentations.get(patient, [])
-        why = _left_out(label, collection, bool(studies))
-        if why is not None:
-            choice.leave_out(patient, studies, len(masks), why)
-            continue
-        chosen = choice.of_patient(patient, studies, masks)
-        if chosen is not None:
-            rows.append(_row(label, chosen, collection, folder))
-            used += len(chosen.used)
-    _write(options.output, rows, patients, images, choice, used)
+    found: list[_Found] = []
+
+    def write(partial: Path) -> None:
+        choose = functools.partial(
+            _of_patient, collection=name, tumour=options.tumour, partial=partial
+        )
+        work = [
+            (
+                each,
+                labels.get(each),
+                images.studies.get(each, []),
+                images.segmentations.get(each, []),
+            )
+            for each in patients
+        ]
+        for each in in_processes(choose, work, "Choosing CTs", "patient", options.workers):
+            for sentence in each.said:
+                tqdm.write(sentence, file=sys.stderr)
+            found.append(each)
+        _write(options.output, partial, images, found)
+
+    copies = [f"{part}/{patient}.nii.gz" for patient in labels for part in (MASKS, CTS)]
+    write_folder(folder, [*copies, *BESIDE, options.output.name], write)
+    _tell([each.row for each in found if each.row is not None])
     return 0
+
+
+class _Found(NamedTuple):
+    """What was found of a patient: the manifest's line, if any, and what is not used.
+
+    used: number of segmentations in the mask. said: sentences for the screen.
+    """
+
+    row: dict[str, object] | None
+    exclusions: list[Exclusion]
+    used: int
+    said: list[str]
+
+
+def _of_patient(
+    patient: str,
+    label: Label | None,
+    studies: Sequence[Study],
+    masks: Sequence[Segmentation],
+    collection: str,
+    tumour: str,
+    partial: Path,
+) -> _Found:
+    """Choose the CT of a patient, and write its mask. Raises StagingError.
+
+    collection: its name on the command line. partial: folder in the manifest's folder, from which
+    the files will be moved into that.
+    """
+    said: list[str] = []
+    choice = Choice(tumour, partial.parent, said.append)
+    why = _left_out(label, COLLECTIONS[collection], bool(studies))
+    if why is not None:
+        choice.leave_out(patient, studies, len(masks), why)
+        return _Found(None, choice.exclusions, 0, said)
+    chosen = choice.of_patient(patient, studies, masks)
+    if chosen is None:
+        return _Found(None, choice.exclusions, 0, said)
+    row = _row(label, chosen, COLLECTIONS[collection], partial)
+    return _Found(row, choice.exclusions, len(chosen.used), said)
 
 
 def _has_content(folder: Path) -> bool:
@@ -155,15 +209,17 @@ def _left_out(label: Label | None, collection: Collection, has_ct: bool) -> str 
     return NO_STAGE if collection.staged and label.stages == ANY_STAGE else None
 
 
-def _row(label: Label, chosen: Chosen, collection: Collection, folder: Path) -> dict[str, object]:
-    """A line of the manifest; writes what it refers to into the manifest's folder."""
-    scan, ct, mask, source = chosen.scan, chosen.scan.ct, None, ""
-    if ct is None:
-        ct = folder / CTS / f"{label.patient}.nii.gz"
-        _write_ct(chosen.image, ct)
+def _row(label: Label, chosen: Chosen, collection: Collection, partial: Path) -> dict[str, object]:
+    """A line of the manifest; writes the mask, and the CT if `read_ct` cannot read it alone."""
+    header, mask, source = chosen.scan.header, None, ""
+    if chosen.scan.ct is None:
+        ct = f"{CTS}/{label.patient}.nii.gz"
+        write_image(chosen.image, partial / ct)
+    else:
+        ct = relative(chosen.scan.ct, partial.parent)
     if chosen.labels is not None:
-        mask = folder / MASKS / f"{label.patient}.nii.gz"
-        write_labels(chosen.labels, mask)
+        mask = f"{MASKS}/{label.patient}.nii.gz"
+        write_image(chosen.labels, partial / mask)
         source = "DICOM segmentation"
         if chosen.unclear:
             source += " of several acquisitions"
@@ -171,79 +227,62 @@ def _row(label: Label, chosen: Chosen, collection: Collection, folder: Path) -> 
     return {
         "patient": label.patient,
         "ct": ct,
-        "stage": str(label.stages),
+        "stage": label.stages,
         "liver": mask,
-        "age": scan.age,
-        "sex": scan.sex,
-        "phase": PHASE_NAMES[chosen.phase],
+        "age": None if header.age is None else int(header.age),
+        "sex": header.sex,
+        "phase": chosen.phase,
         "label": label.meaning,
         "site": collection.site(label.patient),
-        "scanner": scan.scanner,
-        "kernel": scan.kernel,
-        "thickness": scan.thickness,
+        "scanner": header.scanner,
+        "kernel": header.kernel,
+        "thickness": None if header.thickness is None else f"{header.thickness:g}",
         "mask": source,
         "tumour_ml": "" if chosen.tumour_ml is None else f"{chosen.tumour_ml:.1f}",
         **findings,
     }
 
 
-def _write_ct(image: sitk.Image, path: Path) -> None:
-    image = sitk.Image(image)
-    for key in image.GetMetaDataKeys():
-        image.EraseMetaData(key)
-    path.parent.mkdir(exist_ok=True)
-    with unfinished(path) as partial:
-        sitk.WriteImage(image, itk_path(partial), useCompression=True)
-
-
-def _write(
-    output: Path,
-    rows: Sequence[dict[str, object]],
-    patients: Sequence[str],
-    images: Images,
-    choice: Choice,
-    used: int,
-) -> None:
-    """The manifest and the flow; prints a summary."""
-    exclusions = [*choice.exclusions, *images.exclusions]
+def _write(output: Path, partial: Path, images: Images, found: Sequence[_Found]) -> None:
+    """The manifest and the flow; prints the flow. Raises StagingError if no patient is left."""
+    exclusions = [*(each for one in found for each in one.exclusions), *images.exclusions]
+    rows = [each.row for each in found if each.row is not None]
     masks = sum(map(len, images.segmentations.values()))
-    found = {PATIENTS: len(patients), SCANS: images.scans, SEGMENTATIONS: masks}
+    counts = {PATIENTS: len(found), SCANS: images.scans, SEGMENTATIONS: masks}
+    used = sum(each.used for each in found)
     included = {PATIENTS: len(rows), SCANS: len(rows), SEGMENTATIONS: used}
-    stages = Counter(str(row["stage"]) for row in rows)
-    ordered = sorted(stages, key=lambda text: _ends(StageRange.of(text)))
-    counted = ", ".join(f"{stage} {stages[stage]}" for stage in ordered)
-    for unit, count in found.items():
+    for unit, count in counts.items():
         print(f"{count} {unit}, {included[unit]} in the manifest.")
         for why, number in by_reason(exclusions, unit).items():
             print(f"  {number} excluded: {why}")
     if not rows:
         raise StagingError(f"{output}: no patient has both a label and a CT; nothing was written.")
-    write_flow(output.absolute().parent, found, exclusions, included, counted)
-    write_manifest(output, rows)
-    print(f"Stages: {counted}.")
+    write_flow(partial, counts, exclusions, included, counted(row["stage"] for row in rows))
+    write_manifest(partial / output.name, rows)
+
+
+def _tell(rows: Sequence[dict[str, object]]) -> None:
+    """Print what is in the manifest."""
+    print(f"Stages: {counted(row['stage'] for row in rows)}.")
     if all(row["liver"] is None for row in rows):
         print("No masks: there is no segmentation of these CTs.")
-    unknown = [row for row in rows if StageRange.of(str(row["stage"])) == ANY_STAGE]
+    unknown = [row for row in rows if row["stage"] == ANY_STAGE]
     if unknown:
         print(f"Without a known stage (F0-F4): {len(unknown)}. {unknown[0]['label']}")
     print(RESEARCH_USE)
 
 
-def _ends(stages: StageRange) -> tuple[int, int]:
-    return stages.lowest, stages.highest
-
-
-def _command(collection: Collection) -> Command:
+def _command(name: str) -> Command:
     return Command(
-        f"{collection.name}, as downloaded",
+        f"{COLLECTIONS[name].name}, as downloaded",
         __doc__,
         add_arguments,
-        lambda options: run(collection, options),
+        functools.partial(run, name),
     )
 
 
 # The collections by their names on the command line.
-COMMANDS = {name: _command(collection) for name, collection in COLLECTIONS.items()}
+COMMANDS = {name: _command(name) for name in COLLECTIONS}
 COMMANDS["hospital"] = Command(
     "your hospital: its images and a table of histologies",
     hospital.__doc__,

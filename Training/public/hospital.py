@@ -6,22 +6,23 @@ Training/docs/hospital.md describes the table, the pairing and what is written.
 """
 
 import argparse
-import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk
 from tqdm import tqdm
 
 from cases.manifest import COLUMNS, Case, Criteria
+from common.parallel import in_processes
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.files import check_writable, write_folder
+from LiverFibrosisStagingLib.imaging.checks import check_ct
 from LiverFibrosisStagingLib.stages import RESEARCH_USE
 
-from .examination import examined, images_of
+from .examination import UNREADABLE, examined
 from .histology import SCORES
 from .hospital_table import COLUMNS as FIELDS
 from .hospital_table import FREE_TEXT, Histology, by_line, named_columns, read_histologies
@@ -29,10 +30,21 @@ from .identity import path_tells, text_tells
 from .labels import TableError
 from .pairing import Pair, Pairing, disagreements, in_order, matches, pair
 from .pseudonyms import WARNING, check_place, codes_of, read_key, write_key
-from .studies import Study, read_studies
-from .writing import ACQUISITION, CHART, EXCLUSIONS, FLOW, Exclusion, write_flow, write_manifest
+from .studies import Study, images_of, read_studies
+from .writing import (
+    ACQUISITION,
+    BESIDE,
+    CTS,
+    FLOW,
+    Exclusion,
+    add_options,
+    counted,
+    relative,
+    write_flow,
+    write_image,
+    write_manifest,
+)
 
-CTS = "cts"
 STUDIES, HISTOLOGIES = "studies", "histologies"
 ORGANS = ("liver", "spleen")
 
@@ -45,14 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table", type=Path, required=True, metavar="FILE", help="histologies, CSV or Excel"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("manifest.csv"),
-        metavar="FILE",
-        help="the manifest (default: manifest.csv)",
-    )
+    add_options(parser)
     parser.add_argument(
         "--score",
         choices=SCORES,
@@ -118,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
     if problems := [*problems, *_telling_texts(histologies, studies)]:
         raise TableError(options.table, by_line(problems))
     criteria = Criteria(max_days=options.days)
-    pairing = _paired(histologies, studies, criteria, options.all_cts)
+    pairing = _paired(histologies, studies, criteria, options.all_cts, folder, options.workers)
     codes = codes_of((each.patient for each in pairing.pairs), known)
     cohort = _Cohort(pairing, criteria, codes)
     _refuse_empty(cohort)
@@ -131,9 +136,7 @@ def run(options: argparse.Namespace) -> int:
             write_key(options.key, cohort.codes)
 
     names = [f"{CTS}/{name}" for name in cohort.files()]
-    write_folder(
-        folder, [*names, EXCLUSIONS, f"{CHART}.png", f"{CHART}.pdf", FLOW, manifest.name], write
-    )
+    write_folder(folder, [*names, *BESIDE, manifest.name], write)
     _tell(cohort, manifest, options.key)
     return 0
 
@@ -184,7 +187,7 @@ class _Cohort:
             own = {"ct": found.ct, **{organ: getattr(found, organ) for organ in ORGANS}}
             paths = [path for path in own.values() if path is not None]
             if _may_stay(each, paths, images):
-                parts = {part: _relative(path, folder) for part, path in own.items() if path}
+                parts = {part: relative(path, folder) for part, path in own.items() if path}
                 self.in_place += 1
             else:
                 parts = _copy(each, partial / CTS, name)
@@ -213,10 +216,9 @@ class _Cohort:
         ]
         found = {unit: included[unit] + len(left) for unit, left in reasons.items()}
         cases = list(cases)
-        stages = Counter(str(case.stages) for case in cases)
         patients = len({case.patient for case in cases})
-        line = ", ".join(f"{stage} {count}" for stage, count in sorted(stages.items()))
-        return found, exclusions, included, f"{patients} patients\n{line}"
+        line = f"{patients} patients\n{counted(case.stages for case in cases)}"
+        return found, exclusions, included, line
 
 
 def _paired(
@@ -224,21 +226,38 @@ def _paired(
     studies: Sequence[Study],
     criteria: Criteria,
     all_cts: bool,
+    folder: Path,
+    workers: int,
 ) -> Pairing:
     """Pairs whose CTs have been examined; one that is unusable leaves its place to the next."""
     latest = {study.place: study for study in studies}
     done: set[str] = set()
-    with tqdm(desc="Examining CTs", unit="CT", disable=None) as progress:
-        while True:
-            pairing = pair(histologies, list(latest.values()), criteria, all_cts)
-            new = [each for each in pairing.pairs if each.study.place not in done]
-            if not new:
-                return pairing
-            for each in new:
-                place = each.study.place
-                latest[place] = examined(each.study, each.case.phase is not None, tqdm.write)
-                done.add(place)
-                progress.update()
+    while True:
+        pairing = pair(histologies, list(latest.values()), criteria, all_cts)
+        new = {each.study.place: each.study for each in pairing.pairs}
+        work = [(study, folder) for place, study in new.items() if place not in done]
+        if not work:
+            return pairing
+        for study, said in in_processes(_examined, work, "Examining CTs", "CT", workers):
+            latest[study.place] = study
+            done.add(study.place)
+            if said:
+                tqdm.write(said, file=sys.stderr)
+
+
+def _examined(study: Study, folder: Path) -> tuple[Study, str]:
+    """The study with its phase, or with the reason why it is unusable; a sentence for the screen.
+
+    folder: of the records of examined CTs.
+    """
+    try:
+        images = images_of(study)
+        check_ct(images["ct"], study.place)
+    except StagingError as refusal:
+        return replace(study, unusable=UNREADABLE), str(refusal)
+    found = examined(*(images.get(part) for part in ("ct", *ORGANS)), folder)
+    said = found.said and f"{study.place}: {found.said}"
+    return replace(study, phase=study.phase or found.phase, unusable=found.unusable), said
 
 
 def _telling_texts(
@@ -269,14 +288,6 @@ def _refuse_empty(cohort: _Cohort) -> None:
     )
 
 
-def _relative(path: Path, folder: Path) -> str:
-    """A path relative to a folder; the path itself on another drive."""
-    try:
-        return Path(os.path.relpath(path.absolute(), folder)).as_posix()
-    except ValueError:
-        return path.absolute().as_posix()
-
-
 def _may_stay(each: Pair, paths: Iterable[Path], images: Path) -> bool:
     """Whether the manifest may have the paths of CT and masks.
 
@@ -294,17 +305,10 @@ def _copy(each: Pair, folder: Path, name: str) -> dict[str, str]:
 
     Raises StagingError.
     """
-    images = images_of(each.study)
-    folder.mkdir(exist_ok=True)
     paths = {}
-    for part, image in images.items():
-        for key in image.GetMetaDataKeys():
-            image.EraseMetaData(key)
+    for part, image in images_of(each.study).items():
         file = f"{name}.nii.gz" if part == "ct" else f"{name}_{part}.nii.gz"
-        try:
-            sitk.WriteImage(image, folder / file, useCompression=True)
-        except RuntimeError:  # ITK does not say why
-            raise StagingError(f"{folder / file}: the image cannot be written.") from None
+        write_image(image, folder / file)
         paths[part] = f"{CTS}/{file}"
     return paths
 

@@ -14,17 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import SimpleITK as sitk
-from pydicom import dcmread
 from tqdm import tqdm
 
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging.dicom_files import (
-    KERNEL,
     PATIENT,
     SERIES,
     SOP_INSTANCE,
     STUDY,
-    THICKNESS,
     Files,
     Slice,
     files_of,
@@ -36,20 +33,12 @@ from LiverFibrosisStagingLib.imaging.organs import IMAGES
 from LiverFibrosisStagingLib.imaging.reading import check_header
 from LiverFibrosisStagingLib.privacy import pseudonym
 
+from .header import Header, header_of
 from .seg import Segmentation, read_segmentation
 from .writing import Exclusion
 
 SCANS, SEGMENTATIONS, FILES = "CTs", "segmentations", "other files"
 SHORT = f"fewer than {MIN_SLICES} slices"
-_HEADER = (
-    "StudyDate",
-    "StudyTime",
-    "FrameOfReferenceUID",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "PatientAge",
-    "PatientSex",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,23 +46,16 @@ class Scan:
     """One CT: an acquisition of a DICOM series, or a file of another format.
 
     ct: the path from which `read_ct` reads exactly this scan; None if there is none. files: of its
-    slices. phase: by the series description. alone: no other acquisition is in its series.
-    instances, series, frame: SOP instances, series and frame of reference. scanner, kernel,
-    thickness (mm), age, sex: as the manifest has them, "" if unknown.
+    slices. alone: no other acquisition is in its series. instances, series: UIDs of its slices and
+    their series.
     """
 
     ct: Path | None
     files: tuple[Path, ...]
-    phase: str = ""
     alone: bool = True
     instances: frozenset[str] = frozenset()
     series: str = ""
-    frame: str = ""
-    scanner: str = ""
-    kernel: str = ""
-    thickness: str = ""
-    age: str = ""
-    sex: str = ""
+    header: Header = field(default_factory=Header)
 
 
 @dataclass(eq=False)
@@ -193,8 +175,10 @@ def _sort_slices(slices: Sequence[Slice], code_of: Callable[[str], str], found: 
         for stack in whole:
             series = _series(stack.slices[0])
             path = _path(stack, all_of[series], places)
-            scans.append(_scan(stack, path, alike[series] == 1))
-        found.studies[code].append(Study(_date(whole[0]) if whole else "", scans))
+            files = tuple(each.path for each in stack.slices)
+            own = frozenset(map(_instance, stack.slices))
+            scans.append(Scan(path, files, alike[series] == 1, own, series, header_of(files[0])))
+        found.studies[code].append(Study(scans[0].header.moment if scans else "", scans))
         found.scans += len(stacks)
         short = len(stacks) - len(whole)
         if short:
@@ -241,27 +225,6 @@ def _has_labels(path: Path) -> bool:
     return reader.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8)
 
 
-def _scan(stack: Series, path: Path | None, alone: bool) -> Scan:
-    header = _header(stack)
-    age = re.fullmatch(r"0*(\d+)Y", header["PatientAge"])
-    thickness = re.fullmatch(r"\d+(\.\d+)?", stack.tags.get(THICKNESS, ""))
-    sex = header["PatientSex"].upper()
-    return Scan(
-        path,
-        tuple(each.path for each in stack.slices),
-        stack.phase,
-        alone,
-        frozenset(map(_instance, stack.slices)),
-        _series(stack.slices[0]),
-        header["FrameOfReferenceUID"],
-        f"{header['Manufacturer']} {header['ManufacturerModelName']}".strip(),
-        stack.tags.get(KERNEL, ""),
-        f"{float(thickness[0]):g}" if thickness else "",
-        age[1] if age else "",
-        sex if sex in ("M", "F") else "",
-    )
-
-
 def _path(stack: Series, alike: Sequence[Slice], places: dict[Path, set[str]]) -> Path | None:
     """What `read_ct` reads as this stack: its folder, else one of its files, else nothing.
 
@@ -275,17 +238,6 @@ def _path(stack: Series, alike: Sequence[Slice], places: dict[Path, set[str]]) -
         return folder
     beside = all(each.path.parent == folder for each in here)
     return stack.slices[0].path if beside and own in stacks else None
-
-
-def _header(stack: Series) -> dict[str, str]:
-    path = stack.slices[0].path
-    header = dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER))
-    return {name: " ".join(str(header.get(name) or "").split()) for name in _HEADER}
-
-
-def _date(stack: Series) -> str:
-    header = _header(stack)
-    return f"{header['StudyDate']} {header['StudyTime']}".strip() if header["StudyDate"] else ""
 
 
 def _series(each: Slice) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 from cases.manifest import Case, Criteria, apply
 from LiverFibrosisStagingLib.stages import StageRange
 
-from .choice import NO_LIVER
+from .examination import NO_LIVER, OTHER_SHOWN, UNREADABLE
 from .hospital_table import Histology, contradictions
-from .studies import COPY, NO_SLICES, NOT_CT, SHORT, UNREADABLE, Study
+from .studies import COPY, NO_SLICES, NOT_CT, SHORT, Study
 
 OLDEST = 90  # and above, as one group: 45 CFR 164.514(b)(2)(i)(C)
 _AGES_APART = 2.0  # years: table and header may be of different days
@@ -27,7 +27,7 @@ TAKEN = "the CT is nearer to another histology"
 REPEATED = "the histology of another row"
 _BEFORE = (NOT_CT, NO_SLICES, SHORT, COPY, NO_STUDY, NO_HISTOLOGY, NO_DATE)
 _FIG_1 = ("min_age", "max_days", "phase", "complete_liver")
-_AFTER = (UNREADABLE, NO_LIVER, FARTHER, TAKEN, REPEATED)
+_AFTER = (UNREADABLE, NO_LIVER, OTHER_SHOWN, FARTHER, TAKEN, REPEATED)
 
 
 @dataclass(frozen=True)

@@ -9,68 +9,37 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 
 import SimpleITK as sitk
 
 from LiverFibrosisStagingLib.batch.cases import find_cases
 from LiverFibrosisStagingLib.batch.cohort import Case, LeftOut
-from LiverFibrosisStagingLib.imaging.dicom_files import (
-    DESCRIPTION,
-    KERNEL,
-    PATIENT,
-    SERIES,
-    STUDY,
-    THICKNESS,
-    tag_text,
-)
-from LiverFibrosisStagingLib.imaging.dicom_series import (
-    MIN_SLICES,
-    named_phase,
-)
-from LiverFibrosisStagingLib.imaging.itk_files import itk_path, quiet
+from LiverFibrosisStagingLib.imaging.dicom_series import MIN_SLICES
+from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
+from LiverFibrosisStagingLib.imaging.reading import read_ct
 
-from .choice import PHASE_NAMES
-from .dates import date_of
+from .header import Header, day_of, header_of
 
-_ACCESSION, _STUDY_DATE, _ACQUISITION_DATE = "0008|0050", "0008|0020", "0008|0022"
-_NAME, _BIRTH_DATE, _AGE, _SEX = "0010|0010", "0010|0030", "0010|1010", "0010|0040"
-_MANUFACTURER, _MODEL = "0008|0070", "0008|1090"
-_NO_BIRTH = date(1900, 1, 1)  # what some exports write instead of the day
-_AGE_UNITS = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
 _DAY = re.compile(r"(?<!\d)(\d{4}[-_]\d{2}[-_]\d{2}|\d{8}|\d{1,2}\.\d{1,2}\.\d{4})(?!\d)")
 
 NOT_CT = "no CT (another modality)"
 SHORT = f"fewer than {MIN_SLICES} slices in every CT series"
 NO_SLICES = "no CT slices"
 COPY = "copy of another CT"
-UNREADABLE = "the CT or its masks cannot be read"
 
 
 @dataclass(frozen=True)
-class Study:
-    """One study; what its header does not say is None or "".
+class Study(Header):
+    """One study, with the header of its CT.
 
     place: relative to the folder, which orders studies. case: its CT; None if it has none, for the
-    reason `unusable`, which a copy has too. age: years. thickness: mm. uids: of study and series.
+    reason `unusable`, which a copy has too.
     """
 
     place: str
     case: Case | None
     unusable: str = ""
-    patient: str = ""
-    accession: str = ""
-    day: date | None = None
-    name: str = ""
-    birth: date | None = None
-    age: float | None = None
-    sex: str = ""
-    scanner: str = ""
-    kernel: str = ""
-    thickness: float | None = None
-    phase: str = ""
-    uids: tuple[str, ...] = ()
 
 
 def read_studies(
@@ -96,12 +65,12 @@ def _with_ct(
 ) -> Study:
     place = case.ct.relative_to(folder).as_posix()
     if case.files:
-        return _of_header(Study(place, case), case.files[0])
+        return Study(place, case, **vars(header_of(case.files[0])))
     patient, accession = _only(place, patients), _only(place, accessions)
     rest = place
     for number in filter(None, (patient, accession)):  # which can look like a day
         rest = rest.replace(number, "-")
-    days = {day for text in _DAY.findall(rest) if (day := _day(text.replace("_", "-")))}
+    days = {day for text in _DAY.findall(rest) if (day := day_of(text.replace("_", "-")))}
     day = days.pop() if len(days) == 1 else None
     return Study(place, case, patient=patient, accession=accession, day=day)
 
@@ -114,48 +83,18 @@ def _without_ct(objects: list[LeftOut], folder: Path) -> Study:
     else:
         why = NO_SLICES
     first = objects[0].path
-    return _of_header(Study(first.relative_to(folder).as_posix(), None, why), first)
+    return Study(first.relative_to(folder).as_posix(), None, why, **vars(header_of(first)))
 
 
-def _of_header(study: Study, file: Path) -> Study:
-    """The study with what the header of one of its files says."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(itk_path(file))
-    with quiet():
-        reader.ReadImageInformation()
-    keys = set(reader.GetMetaDataKeys())
-
-    def text(tag: str) -> str:
-        return tag_text(reader, tag) if tag in keys else ""
-
-    birth = _day(text(_BIRTH_DATE))
-    # An age of 000Y is how some exports remove it.
-    age = re.fullmatch(r"(?!000Y)(\d{3})([YMWD])", text(_AGE).zfill(4))
-    thickness = re.fullmatch(r"\d+(\.\d+)?", text(THICKNESS))
-    return replace(
-        study,
-        patient=text(PATIENT),
-        accession=text(_ACCESSION),
-        day=_day(text(_STUDY_DATE)) or _day(text(_ACQUISITION_DATE)),
-        name=text(_NAME),
-        birth=birth if birth is not None and birth > _NO_BIRTH else None,
-        age=int(age[1]) / _AGE_UNITS[age[2]] if age else None,
-        sex=text(_SEX) if text(_SEX) in ("M", "F") else "",
-        scanner=" ".join(filter(None, (text(_MANUFACTURER), text(_MODEL)))),
-        kernel=text(KERNEL).split("\\")[0].strip(),
-        thickness=float(thickness[0]) if thickness else None,
-        phase=PHASE_NAMES[named_phase(text(DESCRIPTION))],
-        uids=tuple(filter(None, (text(STUDY), text(SERIES)))),
-    )
-
-
-def _day(text: str) -> date | None:
-    """A date of a header or a path; None for anything else, such as a number of eight digits."""
-    try:
-        return date_of(text)
-    except ValueError:
-        return None
+def images_of(study: Study) -> dict[str, sitk.Image]:
+    """The CT in HU, and liver and spleen on its grid if they have masks. Raises StagingError."""
+    case = study.case
+    images = {"ct": read_ct(case.source)}
+    if case.liver is not None:
+        spleen = None if case.spleen is None else read_organ(case.spleen)
+        liver, spleen, _ = organ_masks(images["ct"], read_organ(case.liver), spleen)
+        images |= {"liver": liver} | ({} if spleen is None else {"spleen": spleen})
+    return images
 
 
 def occurs(text: str, place: str) -> bool:

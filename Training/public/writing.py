@@ -1,19 +1,26 @@
 """What `cohort.py` writes: the manifest, and beside it what was excluded, as tables and a chart."""
 
+import argparse
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import SimpleITK as sitk
+
 from cases.manifest import COLUMNS, REQUIRED
 from cases.report import flow_figure
 from common.figures import save_figure
-from common.files import unfinished
 from common.tables import write_csv
+from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.imaging.itk_files import itk_path
+from LiverFibrosisStagingLib.stages import StageRange
 
 ACQUISITION = ("label", "site", "scanner", "kernel", "thickness")
 FLOW, EXCLUSIONS, CHART = "flow.csv", "exclusions.csv", "flow_chart"
+CTS = "cts"  # folder of copies, beside the manifest
+BESIDE = (EXCLUSIONS, f"{CHART}.png", f"{CHART}.pdf", FLOW)  # files that `write_flow` writes
 PATIENTS = "patients"
 
 
@@ -31,21 +38,63 @@ class Exclusion:
     count: int = 1
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every cohort."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("manifest.csv"),
+        metavar="FILE",
+        help="the manifest (default: manifest.csv)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="processes that examine CTs (default: one per core)",
+    )
+
+
 def write_manifest(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows, by names of columns, as a manifest that `cases.manifest.read_manifest` reads.
 
-    A Path becomes relative to the manifest's folder; None is an empty cell. Columns without any
-    value are left out, unless they are required.
+    None is an empty cell. Columns without any value are left out, unless they are required.
     """
     known = dict.fromkeys((*COLUMNS, *ACQUISITION))
     given = {name: None for row in rows for name, value in row.items() if value not in (None, "")}
     names = [name for name in known if name in REQUIRED or name in given]
     names += [name for name in given if name not in known]
-    folder = path.absolute().parent
-    folder.mkdir(parents=True, exist_ok=True)
-    body = [[_text(row.get(name), folder) for name in names] for row in rows]
-    with unfinished(path) as partial:
-        write_csv(partial, [names, *body])
+    body = [["" if row.get(name) is None else str(row[name]) for name in names] for row in rows]
+    write_csv(path, [names, *body])
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write a CT or mask without any text of its header. Raises StagingError."""
+    image = sitk.Image(image)
+    for key in image.GetMetaDataKeys():
+        image.EraseMetaData(key)
+    path.parent.mkdir(exist_ok=True)
+    try:
+        sitk.WriteImage(image, itk_path(path), useCompression=True)
+    except RuntimeError:  # ITK does not say why
+        raise StagingError(f"{path.name}: the image cannot be written.") from None
+
+
+def relative(path: Path, folder: Path) -> str:
+    """A path relative to a folder; the path itself on another drive."""
+    try:
+        return Path(os.path.relpath(path.absolute(), folder)).as_posix()
+    except ValueError:
+        return path.absolute().as_posix()
+
+
+def counted(stages: Iterable[StageRange]) -> str:
+    """The number of each range, the lowest first: "F0-F3 2, F4 1"."""
+    counts = Counter(stages)
+    ordered = sorted(counts, key=lambda each: (each.lowest, each.highest))
+    return ", ".join(f"{each} {counts[each]}" for each in ordered)
 
 
 def write_flow(
@@ -70,11 +119,8 @@ def write_flow(
     for unit in others:
         lines += [[unit, f"not used: {why}", n] for why, n in by_reason(exclusions, unit).items()]
     rows = [[each.patient, each.unit, each.reason, each.count] for each in exclusions]
-    folder.mkdir(parents=True, exist_ok=True)
-    with unfinished(folder / FLOW) as partial:
-        write_csv(partial, lines)
-    with unfinished(folder / EXCLUSIONS) as partial:
-        write_csv(partial, [["patient", "unit", "reason", "count"], *rows])
+    write_csv(folder / FLOW, lines)
+    write_csv(folder / EXCLUSIONS, [["patient", "unit", "reason", "count"], *rows])
     top = f"In table or images\n{found[charted]} {charted}"
     bottom = f"In the manifest\n{included[charted]} {charted}\n{stages}".rstrip()
     reasons = by_reason(exclusions, charted)
@@ -89,12 +135,3 @@ def by_reason(exclusions: Iterable[Exclusion], unit: str) -> Counter[str]:
         if each.unit == unit:
             counts[each.reason] += each.count
     return counts
-
-
-def _text(value: object, folder: Path) -> str:
-    if not isinstance(value, Path):
-        return "" if value is None else str(value)
-    try:
-        return Path(os.path.relpath(value.absolute(), folder)).as_posix()
-    except ValueError:  # on another drive
-        return value.absolute().as_posix()
