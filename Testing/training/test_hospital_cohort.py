@@ -114,7 +114,7 @@ def body(value, slices=10):
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """The hospital's folder; the values of the bodies are the places in STUDIES."""
-    root = tmp_path_factory.mktemp("hospital")
+    root = tmp_path_factory.mktemp("images")
     for value, (folder, patient, accession, day, description, other) in enumerate(STUDIES):
         name, birth, sex = PEOPLE[patient]
         tags = {
@@ -243,6 +243,41 @@ def test_a_folder_that_tells_nothing_stays_where_it_is(cohort, tree):
     in_place = [case.ct for case in read_manifest(manifest) if case.ct.is_dir()]
     assert {path.resolve() for path in in_place} == {tree / "p8", tree / "p5" / "ct2"}
     assert ".." in manifest.read_text(encoding="utf-8")
+
+
+def test_a_path_above_the_images_must_tell_nothing_either(tmp_path):
+    tags = {"0010|0010": "Doe^John", "0010|0020": "700102", "0008|103e": "portal venous"}
+    images = tmp_path / "Doe_John" / "images"
+    write_slices(images / "ct", body(7), {**tags, "0008|0020": "20200102"})
+    table = written(tmp_path / "t.csv", "patient,stage,biopsy date\n700102,F2,2020-01-01\n")
+    for place, stays in ((tmp_path / "out", False), (images.parent / "out", True)):
+        assert hospital.run(options(images, table, place / "m.csv")) == 0
+        (case,) = read_manifest(place / "m.csv")
+        assert case.ct.is_dir() == stays
+        assert "Doe" not in (place / "m.csv").read_text(encoding="utf-8")
+
+
+def test_leading_zeros_that_excel_removed_are_completed(tmp_path, capsys):
+    for number, (patient, accession) in enumerate((("0077", "00123"), ("0088", "00456"))):
+        tags = {"0010|0020": patient, "0008|0050": accession, "0008|103e": "portal venous"}
+        tags |= {"0008|0020": "20200102", "0020|000d": f"1.2.9.{number}"}
+        write_slices(tmp_path / "in" / f"ct{number}", body(7), tags, uid=f"1.2.9.{number}.1")
+    head = "patient,accession,stage,biopsy date\n"
+    rows = "77,123,F2,2020-01-01\n88,,F3,2020-01-01\n"
+    table, key = written(tmp_path / "t.csv", head + rows), tmp_path / "key.csv"
+    hospital.run(options(tmp_path / "in", table, tmp_path / "out" / "m.csv", "--key", key))
+    assert "3 numbers of the table lack leading zeros" in capsys.readouterr().out
+    stages = {case.patient: str(case.stages) for case in read_manifest(tmp_path / "out" / "m.csv")}
+    assert {p: stages[code] for p, code in read_key(key).items()} == {"0077": "F2", "0088": "F3"}
+    written(table, head + "77,,F2,2020-01-01\n077,,F3,2020-02-01\n")
+    with pytest.raises(TableError, match="line 2: patient is 77, and without leading zeros 077 or"):
+        hospital.run(options(tmp_path / "in", table, tmp_path / "again" / "m.csv"))
+    tags |= {"0010|0020": "88", "0020|000d": "1.2.9.2"}
+    write_slices(tmp_path / "in" / "ct2", body(7), tags, uid="1.2.9.2.1")
+    written(table, head + "088,,F3,2020-01-01\n")
+    with pytest.raises(TableError, match=r"line 2: patient is 088, and .* 0088 or 088 or 88 are"):
+        hospital.run(options(tmp_path / "in", table, tmp_path / "again" / "m.csv"))
+    assert not (tmp_path / "again").exists()
 
 
 def test_codes_are_kept_by_the_key_and_tell_no_order(cohort):

@@ -28,7 +28,8 @@ from .hospital_table import COLUMNS as FIELDS
 from .hospital_table import FREE_TEXT, Histology, by_line, named_columns, read_histologies
 from .identity import path_tells, text_tells
 from .labels import TableError
-from .pairing import Pair, Pairing, disagreements, in_order, matches, pair
+from .matching import Index, with_zeros
+from .pairing import Pair, Pairing, disagreements, in_order, pair
 from .pseudonyms import WARNING, check_place, codes_of, read_key, write_key
 from .studies import Study, images_of, read_studies
 from .writing import (
@@ -119,7 +120,8 @@ def run(options: argparse.Namespace) -> int:
         {each.patient for each in histologies} - {""},
         {each.accession for each in histologies} - {""},
     )
-    problems = disagreements(histologies, studies)
+    histologies, completed, problems = with_zeros(histologies, studies)
+    problems += disagreements(histologies, studies)
     if problems := [*problems, *_telling_texts(histologies, studies)]:
         raise TableError(options.table, by_line(problems))
     criteria = Criteria(max_days=options.days)
@@ -129,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
     _refuse_empty(cohort)
 
     def write(partial: Path) -> None:
-        written = cohort.written(images, folder, partial)
+        written = cohort.written(folder, partial)
         write_manifest(partial / manifest.name, [_row(*each) for each in written])
         write_flow(partial, *cohort.flow(case for case, _ in written), charted=STUDIES)
         if options.key is not None:
@@ -138,6 +140,11 @@ def run(options: argparse.Namespace) -> int:
     names = [f"{CTS}/{name}" for name in cohort.files()]
     write_folder(folder, [*names, *BESIDE, manifest.name], write)
     _tell(cohort, manifest, options.key)
+    if completed:
+        print(
+            f"{completed} numbers of the table lack leading zeros; they were completed as in the "
+            "headers of the CTs."
+        )
     return 0
 
 
@@ -169,9 +176,7 @@ class _Cohort:
         parts = ("", *(f"_{organ}" for organ in ORGANS))
         return [f"{name}{part}.nii.gz" for name, _ in self.named() for part in parts]
 
-    def written(
-        self, images: Path, folder: Path, partial: Path
-    ) -> list[tuple[Case, dict[str, str]]]:
+    def written(self, folder: Path, partial: Path) -> list[tuple[Case, dict[str, str]]]:
         """Write copies of CTs and masks to `partial`; returns the cases of the manifest.
 
         With each, the paths of CT and masks relative to `folder`, into which the copies will be
@@ -185,9 +190,8 @@ class _Cohort:
                     case = replace(case, **{field: None})
             found = each.study.case
             own = {"ct": found.ct, **{organ: getattr(found, organ) for organ in ORGANS}}
-            paths = [path for path in own.values() if path is not None]
-            if _may_stay(each, paths, images):
-                parts = {part: relative(path, folder) for part, path in own.items() if path}
+            parts = {part: relative(path, folder) for part, path in own.items() if path}
+            if _may_stay(each, parts.values()):
                 self.in_place += 1
             else:
                 parts = _copy(each, partial / CTS, name)
@@ -264,8 +268,9 @@ def _telling_texts(
     histologies: Sequence[Histology], studies: Sequence[Study]
 ) -> Iterator[tuple[int, str]]:
     """Lines and sentences: free texts for the manifest that tell the patient."""
+    index = Index(studies)
     for histology in histologies:
-        own = [study for study in studies if matches(histology, study)]
+        own = index.meant_by(histology)
         for field in FREE_TEXT:
             text = getattr(histology, field)
             if any(text_tells(text, histology, study) for study in own):
@@ -288,16 +293,15 @@ def _refuse_empty(cohort: _Cohort) -> None:
     )
 
 
-def _may_stay(each: Pair, paths: Iterable[Path], images: Path) -> bool:
-    """Whether the manifest may have the paths of CT and masks.
+def _may_stay(each: Pair, paths: Iterable[str]) -> bool:
+    """Whether the manifest may have these paths of CT and masks.
 
-    The CT is a folder of DICOM files without another study, and below the folder of the images, no
-    path tells anything of the patient.
+    The CT is a folder of DICOM files without another study, and no path, as it would be written in
+    the manifest, tells anything of the patient.
     """
     if not each.study.case.files or each.study.case.pseudonym:
         return False
-    places = [path.relative_to(images) for path in paths]
-    return not any(path_tells(place, each.histology, each.study) for place in places)
+    return not any(path_tells(Path(path), each.histology, each.study) for path in paths)
 
 
 def _copy(each: Pair, folder: Path, name: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from LiverFibrosisStagingLib.stages import StageRange
 
 from .examination import NO_LIVER, OTHER_SHOWN, UNREADABLE
 from .hospital_table import Histology, contradictions
+from .matching import Index
 from .studies import COPY, NO_SLICES, NOT_CT, SHORT, Study
 
 OLDEST = 90  # and above, as one group: 45 CFR 164.514(b)(2)(i)(C)
@@ -60,19 +61,6 @@ class Pairing:
     histologies: dict[Histology, str] = field(default_factory=dict)
 
 
-def matches(histology: Histology, study: Study) -> bool:
-    """Whether a study is the one, or one of those, that a row of the table means.
-
-    The accession number decides; without one, in the row or the study, it is the patient, and the
-    day of the CT if the row has it.
-    """
-    if histology.accession and study.accession:
-        return histology.accession == study.accession
-    if not histology.patient or histology.patient != study.patient:
-        return False
-    return None in (histology.ct_date, study.day) or histology.ct_date == study.day
-
-
 def day_of(histology: Histology, study: Study) -> date | None:
     """The day of the CT."""
     return study.day or histology.ct_date
@@ -88,8 +76,9 @@ def disagreements(
     """
     problems = []
     patients: dict[Histology, str] = {}
+    index = Index(studies)
     for histology in histologies:
-        found = [study for study in studies if matches(histology, study)]
+        found = index.meant_by(histology)
         numbers = {study.patient for study in found if study.patient}
         if len(numbers) > 1:
             problems.append(
@@ -142,7 +131,7 @@ def pair(
     left. Rows of a patient with the same day of the biopsy are one histology. all_cts: take every
     CT, with its nearest histology. The table must agree with the headers (`disagreements`).
     """
-    found = Pairing()
+    found, index = Pairing(), Index(studies)
     possible: list[Pair] = []
     # Of both sides: whether the study is unusable, days, reason.
     refused: dict[Study | Histology, list[tuple[bool, int, str]]] = defaultdict(list)
@@ -150,7 +139,7 @@ def pair(
         if histology.stages is None:
             found.histologies[histology] = NO_HISTOLOGY
             continue
-        own = [study for study in studies if matches(histology, study)]
+        own = index.meant_by(histology)
         patient = _patient(histology, own)
         for study in own:
             days, why = 0, study.unusable

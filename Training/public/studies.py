@@ -108,7 +108,9 @@ def _only(place: str, numbers: Collection[str]) -> str:
 
     A number within a longer one (17 in 17-4) does not count.
     """
-    found = [number for number in numbers if occurs(number, place)]
+    plain = unicodedata.normalize("NFC", place).casefold()  # before `occurs`, which takes longer
+    near = (one for one in numbers if unicodedata.normalize("NFC", one).casefold() in plain)
+    found = [number for number in near if occurs(number, place)]
     longest = [one for one in found if not any(one != two and occurs(one, two) for two in found)]
     return longest[0] if len(longest) == 1 else ""
 
