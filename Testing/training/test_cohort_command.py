@@ -401,6 +401,18 @@ def test_odd_values_are_refused_with_their_lines_and_nothing_is_written(tmp_path
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
 
 
+def test_impossible_options_are_refused_before_any_ct_is_read(tmp_path, capsys):
+    table, images = workbook(tmp_path / "t.xlsx", HCC), tmp_path / "images"
+    images.mkdir()
+    (images / "LICENSE").write_text("CC BY 4.0")
+    for workers in ("0", "-2", "two"):
+        with pytest.raises(SystemExit):
+            make("hcc-tace-seg", images, table, tmp_path / "m.csv", "--workers", workers)
+        assert "argument --workers: " in capsys.readouterr().err
+    assert make("hcc-tace-seg", images, table, tmp_path) == 1
+    assert "a folder; the name of a file is needed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("collection", "identifier"),
     [

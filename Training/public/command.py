@@ -125,6 +125,8 @@ def run(name: str, options: argparse.Namespace) -> int:
         what = f"{empty[0]}: no such folder, or it is empty" if empty else None
         what = what or f"{'--table' if options.images else '--images'} is missing"
         raise StagingError(f"{what}; the collection is needed.\n\n{how_to_download(collection)}")
+    if options.output.is_dir():
+        raise StagingError(f"{options.output}: a folder; the name of a file is needed.")
     labels = {label.patient: label for label in collection.read(options.table)}
     folder = options.output.absolute().parent
     check_writable(folder)

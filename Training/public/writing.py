@@ -50,11 +50,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=_workers,
         default=-1,
         metavar="N",
         help="processes that examine CTs (default: one per core)",
     )
+
+
+def _workers(text: str) -> int:
+    number = int(text)
+    if number < 1 and number != -1:
+        raise argparse.ArgumentTypeError(f"{text}: 1 or more, or -1 for one per core, is needed")
+    return number
 
 
 def write_manifest(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
