@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / part) for part in ("Testing", "Training", "LiverFibrosisStaging")]
 
 import numpy as np  # noqa: E402
-from bad_inputs import image  # noqa: E402
 from public_copies import ct, workbook  # noqa: E402
 
 from public import command, examination  # noqa: E402
@@ -21,8 +20,8 @@ from public import command, examination  # noqa: E402
 
 def tree(folder: Path, count: int) -> tuple[Path, Path, Path]:
     """The images, and the tables of a collection and of a hospital."""
-    hu = np.full((12, 16, 16), 50, np.int16)
-    hu[:, :4] = -1000
+    hu = np.full((12, 32, 32), 50, np.int16)
+    hu[:, :8] = -1000
     images = folder / "images"
     for number in range(count):
         hu[0, 0, 0] = number - 1000

@@ -87,7 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[options.collection].run(options)
     except StagingError as refusal:
         print(refusal, file=sys.stderr)
-        return 1
+    except OSError as error:  # of the images' folders
+        print(f"{error.filename}: cannot be read ({error.strerror}).", file=sys.stderr)
+    return 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from common.resume import digest
 from LiverFibrosisStagingLib import __version__
 from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.files import unwritable
 from LiverFibrosisStagingLib.imaging.dicom_files import DESCRIPTION
 from LiverFibrosisStagingLib.imaging.dicom_series import (
     ARTERIAL,
@@ -64,15 +65,18 @@ def examined(
 
     liver, spleen: label images as for `organ_masks`; without a liver, the shipped network outlines
     both. The result is kept in `folder`/CHECKED by the voxels, so that the same CT is not examined
-    again by a repeated command.
+    again by a repeated command. Raises StagingError if it cannot be kept.
     """
     record = folder / CHECKED / f"{_key(ct, liver, spleen)}.json"
     try:
         return Examined(**json.loads(record.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # none, or one of a command that was stopped
         found = _examined(ct, liver, spleen)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(found._asdict()), encoding="utf-8")
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(found._asdict()), encoding="utf-8")
+    except OSError as error:
+        raise unwritable(record.parent, error) from None
     return found
 
 
