@@ -9,6 +9,7 @@ is recognised as DICOM and as NIfTI.
 import glob
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
@@ -63,17 +64,19 @@ def _files(path: Path) -> Iterable[Path]:
     if path.is_dir():
         return path.rglob("*")
     if is_dicom(path):
-        beside = sorted(path.parent.iterdir())
-        stats = tuple((file, file.stat().st_mtime_ns) for file in beside)
-        return _stacks_of(stats).get(path, [path])
+        with os.scandir(path.parent) as beside:
+            changed = sorted(
+                (file.name, file.stat(follow_symlinks=False).st_mtime_ns) for file in beside
+            )
+        return _stacks_of(path.parent, tuple(changed)).get(path, [path])
     # A header's voxels are in a file beside it with the same stem.
     return path.parent.glob(f"{glob.escape(path.stem)}.*") if path.suffix in HEADERS else [path]
 
 
 @cache
-def _stacks_of(files: tuple[tuple[Path, int], ...]) -> dict[Path, list[Path]]:
-    """DICOM file -> the files of its stack, of a folder's files with their times of change."""
-    visible = [file for file, _ in files if not file.name.startswith(".")]
+def _stacks_of(folder: Path, files: tuple[tuple[str, int], ...]) -> dict[Path, list[Path]]:
+    """DICOM file -> the files of its stack; files: the folder's, with their times of change."""
+    visible = [folder / name for name, _ in files if not name.startswith(".")]
     stacks = [[one.path for one in each.slices] for each in ranked_series(files_of(visible).slices)]
     return {file: stack for stack in stacks for file in stack}
 
