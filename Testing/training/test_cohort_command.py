@@ -411,6 +411,12 @@ def test_impossible_options_are_refused_before_any_ct_is_read(tmp_path, capsys):
         assert "argument --workers: " in capsys.readouterr().err
     assert make("hcc-tace-seg", images, table, tmp_path) == 1
     assert "a folder; the name of a file is needed" in capsys.readouterr().err
+    (tmp_path / "cts").mkdir()
+    mine = tmp_path / "cts" / "HCC_001.nii.gz"
+    mine.write_bytes(b"mine")
+    assert make("hcc-tace-seg", images, table, tmp_path / "m.csv") == 1
+    assert "exists, and not from an earlier run" in capsys.readouterr().err
+    assert mine.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from .tables import column_name
 from .writing import (
     BESIDE,
     CTS,
+    FLOW,
     PATIENTS,
     Exclusion,
     add_options,
@@ -129,8 +130,13 @@ def run(name: str, options: argparse.Namespace) -> int:
         raise StagingError(f"{what}; the collection is needed.\n\n{how_to_download(collection)}")
     if options.output.is_dir():
         raise StagingError(f"{options.output}: a folder; the name of a file is needed.")
-    labels = {label.patient: label for label in collection.read(options.table)}
     folder = options.output.absolute().parent
+    for existing in (options.output, folder / MASKS, folder / CTS):
+        if existing.exists() and not (folder / FLOW).exists():
+            raise StagingError(
+                f"{existing}: exists, and not from an earlier run; another folder is needed."
+            )
+    labels = {label.patient: label for label in collection.read(options.table)}
     check_writable(folder)
     images = find_images(options.images, labels, ours=(folder / MASKS, folder / CTS))
     patients = sorted({*labels, *images.studies, *images.segmentations})
