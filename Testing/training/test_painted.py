@@ -215,7 +215,7 @@ def test_disturbed_masks_err_like_a_segmentation():
 
 def test_a_run_resumes_and_is_measured_on_unseen_bodies(tmp_path, monkeypatch):
     for body in range(2):
-        (tmp_path / f"b{body}.npz").write_bytes(b"body %d" % body)
+        np.savez(tmp_path / f"b{body}.npz", body=body)
     made = []
 
     def source(folder, device, workers, taken):
