@@ -308,7 +308,7 @@ def test_a_model_is_not_evaluated_on_its_training_cases(cohorts, finished, tmp_p
     run, _ = finished
     command = ["--manifest", str(cohorts[0]), "-o", str(tmp_path / "out"), "--workers", "1"]
     assert evaluate.main(["--model", str(run / "LFS.onnx"), *command]) == 1
-    assert "trained on test cases (p0, p1, p2, p3, p4 ...)" in capsys.readouterr().err
+    assert "trained on test cases (p0, p1, p2, p3, p4, " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -40,7 +40,7 @@ from LiverFibrosisStagingLib.imaging.input_checks import REFUSE, Check  # noqa: 
 from LiverFibrosisStagingLib.imaging.segmentation import Segmentation  # noqa: E402
 from LiverFibrosisStagingLib.resources import default_model_path  # noqa: E402
 from LiverFibrosisStagingLib.stages import softmax  # noqa: E402
-from public import choice, examination  # noqa: E402
+from public import examination  # noqa: E402
 
 TEXT = PAGE.read_text(encoding="utf-8")
 FLAT = {"spacing": (16.0, 8.0, 8.0), "size": (14, 40, 50)}
@@ -83,6 +83,7 @@ def staged_by(real, ct, liver, spleen, model, **options):
         forward_pass=SimpleNamespace(logits=logits),
         probabilities=softmax(logits),
         measurements=dict.fromkeys(("liver", "liver_surface", "liver_core", "rest"), region),
+        signs=SimpleNamespace(measurements=()),
     )
 
 
@@ -109,9 +110,8 @@ def walk(tmp_path_factory):
     (folder / shipped).symlink_to(default_model_path())
     with pytest.MonkeyPatch.context() as patch, joblib.parallel_config("sequential"):
         patch.chdir(folder)
-        for module in (choice, inputs, staging):
+        for module in (examination, inputs, staging):
             patch.setattr(module, "segment_checked", outlined)
-        for module in (choice, examination, inputs, staging):
             patch.setattr(module, "input_checks", phase)
         patch.setattr(staged, "stage", partial(staged_by, staged.stage))
         patch.setattr(train, "FULL", train.Build((8, 24, 32), (16.0, 14.0, 14.0), (2, 3, 4, 5), 4))

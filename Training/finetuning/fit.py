@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.func import stack_module_state
 
+from common.calibration import fit_temperature
 from finetuning.cohort import Cohort
 from lfs.loss import range_loss
 from painted.network import SignNetwork
@@ -32,9 +33,9 @@ class Tuning:
     """How a network is fine-tuned.
 
     steps, learning_rate: of Adam with cosine decay, each step on all cases. inner_folds: of the
-    training part, to choose the strength. readers: also train the layers that read the signs from
-    the maps, not only those from the signs to the stage. decays: the strengths for networks that
-    are trained anew.
+    training part, to choose the strength with the least calibrated loss. readers: also train the
+    layers that read the signs from the maps, not only those from the signs to the stage. decays:
+    the strengths for networks that are trained anew.
     """
 
     steps: int = 150
@@ -104,8 +105,7 @@ def _fit(
     unchanged = logits_of(starts, cohort)
     if UNCHANGED in choices:
         held, strengths = np.concatenate([held, unchanged[None]]), [*strengths, UNCHANGED]
-    losses = range_loss(torch.as_tensor(held[:, train]), batch.stages[train], "none").mean(dim=1)
-    best = int(losses.argmin())
+    best = int(np.argmin([_calibrated_loss(each[train], batch.stages[train]) for each in held]))
     if strengths[best] == UNCHANGED:
         return Fitted(list(starts), UNCHANGED, unchanged)
     whole = np.zeros((1, len(cohort)), np.float32)
@@ -114,6 +114,16 @@ def _fit(
     logits = logits_of(networks, cohort)
     logits[train] = held[best, train]
     return Fitted(networks, strengths[best], logits)
+
+
+def _calibrated_loss(logits: np.ndarray, stages: torch.Tensor) -> float:
+    """Loss of logits [n, 5] over the temperature that suits them best.
+
+    A trained file has a temperature of its own; without one, networks that order the cases well,
+    but are too certain, would lose to those that are pulled to the same answer for all.
+    """
+    scaled = logits / fit_temperature(logits, stages.numpy())
+    return float(range_loss(torch.as_tensor(scaled), stages))
 
 
 Weights = dict[str, torch.Tensor]

@@ -12,10 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cases.manifest import Case, ManifestError, add_grades, read_manifest, size
+from common.files import unfinished
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.files import check_writable
 
-from .writing import write_manifest
+from .writing import relative, write_manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +51,10 @@ def run(options: argparse.Namespace) -> int:
     kept = [case for case in cases if case.patient not in options.without]
     if not kept:
         raise StagingError(f"{options.output}: no patient is left; nothing was written.")
-    write_manifest(options.output, [_row(case) for case in kept])
+    folder = options.output.absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with unfinished(options.output) as file:
+        write_manifest(file, [_row(case, folder) for case in kept])
     print(f"{options.output}: {size(kept)}, from {len(cohorts)} manifests.")
     return 0
 
@@ -70,9 +74,11 @@ def _combined(cohorts: dict[Path, list[Case]]) -> list[Case]:
     return [case for cases in cohorts.values() for case in cases]
 
 
-def _row(case: Case) -> dict[str, object]:
-    """A line as in the case's own manifest."""
+def _row(case: Case, folder: Path) -> dict[str, object]:
+    """A line as in the case's own manifest, with paths relative to the folder of the new one."""
     row = {name: value for name, value in asdict(case).items() if name not in _NOT_COLUMNS}
+    for part in ("ct", "liver", "spleen"):
+        row[part] = row[part] and relative(row[part], folder)
     if case.complete_liver is not None:
         row["complete_liver"] = "yes" if case.complete_liver else "no"
     for name in ("age", "thickness"):
