@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .imaging.grid import WorkingGrid, box_on_ct
+from .imaging.resampling import linear, nearest
 from .report.colors import BAND_COUNT
 
 SLAB_SLICES = 32  # slices of the CT that are resampled at once
@@ -60,7 +61,7 @@ def enlarge(raw: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
     image.SetSpacing(step)
     image.SetOrigin([(s - 1) / 2 for s in step])
     reference = sitk.Image(size[::-1], sitk.sitkUInt8)
-    return sitk.GetArrayFromImage(_linear(image, reference))
+    return sitk.GetArrayFromImage(linear(image, reference))
 
 
 def on_ct(
@@ -84,8 +85,7 @@ def on_ct(
             part.SetOrigin(ct.TransformIndexToPhysicalPoint((x, y, first)))
             part.SetSpacing(ct.GetSpacing())
             part.SetDirection(ct.GetDirection())
-            body = sitk.Resample(grid.body, part, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-            values = sitk.Mask(_linear(location.relative, part), body)
+            values = sitk.Mask(linear(location.relative, part), nearest(grid.body, part))
             relative[x : x + columns, y : y + rows, first:last] = values
     return relative, band_labels(relative)
 
@@ -101,8 +101,3 @@ def band_labels(relative: sitk.Image) -> sitk.Image:
     image = sitk.GetImageFromArray(labels)
     image.CopyInformation(relative)
     return image
-
-
-def _linear(image: sitk.Image, reference: sitk.Image) -> sitk.Image:
-    """Linear interpolation; edge values extend half a voxel beyond the outermost centres."""
-    return sitk.Resample(image, reference, sitk.Transform(), sitk.sitkLinear, 0.0)

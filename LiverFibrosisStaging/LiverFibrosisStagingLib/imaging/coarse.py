@@ -20,6 +20,7 @@ from .grid import (
     straightened,
 )
 from .masks import eroded
+from .resampling import nearest
 
 STEP_MM = (3.0, 2.0, 2.0)
 _MARGIN_MM = 30.0  # beyond the liver's slices, where the aorta continues
@@ -53,8 +54,7 @@ class CoarseScan:
         hu = resample_ct(ct, grid)
 
         def resampled(mask: sitk.Image) -> np.ndarray:
-            found = sitk.Resample(mask != 0, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-            return sitk.GetArrayFromImage(found) > 0
+            return sitk.GetArrayFromImage(nearest(mask, grid)) > 0
 
         return cls(
             hu=sitk.GetArrayFromImage(hu),

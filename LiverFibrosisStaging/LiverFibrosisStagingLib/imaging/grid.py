@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
+from .resampling import linear, nearest
+
 AIR_HU = -1024.0
 BODY_THRESHOLD_HU = -250.0
 OPENING_MM = 4.0  # thicker than a scanner table's shell
@@ -78,11 +80,8 @@ def working_grid(
     hu = resample_ct(ct, reference)
     pad = [0, 0, padded[0]], [0, 0, padded[1]]
 
-    def resampled(mask: sitk.Image) -> sitk.Image:
-        return sitk.Resample(mask != 0, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-
     smooth = sitk.SmoothingRecursiveGaussian(hu, smoothing_mm) if smoothing_mm else hu
-    organs = [resampled(mask) for mask in (liver, spleen) if mask is not None]
+    organs = [nearest(mask, reference) for mask in (liver, spleen) if mask is not None]
     if liver_hu is not None:
         inside = sitk.GetArrayViewFromImage(smooth)[sitk.GetArrayViewFromImage(organs[0]) > 0]
         smooth = smooth + (liver_hu - float(np.median(inside)))
@@ -220,7 +219,7 @@ def coarse_body(ct: sitk.Image, low: np.ndarray, high: np.ndarray) -> tuple[sitk
     step = np.full(3, COARSE_MM)
     size = np.maximum(np.floor((high - low) / step), 1)
     coarse = lps_grid((low + high) / 2, size, step)
-    hu = sitk.Resample(ct, coarse, sitk.Transform(), sitk.sitkLinear, AIR_HU, sitk.sitkFloat32)
+    hu = linear(ct, coarse, AIR_HU)
     return coarse, sitk.GetArrayFromImage(body_mask(hu, COARSE_MM)) > 0
 
 
@@ -304,11 +303,7 @@ def resample_ct(ct: sitk.Image, reference: sitk.Image, outside: float = AIR_HU) 
         max(1, min(int(wanted / found + 1e-3), count))
         for wanted, found, count in zip(reference.GetSpacing(), ct.GetSpacing(), ct.GetSize())
     ]
-    if max(factors) > 1:
-        ct = sitk.BinShrink(ct, factors)
-    return sitk.Resample(
-        ct, reference, sitk.Transform(), sitk.sitkLinear, outside, sitk.sitkFloat32
-    )
+    return linear(ct, reference, outside, factors)
 
 
 def body_mask(hu: sitk.Image, opening_mm: float) -> sitk.Image:

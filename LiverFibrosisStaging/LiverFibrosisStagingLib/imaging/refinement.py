@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from .grid import bounding_box, box_on_ct
 from .masks import largest
 from .organs import LIVER_LABEL, SPLEEN_LABEL
+from .resampling import linear
 
 LABELS = (LIVER_LABEL, SPLEEN_LABEL)
 # Chosen on four patients, each with a network not trained on that patient; results change little
@@ -144,7 +145,7 @@ def labels_on_ct(probabilities: np.ndarray, grid: sitk.Image, ct: sitk.Image) ->
         region = sitk.RegionOfInterest(labels, size, first)
         image = sitk.GetImageFromArray(margin)
         image.CopyInformation(grid)
-        resampled = sitk.Resample(image, region, sitk.Transform(), sitk.sitkLinear, -1.0)
+        resampled = linear(image, region, -1.0)
         free = sitk.GetArrayViewFromImage(region) == 0
         inside = largest((sitk.GetArrayViewFromImage(resampled) > 0) & free)
         added = sitk.GetImageFromArray(inside.astype(np.uint8) * np.uint8(label))
