@@ -6,6 +6,7 @@ declares.
 
 import gzip
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,8 @@ class PixelData:
     stream: zlib's window bits if a compressed stream begins at `offset`, 0 for uncompressed pixels.
     skipped: bytes of the expanded stream before the pixels, included in `needed`. stored: length of
     the compressed stream, if the header gives it. floats: data type, if the pixels must be checked
-    for NaN and infinite values because ITK would replace them. placed: whether the header gives the
+    for NaN and infinite values because ITK would replace them. stored_as: data type of compressed
+    pixels that are stored as ITK returns them (`expanded`). placed: whether the header gives the
     patient's orientation.
     """
 
@@ -37,6 +39,7 @@ class PixelData:
     skipped: int = 0
     stored: int | None = None
     floats: np.dtype | None = None
+    stored_as: np.dtype | None = None
     placed: bool = True
 
     def check_size(self) -> None:
@@ -62,24 +65,37 @@ class PixelData:
     def check(self) -> None:
         """Check all pixels. Raises StagingError for damage and for NaN or infinite values."""
         if self.stream:
-            expanded = sum(self._expanded(file) for file in self.files)
-            if expanded < self.needed:
-                raise StagingError(f"{self.files[0].name}: the file is truncated.")
+            self._check_length(sum(len(part) for file in self.files for part in self._parts(file)))
         if self.floats is not None:
             self._check_finite(self.floats)
 
-    def _expanded(self, path: Path) -> int:
-        """Expanded length of a compressed stream; StagingError if it is truncated or damaged."""
-        expanded, decoder, left = 0, zlib.decompressobj(self.stream), self.stored
+    def expanded(self) -> np.ndarray:
+        """The pixels `stored_as` a type, one-dimensional. Raises StagingError as `check` does."""
+        pixels, end = np.empty(self.needed - self.skipped, np.uint8), -self.skipped
+        for part in self._parts(self.files[0]):
+            begin, end = end, end + len(part)
+            if end > 0 and begin < len(pixels):
+                kept = np.frombuffer(part, np.uint8)[max(-begin, 0) : len(pixels) - begin]
+                pixels[max(begin, 0) : max(begin, 0) + len(kept)] = kept
+        self._check_length(end + self.skipped)
+        return pixels.view(self.stored_as)
+
+    def _check_length(self, expanded: int) -> None:
+        if expanded < self.needed:
+            raise StagingError(f"{self.files[0].name}: the file is truncated.")
+
+    def _parts(self, path: Path) -> Iterator[bytes]:
+        """A compressed stream's content; StagingError if it is truncated or damaged."""
+        decoder, left = zlib.decompressobj(self.stream), self.stored
         with open(path, "rb") as file:
             file.seek(self.offset)
             while chunk := file.read(_CHUNK // 4 if left is None else min(left, _CHUNK // 4)):
                 left = None if left is None else left - len(chunk)
                 try:
                     while chunk:
-                        expanded += len(decoder.decompress(chunk, _CHUNK))
+                        yield decoder.decompress(chunk, _CHUNK)
                         while decoder.unconsumed_tail:
-                            expanded += len(decoder.decompress(decoder.unconsumed_tail, _CHUNK))
+                            yield decoder.decompress(decoder.unconsumed_tail, _CHUNK)
                         chunk = decoder.unused_data
                         if decoder.eof and chunk[:2] == GZIP_MAGIC:  # another gzip member follows
                             decoder = zlib.decompressobj(self.stream)
@@ -91,7 +107,6 @@ class PixelData:
                     ) from error
         if not decoder.eof:
             raise StagingError(f"{path.name}: the file is truncated.")
-        return expanded
 
     def _check_finite(self, dtype: np.dtype) -> None:
         path, left = self.files[0], self.needed - self.skipped
