@@ -184,34 +184,47 @@ def _outlines(inside: np.ndarray) -> list[np.ndarray]:
     inside is on the right of the way when x points right and y down.
     """
     padded = np.pad(inside, 1)
-    # Directed borders, by corner: (from, to). Rows and columns of corners count from the padding.
-    borders: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for axis, sign in ((0, 1), (0, -1), (1, 1), (1, -1)):
-        neighbour = np.roll(padded, sign, axis)
-        for row, column in np.argwhere(padded & ~neighbour).tolist():
-            if (axis, sign) == (0, 1):  # outside above: to the right
-                start, end = (column, row), (column + 1, row)
-            elif (axis, sign) == (0, -1):  # below: to the left
-                start, end = (column + 1, row + 1), (column, row + 1)
-            elif (axis, sign) == (1, 1):  # on the left: up
-                start, end = (column, row + 1), (column, row)
-            else:
-                start, end = (column + 1, row), (column + 1, row + 1)
-            borders.setdefault(start, []).append(end)
+    width = padded.shape[1] + 1
+    # Directed borders between corners, numbered row by row; rows and columns of corners count from
+    # the padding.
+    starts, ends = [], []
+    for axis, sign, start, end in (
+        (0, 1, 0, 1),  # outside above: to the right
+        (0, -1, width + 1, width),  # below: to the left
+        (1, 1, width, 0),  # on the left: up
+        (1, -1, 1, width + 1),
+    ):
+        rows, columns = np.nonzero(padded & ~np.roll(padded, sign, axis))
+        corner = rows * width + columns
+        starts.append(corner + start)
+        ends.append(corner + end)
+    begin, finish = np.concatenate(starts), np.concatenate(ends)
+    after = dict(zip(begin.tolist(), finish.tolist()))
+    # Where two pixels touch at a corner, two borders begin; `after` has the later one.
+    first_of = np.unique(begin, return_index=True)[1]
+    earlier = {}
+    if len(first_of) < len(begin):
+        earlier = {
+            start: end
+            for start, end in zip(begin[first_of].tolist(), finish[first_of].tolist())
+            if after[start] != end
+        }
     outlines = []
-    while borders:
-        first = here = next(iter(borders))
+    while after:
+        first = here = next(iter(after))
         way = []
         while True:
             way.append(here)
-            ends = borders[here]
-            after = ends.pop()
-            if not ends:
-                del borders[here]
-            here = after
+            end = after[here]
+            if here in earlier:
+                after[here] = earlier.pop(here)
+            else:
+                del after[here]
+            here = end
             if here == first:
                 break
-        outlines.append(np.array(way, float) - 1.5)
+        rows, columns = np.divmod(way, width)
+        outlines.append(np.stack([columns, rows], axis=1) - 1.5)
     return outlines
 
 
@@ -234,8 +247,8 @@ def _edges(
         return []
     at = np.arange(-SEARCH_MM - INSIDE_MM[0], SEARCH_MM + OUTSIDE_MM + PROFILE_MM / 2, PROFILE_MM)
     where = base[:, None] + at[:, None] * normal[:, None]
-    profiles = _along(_interpolated(values, where / spacing))
-    offset = np.where(ahead, _offsets(profiles, at, level), np.nan)
+    offset = np.full(len(base), np.nan)
+    offset[ahead] = _offsets(_along(values, where / spacing, ahead), at, level)
     # Start behind a gap, so that no piece runs over the end of the closed outline.
     together = np.abs(np.diff(offset, append=offset[:1])) <= JUMP_MM * STEP_MM
     start = int(np.argmin(together)) + 1
@@ -281,14 +294,21 @@ def _interpolated(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.where(outside, np.nan, upper * (1 - y) + lower * y)
 
 
-def _along(profiles: np.ndarray) -> np.ndarray:
-    """Profiles [n, m] averaged with their neighbours along the closed outline, by ALONG_MM."""
+def _along(values: np.ndarray, where: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Profiles [n, m] at the chosen places of a closed outline, averaged along it by ALONG_MM.
+
+    values [row, column]; where: (column, row) of all profiles, [places, m, 2]; chosen: bool.
+    """
     reach = math.ceil(3 * ALONG_MM / STEP_MM)
     steps = np.arange(-reach, reach + 1)
     weights = np.exp(-((steps * STEP_MM / ALONG_MM) ** 2) / 2)
     weights /= weights.sum()
-    shifted = [np.roll(profiles, step, axis=0) for step in steps]
-    return np.tensordot(weights, shifted, axes=1)
+    around = (np.flatnonzero(chosen) - steps[:, None]) % len(where)
+    needed, place = np.unique(around, return_inverse=True)
+    profiles = _interpolated(values, where[needed])
+    return sum(
+        weight * profiles[each] for weight, each in zip(weights, place.reshape(around.shape))
+    )
 
 
 def _offsets(profiles: np.ndarray, at: np.ndarray, level: float) -> np.ndarray:
