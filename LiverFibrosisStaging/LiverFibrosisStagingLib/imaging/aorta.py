@@ -61,7 +61,7 @@ def find_aorta(scan: CoarseScan, spine: np.ndarray) -> Aorta | None:
         np.arange(round(low / step), round(high / step) + 1)
         for (low, high), step in zip((_BEHIND_MM, _LEFT_MM), STEP_MM[1:])
     )
-    windows, margin = _windows(_smooth(scan.hu, (STEP_MM[0], 0.0, 0.0)), spine, rows, columns)
+    windows, margin = _windows(scan.hu, spine, rows, columns)
     found = [_disks(windows, margin, radius) for radius in RADII_MM]
     scores, drops, means = (np.stack(kind) for kind in zip(*found))
     scores -= ((columns * STEP_MM[2] - _USUAL_LEFT_MM) / _SPREAD_MM) ** 2
@@ -103,13 +103,18 @@ def find_spine(scan: CoarseScan) -> np.ndarray | None:
 def _windows(
     hu: np.ndarray, spine: np.ndarray, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[np.ndarray, int]:
-    """HU [slice, row, column] at these places from the spine, with a margin for the rays."""
+    """Smoothed HU [slice, row, column] at these places from the spine, with a margin for rays."""
     margin = int((RADII_MM[-1] + 6.0) / STEP_MM[1]) + 1
     around = [np.arange(each[0] - margin, each[-1] + margin + 1) for each in (rows, columns)]
     y, x = (
         np.clip(spine[:, axis, None] + around[axis], 0, hu.shape[axis + 1] - 1) for axis in (0, 1)
     )
-    return hu[np.arange(len(hu))[:, None, None], y[:, :, None], x[:, None, :]], margin
+    # Smoothed along the body, only where the windows are.
+    above, left = y.min(), x.min()
+    near = hu[:, above : y.max() + 1, left : x.max() + 1]
+    near = _smooth(near, (STEP_MM[0], 0.0, 0.0))
+    slices = np.arange(len(hu))[:, None, None]
+    return near[slices, y[:, :, None] - above, x[:, None, :] - left], margin
 
 
 def _disks(
@@ -124,9 +129,9 @@ def _disks(
         return windows[:, row : row + height, column : column + width]
 
     grid = step * np.arange(-int(radius / step), int(radius / step) + 1)
-    inside = [shifted(y, x) for y in grid for x in grid if np.hypot(y, x) <= 0.75 * radius]
-    mean = sum(inside) / len(inside)
-    variance = sum(each**2 for each in inside) / len(inside) - mean**2
+    inside = [(y, x) for y in grid for x in grid if np.hypot(y, x) <= 0.75 * radius]
+    mean = sum(shifted(*place) for place in inside) / len(inside)
+    variance = sum(shifted(*place) ** 2 for place in inside) / len(inside) - mean**2
     scatter = np.sqrt(np.maximum(variance, 0.0))
     needed = np.maximum(_MIN_DROP * mean, np.maximum(_MIN_DROP_SD * scatter, _MIN_DROP_HU))
     drops = np.zeros_like(mean)
