@@ -1,19 +1,22 @@
 """One Stage by step: automatic organs, ensemble, and saving; seconds of CPU, bytes and memory.
 
-    python Testing/benchmarks/profile_stage.py CT [--slices 454] [--runs 3] [--threads 2]
+    python3 run.py bench [CT] [--slices 454] [--runs 3] [--threads 2] [--against CHECKOUT]
 
-Each run is a process of its own. By step, without the steps inside it: the least CPU seconds of all
-runs, of all threads, which other work of the machine changes little; the least wall seconds; bytes
-read and written; and how much the step raised the resident memory, at its peak, above what there
-was at its beginning. The last lines are the whole job, the whole process (with imports), and its
-peak memory. --slices: of a longer scan made from the CT: its slices are interpolated to 0.6 mm, and
-below them the first slice is repeated with noise of 10 HU. Linux only.
+Without a CT, the sample phantom is staged. Each run is a process of its own. By step, without the
+steps inside it: the least CPU seconds of all runs, of all threads, which other work of the machine
+changes little; the least wall seconds; MiB read and written; and how much the step raised the
+resident memory, at its peak, above what there was at its beginning. The last lines are the whole
+job, the whole process (with imports), and its peak memory. --slices: of a longer scan made from the
+CT: its slices are interpolated to 0.6 mm, and below them the first slice is repeated with noise of
+10 HU. --against: another checkout of this project, such as an older version; runs of both
+alternate, and its CPU seconds and the ratios to this one's are added to the table. Linux only.
 """
 
 import argparse
 import functools
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -22,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData" / "phantom_F4_ct.nii.gz"
 STEP_MM = 0.6
 MIB = 1 << 20
 # Functions of LiverFibrosisStagingLib, each a step.
@@ -169,6 +174,7 @@ def once(ct: str, plain: bool) -> dict[str, Any]:
     """Stage and save once in this process; plain: without the steps, whose memory is then true."""
     import LiverFibrosisStagingLib.result
     from LiverFibrosisStagingLib import stage
+    from LiverFibrosisStagingLib.staging import software
 
     profile = Profile()
     if not plain:
@@ -190,15 +196,17 @@ def once(ct: str, plain: bool) -> dict[str, Any]:
         "process": time.process_time(),
         "peak": _memory("VmHWM"),
         "files": size,
+        "versions": software(),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("ct")
+    parser.add_argument("ct", nargs="?", default=str(SAMPLE))
     parser.add_argument("--slices", type=int)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--against", type=Path)
     parser.add_argument("--once", choices=["steps", "plain"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.once:
@@ -209,16 +217,34 @@ def main() -> None:
         if options.slices:
             ct = str(Path(folder) / "long.nii.gz")
             longer(Path(options.ct), options.slices, Path(ct))
-        runs = {
-            kind: [_child(ct, kind, options.threads) for _ in range(options.runs)]
-            for kind in ("steps", "plain")
-        }
-    _show(runs["steps"], runs["plain"], options)
+        runs: dict[tuple[Path, str], list[dict[str, Any]]] = {}
+        for _ in range(options.runs):
+            for root in [ROOT] if options.against is None else [ROOT, options.against]:
+                for kind in ("steps", "plain"):
+                    done = _child(ct, kind, options.threads, root)
+                    runs.setdefault((root, kind), []).append(done)
+    print(_machine(runs[ROOT, "plain"][0]["versions"]))
+    print(f"{options.runs} runs, {options.threads} threads; least of all runs")
+    own = _table(runs[ROOT, "steps"], runs[ROOT, "plain"])
+    other = {}
+    if options.against is not None:
+        other = _table(runs[options.against, "steps"], runs[options.against, "plain"])
+    _show(own, other)
 
 
-def _child(ct: str, kind: str, threads: int) -> dict[str, Any]:
+def _machine(versions: dict[str, str]) -> str:
+    info = Path("/proc/cpuinfo").read_text().splitlines()
+    names = {line.split(":")[1].strip() for line in info if line.startswith("model name")}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    what = f"{' / '.join(sorted(names)) or platform.machine()}, {os.cpu_count()} cores"
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{what}, {memory:.0f} GiB, {platform.system()} {platform.release()}\n{named}"
+
+
+def _child(ct: str, kind: str, threads: int, root: Path) -> dict[str, Any]:
     environment = {
         **os.environ,
+        "PYTHONPATH": str(root / "LiverFibrosisStaging"),
         **{f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "OPENBLAS", "MKL")},
         "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
     }
@@ -229,29 +255,41 @@ def _child(ct: str, kind: str, threads: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _show(steps: list[dict], plain: list[dict], options: argparse.Namespace) -> None:
-    print(f"{options.runs} runs, {options.threads} threads; least of all runs")
-    print(f"{'step':44s}{'CPU s':>8s}{'wall s':>8s}{'read':>8s}{'written':>9s}{'rise MiB':>10s}")
-
-    def line(name: str, costs: list[float]) -> None:
-        cpu, wall, read, written, *rise = costs
-        print(
-            f"{name:44s}{cpu:8.3f}{wall:8.3f}{read / MIB:8.1f}{written / MIB:9.1f}"
-            + "".join(f"{value / MIB:10.0f}" for value in rise)
-        )
+def _table(steps: list[dict], plain: list[dict]) -> dict[str, list[float]]:
+    """By row: CPU and wall seconds, MiB read and written, and rise of the memory in MiB."""
 
     def least(values: list[list[float]]) -> list[float]:
-        return [min(each) for each in zip(*values)]
+        cpu, wall, *more = (min(each) for each in zip(*values))
+        return [cpu, wall, *(each / MIB for each in more)]
 
+    table = {}
     for name in STEPS:
         found = [run["steps"][name] for run in steps if name in run["steps"]]
         if found:
-            line(name, least(found))
+            table[name] = least(found)
     for name in ("stage", "save"):
-        line(f"{name}, without the measuring", least([run[name] for run in plain]))
-    print(f"{'process, CPU s':44s}{min(run['process'] for run in plain):8.3f}")
-    print(f"{'peak of the process, MiB':44s}{min(run['peak'] for run in plain) / MIB:8.0f}")
-    print(f"{'files of the result, MiB':44s}{plain[0]['files'] / MIB:8.2f}")
+        table[f"{name}, without the measuring"] = least([run[name] for run in plain])
+    table["process, CPU s"] = [min(run["process"] for run in plain)]
+    table["peak of the process, MiB"] = [min(run["peak"] for run in plain) / MIB]
+    table["files of the result, MiB"] = [plain[0]["files"] / MIB]
+    return table
+
+
+def _show(own: dict[str, list[float]], other: dict[str, list[float]]) -> None:
+    heading = f"{'step':44s}{'CPU s':>9s}{'wall s':>8s}{'read':>8s}{'written':>9s}{'rise MiB':>10s}"
+    print(heading + (f"{'against':>10s}{'ratio':>7s}" if other else ""))
+    for name in {**own, **other}:
+        row = [*own.get(name, []), *[None] * 5][:5]
+        forms = ("9.3f", "8.3f", "8.1f", "9.1f", "10.0f")
+        cells = [
+            format("" if value is None else format(value, form), f">{form.split('.')[0]}s")
+            for value, form in zip(row, forms)
+        ]
+        line = f"{name:44s}{''.join(cells)}"
+        if name in other:
+            line += f"{other[name][0]:10.3f}"
+            line += f"{other[name][0] / own[name][0]:7.2f}" if own.get(name, [0])[0] else ""
+        print(line)
 
 
 if __name__ == "__main__":

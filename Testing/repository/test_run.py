@@ -120,6 +120,8 @@ def test_arguments_of_the_other_tasks_are_passed_on(run):
     for task in ("cohort", "manifest", "acquisition", "evaluate"):
         assert run._command(task, ["X", "-o"]) == [str(ROOT / "Training" / f"{task}.py"), "X", "-o"]
     assert run._command("docs", ["X"]) == [str(ROOT / "docs" / "build_api.py"), "X"]
+    profile = str(ROOT / "Testing" / "benchmarks" / "profile_stage.py")
+    assert run._command("bench", ["X"]) == [profile, "X"]
 
 
 def test_packages_of_training_are_installed_once(run, commands, tmp_path, monkeypatch):
@@ -132,7 +134,7 @@ def test_packages_of_training_are_installed_once(run, commands, tmp_path, monkey
 
 def test_every_task_is_documented_and_its_requirements_exist(run):
     training = {"train", "cohort", "manifest", "acquisition", "evaluate"}
-    assert set(run.EXTRA) == {"stage", "test", "docs", *training}
+    assert set(run.EXTRA) == {"stage", "test", "docs", "bench", *training}
     for task, requirements in run.EXTRA.items():
         assert f"python3 run.py {task} " in run.__doc__
         assert requirements is None or requirements.is_file()
