@@ -17,6 +17,7 @@ from .ensemble import spread
 from .errors import CancelToken, StagingError
 from .explaining import ForwardPass, Progress, Steps, explain_score
 from .files import write_folder
+from .imaging.grid import bounding_box, paste
 from .imaging.input_checks import Check
 from .imaging.itk_files import itk_path
 from .imaging.organs import LIVER_LABEL, SPLEEN_LABEL, write_labels
@@ -131,11 +132,16 @@ class StagingResult:
     @property
     def organs(self) -> sitk.Image:
         """Label image on the CT's grid, uint8: 1 liver, 2 spleen (where it is no liver)."""
-        liver = sitk.Cast(self.liver != 0, sitk.sitkUInt8) * LIVER_LABEL
-        if self.spleen is None:
-            return liver
-        spleen = sitk.And(self.spleen != 0, liver == 0)
-        return liver + sitk.Cast(spleen, sitk.sitkUInt8) * SPLEEN_LABEL
+        labels = sitk.Image(self.liver.GetSize(), sitk.sitkUInt8)
+        labels.CopyInformation(self.liver)
+        for label, mask in ((SPLEEN_LABEL, self.spleen), (LIVER_LABEL, self.liver)):
+            array = None if mask is None else sitk.GetArrayViewFromImage(mask)
+            box = None if array is None else bounding_box(array)
+            if box is not None:
+                found = sitk.GetArrayViewFromImage(labels)[box].copy()
+                found[array[box] != 0] = label
+                paste(found, labels, box)
+        return labels
 
     def explain(
         self,

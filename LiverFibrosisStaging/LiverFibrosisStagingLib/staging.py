@@ -108,6 +108,7 @@ def stage(
         liver, spleen = found.liver, found.spleen if spleen is None else spleen
         warnings += segmentation_warnings({o: found.volumes_ml[o] for o in segmented})
         segmentation = found.provenance
+        del found  # its label image is as large as the scan's masks
     elif segmentation is not None and not segmentation["edited"]:
         volumes = {"liver": volume_ml(liver), "spleen": 0.0}
         if spleen is not None:

@@ -7,6 +7,7 @@ from small_scene import make_abdomen, rotation
 
 from LiverFibrosisStagingLib import location_map
 from LiverFibrosisStagingLib.imaging.grid import working_grid
+from LiverFibrosisStagingLib.imaging.resampling import nearest
 from LiverFibrosisStagingLib.location_map import LocationMap, on_ct
 
 
@@ -23,7 +24,7 @@ def test_slabs_and_boxes_do_not_change_the_map(degrees, slab, model, monkeypatch
 
     relative, labels = on_ct(LocationMap(image, 1.0), grid, ct)
 
-    body = sitk.Resample(grid.body, ct, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    body = nearest(grid.body, ct)
     whole = sitk.Mask(sitk.Resample(image, ct, sitk.Transform(), sitk.sitkLinear, 0.0), body)
     expected = sitk.GetArrayViewFromImage(whole)
     assert expected.any()

@@ -68,7 +68,7 @@ def working_grid(
     ct, liver = reorient_to_lps(ct), reorient_to_lps(liver)
     spleen = None if spleen is None else reorient_to_lps(spleen)
     if field == "organs":
-        box = _extent(liver if spleen is None else sitk.Or(liver != 0, spleen != 0))
+        box = _extent(liver) if spleen is None else _extent(liver, spleen)
         extent, centre = box[2], box[:2].mean(axis=1)
         half = np.array([patch_size[2] * spacing[2], patch_size[1] * spacing[1]]) / 2
         what, cut_mm = "Liver and spleen are", float((np.ptp(box[:2], axis=1) / 2 - half).max())
@@ -150,14 +150,19 @@ def straightened(image: sitk.Image) -> sitk.Image:
     return straight
 
 
-def _extent(mask: sitk.Image) -> np.ndarray:
-    """Lower and upper end of a mask along x, y and z, LPS mm [3, 2].
+def _extent(mask: sitk.Image, *others: sitk.Image) -> np.ndarray:
+    """Lower and upper end of one or more masks along x, y and z, LPS mm [3, 2].
 
     A thousandth of its volume is left out at either end: single voxels do not shift the patches,
     and an oblique grid gives the same ends as an axial one.
     """
     every = 2  # a quarter of the voxels of each slice is enough
-    k, j, i = np.nonzero(sitk.GetArrayViewFromImage(mask)[:, ::every, ::every])
+    first, *more = (
+        sitk.GetArrayViewFromImage(each)[:, ::every, ::every] != 0 for each in (mask, *others)
+    )
+    for each in more:
+        first |= each
+    k, j, i = np.nonzero(first)
     step = np.array(mask.GetDirection()).reshape(3, 3) * np.array(mask.GetSpacing())
     places = np.array(mask.GetOrigin())[:, None] + step @ np.stack([every * i, every * j, k])
     ends = np.quantile(places, [0.001, 0.999], axis=1).T
@@ -197,6 +202,11 @@ def bounding_box(where: np.ndarray) -> tuple[slice, slice, slice] | None:
             return None
         box += (slice(int(inside[0]), int(inside[-1]) + 1),)
     return box
+
+
+def paste(array: np.ndarray, image: sitk.Image, box: tuple[slice, slice, slice]) -> None:
+    """Write an array [slice, row, column] into a box of an image, without a copy of the image."""
+    image[tuple(box[::-1])] = sitk.GetImageFromArray(array)
 
 
 def box_on_ct(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list[int], list[int]]:

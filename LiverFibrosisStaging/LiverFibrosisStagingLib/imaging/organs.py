@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 
 from ..errors import StagingError
@@ -145,8 +144,9 @@ def write_labels(labels: sitk.Image, path: str | Path) -> None:
         labels.SetMetaData("Segmentation_MasterRepresentation", "Binary labelmap")
         labels.SetMetaData("Segmentation_ContainedRepresentationNames", "Binary labelmap|")
         labels.SetMetaData("Segmentation_ReferenceImageExtentOffset", "0 0 0")
-        found = np.unique(sitk.GetArrayViewFromImage(labels))
-        for number, organ in enumerate(o for o in ORGANS if o.label in found):
+        voxels = sitk.GetArrayViewFromImage(labels)
+        found = [organ for organ in ORGANS if (voxels == organ.label).any()]
+        for number, organ in enumerate(found):
             for key, value in (
                 ("ID", organ.name.lower()),
                 ("Name", organ.name),

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 import SimpleITK as sitk
 
-from .grid import bounding_box, box_on_ct
+from .grid import bounding_box, box_on_ct, paste
 from .masks import largest
 from .organs import LIVER_LABEL, SPLEEN_LABEL
-from .resampling import linear
+from .resampling import planes
 
 LABELS = (LIVER_LABEL, SPLEEN_LABEL)
 # Chosen on four patients, each with a network not trained on that patient; results change little
@@ -142,15 +142,16 @@ def labels_on_ct(probabilities: np.ndarray, grid: sitk.Image, ct: sitk.Image) ->
         if not (margin > 0).any():
             continue
         first, size = box_on_ct(margin > 0, grid, ct)
-        region = sitk.RegionOfInterest(labels, size, first)
         image = sitk.GetImageFromArray(margin)
         image.CopyInformation(grid)
-        resampled = linear(image, region, -1.0)
-        free = sitk.GetArrayViewFromImage(region) == 0
-        inside = largest((sitk.GetArrayViewFromImage(resampled) > 0) & free)
-        added = sitk.GetImageFromArray(inside.astype(np.uint8) * np.uint8(label))
-        added.CopyInformation(region)
-        labels = sitk.Paste(labels, region + added, size, destinationIndex=first)
+        region = sitk.RegionOfInterest(labels, size, first)
+        before = sitk.GetArrayViewFromImage(region)
+        inside = before == 0
+        for free, values in zip(inside, planes(image, region, -1.0)):
+            free &= values > 0
+        inside = largest(inside)
+        box = tuple(slice(start, start + count) for start, count in zip(first, size))[::-1]
+        paste(np.where(inside, np.uint8(label), before), labels, box)
     return labels
 
 

@@ -6,13 +6,14 @@ needs no copy. Other grids are left to SimpleITK, with the same result but for r
 extend half a voxel beyond the outermost centres.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 
 _PARALLEL = 1e-8  # largest deviation of the axes' cosines from 0 or 1
+_SLAB_SLICES = 32
 _DIGITS = 9  # of places in voxels, so that rounding errors decide nothing at borders
 
 
@@ -37,46 +38,54 @@ def linear(
     factors: along x, y and z, of blocks of voxels that are averaged before, as sitk.BinShrink does:
     whole numbers stay whole.
     """
+    made = np.empty(reference.GetSize()[::-1], np.float32)
+    for number, plane in enumerate(planes(image, reference, outside, factors)):
+        made[number] = plane
+    return _image(made, reference)
+
+
+def planes(
+    image: sitk.Image,
+    reference: sitk.Image,
+    outside: float = 0.0,
+    factors: Sequence[int] = (1, 1, 1),
+) -> Iterator[np.ndarray]:
+    """The slices of `linear`, float32 [row, column], one after the other."""
     steps = np.array(factors)
     shrunk = np.array(image.GetSize()) // steps
     places = _places(image, reference, steps, shrunk)
     if places is None:
         if max(factors) > 1:
             image = sitk.BinShrink(image, [int(step) for step in steps])
-        none = sitk.Transform()
-        return sitk.Resample(image, reference, none, sitk.sitkLinear, outside, sitk.sitkFloat32)
+        yield from _oblique(image, reference, outside)
+        return
     order, (along, rows, columns) = places
     source = sitk.GetArrayViewFromImage(image).transpose(order)
     blocks = [int(steps[2 - axis]) for axis in order]
-    made = np.full([len(each.at) for each in (along, rows, columns)], outside, np.float32)
-    if not all(each.inside.any() for each in (along, rows, columns)):
-        return _image(made, reference)
     beside = ~rows.inside[:, None] | ~columns.inside
     edged = bool(beside.any())
-    planes: dict[int, np.ndarray] = {}
+    known: dict[int, np.ndarray] = {}
 
     def plane(number: int) -> np.ndarray:
-        if number not in planes:
+        if number not in known:
             slab = source[number * blocks[0] : (number + 1) * blocks[0]]
-            planes[number] = _in_plane(slab, blocks, rows.at, columns.at)
-        return planes[number]
+            known[number] = _in_plane(slab, blocks, rows.at, columns.at)
+        return known[number]
 
     last = source.shape[0] // blocks[0] - 1
-    for number in np.flatnonzero(along.inside):
-        first = int(along.at[number])
-        share = np.float32(along.at[number] - first)
-        for old in [old for old in planes if old not in (first, first + 1)]:
-            del planes[old]
-        below = plane(first)
-        if share:
-            np.subtract(plane(min(first + 1, last)), below, out=made[number])
-            made[number] *= share
-            made[number] += below
-        else:
-            made[number] = below
+    for at, inside in zip(along.at, along.inside):
+        if not inside or beside.all():
+            yield np.full(beside.shape, outside, np.float32)
+            continue
+        first = int(at)
+        for old in [old for old in known if old not in (first, first + 1)]:
+            del known[old]
+        made = plane(min(first + 1, last)) - plane(first)
+        made *= np.float32(at - first)
+        made += plane(first)
         if edged:
-            made[number][beside] = outside
-    return _image(made, reference)
+            made[beside] = outside
+        yield made
 
 
 def nearest(mask: sitk.Image, reference: sitk.Image) -> sitk.Image:
@@ -96,6 +105,19 @@ def nearest(mask: sitk.Image, reference: sitk.Image) -> sitk.Image:
         if not each.inside.all():
             np.moveaxis(found, axis, 0)[~each.inside] = 0
     return _image(found, reference)
+
+
+def _oblique(image: sitk.Image, reference: sitk.Image, outside: float) -> Iterator[np.ndarray]:
+    """`planes` by SimpleITK, a few at a time."""
+    columns, rows, slices = reference.GetSize()
+    for first in range(0, slices, _SLAB_SLICES):
+        part = sitk.Image((columns, rows, min(_SLAB_SLICES, slices - first)), sitk.sitkUInt8)
+        part.SetSpacing(reference.GetSpacing())
+        part.SetDirection(reference.GetDirection())
+        part.SetOrigin(reference.TransformIndexToPhysicalPoint((0, 0, first)))
+        none = sitk.Transform()
+        found = sitk.Resample(image, part, none, sitk.sitkLinear, outside, sitk.sitkFloat32)
+        yield from sitk.GetArrayFromImage(found)
 
 
 def _places(

@@ -50,8 +50,7 @@ class Slices:
         cls, ct: sitk.Image, label_map: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None
     ) -> Slices:
         """Choose the slices on a coarse copy in patient axes, whatever the image's orientation."""
-        liver = liver != 0
-        spleen = None if spleen is None else spleen != 0
+        liver, spleen = _binary(liver), None if spleen is None else _binary(spleen)
         centre = np.array(
             ct.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in ct.GetSize()])
         )
@@ -156,6 +155,12 @@ class Plane:
             sitk.sitkFloat32,
         )
         return sitk.GetArrayFromImage(sampled)
+
+
+def _binary(mask: sitk.Image) -> sitk.Image:
+    """A mask with 1 inside; itself if it has that."""
+    is_binary = mask.GetPixelID() == sitk.sitkUInt8 and sitk.GetArrayViewFromImage(mask).max() <= 1
+    return mask if is_binary else mask != 0
 
 
 def _largest_part(mask: np.ndarray) -> np.ndarray:
