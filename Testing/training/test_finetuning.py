@@ -172,7 +172,7 @@ def predictions(cohort, better, seed=0):
 def test_the_comparison_has_intervals_and_agrees_with_scikit_learn():
     cohort, _ = synthetic(80, ranges=True)
     seeds = [predictions(cohort, 1.0, seed) for seed in range(3)]
-    found = compare.compare(cohort, seeds, temperature=1.0)
+    found = compare.compare(cohort, seeds)
     json.dumps(found, allow_nan=False)
     for group, first in GROUPS.items():
         known = [StageRange(*e).decides(first) for e in zip(cohort.lowest, cohort.highest)]
@@ -209,14 +209,14 @@ def test_the_comparison_has_intervals_and_agrees_with_scikit_learn():
 )
 def test_the_comparison_says_whether_fine_tuning_helped(better, words):
     cohort, _ = synthetic(60)
-    said = compare.sentences(compare.compare(cohort, [predictions(cohort, better)], 1.0))
+    said = compare.sentences(compare.compare(cohort, [predictions(cohort, better)]))
     assert len(said) == 3 and all(words in sentence for sentence in said)
 
 
 def test_sentence_and_table_agree_where_the_first_training_differs_from_the_mean():
     cohort, _ = synthetic(60)
     seeds = [predictions(cohort, better, seed) for seed, better in enumerate((-1, 3, 3))]
-    found = compare.compare(cohort, seeds, 1.0)
+    found = compare.compare(cohort, seeds)
     for sentence, measured in zip(compare.sentences(found), found["groups"].values()):
         start, tuned = (measured["methods"][n]["auc_with_seeds"]["value"] for n in (SHIPPED, TUNED))
         assert tuned > start and f"difference in AUC {tuned - start:+.2f} [" in sentence
@@ -226,7 +226,7 @@ def test_sentence_and_table_agree_where_the_first_training_differs_from_the_mean
 
 def test_few_patients_are_not_compared():
     cohort, _ = synthetic(8)
-    said = compare.sentences(compare.compare(cohort, [predictions(cohort, 3.0)], 1.0))
+    said = compare.sentences(compare.compare(cohort, [predictions(cohort, 3.0)]))
     assert all("too few for a comparison" in sentence for sentence in said)
 
 

@@ -21,13 +21,10 @@ from LiverFibrosisStagingLib.evaluation.tables import group_title
 from LiverFibrosisStagingLib.stages import GROUPS, median_stage, softmax
 
 
-def compare(
-    cohort: Cohort, found: Sequence[OutOfFold], temperature: float, seed: int = 0
-) -> dict[str, Any]:
+def compare(cohort: Cohort, found: Sequence[OutOfFold], seed: int = 0) -> dict[str, Any]:
     """Measures of each method, as JSON.
 
     found: the predictions of trainings with different seeds.
-    temperature: of the start network's logits; the others are calibrated by their training.
 
     Per group: patients and cases of each class that the cut-off decides; AUC with its interval over
     patients; SD between seeds; interval over patients and seeds (`evaluation.trainings`); the
@@ -59,7 +56,7 @@ def compare(
             tuple(each.scores[name][group][known] for name in (TUNED, SHIPPED)) for each in found
         ]
         measured["fine_tuned_minus_start"] = _difference(truth, pairs, weights, min(counts), seed)
-    return {"groups": groups, "kappa": _kappas(cohort, found[0], temperature, seed)}
+    return {"groups": groups, "kappa": _kappas(cohort, found[0], seed)}
 
 
 def _difference(
@@ -77,9 +74,7 @@ def _difference(
     return over_trainings(measures, weights, patients, seed, share=False).both
 
 
-def _kappas(
-    cohort: Cohort, found: OutOfFold, temperature: float, seed: int
-) -> dict[str, dict[str, float | None]]:
+def _kappas(cohort: Cohort, found: OutOfFold, seed: int) -> dict[str, dict[str, float | None]]:
     """Quadratic kappa of the networks on the cases with one known stage."""
     exact = cohort.lowest == cohort.highest
     if len(set(cohort.lowest[exact])) < 2:
@@ -89,8 +84,7 @@ def _kappas(
     kappas = {}
     for name in NETWORKS:
         if name in found.logits:
-            scale = temperature if name == SHIPPED else 1.0
-            predicted = median_stage(softmax(found.logits[name][exact], scale))
+            predicted = median_stage(softmax(found.logits[name][exact]))
 
             def kappa(w: np.ndarray, predicted: np.ndarray = predicted) -> np.ndarray:
                 return quadratic_kappa(confusion(stage, predicted, w))

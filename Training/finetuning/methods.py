@@ -56,12 +56,16 @@ def cross_validate(
     folds: Sequence[Fold],
     tuning: Tuning,
     methods: Sequence[str] = METHODS,
+    temperature: float = 1.0,
 ) -> tuple[OutOfFold, list[Fitted]]:
-    """Predictions of the methods, and what was fine-tuned in each fold."""
+    """Predictions of the methods, and what was fine-tuned in each fold.
+
+    temperature: of the start networks, for their own predictions.
+    """
     shape = len(cohort), len(STAGES)
     logits = {name: np.full(shape, np.nan) for name in NETWORKS if name in methods}
     if SHIPPED in methods:
-        logits[SHIPPED] = logits_of(starts, cohort)
+        logits[SHIPPED] = logits_of(starts, cohort) / temperature
     fitted, regressed = [], {}
     if SIGNS in methods:
         regressed = regressions(cohort, folds, logits[SHIPPED], tuning.seed)

@@ -52,7 +52,7 @@ def compare_networks(
             for name, values in logits.items()
         }
         found.append(OutOfFold(scores | fitted, logits, []))
-    compared = compare(cohort, found, temperature=1.0)
+    compared = compare(cohort, found)
     return compared, report.write(run, compared, [], cohort, trained_on)
 
 

@@ -61,19 +61,21 @@ def fine_tune_cohort(
     no checkpoints, and the comparison. LFS.onnx is trained on all cases, with a strength chosen on
     them; its temperature and operating points are from the predictions of the folds.
     """
-    starts = load(start)
+    starts, temperature = load(start), StagingModel.load(start).card.temperature
     cohort = read_cohort(cases, start, run / "cache" / "maps", workers)
     found, fitted = [], []
     for number in range(plan.seeds):
         seeded = dataclasses.replace(tuning, seed=tuning.seed + number)
         folds = parts if number == 0 else split(cases, len(parts), seeded.seed)
-        predictions, networks = cross_validate(cohort, starts, as_arrays(folds), seeded)
+        predictions, networks = cross_validate(
+            cohort, starts, as_arrays(folds), seeded, temperature=temperature
+        )
         found.append(predictions)
         fitted.append(networks)
     curve = []
     if plan.draws:
         curve = learning_curve(cohort, starts, as_arrays(parts), tuning, plan.draws)
-    compared = compare_methods(cohort, found, StagingModel.load(start).card.temperature)
+    compared = compare_methods(cohort, found)
     compared["strengths"] = [[_strength(each.strength) for each in networks] for networks in fitted]
     described = metadata(start, name, data, cases)
     trained_on = described["training"]["data"]
