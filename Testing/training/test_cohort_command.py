@@ -398,7 +398,7 @@ def test_odd_values_are_refused_with_their_lines_and_nothing_is_written(tmp_path
     table = workbook(tmp_path / "t.xlsx", HCC, ("HCC_002", 1, "A", "NA"))
     assert make("hcc-tace-seg", tmp_path / "images", table, output) == 1
     assert "nothing was written" in capsys.readouterr().err
-    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+    assert not any((tmp_path / "out").rglob("*"))
 
 
 def test_impossible_options_are_refused_before_any_ct_is_read(tmp_path, capsys):

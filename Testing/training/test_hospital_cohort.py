@@ -12,7 +12,7 @@ import re
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from bad_inputs import hu_array, image, write_slices
+from bad_inputs import SPACING, hu_array, image, write_slices
 
 from cases.manifest import read_manifest
 from LiverFibrosisStagingLib.errors import StagingError
@@ -203,7 +203,7 @@ def test_the_manifest_is_the_one_made_by_hand(cohort):
         rows.append(row)
         dicom = row[0] != "700109"
         assert (case.scanner, case.kernel) == (("Maker Model 5", "B30f") if dicom else (None, None))
-        assert case.thickness == (pytest.approx(5.0, abs=5) if dicom else None)
+        assert case.thickness == (pytest.approx(SPACING[2]) if dicom else None)
         assert (case.liver is None) == dicom
     assert sorted(rows, key=lambda row: (row[0], row[1])) == MANIFEST
 
@@ -314,7 +314,7 @@ def test_a_ct_that_its_voxels_exclude_leaves_its_place_to_the_next(tmp_path):
             {**tags, "0008|0020": day, "0020|000d": f"1.2.8.{number}"},
             uid=f"1.2.8.{number}.1",
         )
-    broken = write_slices(
+    write_slices(
         tmp_path / "in" / "ct2",
         body(7, 12),
         {**tags, "0008|0020": "20200101", "0020|000d": "1.2.8.2"},
@@ -324,7 +324,7 @@ def test_a_ct_that_its_voxels_exclude_leaves_its_place_to_the_next(tmp_path):
     table = written(tmp_path / "t.csv", "patient,stage,biopsy date\np,F2,2020-01-01\n")
     hospital.run(options(tmp_path / "in", table, tmp_path / "out" / "m.csv"))
     (case,) = read_manifest(tmp_path / "out" / "m.csv")
-    assert (case.days, case.phase, broken.name) == (2, None, "ct2")
+    assert (case.days, case.phase) == (2, None)
     flow = (tmp_path / "out" / "flow.csv").read_text(encoding="utf-8").splitlines()
     assert flow[1:5] == [
         "studies,found,3",

@@ -99,8 +99,6 @@ def test_dates(text, form, day):
 
 
 def ct(place, day, **other):
-    from pathlib import Path
-
     return Study(place, Case(place, Path(place), None, None), patient="p", day=day, **other)
 
 

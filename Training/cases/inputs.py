@@ -103,13 +103,13 @@ def check_inputs(
         }
         for case in inclusion.included
     }
-    todo = [c for c in inclusion.included if _read(c, folder, inputs[c.name]) is None]
+    records = {case.name: _read(case, folder, inputs[case.name]) for case in inclusion.included}
+    todo = [case for case in inclusion.included if records[case.name] is None]
     if todo:
         (folder / "checked").mkdir(parents=True, exist_ok=True)
         work = [(case, folder, inputs[case.name]) for case in todo]
-        for _ in in_processes(_check_one, work, "Checking", "CT", workers):
-            pass
-    records = {case.name: _read(case, folder, inputs[case.name]) for case in inclusion.included}
+        checked = in_processes(_check_one, work, "Checking", "CT", workers)
+        records |= {case.name: record for case, record in zip(todo, checked)}
     usable, excluded = [], list(inclusion.excluded)
     for case in inclusion.included:
         record = records[case.name]
@@ -150,11 +150,11 @@ def write_tables(checked: Checked, folder: Path) -> None:
     write_csv(tables / "refused.csv", [["case", "line", "reason"], *refused])
 
 
-def _check_one(case: Case, folder: Path, inputs: Mapping[str, Any]) -> None:
-    """Check one case and write its record."""
+def _check_one(case: Case, folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Check one case; writes its record and returns it."""
     names = Names(case.ct, case.liver, case.spleen)
-    record: dict[str, Any] = {"refused": None, "series": {}, "concerns": []}
-    record |= {"outline": None, "voxels": None}
+    record: dict[str, Any] = {"research_use": RESEARCH_USE, **inputs}
+    record |= {"refused": None, "series": {}, "concerns": [], "outline": None, "voxels": None}
     kind = "the CT cannot be read"
     try:
         ct = read_ct(case.ct)
@@ -196,8 +196,9 @@ def _check_one(case: Case, folder: Path, inputs: Mapping[str, Any]) -> None:
         record["refused"] = {"kind": kind, "reason": str(refusal)}
     if record["refused"]:
         record["refused"]["reason"] = names.removed(record["refused"]["reason"])
-    text = json.dumps({"research_use": RESEARCH_USE, **inputs, **record}, indent=1)
+    text = json.dumps(record, indent=1)
     write_text(folder / "checked" / f"{case.name}.json", text + "\n")
+    return record
 
 
 def _image(mask: sitk.Image | Path | None) -> sitk.Image | None:

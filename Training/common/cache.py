@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
-from joblib import Parallel, cpu_count, delayed
+from joblib import cpu_count
 from monai.data import PersistentDataset
 from monai.transforms import Transform
-from tqdm import tqdm
 
+from common.parallel import in_processes
 from common.processes import first_on_node, processes_on_node, wait_for_others
 from LiverFibrosisStagingLib import StagingError
 
@@ -27,10 +27,8 @@ def cached(
     if first_on_node():
         jobs = max(1, min(workers * processes_on_node() + (workers > 0), len(items)))
         threads = max(1, cpu_count() // jobs) if jobs > 1 else 0
-        run = Parallel(jobs, return_as="generator")
-        done = run(delayed(_prepare)(item, transform, cache, threads) for item in items)
-        for _ in tqdm(done, "Preprocessing", len(items), unit="CT"):
-            pass
+        work = [(item, transform, cache, threads) for item in items]
+        list(in_processes(_prepare, work, "Preprocessing", "CT", jobs))
     wait_for_others()
     return PersistentDataset(items, transform, cache)
 
