@@ -20,6 +20,7 @@ from LiverFibrosisStagingLib.imaging.masks import file_and_labels
 from LiverFibrosisStagingLib.stages import ANY_STAGE, StageRange
 
 REQUIRED = ("patient", "ct", "stage")
+PARTS = ("ct", "liver", "spleen")  # columns with files
 COLUMNS = (
     *REQUIRED,
     "liver",
@@ -229,7 +230,7 @@ def _case(
     if not row["patient"]:
         problems.append("the patient is empty.")
     stages = _stages(row["stage"], grades, problems)
-    files = {part: _file(part, row.get(part, ""), folder, problems) for part in _PARTS}
+    files = {part: _file(part, row.get(part, ""), folder, problems) for part in PARTS}
     problems.extend(_same_file(files))
     age = _number("age", row.get("age", ""), 0, 120, "years", problems)
     days = _number("days", row.get("days", ""), 0, 36500, "whole days", problems)
@@ -267,9 +268,6 @@ def _case(
 def _name(patient: str, scan: int) -> str:
     safe = re.sub(r"[^\w.-]", "_", unicodedata.normalize("NFC", patient))
     return safe if scan == 1 else f"{safe}-{scan}"
-
-
-_PARTS = ("ct", "liver", "spleen")
 
 
 def _stages(value: str, grades: str, problems: list[str]) -> StageRange:
@@ -310,9 +308,9 @@ def _file(part: str, value: str, folder: Path, problems: list[str]) -> Path | No
 
 def _same_file(files: Mapping[str, Path | None]) -> Iterator[str]:
     """Problems of one row's files: the CT as a mask, one label of a file for both organs."""
-    ct, *masks = (files[part] for part in _PARTS)
+    ct, *masks = (files[part] for part in PARTS)
     split = [mask and file_and_labels(mask) for mask in masks]
-    for part, mask in zip(_PARTS[1:], split):
+    for part, mask in zip(PARTS[1:], split):
         if mask is not None and mask[0] == ct:
             yield f"{part} and ct are the same file, {ct.name}."
     if None not in split and split[0][0] == split[1][0]:

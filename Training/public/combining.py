@@ -7,16 +7,14 @@ stages. A patient's code in two manifests is refused, because it may stand for t
 """
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from cases.manifest import Case, ManifestError, add_grades, read_manifest, size
+from cases.manifest import PARTS, Case, ManifestError, add_grades, read_manifest, size
 from common.files import unfinished
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.files import check_writable
 
-from .writing import relative, write_manifest
+from .writing import relative, row_of, write_manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,15 +74,5 @@ def _combined(cohorts: dict[Path, list[Case]]) -> list[Case]:
 
 def _row(case: Case, folder: Path) -> dict[str, object]:
     """A line as in the case's own manifest, with paths relative to the folder of the new one."""
-    row = {name: value for name, value in asdict(case).items() if name not in _NOT_COLUMNS}
-    for part in ("ct", "liver", "spleen"):
-        row[part] = row[part] and relative(row[part], folder)
-    if case.complete_liver is not None:
-        row["complete_liver"] = "yes" if case.complete_liver else "no"
-    for name in ("age", "thickness"):
-        if row[name] is not None:
-            row[name] = f"{row[name]:g}"
-    return {**row, "stage": str(case.stages), **case.others}
-
-
-_NOT_COLUMNS: Sequence[str] = ("line", "name", "stages", "others", "outlined")
+    own = {part: getattr(case, part) for part in PARTS}
+    return row_of(case, {part: path and relative(path, folder) for part, path in own.items()})

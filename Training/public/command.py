@@ -246,7 +246,7 @@ def _row(label: Label, chosen: Chosen, collection: Collection, partial: Path) ->
         "site": collection.site(label.patient),
         "scanner": header.scanner,
         "kernel": header.kernel,
-        "thickness": None if header.thickness is None else f"{header.thickness:g}",
+        "thickness": header.thickness,
         "mask": source,
         "tumour_ml": "" if chosen.tumour_ml is None else f"{chosen.tumour_ml:.1f}",
         **findings,

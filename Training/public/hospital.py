@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cases.manifest import COLUMNS, Case, Criteria
+from cases.manifest import PARTS, Case, Criteria
 from common.parallel import in_processes
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.files import check_writable, write_folder
@@ -33,7 +33,6 @@ from .pairing import Pair, Pairing, disagreements, in_order, pair
 from .pseudonyms import WARNING, check_place, codes_of, read_key, write_key
 from .studies import Study, images_of, read_studies
 from .writing import (
-    ACQUISITION,
     BESIDE,
     CTS,
     FLOW,
@@ -41,13 +40,13 @@ from .writing import (
     add_options,
     counted,
     relative,
+    row_of,
     write_flow,
     write_image,
     write_manifest,
 )
 
 STUDIES, HISTOLOGIES = "studies", "histologies"
-ORGANS = ("liver", "spleen")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
 
     def write(partial: Path) -> None:
         written = cohort.written(folder, partial)
-        write_manifest(partial / manifest.name, [_row(*each) for each in written])
+        write_manifest(partial / manifest.name, [row_of(*each) for each in written])
         write_flow(partial, *cohort.flow(case for case, _ in written), charted=STUDIES)
         if options.key is not None:
             write_key(options.key, cohort.codes)
@@ -173,8 +172,7 @@ class _Cohort:
 
     def files(self) -> list[str]:
         """All files that may be written for CTs and masks."""
-        parts = ("", *(f"_{organ}" for organ in ORGANS))
-        return [f"{name}{part}.nii.gz" for name, _ in self.named() for part in parts]
+        return [_file(name, part) for name, _ in self.named() for part in PARTS]
 
     def written(self, folder: Path, partial: Path) -> list[tuple[Case, dict[str, str]]]:
         """Write copies of CTs and masks to `partial`; returns the cases of the manifest.
@@ -189,7 +187,7 @@ class _Cohort:
                 if text_tells(getattr(case, field) or "", each.histology, each.study):
                     case = replace(case, **{field: None})
             found = each.study.case
-            own = {"ct": found.ct, **{organ: getattr(found, organ) for organ in ORGANS}}
+            own = {part: getattr(found, part) for part in PARTS}
             parts = {part: relative(path, folder) for part, path in own.items() if path}
             if _may_stay(each, parts.values()):
                 self.in_place += 1
@@ -259,7 +257,7 @@ def _examined(study: Study, folder: Path) -> tuple[Study, str]:
         check_ct(images["ct"], study.place)
     except StagingError as refusal:
         return replace(study, unusable=UNREADABLE), str(refusal)
-    found = examined(*(images.get(part) for part in ("ct", *ORGANS)), folder)
+    found = examined(*map(images.get, PARTS), folder)
     said = found.said and f"{study.place}: {found.said}"
     return replace(study, phase=study.phase or found.phase, unusable=found.unusable), said
 
@@ -311,21 +309,14 @@ def _copy(each: Pair, folder: Path, name: str) -> dict[str, str]:
     """
     paths = {}
     for part, image in images_of(each.study).items():
-        file = f"{name}.nii.gz" if part == "ct" else f"{name}_{part}.nii.gz"
+        file = _file(name, part)
         write_image(image, folder / file)
         paths[part] = f"{CTS}/{file}"
     return paths
 
 
-def _row(case: Case, paths: Mapping[str, str]) -> dict[str, Any]:
-    """A row of the manifest."""
-    values = {name: getattr(case, name, None) for name in (*COLUMNS, *ACQUISITION)}
-    values |= {part: paths.get(part) for part in ("ct", *ORGANS)}
-    numbers = {
-        name: f"{values[name]:g}" for name in ("age", "thickness") if values[name] is not None
-    }
-    complete = {None: None, True: "yes", False: "no"}[case.complete_liver]
-    return {**values, **numbers, "stage": case.stages, "complete_liver": complete}
+def _file(name: str, part: str) -> str:
+    return f"{name}.nii.gz" if part == "ct" else f"{name}_{part}.nii.gz"
 
 
 def _tell(cohort: _Cohort, manifest: Path, key: Path | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from cases.manifest import COLUMNS, REQUIRED
+from cases.manifest import COLUMNS, PARTS, REQUIRED, Case
 from cases.report import flow_figure
 from common.figures import save_figure
 from common.tables import write_csv
@@ -17,7 +17,6 @@ from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging.itk_files import itk_path
 from LiverFibrosisStagingLib.stages import StageRange
 
-ACQUISITION = ("label", "site", "scanner", "kernel", "thickness")
 FLOW, EXCLUSIONS, CHART = "flow.csv", "exclusions.csv", "flow_chart"
 CTS = "cts"  # folder of copies, beside the manifest
 BESIDE = (EXCLUSIONS, f"{CHART}.png", f"{CHART}.pdf", FLOW)  # files that `write_flow` writes
@@ -69,12 +68,24 @@ def write_manifest(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
     None is an empty cell. Columns without any value are left out, unless they are required.
     """
-    known = dict.fromkeys((*COLUMNS, *ACQUISITION))
     given = {name: None for row in rows for name, value in row.items() if value not in (None, "")}
-    names = [name for name in known if name in REQUIRED or name in given]
-    names += [name for name in given if name not in known]
-    body = [["" if row.get(name) is None else str(row[name]) for name in names] for row in rows]
-    write_csv(path, [names, *body])
+    names = [name for name in COLUMNS if name in REQUIRED or name in given]
+    names += [name for name in given if name not in COLUMNS]
+    write_csv(path, [names, *([_cell(row.get(name)) for name in names] for row in rows)])
+
+
+def row_of(case: Case, paths: Mapping[str, str | None]) -> dict[str, object]:
+    """The line of a case, for `write_manifest`; paths: of CT, liver and spleen (PARTS)."""
+    row = {name: getattr(case, name, None) for name in COLUMNS}
+    return {**row, **{part: paths.get(part) for part in PARTS}, "stage": case.stages, **case.others}
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "" if value is None else str(value)
 
 
 def write_image(image: sitk.Image, path: Path) -> None:
@@ -86,7 +97,9 @@ def write_image(image: sitk.Image, path: Path) -> None:
     try:
         sitk.WriteImage(image, itk_path(path), useCompression=True)
     except RuntimeError:  # ITK does not say why
-        raise StagingError(f"{path.name}: the image cannot be written.") from None
+        raise StagingError(
+            f"{path.name}: the image cannot be written; a folder with enough space is needed."
+        ) from None
 
 
 def relative(path: Path, folder: Path) -> str:
