@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from common.resume import digest, digest_of_mask
 from LiverFibrosisStagingLib.imaging.masks import file_and_labels
@@ -157,7 +158,7 @@ def apply(cases: Sequence[Case], criteria: Criteria) -> Inclusion:
     """Apply the criteria, in the order of the paper's Fig. 1; a case needs some known stage."""
     included, excluded = [], []
     for case in cases:
-        reason = next(_reasons(case, criteria), None)
+        reason = next(unmet(case, criteria), None)
         if reason is None:
             included.append(case)
         else:
@@ -232,20 +233,11 @@ def _case(
     stages = _stages(row["stage"], grades, problems)
     files = {part: _file(part, row.get(part, ""), folder, problems) for part in PARTS}
     problems.extend(_same_file(files))
-    age = _number("age", row.get("age", ""), 0, 120, "years", problems)
     days = _number("days", row.get("days", ""), 0, 36500, "whole days", problems)
     if days is not None and days != int(days):
         problems.append(f"days is {row['days']!r}; whole days are needed.")
     thickness = _number("thickness", row.get("thickness", ""), 0.1, 30, "mm", problems)
-    sex = row.get("sex", "").upper()[:1] or None
-    if row.get("sex") and row["sex"].lower() not in ("m", "f", "male", "female"):
-        problems.append(f"sex is {row['sex']!r}; M or F is needed.")
-    phase = row.get("phase", "").lower().replace("-", " ") or None
-    if phase and phase not in PHASES:
-        problems.append(f"phase is {row['phase']!r}; one of {', '.join(PHASES)} is needed.")
-    complete = row.get("complete_liver", "").lower()
-    if complete and complete not in YES | NO:
-        problems.append(f"complete_liver is {complete!r}; yes or no is needed.")
+    described = description(row, problems)
     if len(problems) > before:
         return None
     return Case(
@@ -254,15 +246,33 @@ def _case(
         patient=row["patient"],
         stages=stages,
         **files,
-        age=age,
-        sex=sex,
+        **described,
         days=None if days is None else int(days),
-        phase=phase,
-        complete_liver=complete in YES if complete else None,
         thickness=thickness,
         others={name: value for name, value in row.items() if name not in COLUMNS},
         **{name: row.get(name) or None for name in TEXTS},
     )
+
+
+def description(row: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
+    """age (years), sex, phase and complete_liver of a row; None where it says nothing.
+
+    Appends a sentence to `problems` for each other value.
+    """
+    sex, phase, complete = (row.get(name, "") for name in ("sex", "phase", "complete_liver"))
+    if sex and sex.lower() not in ("m", "f", "male", "female"):
+        problems.append(f"sex is {sex!r}; M or F is needed.")
+    plain = phase.lower().replace("-", " ")
+    if phase and plain not in PHASES:
+        problems.append(f"phase is {phase!r}; one of {', '.join(PHASES)} is needed.")
+    if complete and complete.lower() not in YES | NO:
+        problems.append(f"complete_liver is {complete!r}; yes or no is needed.")
+    return {
+        "age": _number("age", row.get("age", ""), 0, 120, "years", problems),
+        "sex": sex.upper()[:1] or None,
+        "phase": plain or None,
+        "complete_liver": complete.lower() in YES if complete else None,
+    }
 
 
 def _name(patient: str, scan: int) -> str:
@@ -380,7 +390,8 @@ def _which(case: Case, cases: Sequence[Case]) -> str:
     return patient if number == 1 else f"scan {number} of {patient}"
 
 
-def _reasons(case: Case, criteria: Criteria) -> Iterator[str]:
+def unmet(case: Case, criteria: Criteria) -> Iterator[str]:
+    """The criteria that a case does not meet, in the order of `apply`."""
     if case.stages == ANY_STAGE:
         yield f"stage unknown ({ANY_STAGE})"
     if None not in (criteria.min_age, case.age) and case.age < criteria.min_age:

@@ -1,12 +1,11 @@
 """A hospital's table of histologies: one row for each, with the CT's or the patient's number."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from cases.manifest import NO, PHASES, YES
+from cases.manifest import description
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import StageRange
 
@@ -39,15 +38,14 @@ COLUMNS = {
     "complete_liver": ("complete_liver",),
 }
 FREE_TEXT = ("specimen", "etiology", "site")
-_SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
 
 
 @dataclass(frozen=True)
 class Histology:
     """A row of the table; what is empty in it is None or "".
 
-    patient, accession: one of them at least. day: of the biopsy. stages: METAVIR, None
-    if the row has no histology. label: one sentence on the stages. age: years, at the CT.
+    patient, accession: one of them at least. day: of the biopsy. stages: METAVIR, None if the row
+    has no histology. label: one sentence on the stages. age: years, at the CT.
     """
 
     line: int
@@ -60,10 +58,10 @@ class Histology:
     specimen: str = ""
     age: float | None = None
     birth: date | None = None
-    sex: str = ""
+    sex: str | None = None
     etiology: str = ""
     site: str = ""
-    phase: str = ""
+    phase: str | None = None
     complete_liver: bool | None = None
 
 
@@ -76,8 +74,8 @@ def read_histologies(
     """The rows of a table, CSV or Excel, in their order.
 
     names: field -> name of its column, where that is not among COLUMNS, or "" to leave it out;
-    other columns are not read.
-    score: of rows that name none. form: of dates (`date_of`). Raises TableError with all problems.
+    other columns are not read. score: of rows that name none. form: of dates (`date_of`). Raises
+    TableError with all problems.
     """
     path = Path(path)
     header, rows = _table(path, names or {})
@@ -212,20 +210,7 @@ def _histology(
             problems.append(str(error))
         if not row["biopsy_date"]:
             problems.append("the biopsy_date is empty; a histology needs one.")
-    age = None
-    if row["age"]:
-        if re.fullmatch(r"\d{1,3}(\.\d+)?", row["age"]) and float(row["age"]) <= 120:
-            age = float(row["age"])
-        else:
-            problems.append(f"age is {row['age']!r}; years from 0 to 120 are needed.")
-    if row["sex"] and row["sex"].lower() not in _SEXES:
-        problems.append(f"sex is {row['sex']!r}; M or F is needed.")
-    phase = row["phase"].lower().replace("-", " ")
-    if phase and phase not in PHASES:
-        problems.append(f"phase is {row['phase']!r}; one of {', '.join(PHASES)} is needed.")
-    complete = row["complete_liver"].lower()
-    if complete and complete not in YES | NO:
-        problems.append(f"complete_liver is {row['complete_liver']!r}; yes or no is needed.")
+    described = description(row, problems)
     birth, days = dates["birth_date"], (dates["ct_date"], dates["biopsy_date"])
     if birth is not None and any(day is not None and day < birth for day in days):
         problems.append("the birth_date is after the CT or the biopsy.")
@@ -237,11 +222,8 @@ def _histology(
         stages=stages,
         label=label,
         day=dates["biopsy_date"],
-        age=age,
         birth=birth,
-        sex=_SEXES.get(row["sex"].lower(), ""),
-        phase=phase,
-        complete_liver=complete in YES if complete else None,
+        **described,
         **{field: row[field] for field in FREE_TEXT},
     ), problems
 

@@ -6,12 +6,12 @@ histology, whichever is first, and for the criteria of `cases.manifest.Criteria`
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-from cases.manifest import Case, Criteria, apply
-from LiverFibrosisStagingLib.stages import StageRange
+from cases.manifest import Case, Criteria, unmet
+from LiverFibrosisStagingLib.stages import ANY_STAGE
 
 from .examination import NO_LIVER, OTHER_SHOWN, UNREADABLE
 from .hospital_table import Histology, contradictions
@@ -27,7 +27,6 @@ FARTHER = "another CT is nearer to the histology"
 TAKEN = "the CT is nearer to another histology"
 REPEATED = "the histology of another row"
 _BEFORE = (NOT_CT, NO_SLICES, SHORT, COPY, NO_STUDY, NO_HISTOLOGY, NO_DATE)
-_FIG_1 = ("min_age", "max_days", "phase", "complete_liver")
 _AFTER = (UNREADABLE, NO_LIVER, OTHER_SHOWN, FARTHER, TAKEN, REPEATED)
 
 
@@ -46,7 +45,7 @@ class Pair:
     @property
     def order(self) -> tuple[object, ...]:
         """Nearest first; on a tie the CT before the biopsy, then the earlier CT and biopsy."""
-        day = day_of(self.histology, self.study)
+        day = ct_day(self.histology, self.study)
         late = day > self.histology.day
         place = self.study.place, self.histology.line
         return self.case.days, late, day, self.histology.day, self.study.accession, *place
@@ -61,7 +60,7 @@ class Pairing:
     histologies: dict[Histology, str] = field(default_factory=dict)
 
 
-def day_of(histology: Histology, study: Study) -> date | None:
+def ct_day(histology: Histology, study: Study) -> date | None:
     """The day of the CT."""
     return study.day or histology.ct_date
 
@@ -92,7 +91,7 @@ def disagreements(
                     "the CTs of one patient from those of others; one of them is needed.",
                 )
             )
-        patients[histology] = histology.patient or min(numbers, default=histology.accession)
+        patients[histology] = _patient(histology, found)
         for study in found:
             for what, of_row, of_study in (
                 ("patient", histology.patient, study.patient),
@@ -143,15 +142,14 @@ def pair(
         patient = _patient(histology, own)
         for study in own:
             days, why = 0, study.unusable
-            if not why and day_of(histology, study) is None:
+            if not why and ct_day(histology, study) is None:
                 why = NO_DATE
             if not why:
                 case = _case(histology, study)
-                days, excluded = case.days, apply([case], criteria).excluded
-                if not excluded:
-                    possible.append(Pair(patient, histology, study, case))
-                    continue
-                why = excluded[0][1]
+                days, why = case.days, next(unmet(case, criteria), "")
+            if not why:
+                possible.append(Pair(patient, histology, study, case))
+                continue
             refused[study].append((bool(study.unusable), days, why))
             refused[histology].append((bool(study.unusable), days, why))
 
@@ -180,21 +178,15 @@ def pair(
 
 
 def in_order(reasons: Iterable[str], criteria: Criteria) -> list[str]:
-    """Reasons in the order in which they were looked for: the criteria's in that of Fig. 1."""
-    none = Criteria(min_age=None, phase=None, complete_liver=False, max_days=None)
-    worst = replace(
-        _case(Histology(0, stages=StageRange(0, 0), day=date.max), Study("", None, day=date.min)),
-        age=0.0,
-        phase="unenhanced",
-        complete_liver=False,
-    )
-    single = [replace(none, **{one: getattr(criteria, one)}) for one in _FIG_1]
-    of_criteria = [why for one in single for _, why in apply([worst], one).excluded]
-    known = [*_BEFORE, *of_criteria, *_AFTER]
-    return sorted(reasons, key=lambda why: known.index(why) if why in known else len(_BEFORE))
+    """Reasons in the order in which they were looked for."""
+    values = {"age": 0.0, "days": date.max.toordinal(), "phase": "", "complete_liver": False}
+    worst = Case(line=0, name="", patient="", ct=Path(), stages=ANY_STAGE, **values)
+    known = [*_BEFORE, *unmet(worst, criteria), *_AFTER]
+    return sorted(reasons, key=known.index)
 
 
 def _patient(histology: Histology, studies: Sequence[Study]) -> str:
+    """The number by which the patient of a row is known; studies: those that the row means."""
     numbers = [study.patient for study in studies if study.patient]
     return histology.patient or min(numbers, default=histology.accession)
 
@@ -202,10 +194,9 @@ def _patient(histology: Histology, studies: Sequence[Study]) -> str:
 def _case(histology: Histology, study: Study) -> Case:
     age = histology.age
     if age is None:
-        age = _age(histology.birth, day_of(histology, study))
+        age = _age(histology.birth, ct_day(histology, study))
     if age is None:
         age = _age_in_header(study)
-    complete = histology.complete_liver
     return Case(
         line=histology.line,
         name="",
@@ -216,9 +207,9 @@ def _case(histology: Histology, study: Study) -> Case:
         sex=histology.sex or study.sex or None,
         etiology=histology.etiology or None,
         specimen=histology.specimen or None,
-        days=abs((day_of(histology, study) - histology.day).days),
+        days=abs((ct_day(histology, study) - histology.day).days),
         phase=histology.phase or study.phase or None,
-        complete_liver=complete,
+        complete_liver=histology.complete_liver,
         label=histology.label,
         site=histology.site or None,
         scanner=study.scanner or None,
