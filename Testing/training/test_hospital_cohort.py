@@ -15,11 +15,11 @@ import SimpleITK as sitk
 from bad_inputs import SPACING, hu_array, image, write_slices
 
 from cases.manifest import read_manifest
+from common.tables import TableError
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging.reading import read_ct
 from public import examination, hospital
 from public.histology import SCORES
-from public.labels import TableError
 from public.pseudonyms import codes_of, read_key
 from public.studies import read_studies
 
@@ -266,7 +266,9 @@ def test_leading_zeros_that_excel_removed_are_completed(tmp_path, capsys):
     rows = "77,123,F2,2020-01-01\n88,,F3,2020-01-01\n"
     table, key = written(tmp_path / "t.csv", head + rows), tmp_path / "key.csv"
     hospital.run(options(tmp_path / "in", table, tmp_path / "out" / "m.csv", "--key", key))
-    assert "3 numbers of the table lack leading zeros" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 numbers of the table lack leading zeros" in said
+    assert "2 studies, 2 in the manifest." in said and "Stages: F2 1, F3 1." in said
     stages = {case.patient: str(case.stages) for case in read_manifest(tmp_path / "out" / "m.csv")}
     assert {p: stages[code] for p, code in read_key(key).items()} == {"0077": "F2", "0088": "F3"}
     written(table, head + "77,,F2,2020-01-01\n077,,F3,2020-02-01\n")

@@ -9,6 +9,7 @@ import SimpleITK as sitk
 from bad_inputs import hu_array, image
 
 from cases.manifest import Criteria
+from common.tables import TableError
 from LiverFibrosisStagingLib.batch.cohort import Case
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import StageRange
@@ -16,7 +17,6 @@ from public.dates import date_of
 from public.histology import SCORES
 from public.hospital_table import Histology, named_columns, read_histologies
 from public.identity import path_tells, text_tells
-from public.labels import TableError
 from public.pairing import disagreements, pair
 from public.studies import Study, read_studies
 

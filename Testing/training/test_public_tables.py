@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
+from common.tables import TableError
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import ANY_STAGE, StageRange
 from public import crlm, hcc_tace_seg, tcga_lihc
-from public.labels import TableError
 
 openpyxl = pytest.importorskip("openpyxl")
 

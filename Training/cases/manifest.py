@@ -10,13 +10,14 @@ import difflib
 import re
 import sys
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from common.resume import digest, digest_of_mask
+from common.tables import TableError, read_utf8
 from LiverFibrosisStagingLib.imaging.masks import file_and_labels
 from LiverFibrosisStagingLib.stages import ANY_STAGE, StageRange
 
@@ -95,13 +96,8 @@ class Case:
         return [digest(self.ct), *masks]
 
 
-class ManifestError(ValueError):
-    """A manifest that cannot be used; `problems` has one sentence per problem."""
-
-    def __init__(self, path: Path, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{path} cannot be used, {count}:\n" + "\n".join(problems))
+class ManifestError(TableError):
+    """A manifest that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -169,12 +165,9 @@ def apply(cases: Sequence[Case], criteria: Criteria) -> Inclusion:
 def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     """Line number and fields of every row, and problems of the whole file."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        return [], [f"The file cannot be read: {error.strerror}."]
-    except UnicodeDecodeError:
-        return [], ["The file is not UTF-8 text; save it as CSV UTF-8."]
-    lines = text.splitlines()
+        lines = read_utf8(path).splitlines()
+    except TableError as refusal:
+        return [], list(refusal.problems)
     if not lines or not lines[0].strip():
         return [], ["The file is empty; a line with column names is needed."]
     delimiter = "\t" if "\t" in lines[0] else ";" if ";" in lines[0] else ","
@@ -417,6 +410,11 @@ def add_grades(parser: argparse.ArgumentParser) -> None:
         default="metavir",
         help="score of the manifest's stages; Ishak stages are converted to METAVIR",
     )
+
+
+def counted(stages: Iterable[StageRange]) -> str:
+    """The number of each stage or range, the lowest first: "F0-F3 2, F4 1"."""
+    return ", ".join(f"{each} {count}" for each, count in sorted(Counter(stages).items()))
 
 
 def size(cases: Sequence[Case]) -> str:

@@ -23,6 +23,7 @@ from cases.manifest import (
     ManifestError,
     add_grades,
     apply,
+    counted,
     read_manifest,
     size,
 )
@@ -193,10 +194,7 @@ def _same_mask(case: Case) -> Iterator[str]:
 
 def overview(cases: Sequence[Case]) -> list[str]:
     """What a cohort has, one sentence each: stages, groups, masks, sites, folds."""
-    stages = Counter(case.stages for case in cases)
-    lines = [
-        "Stages: " + ", ".join(f"{range_} {stages[range_]}" for range_ in sorted(stages)) + "."
-    ]
+    lines = [f"Stages: {counted(case.stages for case in cases)}."]
     for name, (without, with_it, open_) in patients_by_group(cases).items():
         unknown = f", {open_} not known" if open_ else ""
         lines.append(f"{group_stages(name)}: {without} patients without, {with_it} with{unknown}.")
@@ -239,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ManifestError(options.manifest, problems)
         known = apply(cases, EVERYONE)
         check_for_training(known.included, options.manifest, options.folds, known.excluded)
-    except (ManifestError, StagingError) as refusal:
+    except StagingError as refusal:
         print(refusal, file=sys.stderr)
         return 1
     print(f"{size(cases)}; no problems found in the manifest.")

@@ -1,12 +1,32 @@
-"""Tables as CSV and Markdown."""
+"""Tables: reading text, and writing CSV and Markdown."""
 
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.files import cell
 
 MISSING = "-"  # a cell without a value
+
+
+class TableError(StagingError):
+    """A table that cannot be used; `problems` has one sentence per problem."""
+
+    def __init__(self, path: Path, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{path} cannot be used, {count}:\n" + "\n".join(problems))
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a file, without a byte-order mark. Raises TableError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise TableError(path, [f"The file cannot be read: {error.strerror}."]) from None
+    except UnicodeDecodeError:
+        raise TableError(path, ["The file is not UTF-8 text; save it as CSV UTF-8."]) from None
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:

@@ -9,10 +9,11 @@ stages. A patient's code in two manifests is refused, because it may stand for t
 import argparse
 from pathlib import Path
 
-from cases.manifest import PARTS, Case, ManifestError, add_grades, read_manifest, size
+from cases.manifest import PARTS, Case, add_grades, read_manifest, size
 from common.files import unfinished
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.files import check_writable
+from LiverFibrosisStagingLib.stages import RESEARCH_USE
 
 from .writing import relative, row_of, write_manifest
 
@@ -38,10 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if options.output.exists():
         raise StagingError(f"{options.output}: exists; a new name is needed.")
     check_writable(options.output.absolute().parent)
-    try:
-        cohorts = {path: read_manifest(path, options.grades) for path in options.manifests}
-    except ManifestError as refusal:
-        raise StagingError(str(refusal)) from refusal
+    cohorts = {path: read_manifest(path, options.grades) for path in options.manifests}
     cases = _combined(cohorts)
     unknown = sorted(set(options.without) - {case.patient for case in cases})
     if unknown:
@@ -53,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with unfinished(options.output) as file:
         write_manifest(file, [_row(case, folder) for case in kept])
-    print(f"{options.output}: {size(kept)}, from {len(cohorts)} manifests.")
+    print(f"{options.output}: {size(kept)}, from {len(cohorts)} manifests. {RESEARCH_USE}")
     return 0
 
 

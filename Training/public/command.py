@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from cases.manifest import counted
 from common.parallel import in_processes
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.files import check_writable, write_folder
@@ -41,8 +42,7 @@ from .writing import (
     PATIENTS,
     Exclusion,
     add_options,
-    by_reason,
-    counted,
+    print_flow,
     relative,
     write_flow,
     write_image,
@@ -124,9 +124,9 @@ def run(name: str, options: argparse.Namespace) -> int:
         print(how_to_download(collection))
         return 0
     empty = [folder for folder in options.images or [] if not _has_content(folder)]
-    if empty or not options.images or options.table is None:
-        what = f"{empty[0]}: no such folder, or it is empty" if empty else None
-        what = what or f"{'--table' if options.images else '--images'} is missing"
+    missing = [f"--{name}" for name in ("images", "table") if getattr(options, name) is None]
+    if empty or missing:
+        what = f"{missing[0]} is missing" if missing else f"{empty[0]}: no folder, or an empty one"
         raise StagingError(f"{what}; the collection is needed.\n\n{how_to_download(collection)}")
     if options.output.is_dir():
         raise StagingError(f"{options.output}: a folder; the name of a file is needed.")
@@ -261,10 +261,7 @@ def _write(output: Path, partial: Path, images: Images, found: Sequence[_Found])
     counts = {PATIENTS: len(found), SCANS: images.scans, SEGMENTATIONS: masks}
     used = sum(each.used for each in found)
     included = {PATIENTS: len(rows), SCANS: len(rows), SEGMENTATIONS: used}
-    for unit, count in counts.items():
-        print(f"{count} {unit}, {included[unit]} in the manifest.")
-        for why, number in by_reason(exclusions, unit).items():
-            print(f"  {number} excluded: {why}")
+    print_flow(counts, exclusions, included)
     if not rows:
         raise StagingError(f"{output}: no patient has both a label and a CT; nothing was written.")
     write_flow(partial, counts, exclusions, included, counted(row["stage"] for row in rows))

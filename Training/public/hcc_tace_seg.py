@@ -7,7 +7,7 @@ patients without cirrhosis too.
 import re
 from pathlib import Path
 
-from LiverFibrosisStagingLib.stages import ANY_STAGE, GROUPS, StageRange
+from LiverFibrosisStagingLib.stages import ANY_STAGE, StageRange
 
 from .labels import Label, one_per_patient
 from .tables import read_sheet
@@ -18,8 +18,7 @@ MEANING = (
     "Hepatology 1996;24:289-293)."
 )
 COLUMNS = ("TCIA_ID", "Evidence_of_cirh", "CPS", "hepatitis")
-CIRRHOSIS = GROUPS["cirrhosis"]
-RANGES = {"1": StageRange(CIRRHOSIS, CIRRHOSIS), "0": StageRange(0, CIRRHOSIS - 1)}
+RANGES = {"1": StageRange.of("F4"), "0": StageRange.of("F0-F3")}
 # Name of a finding -> its column and possible values.
 FINDINGS = {
     "Child-Pugh": ("CPS", ("A", "B", "C")),

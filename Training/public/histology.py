@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cases.manifest import METAVIR_OF_ISHAK
-from LiverFibrosisStagingLib.stages import GROUPS, STAGES, StageRange
+from LiverFibrosisStagingLib.stages import STAGES, StageRange
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,10 @@ SCORES = {
 _OTHER_NAMES = {"kleiner": "nash-crn", "nafld-crn": "nash-crn", "batts-and-ludwig": "batts-ludwig"}
 # What a pathologist may write around a level of any system: F2, stage 2.
 _LEVEL = r"(?:stage ?|f)?(\d[a-c]?)"
-_ALL = STAGES.index("F4")
 _WORDS = {
-    "cirrhosis": StageRange(GROUPS["cirrhosis"], _ALL),
-    "no cirrhosis": StageRange(0, GROUPS["cirrhosis"] - 1),
-    "no fibrosis": StageRange(0, 0),
+    "cirrhosis": StageRange.of("F4"),
+    "no cirrhosis": StageRange.of("F0-F3"),
+    "no fibrosis": StageRange.of("F0"),
 }
 
 

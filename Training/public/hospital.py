@@ -15,8 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cases.manifest import PARTS, Case, Criteria
+from cases.manifest import PARTS, Case, Criteria, counted
 from common.parallel import in_processes
+from common.tables import TableError
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.files import check_writable, write_folder
 from LiverFibrosisStagingLib.imaging.checks import check_ct
@@ -27,7 +28,6 @@ from .histology import SCORES
 from .hospital_table import COLUMNS as FIELDS
 from .hospital_table import FREE_TEXT, Histology, by_line, named_columns, read_histologies
 from .identity import path_tells, text_tells
-from .labels import TableError
 from .matching import Index, with_zeros
 from .pairing import Pair, Pairing, disagreements, in_order, pair
 from .pseudonyms import WARNING, check_place, codes_of, read_key, write_key
@@ -38,7 +38,7 @@ from .writing import (
     FLOW,
     Exclusion,
     add_options,
-    counted,
+    print_flow,
     relative,
     row_of,
     write_flow,
@@ -132,7 +132,8 @@ def run(options: argparse.Namespace) -> int:
     def write(partial: Path) -> None:
         written = cohort.written(folder, partial)
         write_manifest(partial / manifest.name, [row_of(*each) for each in written])
-        write_flow(partial, *cohort.flow(case for case, _ in written), charted=STUDIES)
+        line = f"{len(cohort.patients)} patients\n{cohort.stages}"
+        write_flow(partial, *cohort.flow(), line, charted=STUDIES)
         if options.key is not None:
             write_key(options.key, cohort.codes)
 
@@ -161,6 +162,16 @@ class _Cohort:
 
     def __post_init__(self) -> None:
         self.pairing.pairs.sort(key=lambda each: (self.codes[each.patient], each.order))
+
+    @property
+    def patients(self) -> set[str]:
+        """Those in the manifest."""
+        return {each.patient for each in self.pairing.pairs}
+
+    @property
+    def stages(self) -> str:
+        """Number of CTs by stage or range."""
+        return counted(each.case.stages for each in self.pairing.pairs)
 
     def named(self) -> Iterator[tuple[str, Pair]]:
         """A name for the files of each pair: the code, with -2 for the second CT."""
@@ -201,10 +212,8 @@ class _Cohort:
         counts = Counter(left.values())
         return {why: counts[why] for why in in_order(counts, self.criteria)}
 
-    def flow(
-        self, cases: Iterable[Case]
-    ) -> tuple[dict[str, int], list[Exclusion], dict[str, int], str]:
-        """What `write_flow` takes: found, exclusions, included, and the stages' line."""
+    def flow(self) -> tuple[dict[str, int], list[Exclusion], dict[str, int]]:
+        """What `write_flow` takes: found, exclusions, included."""
         pairing, pairs = self.pairing, self.pairing.pairs
         included = {
             STUDIES: len(pairs),
@@ -217,10 +226,7 @@ class _Cohort:
             for why, count in self.reasons(left).items()
         ]
         found = {unit: included[unit] + len(left) for unit, left in reasons.items()}
-        cases = list(cases)
-        patients = len({case.patient for case in cases})
-        line = f"{patients} patients\n{counted(case.stages for case in cases)}"
-        return found, exclusions, included, line
+        return found, exclusions, included
 
 
 def _paired(
@@ -322,14 +328,9 @@ def _file(name: str, part: str) -> str:
 def _tell(cohort: _Cohort, manifest: Path, key: Path | None) -> None:
     """Print what was made, on the screen only."""
     pairs = cohort.pairing.pairs
-    patients = len({each.patient for each in pairs})
-    print(f"{manifest}: {len(pairs)} CTs of {patients} patients. {RESEARCH_USE}")
-    for unit, left in (
-        (STUDIES, cohort.pairing.studies),
-        (HISTOLOGIES, cohort.pairing.histologies),
-    ):
-        for why, count in cohort.reasons(left).items():
-            print(f"    not used: {count} of the {unit}, {why}")
+    print(f"{manifest}: {len(pairs)} CTs of {len(cohort.patients)} patients. {RESEARCH_USE}")
+    print_flow(*cohort.flow())
+    print(f"Stages: {cohort.stages}.")
     if unknown := sum(each.case.phase is None for each in pairs):
         print(f"{unknown} CTs have no known contrast phase; they are included.")
     if cohort.in_place:

@@ -6,12 +6,12 @@ from datetime import date
 from pathlib import Path
 
 from cases.manifest import description
+from common.tables import TableError
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import StageRange
 
 from .dates import date_of
 from .histology import Score, score_named, stages_of
-from .labels import TableError
 from .tables import column_name, read_csv, read_sheets
 
 # Field -> names of its column, without differences of letter case, spaces and hyphens.

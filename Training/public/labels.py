@@ -1,10 +1,10 @@
 """What a collection's clinical table says about the stage of a patient."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from LiverFibrosisStagingLib.errors import StagingError
+from common.tables import TableError
 from LiverFibrosisStagingLib.stages import StageRange
 
 
@@ -13,9 +13,8 @@ class Label:
     """The METAVIR stages that are possible for a patient.
 
     stages: ANY_STAGE if nothing is known. meaning: one sentence, what the label is and where its
-    conversion is from.
-    text: the entry of the table from which the label is, "" if the table has none. findings: what
-    else the table says about the liver.
+    conversion is from. text: the entry of the table from which the label is, "" if the table has
+    none. findings: what else the table says about the liver.
     """
 
     patient: str
@@ -23,15 +22,6 @@ class Label:
     meaning: str
     text: str
     findings: Mapping[str, str] = field(default_factory=dict, hash=False)
-
-
-class TableError(StagingError):
-    """A clinical table that cannot be used; `problems` has one sentence per problem."""
-
-    def __init__(self, path: Path, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{path} cannot be used, {count}:\n" + "\n".join(problems))
 
 
 def one_per_patient(

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from datetime import datetime, time
 from pathlib import Path
 
+from common.tables import TableError, read_utf8
 from LiverFibrosisStagingLib.errors import StagingError
-
-from .labels import TableError
 
 Row = tuple[int, dict[str, str]]
 
@@ -74,16 +73,6 @@ def read_csv(path: Path) -> list[tuple[int, list[str]]]:
         ]
     except csv.Error as error:
         raise TableError(path, [f"line {reader.line_num}: not CSV ({error})."]) from None
-
-
-def read_utf8(path: Path) -> str:
-    """The text of a file, without a byte-order mark. Raises TableError."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise TableError(path, [f"The file cannot be read: {error.strerror}."]) from None
-    except UnicodeDecodeError:
-        raise TableError(path, ["The file is not UTF-8 text; save it as CSV UTF-8."]) from None
 
 
 def read_sheet(path: Path, columns: Sequence[str]) -> list[Row]:

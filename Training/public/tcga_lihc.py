@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 
 from cases.manifest import METAVIR_OF_ISHAK
+from common.tables import TableError
 from LiverFibrosisStagingLib.stages import ANY_STAGE, StageRange
 
-from .labels import Label, TableError, one_per_patient
+from .labels import Label, one_per_patient
 from .tables import column_name, read_lines
 
 MEANING = (

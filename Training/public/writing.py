@@ -15,7 +15,6 @@ from common.figures import save_figure
 from common.tables import write_csv
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.imaging.itk_files import itk_path
-from LiverFibrosisStagingLib.stages import StageRange
 
 FLOW, EXCLUSIONS, CHART = "flow.csv", "exclusions.csv", "flow_chart"
 CTS = "cts"  # folder of copies, beside the manifest
@@ -110,11 +109,14 @@ def relative(path: Path, folder: Path) -> str:
         return path.absolute().as_posix()
 
 
-def counted(stages: Iterable[StageRange]) -> str:
-    """The number of each range, the lowest first: "F0-F3 2, F4 1"."""
-    counts = Counter(stages)
-    ordered = sorted(counts, key=lambda each: (each.lowest, each.highest))
-    return ", ".join(f"{each} {counts[each]}" for each in ordered)
+def print_flow(
+    found: Mapping[str, int], exclusions: Sequence[Exclusion], included: Mapping[str, int]
+) -> None:
+    """Print how many were found, and why how many are excluded; see `write_flow`."""
+    for unit, count in found.items():
+        print(f"{count} {unit}, {included[unit]} in the manifest.")
+        for why, number in by_reason(exclusions, unit).items():
+            print(f"  {number} excluded: {why}")
 
 
 def write_flow(
@@ -134,7 +136,7 @@ def write_flow(
     for unit, count in found.items():
         lines.append([unit, "found", count])
         lines += [[unit, f"excluded: {why}", n] for why, n in by_reason(exclusions, unit).items()]
-        lines.append([unit, "included", included.get(unit, 0)])
+        lines.append([unit, "included", included[unit]])
     others = dict.fromkeys(each.unit for each in exclusions if each.unit not in found)
     for unit in others:
         lines += [[unit, f"not used: {why}", n] for why, n in by_reason(exclusions, unit).items()]
