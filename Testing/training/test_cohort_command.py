@@ -408,7 +408,7 @@ def test_impossible_options_are_refused_before_any_ct_is_read(tmp_path, capsys):
     for workers in ("0", "-2", "two"):
         with pytest.raises(SystemExit):
             make("hcc-tace-seg", images, table, tmp_path / "m.csv", "--workers", workers)
-        assert "argument --workers: " in capsys.readouterr().err
+        assert f"argument --workers: {workers}: 1 or more" in capsys.readouterr().err
     assert make("hcc-tace-seg", images, table, tmp_path) == 1
     assert "a folder; the name of a file is needed" in capsys.readouterr().err
     (tmp_path / "cts").mkdir()

@@ -269,7 +269,7 @@ def test_a_ct_is_recognised_in_another_format_and_orientation(tmp_path):
     assert len(set().union(*found)) == 6
 
 
-def test_the_shipped_network_knows_its_patients():
+def test_the_shipped_network_lists_its_patients():
     shipped = resume.training_cts(default_model_path())
     codes = ["HCC_002", "hcc-007", "HCC_009", "HCC_011", "HCC_048", "CRLM-CT-1004", "TCGA-AY-4070"]
     for code in codes:
@@ -280,7 +280,7 @@ def test_the_shipped_network_knows_its_patients():
     assert len(recipe) == 8 and len(shipped) == 2 * 8 + len(known)
 
 
-def test_the_shipped_network_knows_the_voxels_of_its_bodies(shared_data):
+def test_the_shipped_network_lists_the_voxels_of_its_bodies(shared_data):
     shipped = resume.training_cts(default_model_path())
     for body in json.loads((ROOT / "Training" / "insilico" / "recipe.json").read_text())["bodies"]:
         assert resume.voxel_digest(shared_data / body["ct"]) in shipped

@@ -38,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
     """Write the manifest; returns the exit status. Raises StagingError."""
     if options.output.exists():
         raise StagingError(f"{options.output}: exists; a new name is needed.")
-    check_writable(options.output.absolute().parent)
+    folder = options.output.absolute().parent
+    check_writable(folder)
     cohorts = {path: read_manifest(path, options.grades) for path in options.manifests}
     cases = _combined(cohorts)
     unknown = sorted(set(options.without) - {case.patient for case in cases})
@@ -47,7 +48,6 @@ def run(options: argparse.Namespace) -> int:
     kept = [case for case in cases if case.patient not in options.without]
     if not kept:
         raise StagingError(f"{options.output}: no patient is left; nothing was written.")
-    folder = options.output.absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
     with unfinished(options.output) as file:
         write_manifest(file, [_row(case, folder) for case in kept])

@@ -56,10 +56,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _workers(text: str) -> int:
-    number = int(text)
-    if number < 1 and number != -1:
+    if text != "-1" and not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text}: 1 or more, or -1 for one per core, is needed")
-    return number
+    return int(text)
 
 
 def write_manifest(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
