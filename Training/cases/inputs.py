@@ -109,7 +109,7 @@ def check_inputs(
         (folder / "checked").mkdir(parents=True, exist_ok=True)
         work = [(case, folder, inputs[case.name]) for case in todo]
         checked = in_processes(_check_one, work, "Checking", "CT", workers)
-        records |= {case.name: record for case, record in zip(todo, checked)}
+        records |= {case.name: found for case, found in zip(todo, checked, strict=True)}
     usable, excluded = [], list(inclusion.excluded)
     for case in inclusion.included:
         record = records[case.name]

@@ -126,7 +126,9 @@ def run(name: str, options: argparse.Namespace) -> int:
     empty = [folder for folder in options.images or [] if not _has_content(folder)]
     missing = [f"--{name}" for name in ("images", "table") if getattr(options, name) is None]
     if empty or missing:
-        what = f"{missing[0]} is missing" if missing else f"{empty[0]}: no folder, or an empty one"
+        what = (
+            f"{empty[0]}: no such folder, or it is empty" if empty else f"{missing[0]} is missing"
+        )
         raise StagingError(f"{what}; the collection is needed.\n\n{how_to_download(collection)}")
     if options.output.is_dir():
         raise StagingError(f"{options.output}: a folder; the name of a file is needed.")

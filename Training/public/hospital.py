@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> int:
     def write(partial: Path) -> None:
         written = cohort.written(folder, partial)
         write_manifest(partial / manifest.name, [row_of(*each) for each in written])
-        line = f"{len(cohort.patients)} patients\n{cohort.stages}"
+        line = f"{cohort.patients} patients\n{cohort.stages}"
         write_flow(partial, *cohort.flow(), line, charted=STUDIES)
         if options.key is not None:
             write_key(options.key, cohort.codes)
@@ -164,9 +164,9 @@ class _Cohort:
         self.pairing.pairs.sort(key=lambda each: (self.codes[each.patient], each.order))
 
     @property
-    def patients(self) -> set[str]:
-        """Those in the manifest."""
-        return {each.patient for each in self.pairing.pairs}
+    def patients(self) -> int:
+        """Number of those in the manifest."""
+        return len({each.patient for each in self.pairing.pairs})
 
     @property
     def stages(self) -> str:
@@ -328,7 +328,7 @@ def _file(name: str, part: str) -> str:
 def _tell(cohort: _Cohort, manifest: Path, key: Path | None) -> None:
     """Print what was made, on the screen only."""
     pairs = cohort.pairing.pairs
-    print(f"{manifest}: {len(pairs)} CTs of {len(cohort.patients)} patients. {RESEARCH_USE}")
+    print(f"{manifest}: {len(pairs)} CTs of {cohort.patients} patients. {RESEARCH_USE}")
     print_flow(*cohort.flow())
     print(f"Stages: {cohort.stages}.")
     if unknown := sum(each.case.phase is None for each in pairs):
