@@ -1,5 +1,6 @@
 """Cross-validation folds: split by patient, with the stages and ranges of stages balanced."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -53,7 +54,10 @@ def _parts(
     # In very small cohorts the most frequent stage may have fewer cases than there are parts.
     parts = min(parts, len(set(patients)), most)
     splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-    return [(among[rest], among[part]) for rest, part in splitter.split(among, stages, patients)]
+    with warnings.catch_warnings():  # stages with fewer cases than parts are usual
+        warnings.filterwarnings("ignore", "The least populated class")
+        found = list(splitter.split(among, stages, patients))
+    return [(among[rest], among[part]) for rest, part in found]
 
 
 def _strata(ranges: Sequence[StageRange], parts: int) -> list[str]:
