@@ -150,7 +150,8 @@ def test_a_missing_model_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def cross_validated(tmp_path_factory):
     """Folder, measures and folds of a cross-validation with the size of the paper's cohort."""
-    cases, folder = staged_cohort(), tmp_path_factory.mktemp("cross_validated")
+    cases = [replace(case, site="AB"[n % 2]) for n, case in enumerate(staged_cohort())]
+    folder = tmp_path_factory.mktemp("cross_validated")
     folds = {case.name: number % 5 for number, case in enumerate(cases)}
     return folder, evaluate.report_cross_validation(cases, folds, folder, TRAINED_ON), folds
 
@@ -169,6 +170,8 @@ def test_cross_validation_report(cross_validated):
     called = np.array([line["positive_significant"] == "1" for line in lines])
     sensitivity = found["groups"]["significant"]["sensitivity"]["value"]
     assert sensitivity == pytest.approx(called[truth].mean())
+    with (folder / "tables" / "by_site.csv").open() as file:
+        assert [row[:2] for row in csv.reader(file)][1:3] == [["A", "126"], ["B", "126"]]
 
 
 def test_table_2_stands_beside_the_papers(cross_validated):

@@ -35,6 +35,7 @@ from lfs.build import Build  # noqa: E402
 from LiverFibrosisStagingLib import StagingError, StagingModel  # noqa: E402
 from LiverFibrosisStagingLib.resources import default_model_path  # noqa: E402
 from LiverFibrosisStagingLib.stages import GROUPS  # noqa: E402
+from runs import reading  # noqa: E402
 from runs.reading import Source  # noqa: E402
 
 SCRIPT = ROOT / "Training" / "train.py"
@@ -238,7 +239,9 @@ def test_a_start_that_was_trained_on_test_cases_is_refused(cohorts, finished, tm
     assert training_cts(run / "LFS.onnx") == set().union(*cases.values())
 
 
-def test_a_start_recognises_a_patient_in_another_file_format(cohorts, finished, tmp_path):
+def test_a_network_recognises_a_patient_in_another_file_format(
+    cohorts, finished, tmp_path, monkeypatch, capsys
+):
     folder = shutil.copytree(cohorts[0].parent, tmp_path / "again")
     for file in folder.glob("*_ct.nii.gz"):
         image = sitk.DICOMOrient(sitk.ReadImage(str(file)), "RAS")
@@ -250,6 +253,10 @@ def test_a_start_recognises_a_patient_in_another_file_format(cohorts, finished, 
     with pytest.raises(RunError, match=r"trained on patients that a fold holds out .*other"):
         run_small(folder / "manifest.csv", tmp_path / "run", start_from=start)
     assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(evaluate, "check_inputs", reading.check_inputs)
+    command = ["--model", start, "--manifest", folder / "manifest.csv", "-o", tmp_path / "out"]
+    assert evaluate.main([*map(str, command)]) == 1
+    assert "trained on test cases (other" in capsys.readouterr().err
 
 
 def test_training_continues_from_an_exported_network(cohorts, finished, tmp_path):

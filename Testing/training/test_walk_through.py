@@ -80,7 +80,7 @@ def staged_by(real, ct, liver, spleen, model, **options):
     logits = np.random.default_rng(len(Path(ct).parts)).normal(size=5)
     region = {"mean": 1.0, "share": 0.2, "volume_ml": 500.0}
     return SimpleNamespace(
-        forward_pass=SimpleNamespace(logits=logits),
+        forward_pass=SimpleNamespace(logits=logits, forwards=()),
         probabilities=softmax(logits),
         measurements=dict.fromkeys(("liver", "liver_surface", "liver_core", "rest"), region),
         signs=SimpleNamespace(measurements=()),

@@ -208,29 +208,29 @@ def training_cts(file: Path) -> frozenset[str]:
         ) from None
 
 
-def check_not_trained_on(
-    file: Path, test_cts: Mapping[str, Path], tested: str = "test cases"
-) -> frozenset[str]:
+def check_not_trained_on(file: Path, test_cts: Mapping[str, Path]) -> frozenset[str]:
     """`training_cts` of a file; RunError if any of them is to be tested on.
 
     test_cts: case name -> CT; a case is also recognised by its name, if the file lists the patients
-    of a public collection. tested: what the cases are, for the message. Prints a warning to
-    standard error if the file does not list all CTs.
+    of a public collection. Prints a warning to standard error if the file does not list all CTs.
     """
     training = training_cts(file)
     listed = training != {UNKNOWN}
-    refuse_known(file, training, {n: digests(ct) for n, ct in test_cts.items() if listed}, tested)
+    refuse_known(file, training, {n: digests(ct) for n, ct in test_cts.items() if listed})
     if test_cts:
         warn_of_unknown(file, training)
     return training
 
 
 def refuse_known(
-    file: Path, training: Collection[str], cases: Mapping[str, Collection[str]], tested: str
+    file: Path,
+    training: Collection[str],
+    cases: Mapping[str, Collection[str]],
+    tested: str = "test cases",
 ) -> None:
     """RunError if a case is among what the network of a file was trained on (`training_cts`).
 
-    cases: case name -> digests of its CT. tested: see `check_not_trained_on`.
+    cases: case name -> digests of its CT. tested: what the cases are, for the message.
     """
     known = [
         name

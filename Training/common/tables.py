@@ -6,6 +6,7 @@ from pathlib import Path
 
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.files import cell
+from LiverFibrosisStagingLib.stages import RESEARCH_USE
 
 MISSING = "-"  # a cell without a value
 
@@ -27,6 +28,22 @@ def read_utf8(path: Path) -> str:
         raise TableError(path, [f"The file cannot be read: {error.strerror}."]) from None
     except UnicodeDecodeError:
         raise TableError(path, ["The file is not UTF-8 text; save it as CSV UTF-8."]) from None
+
+
+def write_table(stem: Path, rows: Sequence[Sequence[str]], trained_on: str) -> None:
+    """Write a table, header first, as `stem`.csv and .md, into a folder that may be new.
+
+    Below it stands on what the measured model was trained, one sentence, and the restriction.
+    """
+    notice = notice_of(trained_on)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(stem.with_suffix(".csv"), [*rows, [notice]])
+    write_markdown(stem.with_suffix(".md"), rows, notice)
+
+
+def notice_of(trained_on: str) -> str:
+    """The sentences below a table of results; trained_on: one sentence on the training data."""
+    return f"Model trained on: {trained_on.rstrip('.')}. {RESEARCH_USE}"
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:

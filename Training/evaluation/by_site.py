@@ -5,23 +5,24 @@ from pathlib import Path
 
 import numpy as np
 
-from cases.manifest import Case
-from common.tables import MISSING, write_csv, write_markdown
+from common.tables import MISSING, write_table
 from evaluation.metrics import Calibrated
+from evaluation.staged import Staged
 from LiverFibrosisStagingLib.evaluation.cohort import binary_measures
 from LiverFibrosisStagingLib.evaluation.measures import (
+    UNDEFINED,
     Interval,
     draw_patients,
     group_probabilities,
 )
 from LiverFibrosisStagingLib.evaluation.tables import group_title, with_interval
-from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE
+from LiverFibrosisStagingLib.stages import GROUPS, decided, stage_array
 
 NOT_STATED = "not stated"
 
 
 def aucs_by_site(
-    cases: Sequence[Case], calibrated: Calibrated, repeats: int = 2000, seed: int = 0
+    cases: Sequence[Staged], calibrated: Calibrated, repeats: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, Interval]]:
     """Site -> group -> AUC with its interval, and `with` and `without`: the numbers of patients.
 
@@ -29,32 +30,29 @@ def aucs_by_site(
     left out of it; an AUC without cases on both sides is None.
     """
     sites = np.array([case.site or NOT_STATED for case in cases])
-    patient = np.array([case.patient for case in cases])
+    patients = np.array([case.patient for case in cases])
+    stages = stage_array([case.stages for case in cases])
     scores = group_probabilities(calibrated.probabilities)
     found: dict[str, dict[str, Interval]] = {}
     for site in dict.fromkeys(sites.tolist()):
         found[site] = {}
+        at_site = np.flatnonzero(sites == site)
         for name, first in GROUPS.items():
-            answers = np.array([case.stages.decides(first) for case in cases], object)
-            own = (sites == site) & (answers != None)  # noqa: E711 (an array of True, False, None)
-            truth = answers[own].astype(bool)
-            sides = {
-                "with": len(set(patient[own][truth])),
-                "without": len(set(patient[own][~truth])),
-            }
-            area: Interval = dict.fromkeys(("value", "low", "high"))
+            known, truth = decided(stages[at_site], first)
+            own = at_site[known]
+            patient = patients[own]
+            sides = {"with": len({*patient[truth]}), "without": len({*patient[~truth]})}
+            area = UNDEFINED
             if min(sides.values()):
-                weights = draw_patients(patient[own], repeats, seed)
+                weights = draw_patients(patient, repeats, seed)
                 positive = calibrated.positive[name][own]
-                area = binary_measures(truth, scores[name][own], positive, patient[own], weights)[
-                    "auc"
-                ]
+                area = binary_measures(truth, scores[name][own], positive, patient, weights)["auc"]
             found[site][name] = {**area, **sides}
     return found
 
 
 def report(
-    cases: Sequence[Case], calibrated: Calibrated, folder: Path, trained_on: str
+    cases: Sequence[Staged], calibrated: Calibrated, folder: Path, trained_on: str
 ) -> dict[str, dict[str, Interval]]:
     """Write `folder`/tables/by_site.csv and .md, if the cases are from several sites.
 
@@ -68,11 +66,7 @@ def report(
     for site, of_groups in found.items():
         count = sum((case.site or NOT_STATED) == site for case in cases)
         lines.append([site, str(count), *map(_cell, of_groups.values())])
-    notice = f"Model trained on: {trained_on.rstrip('.')}. {RESEARCH_USE}"
-    stem = folder / "tables" / "by_site"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(stem.with_suffix(".csv"), [*lines, [notice]])
-    write_markdown(stem.with_suffix(".md"), lines, notice)
+    write_table(folder / "tables" / "by_site", lines, trained_on)
     return found
 
 

@@ -14,16 +14,15 @@ interrupted run.
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cases.inputs import Patch, check_inputs, check_some, write_tables
+from cases.inputs import Checked, Patch, check_inputs, check_some, write_tables
 from cases.manifest import (
     EVERYONE,
-    Case,
     Inclusion,
     ManifestError,
     add_grades,
@@ -31,8 +30,8 @@ from cases.manifest import (
     read_manifest,
 )
 from common.files import write_text
-from common.resume import check_not_trained_on
-from common.tables import MISSING, write_csv, write_markdown
+from common.resume import digest, refuse_known, training_cts, warn_of_unknown
+from common.tables import MISSING, write_csv, write_table
 from evaluation import by_site, cohort_maps
 from evaluation.figures import save
 from evaluation.metrics import (
@@ -100,33 +99,14 @@ def report_test(
     return _report(staged, predictions, calibrated, found, folder, trained_on)
 
 
-def report_sites(
-    cases: Sequence[Case],
-    staged: Sequence[Staged],
-    folder: Path,
-    trained_on: str,
-    tested_with: Mapping[str, int] | Card,
-) -> None:
-    """Write the AUCs by site (`by_site.report`); cases and staged in the same order.
-
-    tested_with: the fold of each case in a cross-validation, or the card of a tested model.
-    """
-    if isinstance(tested_with, Card):
-        points = operating_points(tested_with)
-        calibrated = calibrate(Predictions.of(staged), tested_with.temperature, points)
-    else:
-        calibrated = calibrate_folds(Predictions.of(staged, tested_with))[0]
-    by_site.report(cases, calibrated, folder, trained_on)
-
-
-def usable_cases(
+def checked_cases(
     inclusion: Inclusion,
     manifest: Path,
     folder: Path,
     model: StagingModel,
     any_phase: bool = False,
     workers: int = -1,
-) -> list[Case]:
+) -> Checked:
     """The included cases that `model` can stage, with their masks; tables of the others.
 
     See `cases.inputs`, also for any_phase and workers. Raises ManifestError if there is none.
@@ -136,7 +116,7 @@ def usable_cases(
     checked = check_inputs(inclusion, folder, patch, any_phase, workers)
     check_some(checked, manifest)
     write_tables(checked, folder)
-    return checked.inclusion.included
+    return checked
 
 
 def operating_points(card: Card) -> dict[str, float]:
@@ -196,16 +176,19 @@ def _report(
     }
     tables = folder / "tables"
     tables.mkdir(parents=True, exist_ok=True)
-    notice = f"Model trained on: {trained_on.rstrip('.')}. {RESEARCH_USE}"
     for path, rows in (
         (folder / "predictions.csv", _prediction_rows(predictions, calibrated)),
         (tables / "weights.csv", cohort_maps.rows(staged)),
     ):
         write_csv(path, [list(rows[0]), *(list(row.values()) for row in rows)])
-    _write_table(tables / "table_2", table_2({"this model": found}), notice)
-    _write_table(tables / "confusion", confusion_table(found), notice)
-    _write_table(tables / "regions", region_table(found["location_maps"]), notice)
-    _write_table(tables / "patterns", _pattern_table(found["location_maps"]), notice)
+    for name, lines in (
+        ("table_2", table_2({"this model": found})),
+        ("confusion", confusion_table(found)),
+        ("regions", region_table(found["location_maps"])),
+        ("patterns", _pattern_table(found["location_maps"])),
+    ):
+        write_table(tables / name, lines, trained_on)
+    by_site.report(staged, calibrated, folder, trained_on)
     drawn_from = predictions.stage, calibrated.probabilities, found
     weights = cohort_maps.grouped(staged)
     temperature = f"temperature {found['temperature']:.2f}"
@@ -267,10 +250,15 @@ def _prediction_rows(predictions: Predictions, calibrated: Calibrated) -> list[d
     ]
 
 
-def _write_table(stem: Path, lines: Sequence[Sequence[str]], notice: str) -> None:
-    """Write a table as .csv and .md with the notice below it."""
-    write_csv(stem.with_suffix(".csv"), [*lines, [notice]])
-    write_markdown(stem.with_suffix(".md"), lines, notice)
+def _refuse_known(
+    training: Mapping[Path, Collection[str]], cases: Mapping[str, Collection[str]]
+) -> None:
+    """RunError if a model was trained on one of the cases.
+
+    training: model file -> `training_cts`. cases: name -> digests of its CT.
+    """
+    for file, known in training.items():
+        refuse_known(file, known, cases)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -292,22 +280,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = StagingModel.load(options.model)
         other = None if options.compare is None else StagingModel.load(options.compare)
         inclusion = apply(read_manifest(options.manifest, options.grades), EVERYONE)
-        cts = {case.name: case.ct for case in inclusion.included}
-        for file in (options.model, options.compare):
-            if file is not None:
-                check_not_trained_on(file, cts)
-        cases = usable_cases(
+        files = [file for file in (options.model, options.compare) if file is not None]
+        training = {file: training_cts(file) for file in files}
+        for file, known in training.items():
+            warn_of_unknown(file, known)
+        # By their files now, by their voxels when these have been read.
+        _refuse_known(training, {case.name: {digest(case.ct)} for case in inclusion.included})
+        checked = checked_cases(
             inclusion, options.manifest, options.output, model, options.any_phase, options.workers
         )
+        cases = checked.inclusion.included
+        _refuse_known(training, {case.name: checked.digests(case) for case in cases})
         folder = options.output / "staged"
         staged = stage_cases(cases, model, folder, options.workers)
-        report_sites(cases, staged, options.output, model.card.trained_on, model.card)
         found = report_test(staged, model, options.output, model.card.trained_on)
         if other is not None:
             compared = compare(staged, stage_cases(cases, other, folder, options.workers))
             found["compared_with"] = {"model": other.sha256, **compared}
             lines = comparison_table(compared, "this model", "the other")
-            _write_table(options.output / "tables" / "comparison", lines, RESEARCH_USE)
+            write_table(options.output / "tables" / "comparison", lines, model.card.trained_on)
             write_metrics(found, options.output)
     except (ManifestError, StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
-from tqdm import tqdm
 
 from cases.manifest import Case
 from common.files import write_text
+from common.parallel import in_processes
 from LiverFibrosisStagingLib import StagingModel, __version__
 from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.stages import RESEARCH_USE, StageRange, median_stage
 from LiverFibrosisStagingLib.staging import stage
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +32,8 @@ class Staged:
     stages: by histology. predicted: 0..4, by the model. logits, probabilities: float64 [5].
     measurements: region -> mean, share, volume_ml of the predicted stage's location map.
     member_probabilities: float64 [members, 5] of an ensemble, None for a single network.
-    signs: measured on CT and masks, by key; None where not measurable.
+    signs: measured on CT and masks, by key; None where not measurable. site: where the CT was
+    taken, if known. means: float32 [patches, maps] of a `SignNetwork`'s maps, None for another.
     """
 
     name: str
@@ -45,6 +45,8 @@ class Staged:
     measurements: dict[str, dict[str, float]]
     member_probabilities: np.ndarray | None = None
     signs: Mapping[str, float | None] = field(default_factory=dict)
+    site: str | None = None
+    means: np.ndarray | None = None
 
     @property
     def stage(self) -> int | None:
@@ -72,9 +74,9 @@ def stage_cases(
     found = [_read(case, folder) for case in cases]
     missing = [case for case, record in zip(cases, found) if record is None]
     if missing:
-        work = (delayed(_stage_one)(case, path, folder) for case in missing)
-        parallel = Parallel(n_jobs=min(workers, len(missing)), return_as="generator_unordered")
-        refusals = [why for why in tqdm(parallel(work), "Staging", len(missing)) if why]
+        work = [(case, path, folder) for case in missing]
+        done = in_processes(_stage_one, work, "Staging", "CT", workers)
+        refusals = [why for why in done if why]
         if refusals:
             raise StagingError(
                 f"{len(refusals)} of {len(cases)} cases cannot be staged: " + " ".join(refusals)
@@ -115,6 +117,11 @@ def _stage_one(case: Case, model: Path, folder: Path) -> str | None:
         "measurements": result.measurements,
         "signs": {each.key: each.value for each in result.signs.measurements},
         "member_probabilities": None if members is None else np.asarray(members).tolist(),
+        "means": [
+            each.tensors["means"].reshape(-1).tolist()
+            for each in result.forward_pass.forwards
+            if "means" in each.tensors
+        ],
     }
     write_text(folder / f"{case.name}.json", json.dumps(record, indent=1) + "\n")
     return None
@@ -153,4 +160,6 @@ def _staged(case: Case, record: dict[str, Any]) -> Staged:
         measurements=record["measurements"],
         member_probabilities=None if members is None else np.array(members),
         signs=record["signs"],
+        site=case.site,
+        means=np.array(record["means"], np.float32) if record["means"] else None,
     )

@@ -19,7 +19,6 @@ from evaluation.evaluate import (
     aucs,
     compare,
     report_cross_validation,
-    report_sites,
     report_test,
     write_metrics,
 )
@@ -89,7 +88,6 @@ def cross_validate(
 
     tests = [part.test for part in parts]
     out_of_fold, fold_of = stage_out_of_fold(cases, tests, run)
-    report_sites(cases, out_of_fold, run, data, fold_of)
     found = report_cross_validation(out_of_fold, fold_of, run, data)
     again = [stage_out_of_fold(cases, tests, folder)[0] for folder in others]
     trainings, comparison = [out_of_fold, *again], ""
@@ -192,7 +190,6 @@ def _test(
     for file, folder in zip(files, (run / "test", run / "test" / "single")):
         model = StagingModel.load(file)
         staged.append(stage_cases(cases, model, run / "staged"))
-        report_sites(cases, staged[-1], folder, data, model.card)
         found.append(report_test(staged[-1], model, folder, data))
     found[0]["compared_with_single"] = compare(*staged)
     write_metrics(found[0], run / "test")
