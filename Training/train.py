@@ -7,16 +7,17 @@ The second command first simulates two cohorts of phantoms (`phantom.py`), one f
 and one for testing. RUN receives folds.json (the cases of each fold), fold_K/ (checkpoint.pt,
 log.csv, LFS.onnx), predictions.csv, metrics.json, tables/ and figures/ of the cross-validation, the
 same for the test cohort in test/, LFS.onnx (the ensemble of the folds), LFS_single.onnx (the fold
-with the lowest validation loss) and MODEL_CARD.md. Repeat the command to resume an interrupted run.
+with the best validation) and MODEL_CARD.md. Repeat the command to resume an interrupted run.
 
 All measures are computed on the exported files with the library's `stage`.
 With several GPUs: torchrun --nproc-per-node 4 Training/train.py ...
 
     python Training/train.py --manifest COHORT/manifest.csv -o RUN --start-from LFS.onnx
 
-fine-tunes a network: a checkpoint.pt, or an exported file. For the shipped LFS.onnx, only the
-layers behind its maps are trained, in seconds, and RUN also receives the comparison with the
-shipped network, networks trained anew and the measured signs (finetuning/).
+fine-tunes a network: a checkpoint.pt, or an exported file. Of an exported file, RUN also receives
+the comparison with the start network and the measured signs. Of a `SignNetwork`, such as the
+shipped LFS.onnx, only the layers behind its maps are trained, in seconds; the comparison then
+includes networks trained anew, and neither checkpoints nor LFS_single.onnx are written.
 """
 
 import argparse
@@ -66,8 +67,9 @@ def train(
     data: one sentence on the cohort, shown with every result. workers: processes that prepare CTs
     and patches. seeds: trainings with the seed of the schedule and those that follow; None for 1,
     or for `Plan.seeds` if the start is a SignNetwork. tuning, draws: for a SignNetwork, how it is
-    fine-tuned, and see `Plan`. Of any other start, the weights are used where the shapes match;
-    anew: then also train without it, for the comparison, which a SignNetwork always has.
+    fine-tuned, and see `Plan`; build is not used then, and of the schedule the seed only. Of any
+    other start, the weights are used where the shapes match; anew: then also train without it, for
+    the comparison, which needs an exported file and with a SignNetwork is always made.
 
     Raises ManifestError, RunError if `run` contains another run, and StagingError if a case cannot
     be staged.
@@ -78,12 +80,18 @@ def train(
     tuning = dataclasses.replace(tuning or Tuning(), seed=schedule.seed)
     seeds = seeds if seeds is not None else Plan.seeds if signs else 1
     if signs and source.only is not None:
-        raise RunError("--fold: all folds of this network are trained together, in seconds.")
-    if anew and start is None:
-        raise RunError("--anew: it is for the comparison with --start-from, which is needed.")
+        raise RunError(
+            f"--fold {source.only}: all folds of a SignNetwork are trained together, in seconds; "
+            "the command without --fold is needed."
+        )
+    if anew and (start is None or not start.staged):
+        raise RunError(
+            "--anew: the comparison is with an exported file; one is needed for --start-from."
+        )
     if seeds < 1:
         raise RunError(f"--seeds {seeds}: at least 1 is needed.")
-    patch = Patch(build.patch_size[0], build.spacing[0])
+    # The field of a SignNetwork is filled, without copies of slices.
+    patch = None if signs else Patch(build.patch_size[0], build.spacing[0])
     inputs = read_inputs(source, run, patch, schedule)
     about = {"name": name, "data": data}
     if not signs:
@@ -153,16 +161,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--anew",
         action="store_true",
-        help="train also without the start network, for the comparison with it (takes as long)",
+        help="train also without the start network, for the comparison with it (takes as long; "
+        "always done for the shipped network)",
     )
     parser.add_argument(
         "--curve-draws",
         type=int,
         default=Plan.draws,
-        help="draws of patients for each point of its learning curve; 0 for no curve (default: 2)",
+        help="fine-tuning of the shipped network: draws of patients for each point of the learning "
+        f"curve; 0 for no curve (default: {Plan.draws})",
     )
     parser.add_argument(
-        "--readers", action="store_true", help="also train its layers that read the signs"
+        "--readers",
+        action="store_true",
+        help="fine-tuning of the shipped network: also train the layers that read the signs",
     )
     parser.add_argument(
         "--shuffle-labels", action="store_true", help="permute the stages, as a control"

@@ -201,6 +201,7 @@ def once(ct: str, plain: bool) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Print the table, or with --once the costs of one run as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ct", nargs="?", default=str(SAMPLE))
     parser.add_argument("--slices", type=int)

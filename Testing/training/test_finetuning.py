@@ -126,8 +126,11 @@ def test_training_learns_from_stages_and_ranges(starts, learn, ranges):
 def test_a_cases_logits_are_the_mean_over_its_patches(starts):
     rng = np.random.default_rng(0)
     patches = [rng.normal(1, 0.2, (number, len(NAMES))) for number in (1, 3, 2)]
-    records = [{"means": each.tolist(), "signs": {}} for each in patches]
-    cohort = assemble(records, [StageRange(0, 0)] * 3, ["a", "b", "c"])
+    known, _ = synthetic(3)
+    staged = staged_cohort(known, np.zeros((3, 5)))
+    pairs = zip(staged, patches)
+    cohort = assemble([dataclasses.replace(c, means=np.float32(each)) for c, each in pairs])
+    np.testing.assert_array_equal(cohort.signs, known.signs)
     found = logits_of(starts, cohort)
     with torch.no_grad():
         for row, each in zip(found, patches):
@@ -166,7 +169,7 @@ def predictions(cohort, better, seed=0):
         scores[name] = dict(zip(GROUPS, (noise + (0.5 + shift) * truth).T))
     logits = {name: rng.normal(0, 1, (len(cohort), 5)) for name in methods.NETWORKS}
     logits[ANEW] = 9.0 * np.eye(5)[cohort.lowest]
-    return methods.OutOfFold(scores, logits, [])
+    return methods.OutOfFold(scores, logits)
 
 
 def test_the_comparison_has_intervals_and_agrees_with_scikit_learn():
@@ -278,7 +281,8 @@ def test_the_learning_curve_takes_parts_of_the_patients(starts):
     cohort, _ = synthetic(40, per_patient=2)
     folds = [Fold(*each) for each in cohort.splits(np.arange(40), 2, 0)]
     quick = dataclasses.replace(QUICK, steps=2)
-    rows = power.learning_curve(cohort, starts, folds, quick, 2)
+    whole, _ = methods.cross_validate(cohort, starts, folds, quick, (TUNED, ANEW))
+    rows = power.learning_curve(cohort, starts, folds, quick, 2, whole)
     assert len(rows) == (3 * 2 + 1) * 2 * 3
     sizes = sorted({(row["share"], row["patients"]) for row in rows})
     assert [share for share, _ in sizes] == [0.25, 0.5, 0.75, 1.0]

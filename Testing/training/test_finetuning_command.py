@@ -73,8 +73,7 @@ def test_a_run_writes_the_comparison_and_the_model_card(finished):
     _, run, found = finished
     assert json.loads((run / "metrics.json").read_text()) == found
     rows = [*csv.reader((run / "tables" / "comparison.csv").open(encoding="utf-8"))]
-    methods = ["start network", "fine-tuned", "trained anew", "measured signs"]
-    assert [row[0] for row in rows[1:5]] == methods
+    assert [row[0] for row in rows[1:-1]] == list(methods.METHODS)
     assert "Research use only" in rows[-1][0] and "Ten simulated phantoms" in rows[-1][0]
     for name in ("comparison.md", "power.csv", "power.md", "learning_curve.csv"):
         assert (run / "tables" / name).stat().st_size
@@ -107,7 +106,7 @@ def test_the_fine_tuned_network_stages_as_the_start_network_does(finished, start
 def test_means_give_the_logits_of_the_library(finished, start):
     manifest, run, _ = finished
     cases = read_manifest(manifest)
-    cohort = read_cohort(cases, start, run / "cache" / "maps")  # as it was kept
+    cohort = read_cohort(cases, start, run / "staged")  # as it was kept
     found = logits_of(load(start), cohort)
     result = stage(cases[2].ct, cases[2].liver, cases[2].spleen, start)
     np.testing.assert_allclose(found[2], result.forward_pass.logits, atol=1e-4)

@@ -282,8 +282,9 @@ def test_training_continues_from_an_exported_network(cohorts, finished, tmp_path
 def test_an_exported_start_is_compared_with_what_is_trained(
     cohorts, finished, tmp_path, monkeypatch
 ):
-    with pytest.raises(RunError, match=r"--anew: .* --start-from, which is needed"):
-        run_small(cohorts[1], tmp_path / "run", anew=True)
+    for other in (None, finished[0] / "fold_0" / "checkpoint.pt"):
+        with pytest.raises(RunError, match=r"--anew: .* exported file; .*--start-from"):
+            run_small(cohorts[1], tmp_path / "run", start_from=other, anew=True)
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(evaluate, "save", lambda *_: None)
     start, run = finished[0] / "LFS.onnx", tmp_path / "run"

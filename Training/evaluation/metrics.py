@@ -44,8 +44,8 @@ class Predictions:
     """Predictions for n cases.
 
     patient, name: str [n]. stage: 0..4 by histology, int [n], or [n, 2] with lowest and highest if
-    some are ranges (`stages.stage_array`). fold: int [n], the fold that tests
-    the case, or -1 for a test cohort. logits: float64 [n, 5], before temperature scaling.
+    some are ranges (`stages.stage_array`). fold: int [n], the fold that tests the case, or TEST.
+    logits: float64 [n, 5], before temperature scaling.
     """
 
     patient: np.ndarray

@@ -18,7 +18,7 @@ from LiverFibrosisStagingLib.evaluation.measures import (
     quadratic_kappa,
 )
 from LiverFibrosisStagingLib.evaluation.tables import group_title
-from LiverFibrosisStagingLib.stages import GROUPS, median_stage, softmax
+from LiverFibrosisStagingLib.stages import GROUPS, decided, exact, median_stage, softmax
 
 
 def compare(cohort: Cohort, found: Sequence[OutOfFold], seed: int = 0) -> dict[str, Any]:
@@ -33,8 +33,8 @@ def compare(cohort: Cohort, found: Sequence[OutOfFold], seed: int = 0) -> dict[s
     """
     groups = {}
     for group, first in GROUPS.items():
-        known, truth = cohort.decided(first)
-        truth, patient = truth[known], cohort.patient[known]
+        known, truth = decided(cohort.stages, first)
+        patient = cohort.patient[known]
         counts = [len(set(patient[side])) for side in (truth, ~truth)]
         measured: dict[str, Any] = {
             "cases": [int(truth.sum()), int((~truth).sum())],
@@ -76,15 +76,15 @@ def _difference(
 
 def _kappas(cohort: Cohort, found: OutOfFold, seed: int) -> dict[str, dict[str, float | None]]:
     """Quadratic kappa of the networks on the cases with one known stage."""
-    exact = cohort.lowest == cohort.highest
-    if len(set(cohort.lowest[exact])) < 2:
+    known, stage = exact(cohort.stages)
+    if len(set(stage)) < 2:
         return {}
-    stage, patient = cohort.lowest[exact], cohort.patient[exact]
+    patient = cohort.patient[known]
     weights = draw_patients(patient, REPEATS, seed)
     kappas = {}
     for name in NETWORKS:
         if name in found.logits:
-            predicted = median_stage(softmax(found.logits[name][exact]))
+            predicted = median_stage(softmax(found.logits[name][known]))
 
             def kappa(w: np.ndarray, predicted: np.ndarray = predicted) -> np.ndarray:
                 return quadratic_kappa(confusion(stage, predicted, w))

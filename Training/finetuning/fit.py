@@ -146,7 +146,7 @@ class _Batch:
     ) -> None:
         self.starts, self.tuning = starts, tuning
         self.everything, self.pulled = everything, pulled
-        self.stages = torch.as_tensor(np.stack([cohort.lowest, cohort.highest], axis=1))
+        self.stages = torch.as_tensor(cohort.stages)
         self.case = torch.as_tensor(cohort.case)
         self.layers = self._trained(starts[0])
         means = torch.as_tensor(cohort.means)

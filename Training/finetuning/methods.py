@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from finetuning.cohort import Cohort
 from finetuning.fit import Fitted, Tuning, fine_tune, logits_of, train_anew
-from LiverFibrosisStagingLib.stages import GROUPS, STAGES
+from LiverFibrosisStagingLib.stages import GROUPS, STAGES, decided
 from painted.network import SignNetwork
 
 SHIPPED, TUNED, ANEW = "start network", "fine-tuned", "trained anew"
@@ -35,12 +35,11 @@ class OutOfFold:
     """Predictions for n cases, each by what was fitted without its fold.
 
     scores: method -> group -> float64 [n], higher for later stages; NaN where it could not be
-    fitted. logits: method -> float64 [n, 5], of the networks. strengths: by fold.
+    fitted. logits: method -> float64 [n, 5], of the networks.
     """
 
     scores: dict[str, dict[str, np.ndarray]]
     logits: dict[str, np.ndarray]
-    strengths: list[float]
 
 
 class Fold(NamedTuple):
@@ -85,7 +84,7 @@ def cross_validate(
         name: {group: log_odds(found, first) for group, first in GROUPS.items()}
         for name, found in logits.items()
     }
-    return OutOfFold(scores | regressed, logits, [each.strength for each in fitted]), fitted
+    return OutOfFold(scores | regressed, logits), fitted
 
 
 def regressions(
@@ -117,7 +116,7 @@ def _regression(
     cohort: Cohort, values: np.ndarray, first: int, train: np.ndarray, test: np.ndarray, seed: int
 ) -> np.ndarray:
     """Scores [tests] of a logistic regression on the cases that the cut-off decides."""
-    known, truth = cohort.decided(first)
+    (known, _), truth = decided(cohort.stages, first), cohort.lowest >= first
     among = train[known[train]]
     usable = ~np.isnan(values[among]).all(axis=0)
     if min(truth[among].sum(), (~truth[among]).sum()) < 2 or not usable.any():

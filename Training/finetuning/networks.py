@@ -33,11 +33,7 @@ def compare_networks(
     start: the cases, staged by the start network. trainings: the same cases out of fold, of each
     fine-tuning; anew: of networks trained anew. fold_of: case name -> fold.
     """
-    cohort = assemble(
-        [{"means": [[]], "signs": case.signs} for case in start],
-        [case.stages for case in start],
-        [case.patient for case in start],
-    )
+    cohort = assemble(start)
     fold = np.array([fold_of[case.name] for case in start])
     parts = [Fold(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in np.unique(fold)]
     before = np.log([case.probabilities for case in start])
@@ -51,7 +47,7 @@ def compare_networks(
             name: {group: log_odds(values, first) for group, first in GROUPS.items()}
             for name, values in logits.items()
         }
-        found.append(OutOfFold(scores | fitted, logits, []))
+        found.append(OutOfFold(scores | fitted, logits))
     compared = compare(cohort, found)
     return compared, report.write(run, compared, [], cohort, trained_on)
 

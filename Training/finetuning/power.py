@@ -7,15 +7,15 @@ from scipy.stats import norm
 
 from finetuning.cohort import Cohort
 from finetuning.fit import Tuning
-from finetuning.methods import ANEW, TUNED, Fold, cross_validate
+from finetuning.methods import ANEW, TUNED, Fold, OutOfFold, cross_validate
 from LiverFibrosisStagingLib.evaluation.measures import auc
 from LiverFibrosisStagingLib.evaluation.tables import group_title
-from LiverFibrosisStagingLib.stages import GROUPS
+from LiverFibrosisStagingLib.stages import GROUPS, decided
 from painted.network import SignNetwork
 
 PATIENTS = (25, 50, 100, 200)
 AREAS = (0.7, 0.8, 0.9)
-FRACTIONS = (0.25, 0.5, 0.75)  # of the training part; all of it is the cross-validation itself
+FRACTIONS = (0.25, 0.5, 0.75)  # of the training part
 
 
 def standard_error(area: float, positive: int, negative: int) -> float:
@@ -76,8 +76,9 @@ def power_sentences(cohort: Cohort) -> list[str]:
 
 def _classes(cohort: Cohort, first: int) -> tuple[int, int]:
     """Patients with and without `first` or a later stage, of those for which it is known."""
-    known, truth = cohort.decided(first)
-    return tuple(len(set(cohort.patient[known & side])) for side in (truth, ~truth))
+    known, truth = decided(cohort.stages, first)
+    patient = cohort.patient[known]
+    return len(set(patient[truth])), len(set(patient[~truth]))
 
 
 def learning_curve(
@@ -86,40 +87,49 @@ def learning_curve(
     folds: Sequence[Fold],
     tuning: Tuning,
     draws: int,
+    whole: OutOfFold,
 ) -> list[dict[str, float | str]]:
     """AUCs of networks trained on a part of each fold's patients, tested on the same cases.
 
-    A row for each method, group, share of the patients and draw; the patients of a draw are a
-    random part with the same shares of the known stages.
+    whole: the predictions of those trained on all of them. A row for each method, group, share of
+    the patients and draw; the patients of a draw are a random part with the same shares of the
+    known stages.
     """
     rows = []
-    for share in (*FRACTIONS, 1.0):
-        for draw in range(draws if share < 1 else 1):
+    for share in FRACTIONS:
+        for draw in range(draws):
             parts = [Fold(_part(cohort, train, share, draw), test) for train, test in folds]
             found, _ = cross_validate(cohort, starts, parts, tuning, (TUNED, ANEW))
-            patients = np.mean([len(set(cohort.patient[train])) for train, _ in parts])
-            for name, scores in found.scores.items():
-                for group, first in GROUPS.items():
-                    known, truth = cohort.decided(first)
-                    ones = np.ones((1, int(known.sum())))
-                    area = float(auc(truth[known], scores[group][known], ones)[0])
-                    rows.append(
-                        {
-                            "method": name,
-                            "group": group,
-                            "share": share,
-                            "patients": round(float(patients), 1),
-                            "draw": draw,
-                            "auc": area,
-                        }
-                    )
+            rows += _curve_rows(cohort, found, parts, share, draw)
+    return [*rows, *_curve_rows(cohort, whole, folds, 1.0, 0)]
+
+
+def _curve_rows(
+    cohort: Cohort, found: OutOfFold, folds: Sequence[Fold], share: float, draw: int
+) -> list[dict[str, float | str]]:
+    """The rows of one share of the patients and draw."""
+    patients = np.mean([len(set(cohort.patient[train])) for train, _ in folds])
+    rows = []
+    for name in (TUNED, ANEW):
+        for group, first in GROUPS.items():
+            known, truth = decided(cohort.stages, first)
+            ones = np.ones((1, len(truth)))
+            area = float(auc(truth, found.scores[name][group][known], ones)[0])
+            rows.append(
+                {
+                    "method": name,
+                    "group": group,
+                    "share": share,
+                    "patients": round(float(patients), 1),
+                    "draw": draw,
+                    "auc": area,
+                }
+            )
     return rows
 
 
 def _part(cohort: Cohort, train: np.ndarray, share: float, draw: int) -> np.ndarray:
     """Cases of a share of the patients."""
-    if share == 1:
-        return train
     rng = np.random.default_rng([draw, round(100 * share)])
     first = {cohort.patient[i]: (cohort.lowest[i], cohort.highest[i]) for i in train}
     kept: set[str] = set()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from common.tables import MISSING, markdown, write_csv, write_markdown
+from common.tables import MISSING, markdown, notice_of, write_csv, write_table
 from evaluation.figures import save
 from finetuning.cohort import Cohort
 from finetuning.compare import sentences, table
@@ -15,7 +15,7 @@ from finetuning.methods import ANEW, METHODS, TUNED
 from finetuning.power import power_sentences, power_table
 from LiverFibrosisStagingLib.evaluation.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 from LiverFibrosisStagingLib.evaluation.tables import group_title
-from LiverFibrosisStagingLib.stages import GROUPS, RESEARCH_USE
+from LiverFibrosisStagingLib.stages import GROUPS
 
 COLOURS = dict(zip(METHODS, (GREY, BLUE, ORANGE, GREEN, PURPLE, SKY)))
 Curve = Sequence[Mapping[str, Any]]
@@ -29,12 +29,9 @@ def write(
     Returns the section of the model card.
     """
     tables, figures = run / "tables", run / "figures"
-    tables.mkdir(parents=True, exist_ok=True)
-    notice = f"Model trained on: {trained_on.rstrip('.')}. {RESEARCH_USE}"
-    lines, power = table(found), power_table(cohort)
-    for name, rows in (("comparison", lines), ("power", power)):
-        write_csv(tables / f"{name}.csv", [*rows, [notice]])
-        write_markdown(tables / f"{name}.md", rows, notice)
+    lines = table(found)
+    write_table(tables / "comparison", lines, trained_on)
+    write_table(tables / "power", power_table(cohort), trained_on)
     save(_comparison(found), figures, "comparison", trained_on)
     parts = [
         f"## Comparison on the same cases, out of fold\n\n{markdown(lines)}",
@@ -44,7 +41,7 @@ def write(
     ]
     if curve:
         rows = [[_cell(value) for value in row.values()] for row in curve]
-        write_csv(tables / "learning_curve.csv", [[*curve[0]], *rows, [notice]])
+        write_csv(tables / "learning_curve.csv", [[*curve[0]], *rows, [notice_of(trained_on)]])
         save(_learning(curve), figures, "learning_curve", trained_on)
         parts.append("![AUC against the number of patients](figures/learning_curve.png)")
     return "\n\n".join(parts)

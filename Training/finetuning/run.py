@@ -53,7 +53,6 @@ def fine_tune_cohort(
     cts: dict[int, frozenset[str]],
     name: str,
     data: str,
-    workers: int = -1,
 ) -> dict[str, Any]:
     """Fine-tune, compare, export and report; returns metrics.json.
 
@@ -62,7 +61,7 @@ def fine_tune_cohort(
     them; its temperature and operating points are from the predictions of the folds.
     """
     starts, temperature = load(start), StagingModel.load(start).card.temperature
-    cohort = read_cohort(cases, start, run / "cache" / "maps", workers)
+    cohort = read_cohort(cases, start, run / "staged")
     found, fitted = [], []
     for number in range(plan.seeds):
         seeded = dataclasses.replace(tuning, seed=tuning.seed + number)
@@ -74,7 +73,7 @@ def fine_tune_cohort(
         fitted.append(networks)
     curve = []
     if plan.draws:
-        curve = learning_curve(cohort, starts, as_arrays(parts), tuning, plan.draws)
+        curve = learning_curve(cohort, starts, as_arrays(parts), tuning, plan.draws, found[0])
     compared = compare_methods(cohort, found)
     compared["strengths"] = [[_strength(each.strength) for each in networks] for networks in fitted]
     described = metadata(start, name, data, cases)
@@ -85,23 +84,19 @@ def fine_tune_cohort(
         file = run / f"fold_{k}" / "LFS.onnx"
         file.parent.mkdir(parents=True, exist_ok=True)
         export(each.networks, file, described | {"name": f"{name}, fold {k}"}, cts[k])
-    out_of_fold, fold_of = stage_out_of_fold(cases, [part.test for part in parts], run, workers)
+    out_of_fold, fold_of = stage_out_of_fold(cases, [part.test for part in parts], run)
     measured = report_cross_validation(out_of_fold, fold_of, run, trained_on)
     measured["comparison"] = compared
     write_metrics(measured, run)
 
     about = f"{len(parts)}-fold cross-validation, {size(cases)}"
-    described["training"] |= {
-        "folds": len(parts),
-        "auc": aucs(measured),
-        "evaluated_on": about,
-    }
+    described["training"] |= {"folds": len(parts), "auc": aucs(measured), "evaluated_on": about}
     described["calibration"] = {key: measured[key] for key in ("temperature", "operating_points")}
     described["reference"] = cohort_maps.reference(out_of_fold, f"{about}: each fold's networks")
     whole = fine_tune(starts, cohort, np.arange(len(cohort)), tuning)
     export(whole.networks, run / "LFS.onnx", described, frozenset().union(*cts.values()))
     if test_cases:
-        _test(test_cases, start, run, trained_on, described, workers)
+        _test(test_cases, start, run, trained_on, described)
     sections = _model_section(start, whole, tuning), _training_section(described["training"], run)
     model_card.write(run, sections, section)
     return measured
@@ -136,12 +131,11 @@ def _test(
     run: Path,
     trained_on: str,
     described: dict[str, Any],
-    workers: int,
 ) -> None:
     """Evaluate the fine-tuned and the start network on the test cohort."""
     file = run / "LFS.onnx"
     model = StagingModel.load(file)
-    staged, before = (stage_cases(cases, m, run / "staged", workers) for m in (model, start))
+    staged, before = (stage_cases(cases, m, run / "staged") for m in (model, start))
     found = report_test(staged, model, run / "test", trained_on)
     found["compared_with_start"] = compare(staged, before)
     write_metrics(found, run / "test")

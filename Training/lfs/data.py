@@ -30,6 +30,7 @@ from lfs.build import FULL, Build
 from LiverFibrosisStagingLib import __version__, read_ct
 from LiverFibrosisStagingLib.imaging.grid import patch_starts, working_grid
 from LiverFibrosisStagingLib.imaging.masks import organ_masks, read_organ
+from LiverFibrosisStagingLib.imaging.resampling import nearest
 from LiverFibrosisStagingLib.stages import ANY_STAGE, stage_bounds
 
 PATCH_OVERLAP = 0.5
@@ -66,9 +67,8 @@ class WorkingGrid(Transform):
         for name, mask in zip(("liver", "spleen"), masks):
             places = np.empty((0, 3))
             if mask is not None:
-                nearest = sitk.sitkNearestNeighbor
-                resampled = sitk.Resample(mask, grid.volume, sitk.Transform(), nearest)
-                places = np.argwhere(sitk.GetArrayFromImage(resampled)[:, ::4, ::4]) * (1, 4, 4)
+                inside = sitk.GetArrayFromImage(nearest(mask, grid.volume))
+                places = np.argwhere(inside[:, ::4, ::4]) * (1, 4, 4)
             found[name] = torch.from_numpy(places.astype(np.int16))
         return found
 
@@ -82,17 +82,16 @@ def prepare(
     see `common.cache.cached`.
     """
     recipe = (__version__, build.patch_size, build.spacing, build.window, build.smoothing)
-    items = []
-    for case in cases:
-        items.append(
-            {
-                "ct": str(case.ct.resolve()),
-                "liver": str(case.liver.resolve()),
-                "spleen": str(case.spleen.resolve()) if case.spleen else "",
-                "content": case.content(),
-                "recipe": repr(recipe),
-            }
-        )
+    items = [
+        {
+            "ct": str(case.ct.resolve()),
+            "liver": str(case.liver.resolve()),
+            "spleen": str(case.spleen.resolve()) if case.spleen else "",
+            "content": case.content(),
+            "recipe": repr(recipe),
+        }
+        for case in cases
+    ]
     return cached(items, WorkingGrid(build), cache, workers)
 
 

@@ -89,12 +89,12 @@ class Inputs:
         return frozenset().union(*self.training_cts.values())
 
 
-def read_inputs(source: Source, run: Path, patch: Patch, schedule: Schedule) -> Inputs:
+def read_inputs(source: Source, run: Path, patch: Patch | None, schedule: Schedule) -> Inputs:
     """Read and check the cohorts, and split the first.
 
     RUN receives what the input checks found (`cases.inputs`). Cases that the start was trained on,
     by the content of their files or the code of a public collection, are refused before, and by
-    their voxels after these checks. patch, schedule: of the network.
+    their voxels after these checks. patch: see `check_inputs`. schedule: of the network.
 
     Raises ManifestError, RunError if a case to be tested was trained on, and StagingError if the
     schedule is impossible.
@@ -161,7 +161,7 @@ def permute_stages(cases: Sequence[Case], seed: int) -> list[Case]:
     return [dataclasses.replace(case, stages=given[case.patient]) for case in cases]
 
 
-def _checked(inclusion: Inclusion, folder: Path, patch: Patch, any_phase: bool) -> Checked:
+def _checked(inclusion: Inclusion, folder: Path, patch: Patch | None, any_phase: bool) -> Checked:
     """`check_inputs` by the first process; the others then read what it has written."""
     first = process()[0] == 0
     if not first:
