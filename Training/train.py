@@ -30,7 +30,7 @@ from typing import Any
 
 from cases import phantom_cohort
 from cases.inputs import Patch
-from cases.manifest import EVERYONE, Criteria, ManifestError, add_grades
+from cases.manifest import EVERYONE, Criteria, add_grades
 from common.options import add_options, with_options
 from common.processes import default_workers, join_processes
 from common.resume import RunError
@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tuning=Tuning(readers=options.readers),
             draws=options.curve_draws,
         )
-    except (ManifestError, StagingError, OSError) as refusal:
+    except (StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)
         return 1
     if found is not None:

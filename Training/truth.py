@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from cases.manifest import Case, ManifestError, read_manifest
+from cases.manifest import Case, read_manifest
 from common.resume import RunError, check_not_trained_on
 from common.tables import write_csv, write_markdown
 from evaluation.figures import save
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for network, other in (("trained", run), ("shuffled", options.shuffled)):
                 check_not_trained_on(other / FOLD, {case.name: case.ct for case in cases})
                 found += weights(effect, network, other / FOLD, cases)
-    except (ManifestError, StagingError, OSError) as refusal:
+    except (StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)
         return 1
     for line in _write(found, options.output):

@@ -24,7 +24,6 @@ from cases.inputs import Checked, Patch, check_inputs, check_some, write_tables
 from cases.manifest import (
     EVERYONE,
     Inclusion,
-    ManifestError,
     add_grades,
     apply,
     read_manifest,
@@ -300,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lines = comparison_table(compared, "this model", "the other")
             write_table(options.output / "tables" / "comparison", lines, model.card.trained_on)
             write_metrics(found, options.output)
-    except (ManifestError, StagingError, OSError) as refusal:
+    except (StagingError, OSError) as refusal:
         print(refusal, file=sys.stderr)
         return 1
     print((options.output / "tables" / "table_2.md").read_text(encoding="utf-8"))
