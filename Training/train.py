@@ -149,8 +149,8 @@ def _parser() -> argparse.ArgumentParser:
         "--start-from",
         type=Path,
         metavar="FILE",
-        help="network to fine-tune: checkpoint.pt, or an exported LFS.onnx (for the shipped one, the "
-        "options of grid and schedule other than --seed have no effect)",
+        help="network to fine-tune: checkpoint.pt, or an exported LFS.onnx (for the shipped one, "
+        "the options of grid and schedule other than --seed have no effect)",
     )
     parser.add_argument(
         "--seeds",
