@@ -5,7 +5,6 @@ from collections import Counter
 import numpy as np
 import slicer
 import slicer_host
-from scipy import ndimage
 from slicer_host import wait_until
 
 from LiverFibrosisStagingLib.report.colors import BANDS
@@ -62,14 +61,9 @@ def label_node():
 
 
 def point_in(node, value):
-    """RAS position of the voxel of this value that is farthest from other values and the border.
-
-    A pixel of a view may lie up to half a pixel beside the point, and show the next voxel.
-    """
-    voxels = slicer.util.arrayFromVolume(node)
-    depth = ndimage.distance_transform_edt(np.pad(voxels == value, 1))
-    deepest = np.unravel_index(depth.argmax(), depth.shape)
-    return slicer_host.voxel_point(node, np.array(deepest) - 1)
+    """RAS position of a voxel of this value."""
+    first = np.argwhere(slicer.util.arrayFromVolume(node) == value)[0]
+    return slicer_host.voxel_point(node, first)
 
 
 def views():

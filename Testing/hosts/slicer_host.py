@@ -32,6 +32,7 @@ from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
 MODULE_FOLDER = Path(__file__).resolve().parents[2] / "LiverFibrosisStaging"
 
+_ENLARGED = 16  # times, to look at a point of a view
 # slicer.modules.<name in lower case>.logic() -> class; Colors first, the others ask for it.
 _LOGICS = {
     "Colors": "vtkSlicerColorLogic",
@@ -319,14 +320,17 @@ class SliceView:
     def color(self, ras: np.ndarray, label: bool = True) -> np.ndarray:
         """Red, green, blue, opacity, 0 to 255, where the view shows the point `ras` (mm).
 
-        label: with the label layer, or as if it were hidden.
+        label: with the label layer, or as if it were hidden. The view is enlarged around the point,
+        since the pixel nearest to it could otherwise show the voxel beside it.
         """
         composite = self.logic.GetSliceCompositeNode()
         shown = composite.GetLabelOpacity()
         composite.SetLabelOpacity(shown if label else 0.0)
         self.logic.ResizeSliceNode(self._size, self._size)
         self.logic.FitSliceToBackground()
-        self.node.JumpSliceByOffsetting(*ras)
+        width, height, depth = self.node.GetFieldOfView()
+        self.node.SetFieldOfView(width / _ENLARGED, height / _ENLARGED, depth)
+        self.node.JumpSliceByCentering(*ras)
         x, y, _, _ = np.linalg.solve(
             slicer.util.arrayFromVTKMatrix(self.node.GetXYToRAS()), [*ras, 1.0]
         )
@@ -336,8 +340,11 @@ class SliceView:
         image = producer.GetOutputDataObject(connection.GetIndex())
         columns, rows, _ = image.GetDimensions()
         pixels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(rows, columns, -1)
+        found = pixels[round(y), round(x)].astype(int)
         composite.SetLabelOpacity(shown)
-        return pixels[round(y), round(x)].astype(int)
+        self.logic.FitSliceToBackground()
+        self.node.JumpSliceByOffsetting(*ras)
+        return found
 
 
 def import_module() -> types.ModuleType:
