@@ -124,7 +124,9 @@ def test_full_disk_ends_the_batch_which_resumes_when_there_is_room(workers, smal
     done = sorted(path.name for path in out.iterdir() if path.is_dir())
     assert 0 < len(done) < 6
     earlier = [row["case"] for row in table(out)]
-    assert earlier in (["an earlier one"], [*texts][: len(earlier)])
+    # Of two processes, either may be the first without room.
+    complete = earlier == sorted(earlier) and set(earlier) <= set(done)
+    assert complete or earlier == ["an earlier one"]
     assert not list(out.rglob(".partial-*"))
     other.unlink()
     rows = run_batch(listed, out, runner, size=20_000)
