@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
@@ -53,10 +53,17 @@ def _parts(
         stages, most = [""] * len(among), len(among)
     # In very small cohorts the most frequent stage may have fewer cases than there are parts.
     parts = min(parts, len(set(patients)), most)
+    return grouped_parts(among, stages, patients, parts, seed)
+
+
+def grouped_parts(
+    among: np.ndarray, strata: Sequence[Any], patients: Sequence[str], parts: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The rest and each part of `among`, by patient, with the `strata` [n] in equal shares."""
     splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # stages with fewer cases than parts are usual
         warnings.filterwarnings("ignore", "The least populated class")
-        found = list(splitter.split(among, stages, patients))
+        found = list(splitter.split(among, strata, patients))
     return [(among[rest], among[part]) for rest, part in found]
 
 

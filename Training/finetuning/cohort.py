@@ -4,14 +4,13 @@ Nothing before the means is trained, so every case is staged once, with the star
 follows takes seconds.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
+from cases.folds import grouped_parts
 from cases.manifest import Case
 from evaluation.staged import Staged, stage_cases
 from LiverFibrosisStagingLib.errors import StagingError
@@ -57,11 +56,7 @@ class Cohort:
             raise StagingError("The training part of a fold has one patient; two are needed.")
         if np.bincount(labels).max() < parts:  # no stage has a case for each part
             labels = np.zeros_like(labels)
-        splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The least populated class")
-            found = [*splitter.split(among, labels, patients)]
-        return [(among[rest], among[part]) for rest, part in found]
+        return grouped_parts(among, labels, patients, parts, seed)
 
 
 def read_cohort(cases: Sequence[Case], model: Path, folder: Path, workers: int = -1) -> Cohort:

@@ -5,8 +5,9 @@ them, with the normalisations folded into the weights. This module has what both
 `load` for the first; `painted.imported` reads the second.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from LiverFibrosisStagingLib.errors import StagingError
 from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import read_onnx
 from LiverFibrosisStagingLib.model import read_card
 
+Network = TypeVar("Network", bound=nn.Module)
 TRAINABLE = "LFSNetwork", "SignNetwork"
 NEEDED = (
     "an LFSNetwork (train.py writes LFS.onnx and LFS_single.onnx) or a SignNetwork (the shipped "
@@ -69,12 +71,28 @@ class Imported:
             found.append((tensor(weight[np.ix_(rows, columns)]), tensor(bias[rows])))
         return found
 
-    def refuse(self, why: object) -> StagingError:
-        """The error for a file that has the right name but not the layers."""
-        return StagingError(
-            f"{self.path}: the {self.graph.name} is not laid out as this version exports it ({why})"
-            f"; {NEEDED}."
-        )
+    def networks(
+        self,
+        kind: str,
+        member: Callable[["Imported", int], Network],
+        check_parity: Callable[[Sequence[Network], bytes], None],
+    ) -> list[Network]:
+        """The members; kind: one of TRAINABLE. member: makes the network with this number.
+
+        check_parity: raises ValueError if PyTorch's outputs are not the file's. Raises StagingError
+        for a file of another kind, with other layers, or without parity.
+        """
+        if self.graph.name != kind:
+            raise StagingError(f"{self.path}: the network is a {self.graph.name}; {NEEDED}.")
+        try:
+            found = [member(self, number) for number in range(self.members)]
+            check_parity(found, self.path.read_bytes())
+        except (KeyError, ValueError, IndexError, RuntimeError, TypeError) as error:
+            raise StagingError(
+                f"{self.path}: the {kind} is not laid out as this version exports it ({error}); "
+                f"{NEEDED}."
+            ) from None
+        return found
 
 
 class FixedNorm3d(nn.BatchNorm3d):
@@ -102,15 +120,7 @@ def load(path: str | Path) -> list[LFSNetwork]:
 
     Raises StagingError for another file, also if PyTorch's logits or features are not the file's.
     """
-    file = Imported(path)
-    if file.graph.name != "LFSNetwork":
-        raise StagingError(f"{file.path}: it is a {file.graph.name}; an LFSNetwork is needed.")
-    try:
-        networks = [_member(file, number) for number in range(file.members)]
-        check_parity(networks, file.path.read_bytes())
-    except (KeyError, ValueError, IndexError, RuntimeError) as error:
-        raise file.refuse(error) from None
-    return networks
+    return Imported(path).networks("LFSNetwork", _member, check_parity)
 
 
 def _member(file: Imported, number: int) -> LFSNetwork:

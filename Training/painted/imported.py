@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from lfs.imported import Imported, copy_dense, fixed
-from LiverFibrosisStagingLib.errors import StagingError
 from painted.export import check_parity
 from painted.maps import NAMES
 from painted.network import Input, SignNetwork
@@ -16,15 +15,7 @@ def load(path: str | Path) -> list[SignNetwork]:
 
     Raises StagingError for another file, also if PyTorch's logits or maps are not the file's.
     """
-    file = Imported(path)
-    if file.graph.name != "SignNetwork":
-        raise StagingError(f"{file.path}: it is a {file.graph.name}; a SignNetwork is needed.")
-    try:
-        networks = [_member(file, number) for number in range(file.members)]
-        check_parity(networks, file.path.read_bytes())
-    except (KeyError, ValueError, IndexError, RuntimeError, TypeError) as error:
-        raise file.refuse(error) from None
-    return networks
+    return Imported(path).networks("SignNetwork", _member, check_parity)
 
 
 def _member(file: Imported, number: int) -> SignNetwork:
