@@ -2,12 +2,12 @@
 
     python Testing/benchmarks/same_answers.py DATA --against CHECKOUT [--only NAME ...]
 
-DATA contains a folder for each patient, with ct*.nii.gz or a subfolder dicom, and perhaps masks
-seg*.nii.gz or liver.nii.gz. Each CT is staged with automatic organs, and with its masks, by both checkouts, each in
-a process of its own. By case: the largest difference of the probabilities, of the location map on
-the CT's grid and of the signs (relative to the larger value), and the number of voxels that differ
-in the masks and in the label map. A case that both refuse with the same sentence is the same. The
-exit code is 1 if probabilities differ by more than 1e-4 or maps by more than 1e-3.
+DATA contains a folder for each patient, with ct*.nii.gz or a subfolder dicom, and perhaps masks,
+seg*.nii.gz or liver.nii.gz. Each CT is staged with automatic organs, and with its masks, by both
+checkouts, each in a process of its own. By case: the largest difference of the probabilities, of
+the location map on the CT's grid and of the signs (relative to the larger value), and the number of
+voxels that differ in the masks and in the label map. A case that both refuse with the same sentence
+is the same. The exit code is 1 if probabilities differ by more than 1e-4 or maps by more than 1e-3.
 """
 
 import argparse
