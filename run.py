@@ -10,7 +10,8 @@ python3 run.py manifest COHORT.csv  check a cohort's manifest
 python3 run.py acquisition COHORT.csv --columns site scanner -o FOLDER
 python3 run.py evaluate --model RUN/LFS.onnx --manifest OTHER.csv -o FOLDER
 python3 run.py docs                 build the API reference in docs/api
-python3 run.py bench                time and memory of staging the sample CT, or a CT, step by step
+python3 run.py bench                time and memory of staging the sample CT, or a CT, step by step,
+                                    and beside PyTorch + MONAI (--quick, --against, --record)
 
 From cohort to evaluate, these are the commands of Training/ (docs/train-on-patients.md).
 
@@ -54,7 +55,7 @@ EXTRA = {
     "test": ROOT / "Testing" / "requirements.txt",
     **dict.fromkeys(TRAINING_TASKS, TRAINING / "requirements.txt"),
     "docs": ROOT / "Testing" / "requirements.txt",
-    "bench": None,
+    "bench": ROOT / "Testing" / "benchmarks" / "requirements.txt",
 }
 
 
@@ -93,7 +94,7 @@ def _command(task: str, rest: list[str]) -> list[str]:
     if task == "docs":
         return [str(ROOT / "docs" / "build_api.py"), *rest]
     if task == "bench":
-        return [str(ROOT / "Testing" / "benchmarks" / "profile_stage.py"), *rest]
+        return [str(ROOT / "Testing" / "benchmarks" / "bench.py"), *rest]
     # If an option is given twice, argparse takes the last value: the user's replaces the default.
     return ["-m", "LiverFibrosisStagingLib", "stage", *_defaults(rest), *rest]
 

@@ -12,7 +12,6 @@ repeats the first variant: the deviation of its ratio from 1 is noise. Needs `on
 """
 
 import argparse
-import functools
 import logging
 import os
 import tempfile
@@ -20,6 +19,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from machine import PRODUCT_OPERATIONS, matrix_products
+from network_work import network_work
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +48,8 @@ def main() -> None:
 
     logging.getLogger().setLevel(logging.ERROR)  # the quantiser logs advice at every call
 
-    shipped = onnx.load(default_model_path("LFS_phantoms.onnx"))
+    path = default_model_path("LFS_phantoms.onnx")
+    shipped = onnx.load(path)
     x = _sample_patch()
     weights = {t.name: numpy_helper.to_array(t) for t in shipped.graph.initializer}
 
@@ -171,18 +174,7 @@ def main() -> None:
         else:
             runs[name] = run
     expected = runs["as shipped"]()
-    a = np.random.default_rng(1).normal(size=(2048, 2048)).astype(np.float32)
-    info = functools.partial(helper.make_tensor_value_info, elem_type=1, shape=[2048, 2048])
-    product = helper.make_graph(
-        [helper.make_node("MatMul", ["a", "a"], ["c"])], "product", [info("a")], [info("c")]
-    )
-    matmul = ort.InferenceSession(
-        helper.make_model(
-            product, opset_imports=shipped.opset_import, ir_version=8
-        ).SerializeToString(),
-        providers=["CPUExecutionProvider"],
-    )
-    products = {"numpy": lambda: a @ a, "ONNX Runtime": lambda: matmul.run(None, {"a": a})}
+    products = matrix_products(options.threads)
     times: dict[str, list[float]] = {name: [] for name in (*runs, *products)}
     differences = {}
     for _ in range(options.runs):
@@ -195,8 +187,8 @@ def main() -> None:
             started = time.perf_counter()
             multiply()
             times[name].append(time.perf_counter() - started)
-    operations = _operations(shipped, weights)
-    rates = {name: 2 * 2048**3 / min(times[name]) for name in products}
+    operations = network_work(path, x.shape).operations
+    rates = {name: PRODUCT_OPERATIONS / min(times[name]) for name in products}
     rate = max(rates.values())
     reached = ", ".join(f"{name} {value / 1e9:.0f}" for name, value in rates.items())
     print(f"{options.threads} threads, {options.runs} turns; the convolutions are")
@@ -350,23 +342,6 @@ def _quantised(
         else:
             quant.quantize_dynamic(given, path, **common)
         return onnx.load(path)
-
-
-def _operations(model: object, weights: dict) -> float:
-    """Multiplications and additions of all convolutions."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    values = (*inferred.value_info, *inferred.output)
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-    total = 0.0
-    for node in inferred.node:
-        if node.op_type == "Conv":
-            voxels = 1
-            for n in shapes[node.output[0]][2:]:
-                voxels *= n
-            total += 2.0 * weights[node.input[1]].size * voxels
-    return total
 
 
 if __name__ == "__main__":

@@ -1,35 +1,41 @@
-"""One Stage by step: automatic organs, ensemble, and saving; seconds of CPU, bytes and memory.
+"""One Stage by step: automatic organs, the shipped ensemble, and saving.
 
-    python3 run.py bench [CT] [--slices 454] [--runs 3] [--threads 2] [--against CHECKOUT]
+    python Testing/benchmarks/profile_stage.py [CT] [--slices 454] [--runs 3] [--threads 2]
+        [--against CHECKOUT]
 
-Without a CT, the sample phantom is staged. Each run is a process of its own. By step, without the
-steps inside it: the least CPU seconds of all runs, of all threads, which other work of the machine
-changes little; the least wall seconds; MiB read and written; and how much the step raised the
-resident memory, at its peak, above what there was at its beginning. The last lines are the whole
-job, the whole process (with imports), and its peak memory. --slices: of a longer scan made from the
-CT: its slices are interpolated to 0.6 mm, and below them the first slice is repeated with noise of
-10 HU. --against: another checkout of this project, such as an older version; runs of both
-alternate, and its CPU seconds and the ratios to this one's are added to the table. Linux only.
+The part of `bench.py` that developers run alone. Without a CT, the sample phantom is staged. Each
+run is a process of its own. By step, without the steps inside it: the least CPU seconds of all
+runs, of all threads, which other work of the machine changes little; the least wall seconds; the
+cores that were busy; MiB of the images, arrays and files that the step was given or has made, each
+once, whatever part of them it used; and how much the step raised the resident memory, at its peak,
+above what there was at its beginning. The last lines are the whole job, the whole process (with
+imports), and its peak memory. --slices: of a scan made from the CT (`longer`). --against: another
+checkout of this project, such as an older version; runs of both alternate, and its CPU seconds and
+the ratios to this one's are added to the table. Linux only.
 """
 
 import argparse
+import dataclasses
 import functools
+import importlib
+import inspect
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from machine import described, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData" / "phantom_F4_ct.nii.gz"
 STEP_MM = 0.6
 MIB = 1 << 20
-# Functions of LiverFibrosisStagingLib, each a step.
+# Functions of LiverFibrosisStagingLib, each a step. Another checkout may lack some.
 STEPS = (
     "model.StagingModel.load",
     "imaging.reading.read_ct",
@@ -37,6 +43,7 @@ STEPS = (
     "imaging.segmentation.shipped_network",
     "imaging.segmentation.network_grid",
     "imaging.segmentation._run",
+    "imaging.segmentation.SegmentationModel.run",
     "imaging.plausibility.landmarks",
     "imaging.plausibility.without_heart",
     "imaging.refinement.refine_em_mrf",
@@ -50,6 +57,7 @@ STEPS = (
     "signs.measure.measure_signs",
     "imaging.grid.working_grid",
     "explaining.run_network",
+    "model.StagingModel.run",
     "model.StagingModel.location_map",
     "location_map.merge_patches",
     "analysis.measure",
@@ -62,13 +70,23 @@ STEPS = (
     "result.StagingResult.overview",
     "result.StagingResult.save",
 )
+# Steps that run a network -> its file.
+NETWORKS = {
+    "imaging.segmentation.SegmentationModel.run": "VNet.onnx",
+    "model.StagingModel.run": "LFS.onnx",
+}
 
 
 class Profile:
-    """Cost of each step, without the steps that it calls."""
+    """Cost of each step, without the steps that it calls.
+
+    costs: CPU and wall seconds, bytes touched, and bytes by which the memory rose. shapes: of the
+    input of each network, by run.
+    """
 
     def __init__(self) -> None:
         self.costs: dict[str, list[float]] = {}
+        self.shapes: dict[str, list[list[int]]] = {}
         self._open: list[list[float]] = []
 
     def step(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,44 +94,43 @@ class Profile:
 
         @functools.wraps(function)
         def measured(*args: Any, **named: Any) -> Any:
-            resident = _memory("VmRSS")
-            highest = _memory("VmHWM")
+            begun = _now()
+            resident = memory("VmRSS")
+            highest = memory("VmHWM")
             _forget_peak()
+            self._open.append([0.0, 0.0])
+            made = None
             before = _now()
-            self._open.append([0.0] * len(before))
             try:
-                return function(*args, **named)
+                made = function(*args, **named)
+                return made
             finally:
-                spent = [b - a for a, b in zip(before, _now())]
-                inner = self._open.pop()
-                if self._open:
-                    self._open[-1] = [a + b for a, b in zip(self._open[-1], spent)]
-                own = [a - b for a, b in zip(spent, inner)]
-                rise = max(_memory("VmHWM"), highest if self._open else 0.0) - resident
-                found = self.costs.setdefault(name, [0.0] * 5)
-                found[:4] = [a + b for a, b in zip(found, own)]
-                found[4] = max(found[4], rise)
+                spent = _since(before)
+                own = [a - b for a, b in zip(spent, self._open.pop())]
+                rise = max(memory("VmHWM"), highest if self._open else 0.0) - resident
+                found = self.costs.setdefault(name, [0.0] * 4)
+                touched = _bytes((args, named, made), set())
+                found[:3] = [a + b for a, b in zip(found, (*own, touched))]
+                found[3] = max(found[3], rise)
+                if name in NETWORKS:
+                    self.shapes.setdefault(name, []).append(list(args[1].shape))
+                if self._open:  # what the measuring takes is no cost of the step around
+                    self._open[-1] = [a + b for a, b in zip(self._open[-1], _since(begun))]
 
         return measured
 
     def attach(self) -> None:
         """Replace each function of STEPS wherever the library refers to it."""
-        import importlib
-
         for name in STEPS:
-            *path, last = name.split(".")
-            parts = [part for part in path if part[0].islower()]
-            owner: Any = importlib.import_module(".".join(["LiverFibrosisStagingLib", *parts]))
-            if len(parts) < len(path):
-                owner = getattr(owner, path[-1])
-                kind = vars(owner)[last]
-                if isinstance(kind, classmethod):
-                    setattr(owner, last, classmethod(self.step(name, kind.__func__)))
-                else:
-                    setattr(owner, last, self.step(name, kind))
+            owner, last = _place(name)
+            function = inspect.getattr_static(owner, last, None)
+            if function is None:
                 continue
-            function = getattr(owner, last)
+            if isinstance(function, classmethod):
+                setattr(owner, last, classmethod(self.step(name, function.__func__)))
+                continue
             measured = self.step(name, function)
+            setattr(owner, last, measured)
             for module in list(sys.modules.values()):
                 if module.__name__.startswith("LiverFibrosisStagingLib"):
                     for key, value in list(vars(module).items()):
@@ -121,38 +138,79 @@ class Profile:
                             setattr(module, key, measured)
 
 
+def _place(name: str) -> tuple[Any, str]:
+    """Module or class of a step, None where there is no such, and the function's name in it."""
+    *path, last = name.split(".")
+    modules = [part for part in path if part[0].islower()]
+    try:
+        owner: Any = importlib.import_module(".".join(["LiverFibrosisStagingLib", *modules]))
+    except ModuleNotFoundError:
+        return None, last
+    for part in path[len(modules) :]:
+        owner = getattr(owner, part, None)
+    return owner, last
+
+
+def _bytes(value: Any, seen: set[int]) -> float:
+    """Bytes of the images, arrays and files in arguments and results, each once."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    if id(value) in seen:
+        return 0.0
+    seen.add(id(value))
+    if isinstance(value, sitk.Image):
+        size = value.GetSizeOfPixelComponent() * value.GetNumberOfComponentsPerPixel()
+        return float(value.GetNumberOfPixels() * size)
+    if isinstance(value, np.ndarray):
+        return float(value.nbytes)
+    if isinstance(value, Path):
+        return float(value.stat().st_size) if value.is_file() else 0.0
+    parts: Iterable[Any] = ()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = vars(value).values()
+    elif isinstance(value, dict):
+        parts = value.values()
+    elif isinstance(value, list | tuple):
+        parts = value
+    return sum(_bytes(part, seen) for part in parts)
+
+
 def _now() -> list[float]:
-    """CPU seconds, wall seconds, bytes read and bytes written by this process."""
-    counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return [
-        time.process_time(),
-        time.perf_counter(),
-        float(counts["rchar"]),
-        float(counts["wchar"]),
-    ]
+    """CPU and wall seconds of this process."""
+    return [time.process_time(), time.perf_counter()]
 
 
-def _memory(key: str) -> float:
+def _since(before: list[float]) -> list[float]:
+    return [b - a for a, b in zip(before, _now())]
+
+
+def memory(key: str) -> float:
     """A value of /proc/self/status in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{key}:"):
             return 1024.0 * float(line.split()[1])
     raise KeyError(key)
 
 
 def _forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def longer(ct: Path, slices: int, target: Path) -> None:
-    """Write a scan of `slices` slices of STEP_MM; see the module's docstring."""
+    """Write a scan of `slices` slices made from a CT.
+
+    Its slices are interpolated over the same length, but not closer than STEP_MM; if that leaves
+    some over, the first slice is repeated below with noise of 10 HU.
+    """
     import numpy as np
     import SimpleITK as sitk
 
     image = sitk.ReadImage(ct)
     values = sitk.GetArrayFromImage(image).astype(np.float32)
-    count = int(image.GetSize()[2] * image.GetSpacing()[2] / STEP_MM)
-    places = np.linspace(0, len(values) - 1, min(count, slices))
+    length = image.GetSize()[2] * image.GetSpacing()[2]
+    step = max(STEP_MM, length / slices)
+    places = np.linspace(0, len(values) - 1, min(int(length / step + 1e-6), slices))
     below = np.floor(places).astype(int)
     part = (places - below).astype(np.float32)
     made = np.empty((slices, *values.shape[1:]), np.int16)
@@ -160,11 +218,13 @@ def longer(ct: Path, slices: int, target: Path) -> None:
     for k, (low, share) in enumerate(zip(below, part)):
         high = min(low + 1, len(values) - 1)
         made[more + k] = np.rint((1 - share) * values[low] + share * values[high])
-    noise = np.random.default_rng(1)
-    for k in range(more):
-        made[k] = values[0] + noise.normal(0, 10, values[0].shape)
+    random = np.random.default_rng(1)
+    noise = random.normal(0, 10, values[0].size)
+    for k in range(more):  # noise anew for each slice would take longer than staging
+        made[k] = values[0] + np.roll(noise, random.integers(noise.size)).reshape(values[0].shape)
+    del values
     long = sitk.GetImageFromArray(made)
-    long.SetSpacing((*image.GetSpacing()[:2], STEP_MM))
+    long.SetSpacing((*image.GetSpacing()[:2], step))
     long.SetDirection(image.GetDirection())
     long.SetOrigin(image.GetOrigin())
     sitk.WriteImage(long, target, useCompression=True, compressionLevel=1)
@@ -172,38 +232,96 @@ def longer(ct: Path, slices: int, target: Path) -> None:
 
 def once(ct: str, plain: bool) -> dict[str, Any]:
     """Stage and save once in this process; plain: without the steps, whose memory is then true."""
-    import LiverFibrosisStagingLib.result
     from LiverFibrosisStagingLib import stage
     from LiverFibrosisStagingLib.staging import software
 
     profile = Profile()
     if not plain:
-        import LiverFibrosisStagingLib.report.overview  # noqa: F401
-
+        importlib.import_module("LiverFibrosisStagingLib.report.overview")  # loaded when saving
         profile.attach()
         from LiverFibrosisStagingLib.staging import stage
     with tempfile.TemporaryDirectory() as folder:
         before = _now()
-        result = stage(ct, any_phase=True)
-        staged = _now()
+        result = stage(Path(ct), any_phase=True)
+        staged = _since(before)
+        before = _now()
         result.save(folder)
-        saved = _now()
+        saved = _since(before)
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
     return {
         "steps": profile.costs,
-        "stage": [b - a for a, b in zip(before, staged)],
-        "save": [b - a for a, b in zip(staged, saved)],
-        "process": time.process_time(),
-        "peak": _memory("VmHWM"),
+        "shapes": profile.shapes,
+        "stage": staged,
+        "save": saved,
+        "process": _now()[0],
+        "peak": memory("VmHWM"),
         "files": size,
+        "size": result.ct.GetSize(),
+        "spacing": result.ct.GetSpacing(),
+        "voxels": _bytes(result.ct, set()),
         "versions": software(),
+    }
+
+
+def child(ct: str | Path, kind: str, threads: int, root: Path) -> dict[str, Any]:
+    """`once` in a process of its own; kind: "steps" or "plain". Its wall seconds are added."""
+    command = [sys.executable, __file__, str(ct), "--once", kind]
+    return measured_process(command, environment(threads, root))
+
+
+def measured_process(command: list[str], variables: dict[str, str]) -> dict[str, Any]:
+    """The JSON in the last line that a process prints, and its wall seconds, `process_wall`."""
+    started = time.perf_counter()
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {**found, "process_wall": time.perf_counter() - started}
+
+
+def alternating(
+    ct: str | Path, runs: int, threads: int, checkouts: list[Path]
+) -> list[dict[str, Any]]:
+    """Steps and job of each checkout, the least of all runs; runs alternate."""
+    done: dict[tuple[Path, str], list[dict[str, Any]]] = {}
+    for _ in range(runs):
+        for root in checkouts:
+            for kind in ("steps", "plain"):
+                done.setdefault((root, kind), []).append(child(ct, kind, threads, root))
+    return [summary(done[root, "steps"], done[root, "plain"]) for root in checkouts]
+
+
+def summary(steps: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of some runs: `steps` by name, each [CPU s, wall s, MiB touched, MiB more memory], and the
+    job: CPU and wall seconds of `stage` and `save`, those of the process, and its peak in MiB.
+    """
+
+    def least(values: list[list[float]]) -> list[float]:
+        return [min(each) for each in zip(*values)]
+
+    table = {}
+    for name in STEPS:
+        found = [run["steps"][name] for run in steps if name in run["steps"]]
+        if found:
+            cpu, wall, touched, rise = least(found)
+            table[name] = [cpu, wall, touched / MIB, rise / MIB]
+    return {
+        "steps": table,
+        "shapes": steps[0]["shapes"],
+        "stage": least([run["stage"] for run in plain]),
+        "save": least([run["save"] for run in plain]),
+        "process": least([[run["process"], run["process_wall"]] for run in plain]),
+        "peak": min(run["peak"] for run in plain) / MIB,
+        "files": plain[0]["files"] / MIB,
+        "voxels": plain[0]["voxels"] / MIB,
+        **{key: plain[0][key] for key in ("size", "spacing", "versions")},
     }
 
 
 def main() -> None:
     """Print the table, or with --once the costs of one run as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("ct", nargs="?", default=str(SAMPLE))
+    parser.add_argument("ct", nargs="?", type=Path, default=SAMPLE)
     parser.add_argument("--slices", type=int)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -216,81 +334,39 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ct = options.ct
         if options.slices:
-            ct = str(Path(folder) / "long.nii.gz")
-            longer(Path(options.ct), options.slices, Path(ct))
-        runs: dict[tuple[Path, str], list[dict[str, Any]]] = {}
-        for _ in range(options.runs):
-            for root in [ROOT] if options.against is None else [ROOT, options.against]:
-                for kind in ("steps", "plain"):
-                    done = _child(ct, kind, options.threads, root)
-                    runs.setdefault((root, kind), []).append(done)
-    print(_machine(runs[ROOT, "plain"][0]["versions"]))
+            ct = Path(folder) / "long.nii.gz"
+            longer(options.ct, options.slices, ct)
+        checkouts = [ROOT] if options.against is None else [ROOT, options.against]
+        own, *other = alternating(ct, options.runs, options.threads, checkouts)
+    print(described())
+    print(", ".join(f"{name} {version}" for name, version in own["versions"].items()))
     print(f"{options.runs} runs, {options.threads} threads; least of all runs")
-    own = _table(runs[ROOT, "steps"], runs[ROOT, "plain"])
-    other = {}
-    if options.against is not None:
-        other = _table(runs[options.against, "steps"], runs[options.against, "plain"])
-    _show(own, other)
+    show(own, other[0] if other else None)
 
 
-def _machine(versions: dict[str, str]) -> str:
-    info = Path("/proc/cpuinfo").read_text().splitlines()
-    names = {line.split(":")[1].strip() for line in info if line.startswith("model name")}
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    what = f"{' / '.join(sorted(names)) or platform.machine()}, {os.cpu_count()} cores"
-    named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{what}, {memory:.0f} GiB, {platform.system()} {platform.release()}\n{named}"
-
-
-def _child(ct: str, kind: str, threads: int, root: Path) -> dict[str, Any]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(root / "LiverFibrosisStaging"),
-        **{f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "OPENBLAS", "MKL")},
-        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
-    }
-    command = [sys.executable, __file__, ct, "--once", kind]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _table(steps: list[dict], plain: list[dict]) -> dict[str, list[float]]:
-    """By row: CPU and wall seconds, MiB read and written, and rise of the memory in MiB."""
-
-    def least(values: list[list[float]]) -> list[float]:
-        cpu, wall, *more = (min(each) for each in zip(*values))
-        return [cpu, wall, *(each / MIB for each in more)]
-
-    table = {}
-    for name in STEPS:
-        found = [run["steps"][name] for run in steps if name in run["steps"]]
-        if found:
-            table[name] = least(found)
-    for name in ("stage", "save"):
-        table[f"{name}, without the measuring"] = least([run[name] for run in plain])
-    table["process, CPU s"] = [min(run["process"] for run in plain)]
-    table["peak of the process, MiB"] = [min(run["peak"] for run in plain) / MIB]
-    table["files of the result, MiB"] = [plain[0]["files"] / MIB]
-    return table
-
-
-def _show(own: dict[str, list[float]], other: dict[str, list[float]]) -> None:
-    heading = f"{'step':44s}{'CPU s':>9s}{'wall s':>8s}{'read':>8s}{'written':>9s}{'rise MiB':>10s}"
+def show(own: dict[str, Any], other: dict[str, Any] | None) -> None:
+    """Print the steps and the job, and beside them the CPU seconds of another checkout."""
+    heading = f"{'step':44s}{'CPU s':>9s}{'wall s':>8s}{'cores':>7s}{'MiB':>8s}{'rise MiB':>10s}"
     print(heading + (f"{'against':>10s}{'ratio':>7s}" if other else ""))
-    for name in {**own, **other}:
-        row = [*own.get(name, []), *[None] * 5][:5]
-        forms = ("9.3f", "8.3f", "8.1f", "9.1f", "10.0f")
-        cells = [
-            format("" if value is None else format(value, form), f">{form.split('.')[0]}s")
-            for value, form in zip(row, forms)
-        ]
-        line = f"{name:44s}{''.join(cells)}"
-        if name in other:
-            line += f"{other[name][0]:10.3f}"
-            line += f"{other[name][0] / own[name][0]:7.2f}" if own.get(name, [0])[0] else ""
+    before = {} if other is None else other["steps"]
+    for name in [name for name in STEPS if name in own["steps"] or name in before]:
+        line = f"{name:44s}"
+        if name in own["steps"]:
+            cpu, wall, touched, rise = own["steps"][name]
+            line += f"{cpu:9.3f}{wall:8.3f}{cpu / wall:7.2f}{touched:8.0f}{rise:10.0f}"
+        if name in before:
+            line = f"{line:86s}{before[name][0]:10.3f}"
+            line += (
+                f"{before[name][0] / own['steps'][name][0]:7.2f}" if name in own["steps"] else ""
+            )
         print(line)
+    for name in ("stage", "save", "process"):
+        cpu, wall = own[name]
+        line = f"{name + ', without the measuring':44s}{cpu:9.3f}{wall:8.3f}{cpu / wall:7.2f}"
+        print(f"{line:86s}{other[name][0]:10.3f}{other[name][0] / cpu:7.2f}" if other else line)
+    line = f"{'peak of the process, MiB':44s}{own['peak']:42.0f}"
+    print(f"{line}{other['peak']:10.0f}{other['peak'] / own['peak']:7.2f}" if other else line)
+    print(f"{'files of the result, MiB':44s}{own['files']:42.1f}")
 
 
 if __name__ == "__main__":

@@ -120,8 +120,8 @@ def test_arguments_of_the_other_tasks_are_passed_on(run):
     for task in ("cohort", "manifest", "acquisition", "evaluate"):
         assert run._command(task, ["X", "-o"]) == [str(ROOT / "Training" / f"{task}.py"), "X", "-o"]
     assert run._command("docs", ["X"]) == [str(ROOT / "docs" / "build_api.py"), "X"]
-    profile = str(ROOT / "Testing" / "benchmarks" / "profile_stage.py")
-    assert run._command("bench", ["X"]) == [profile, "X"]
+    bench = str(ROOT / "Testing" / "benchmarks" / "bench.py")
+    assert run._command("bench", ["X"]) == [bench, "X"]
 
 
 def test_packages_of_training_are_installed_once(run, commands, tmp_path, monkeypatch):
