@@ -2,7 +2,7 @@
 
     python3 run.py bench [CT] [--quick] [--runs 3] [--against CHECKOUT] [--record]
 
-Without a CT, the sample phantom is staged. Measured in one run: what the machine can do, one Stage
+CT: a file, the sample phantom by default. Measured in one run: what the machine can do, one Stage
 step by step, the same job in PyTorch + MONAI, and the cost of scans of 50 to 1,500 slices. The
 table is printed in the form of docs/performance.md. --quick: one run each, up to 200 slices.
 --against: another checkout of this project, such as an older version; runs alternate. --record:
@@ -115,7 +115,7 @@ def compared(
         command = [sys.executable, "-m", "LiverFibrosisStagingLib", "segment", str(ct), "-o", mask]
         variables = environment(threads, ROOT)
         subprocess.run(command, env=variables, check=True, stdout=subprocess.DEVNULL)
-        sides = {**{side: ("library", root) for side, root in checkouts.items()}}
+        sides = {side: ("library", root) for side, root in checkouts.items()}
         sides["monai"] = ("monai", ROOT)
         for job, model in MODELS.items():
             _say(f"Beside PyTorch + MONAI: {job}")

@@ -2,7 +2,7 @@
 
     python Testing/benchmarks/machine.py CT [--threads 2]
 
-Prints JSON: GB/s of a copy of 256 MB in memory, read and written bytes together; GFLOP/s of a
+Prints JSON: GB/s that one thread copies in memory, read and written bytes together; GFLOP/s of a
 float32 matrix product in numpy and in ONNX Runtime; and MB/s of voxels that zlib and ITK decompress
 from the CT. Each is the best of several runs.
 """

@@ -9,7 +9,6 @@ its input, refine the outlined organs or measure anything.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from monai import transforms as mt
@@ -18,17 +17,11 @@ from monai.visualize import GradCAM
 from torch.nn import functional as F
 from torch_twin import TorchTwin
 
-from LiverFibrosisStagingLib.imaging.grid import (
-    AIR_HU,
-    BODY_THRESHOLD_HU,
-    patch_starts,
-)
+from LiverFibrosisStagingLib.card import Card
+from LiverFibrosisStagingLib.imaging.grid import AIR_HU, BODY_THRESHOLD_HU, patch_starts
 from LiverFibrosisStagingLib.imaging.segmentation import shipped_network
 from LiverFibrosisStagingLib.model import read_card
 from LiverFibrosisStagingLib.report.colors import BAND_COUNT
-
-if TYPE_CHECKING:
-    from LiverFibrosisStagingLib.card import Card
 
 EXPLAINED = 4
 
@@ -94,7 +87,7 @@ def outlined(scan: MetaTensor) -> MetaTensor:
 
 
 def working_volume(
-    scan: MetaTensor, organs: MetaTensor, card: "Card"
+    scan: MetaTensor, organs: MetaTensor, card: Card
 ) -> tuple[MetaTensor, torch.Tensor]:
     """The network's input [channels, x, y, z] at its spacing and in-plane size, and the body."""
     spacing = card.spacing_mm[::-1]
@@ -127,7 +120,7 @@ def working_volume(
 
 
 def field_of_view(
-    hu: torch.Tensor, labels: torch.Tensor, card: "Card"
+    hu: torch.Tensor, labels: torch.Tensor, card: Card
 ) -> tuple[list[int], list[int]]:
     """Centre and size (x, y, z) in voxels: all of the liver, in plane the organs or the body."""
     slices, rows, columns = card.patch_size

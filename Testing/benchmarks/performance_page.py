@@ -45,9 +45,10 @@ ratios between runs.
 - **Share**: the rate that a step reached, of the rate that the machine reached in the same run.
   Reading: voxels, of the faster of zlib's and ITK's decompression. Networks: 2 operations for each
   weight and voxel of a convolution, of the faster float32 matrix product (2048 x 2048) of numpy
-  and ONNX Runtime. Steps through voxels: MiB touched, of a copy of {COPIED // 10**6} MB in memory.
-  A network without convolutions: the inputs and outputs of all its nodes, of the same copy. Where
-  the share of a copy is small, computation takes the time, not the memory's bandwidth.
+  and ONNX Runtime. Steps through voxels: MiB touched, of what one thread copies in memory, read and
+  written, with {COPIED // 10**6} MB. A network without convolutions: the inputs and outputs of all
+  its nodes, of the same copy. Where the share of a copy is small, computation takes the time, not
+  the memory's bandwidth.
 - **MiB touched**: the images, arrays and files that a step was given or has made, each once and
   whole, whatever part of them it used.
 """
