@@ -1,4 +1,4 @@
-"""A compressed NIfTI file is expanded once, with ITK's result."""
+"""A compressed NIfTI or NRRD file is expanded once, by ITK, and damage is still found."""
 
 import gzip
 
@@ -7,7 +7,8 @@ import pytest
 import SimpleITK as sitk
 
 from LiverFibrosisStagingLib import StagingError
-from LiverFibrosisStagingLib.imaging import reading
+from LiverFibrosisStagingLib.imaging import pixel_data
+from LiverFibrosisStagingLib.imaging.pixel_data import PixelData
 from LiverFibrosisStagingLib.imaging.reading import read_ct
 
 
@@ -21,13 +22,32 @@ def scan() -> sitk.Image:
     return image
 
 
-@pytest.mark.parametrize("kind", [sitk.sitkInt16, sitk.sitkUInt16, sitk.sitkInt32, sitk.sitkUInt8])
-def test_as_by_itk(kind, scan, tmp_path, monkeypatch):
-    path = tmp_path / "ct.nii.gz"
-    sitk.WriteImage(sitk.Cast(scan, kind), path)
+@pytest.fixture
+def expanded(monkeypatch) -> list[int]:
+    """Bytes of each part of a stream that the library expanded itself."""
+    sizes, parts = [], PixelData._parts
+
+    def counted(pixels, path):
+        for part in parts(pixels, path):
+            sizes.append(len(part))
+            yield part
+
+    monkeypatch.setattr(pixel_data, "_CHUNK", 1024)
+    monkeypatch.setattr(PixelData, "_parts", counted)
+    return sizes
+
+
+KINDS = [sitk.sitkInt16, sitk.sitkUInt16, sitk.sitkInt32, sitk.sitkUInt8, sitk.sitkFloat32]
+
+
+@pytest.mark.parametrize("ending", ["nii.gz", "nrrd"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_by_itk(kind, ending, scan, tmp_path, expanded):
+    path = tmp_path / f"ct.{ending}"
+    sitk.WriteImage(sitk.Cast(scan, kind), path, useCompression=True)
     expected = sitk.ReadImage(path)
-    monkeypatch.setattr(reading, "_read_checked", None)
     found = read_ct(path)
+    assert len(expanded) <= 1 and sum(expanded) <= 1024  # the header of a NIfTI file
     assert found.GetPixelID() == kind
     assert found.GetOrigin() == expected.GetOrigin()
     assert found.GetSpacing() == expected.GetSpacing()
@@ -47,27 +67,48 @@ def test_scaled_values_are_left_to_itk(scaling, scan, tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_two_members_and_what_follows(scan, tmp_path):
+def test_two_members_and_what_follows(scan, tmp_path, expanded):
     path = tmp_path / "ct.nii.gz"
     sitk.WriteImage(scan, path)
     content = gzip.decompress(path.read_bytes())
     half = len(content) // 2
-    path.write_bytes(gzip.compress(content[:half]) + gzip.compress(content[half:] + b"more"))
-    found = sitk.GetArrayFromImage(read_ct(path))
-    np.testing.assert_array_equal(found, sitk.GetArrayFromImage(scan))
-
-
-def test_damage_is_found(scan, tmp_path):
-    path = tmp_path / "ct.nii.gz"
-    sitk.WriteImage(scan, path)
-    whole = path.read_bytes()
-    damaged = bytearray(whole)
-    damaged[-6] ^= 1  # of the checksum
-    for content, why in (
-        (bytes(damaged), "damaged"),
-        (whole[:-40], "truncated"),
-        (gzip.compress(gzip.decompress(whole)[:-40]), "truncated"),
+    for members in (
+        gzip.compress(content[:half]) + gzip.compress(content[half:] + b"more"),
+        gzip.compress(content) + b"more",
+        gzip.compress(content) + gzip.compress(b""),
     ):
-        path.write_bytes(content)
-        with pytest.raises(StagingError, match=why):
+        path.write_bytes(members)
+        expanded.clear()
+        found = sitk.GetArrayFromImage(read_ct(path))
+        np.testing.assert_array_equal(found, sitk.GetArrayFromImage(scan))
+        assert sum(expanded) > len(content)
+
+
+def test_values_that_itk_replaces_are_refused(scan, tmp_path):
+    path = tmp_path / "ct.nii.gz"
+    for value in (np.nan, np.inf):
+        values = sitk.GetArrayFromImage(scan).astype(np.float32)
+        values[5, 6, 7] = value
+        sitk.WriteImage(sitk.GetImageFromArray(values), path)
+        with pytest.raises(StagingError, match="contains NaN or infinite values"):
             read_ct(path)
+
+
+@pytest.mark.parametrize("ending", ["nii.gz", "nrrd"])
+def test_damage_is_found(ending, scan, tmp_path, capfd):
+    path = tmp_path / f"ct.{ending}"
+    sitk.WriteImage(scan, path, useCompression=True)
+    whole = path.read_bytes()
+    start = whole.index(pixel_data.GZIP_MAGIC)
+    short = gzip.decompress(whole[start:])[:-40]
+    for place in (-1, -6, len(whole) - 2000, len(whole) // 2):  # length, checksum, pixels
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(StagingError, match=r"damaged|truncated"):
+            read_ct(path)
+    for content in (whole[:-1], whole[:-40], whole[:start] + gzip.compress(short)):
+        path.write_bytes(content)
+        with pytest.raises(StagingError, match="truncated"):
+            read_ct(path)
+    assert capfd.readouterr() == ("", "")

@@ -24,7 +24,6 @@ SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 _BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4, 1024: 8}
 _BYTES |= {1280: 8, 1792: 16, 2304: 4}
 _FLOATS = {16: "f4", 64: "f8"}
-_WHOLE = {2: "u1", 4: "i2", 8: "i4", 256: "i1", 512: "u2", 768: "u4"}
 _HEADER_BYTES = 348
 _SCANNER = 1  # qform and sform code for scanner coordinates
 _SPACING_TOLERANCE = 0.01
@@ -62,8 +61,6 @@ def check_nifti(path: Path) -> PixelData:
     single = header_file == data_file
     start = _pixels_begin(field(108, "f")[0], _HEADER_BYTES if single else 0, name)
     zipped = _head(data_file, name)[1]
-    stored = np.dtype(order + _WHOLE[kind]) if kind in _WHOLE else None
-    as_stored = zipped and stored is not None and stored.isnative
     return PixelData(
         files=(data_file,),
         offset=0 if zipped else start,
@@ -71,7 +68,7 @@ def check_nifti(path: Path) -> PixelData:
         stream=GZIP if zipped else 0,
         skipped=start if zipped else 0,
         floats=np.dtype(order + _FLOATS[kind]) if kind in _FLOATS else None,
-        stored_as=stored if as_stored and scaling in ((0, 0), (1, 0)) else None,
+        as_stored=zipped and scaling in ((0, 0), (1, 0)),
         placed=max(field(252, "2h")) > 0,
     )
 

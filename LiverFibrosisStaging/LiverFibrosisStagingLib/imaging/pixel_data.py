@@ -5,6 +5,8 @@ declares.
 """
 
 import gzip
+import os
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 GZIP, GZIP_OR_ZLIB = 31, 47  # zlib's window bits
 _MAX_RATIO = 1032  # deflate's own limit (zlib's technical details: 1032 to 1)
 _CHUNK = 1 << 20
+_TRAILER = struct.Struct("<2I")  # of a gzip member: CRC-32 and length modulo 2^32 (RFC 1952)
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,9 @@ class PixelData:
     stream: zlib's window bits if a compressed stream begins at `offset`, 0 for uncompressed pixels.
     skipped: bytes of the expanded stream before the pixels, included in `needed`. stored: length of
     the compressed stream, if the header gives it. floats: data type, if the pixels must be checked
-    for NaN and infinite values because ITK would replace them. stored_as: data type of compressed
-    pixels that are stored as ITK returns them (`expanded`). placed: whether the header gives the
-    patient's orientation.
+    for NaN and infinite values because ITK would replace them. as_stored: whether ITK is expected
+    to return the pixels of a gzip stream byte by byte as they are stored (see `check`). placed:
+    whether the header gives the patient's orientation.
     """
 
     files: tuple[Path, ...]
@@ -39,7 +42,7 @@ class PixelData:
     skipped: int = 0
     stored: int | None = None
     floats: np.dtype | None = None
-    stored_as: np.dtype | None = None
+    as_stored: bool = False
     placed: bool = True
 
     def check_size(self) -> None:
@@ -62,27 +65,37 @@ class PixelData:
                 "are present."
             )
 
-    def check(self) -> None:
-        """Check all pixels. Raises StagingError for damage and for NaN or infinite values."""
-        if self.stream:
-            self._check_length(sum(len(part) for file in self.files for part in self._parts(file)))
+    def check(self, read: np.ndarray | None = None) -> None:
+        """Check all pixels. Raises StagingError for damage and for NaN or infinite values.
+
+        read: the pixels as ITK returned them. If the file's own checksum is theirs, the file is
+        intact, and is not expanded a second time.
+        """
+        intact = read is not None and self._has_checksum_of(read)
+        if self.stream and not intact:
+            expanded = sum(len(part) for file in self.files for part in self._parts(file))
+            if expanded < self.needed:
+                raise StagingError(f"{self.files[0].name}: the file is truncated.")
         if self.floats is not None:
-            self._check_finite(self.floats)
+            parts = read if intact else self._values(self.floats)
+            if not all(np.isfinite(part).all() for part in parts):
+                raise StagingError(
+                    f"{self.files[0].name}: contains NaN or infinite values; finite values are "
+                    "needed."
+                )
 
-    def expanded(self) -> np.ndarray:
-        """The pixels `stored_as` a type, one-dimensional. Raises StagingError as `check` does."""
-        pixels, end = np.empty(self.needed - self.skipped, np.uint8), -self.skipped
-        for part in self._parts(self.files[0]):
-            begin, end = end, end + len(part)
-            if end > 0 and begin < len(pixels):
-                kept = np.frombuffer(part, np.uint8)[max(-begin, 0) : len(pixels) - begin]
-                pixels[max(begin, 0) : max(begin, 0) + len(kept)] = kept
-        self._check_length(end + self.skipped)
-        return pixels.view(self.stored_as)
+    def _has_checksum_of(self, pixels: np.ndarray) -> bool:
+        """Whether the file ends as a gzip stream of the skipped bytes and these pixels does.
 
-    def _check_length(self, expanded: int) -> None:
-        if expanded < self.needed:
-            raise StagingError(f"{self.files[0].name}: the file is truncated.")
+        Not so if bytes follow the pixels, if the stream has several members, or if ITK changed a
+        value.
+        """
+        before = next(self._parts(self.files[0]), b"")[: self.skipped]
+        with open(self.files[0], "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TRAILER.size))
+            end = file.read()
+        length = (len(before) + pixels.nbytes) % 2**32
+        return end == _TRAILER.pack(zlib.crc32(pixels, zlib.crc32(before)), length)
 
     def _parts(self, path: Path) -> Iterator[bytes]:
         """A compressed stream's content; StagingError if it is truncated or damaged."""
@@ -108,16 +121,11 @@ class PixelData:
         if not decoder.eof:
             raise StagingError(f"{path.name}: the file is truncated.")
 
-    def _check_finite(self, dtype: np.dtype) -> None:
-        path, left = self.files[0], self.needed - self.skipped
-        with (gzip.open if self.stream else open)(path, "rb") as file:
+    def _values(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        """The pixels as they are stored, in parts."""
+        left = self.needed - self.skipped
+        with (gzip.open if self.stream else open)(self.files[0], "rb") as file:
             file.seek(self.skipped if self.stream else self.offset)
             while left > 0 and (chunk := file.read(min(left, _CHUNK))):
                 left -= len(chunk)
-                values = np.frombuffer(
-                    chunk[: len(chunk) // dtype.itemsize * dtype.itemsize], dtype
-                )
-                if not np.isfinite(values).all():
-                    raise StagingError(
-                        f"{path.name}: contains NaN or infinite values; finite values are needed."
-                    )
+                yield np.frombuffer(chunk[: len(chunk) // dtype.itemsize * dtype.itemsize], dtype)

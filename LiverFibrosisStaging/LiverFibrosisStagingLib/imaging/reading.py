@@ -6,7 +6,6 @@ therefore check the files.
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
@@ -31,15 +30,6 @@ _CHECKS: dict[tuple[str, ...], Callable[[Path], PixelData]] = {
     NIFTI: check_nifti,
     (".nrrd", ".nhdr"): check_nrrd,
     (".mha", ".mhd"): check_metaimage,
-}
-# Pixel types by numpy's names.
-_ITK_TYPES = {
-    "u1": sitk.sitkUInt8,
-    "i1": sitk.sitkInt8,
-    "i2": sitk.sitkInt16,
-    "u2": sitk.sitkUInt16,
-    "i4": sitk.sitkInt32,
-    "u4": sitk.sitkUInt32,
 }
 _FORMATS = "NIfTI (.nii, .nii.gz, .hdr), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd)"
 
@@ -183,53 +173,27 @@ def _header_check(path: Path) -> Callable[[Path], PixelData] | None:
 def _read_volume(path: Path) -> tuple[sitk.Image, bool]:
     """One intact 3-D scalar image of a file, and whether the file gives the orientation."""
     pixels = check_header(path)
-    image = _read_once(path, pixels)
-    if image is None:
-        image = _read_checked(path, pixels)
+    image = _read_checked(path, pixels)
     return _checked_axes(_three_dimensional(image, path.name), path.name), pixels.placed
-
-
-def _read_once(path: Path, pixels: PixelData) -> sitk.Image | None:
-    """The image with pixels that are expanded and checked in one go; None if ITK has to read them.
-
-    ITK expands a stream without checking it, so that each would be expanded twice.
-    """
-    if pixels.stored_as is None:
-        return None
-    header = sitk.ImageFileReader()
-    header.SetFileName(itk_path(path))
-    with quiet():
-        try:
-            header.ReadImageInformation()
-        except RuntimeError as error:
-            pixels.check()
-            raise StagingError(f"{path.name}: {_meaning(str(error))}.") from error
-    size, kind = header.GetSize(), pixels.stored_as
-    bytes_needed = math.prod(size) * kind.itemsize
-    if _ITK_TYPES.get(kind.str[1:]) != header.GetPixelID() or (
-        bytes_needed != pixels.needed - pixels.skipped or header.GetDimension() != 3
-    ):
-        return None
-    image = sitk.GetImageFromArray(pixels.expanded().reshape(size[::-1]))
-    image.SetSpacing(header.GetSpacing())
-    image.SetOrigin(header.GetOrigin())
-    image.SetDirection(header.GetDirection())
-    return image
 
 
 def _read_checked(path: Path, pixels: PixelData) -> sitk.Image:
     """The image as ITK reads it; its pixels are checked besides."""
-    # ITK and zlib both release the interpreter's lock, so the check runs in parallel.
     with quiet(), ThreadPoolExecutor(1) as pool:
-        checked = pool.submit(pixels.check)
+        # A check that has to expand the pixels itself runs in parallel: ITK and zlib both release
+        # the interpreter's lock.
+        check = pixels.check if pixels.as_stored else pool.submit(pixels.check).result
         if _header_check(path) is check_metaimage:  # MetaIO prints errors to the console
-            checked.result()
+            check()
         try:
             image = sitk.ReadImage(itk_path(path))
         except RuntimeError as error:
-            checked.result()
+            check()
             raise StagingError(f"{path.name}: {_meaning(str(error))}.") from error
-        checked.result()
+        if pixels.as_stored:
+            pixels.check(sitk.GetArrayViewFromImage(image))
+        else:
+            check()
     return image
 
 

@@ -98,7 +98,11 @@ def check_nrrd(path: Path) -> PixelData:
     stream = _NRRD_ENCODINGS.get(encoding, 0)
     placed = _NRRD_SPACES.fullmatch(fields.get("space", "")) is not None
     if stream:
-        return PixelData(files, offset, needed + skipped, stream, skipped, placed=placed)
+        return PixelData(
+            *(files, offset, needed + skipped, stream, skipped),
+            as_stored=len(files) == 1,
+            placed=placed,
+        )
     return PixelData(files, offset + skipped, needed, placed=placed)
 
 
