@@ -136,8 +136,8 @@ def _check_values(hu: np.ndarray, name: str) -> None:
     if not (np.isfinite(low) and np.isfinite(high)):
         count = np.count_nonzero(~np.isfinite(hu))
         raise StagingError(f"{name}: {count} voxels are NaN or infinite; HU are needed everywhere.")
-    sample = hu[(slice(None, None, _SAMPLE_STEP),) * 3].astype(np.float32)
-    inside = sample[sample > PADDING_HU]
+    sample = hu[(slice(None, None, _SAMPLE_STEP),) * 3]
+    inside = sample[sample > PADDING_HU].astype(np.float32)
     if low <= PADDING_HU and inside.size:
         low = float(inside.min())
 

@@ -3,14 +3,17 @@
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from ..errors import StagingError
+from .grid import bounding_box, box_on_ct, paste
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .reading import read_mask
+from .resampling import nearest
 
 
 def read_organ(path: str | Path) -> sitk.Image:
@@ -23,14 +26,12 @@ def read_organ(path: str | Path) -> sitk.Image:
     mask = read_mask(file)
     if not labels:
         return mask
-    # Compared in numpy: SimpleITK wraps labels that do not fit the pixel type (261 becomes 5).
-    selected = np.isin(sitk.GetArrayViewFromImage(mask), labels)
-    if not selected.any():
+    box = bounding_box(sitk.GetArrayViewFromImage(mask))
+    selected = None if box is None else _inside(mask, box, labels)
+    if selected is None or not selected.any():
         which = " or ".join(map(str, labels))
         raise StagingError(f"The mask {file} has no voxel with the label {which}.")
-    found = sitk.GetImageFromArray(selected.astype(np.uint8))
-    found.CopyInformation(mask)
-    return found
+    return _mask_image(selected, box, mask)
 
 
 def file_and_labels(path: str | Path) -> tuple[Path, tuple[int, ...]]:
@@ -48,23 +49,22 @@ def organ_masks(
 
     A mask image with one non-zero value is that organ's mask. An image with exactly the labels 1
     and 2 is liver and spleen; the latter is used unless `spleen` is given. A mask on another grid
-    is resampled (nearest neighbour) if it covers the same space. Raises StagingError for an empty
-    mask, other labels, or a mask outside the scan.
+    is resampled (nearest neighbour) if it covers the same space. A mask that is already as needed
+    is returned itself, not a copy. Raises StagingError for an empty mask, other labels, or a mask
+    outside the scan.
     """
     warnings: list[str] = []
     labels = _labels(liver, "liver")
-    both = labels == [LIVER_LABEL, SPLEEN_LABEL]
-    if spleen is None and both:
+    if spleen is None and len(labels) == 2:
         spleen = liver
-    liver = _on_grid(liver, LIVER_LABEL if both else labels[0], ct, "liver", warnings)
+    liver = _on_grid(liver, labels, ct, "liver", warnings)
     if spleen is not None:
-        labels = _labels(spleen, "spleen")
-        label = SPLEEN_LABEL if labels == [LIVER_LABEL, SPLEEN_LABEL] else labels[0]
-        spleen = _on_grid(spleen, label, ct, "spleen", warnings)
+        spleen = _on_grid(spleen, _labels(spleen, "spleen"), ct, "spleen", warnings)
     return liver, spleen, tuple(warnings)
 
 
 def _labels(mask: sitk.Image, organ: str) -> list[int]:
+    """The mask's only label, or LIVER_LABEL and SPLEEN_LABEL."""
     if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
         raise StagingError(
             f"The {organ} mask has {mask.GetDimension()} dimensions and "
@@ -72,9 +72,13 @@ def _labels(mask: sitk.Image, organ: str) -> list[int]:
             "per voxel is needed."
         )
     values = sitk.GetArrayViewFromImage(mask)
-    found = np.unique(values[values != 0])
-    if not len(found):
+    box = bounding_box(values)
+    if box is None:
         raise StagingError(f"The {organ} mask is empty: all its voxels are 0.")
+    part = values[box]
+    if part.dtype.kind == "u" and part.max() == 1:
+        return [1]
+    found = np.unique(part[part != 0])
     labels = [int(value) for value in found[:10]]
     if len(found) > 1 and labels != [LIVER_LABEL, SPLEEN_LABEL]:
         raise StagingError(
@@ -86,22 +90,57 @@ def _labels(mask: sitk.Image, organ: str) -> list[int]:
 
 
 def _on_grid(
-    mask: sitk.Image, label: int, ct: sitk.Image, organ: str, warnings: list[str]
+    mask: sitk.Image, labels: Sequence[int], ct: sitk.Image, organ: str, warnings: list[str]
 ) -> sitk.Image:
-    binary = mask == label if mask.GetPixelID() < sitk.sitkFloat32 else mask > 0.5
-    if same_grid(binary, ct):
-        binary.CopyInformation(ct)
-        return binary
-    resampled = sitk.Resample(binary, ct, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-    kept = volume_ml(resampled) / volume_ml(binary)
+    """The organ's voxels as uint8 on the CT's grid; labels: all of the mask, see `_labels`."""
+    as_needed = labels == [1] and mask.GetPixelID() == sitk.sitkUInt8
+    if as_needed and not mask.GetMetaDataKeys() and _geometry(mask) == _geometry(ct):
+        return mask
+    box = bounding_box(sitk.GetArrayViewFromImage(mask))
+    part = _inside(mask, box, labels[:1] if organ == "liver" else labels[-1:])
+    if same_grid(mask, ct):
+        return _mask_image(part, box, ct)
+    # Only the parts of both grids that the organ covers.
+    cut = sitk.GetImageFromArray(part)
+    cut.SetSpacing(mask.GetSpacing())
+    cut.SetDirection(mask.GetDirection())
+    cut.SetOrigin(mask.TransformIndexToPhysicalPoint([along.start for along in box[::-1]]))
+    first, size = box_on_ct(part, cut, ct)
+    found = nearest(cut, sitk.RegionOfInterest(ct, size, first))
+    kept = volume_ml(found) / volume_ml(cut)
     if kept < 0.05:
         raise StagingError(
             f"The {organ} mask lies outside the CT: it belongs to another scan, or its orientation "
             "was lost."
         )
-    cut = f"; {100 * (1 - kept):.0f} % of it lies outside the CT" if kept < 0.98 else ""
-    warnings.append(f"The {organ} mask is on another grid than the CT and was resampled{cut}.")
-    return resampled
+    beyond = f"; {100 * (1 - kept):.0f} % of it lies outside the CT" if kept < 0.98 else ""
+    warnings.append(f"The {organ} mask is on another grid than the CT and was resampled{beyond}.")
+    covered = tuple(slice(start, start + count) for start, count in zip(first, size))[::-1]
+    return _mask_image(sitk.GetArrayViewFromImage(found), covered, ct)
+
+
+def _geometry(image: sitk.Image) -> tuple[tuple[float, ...], ...]:
+    return image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
+
+
+def _inside(mask: sitk.Image, box: tuple[slice, slice, slice], labels: Sequence[int]) -> np.ndarray:
+    """1 where a mask has one of the labels within a box, uint8; for floats, where it is > 0.5."""
+    part = sitk.GetArrayViewFromImage(mask)[box]
+    if part.dtype.kind == "f":
+        return (part > 0.5).view(np.uint8)
+    # Compared in numpy: SimpleITK wraps labels that do not fit the pixel type (261 becomes 5).
+    inside = part == labels[0]
+    for label in labels[1:]:
+        inside |= part == label
+    return inside.view(np.uint8)
+
+
+def _mask_image(part: np.ndarray, box: tuple[slice, slice, slice], grid: sitk.Image) -> sitk.Image:
+    """A uint8 mask on a grid, 0 outside of a box."""
+    found = sitk.Image(grid.GetSize(), sitk.sitkUInt8)
+    found.CopyInformation(grid)
+    paste(part, found, box)
+    return found
 
 
 def volume_ml(mask: sitk.Image) -> float:

@@ -132,11 +132,11 @@ def check_image_name(path: str | Path) -> None:
 def write_labels(labels: sitk.Image, path: str | Path) -> None:
     """Write a label image; a .nrrd file gets the segment metadata (name, colour, code) of Slicer.
 
-    Raises StagingError if it cannot be written.
+    The image's own metadata are replaced by those of the file. Raises StagingError if it cannot be
+    written.
     """
     path = Path(path)
     check_image_name(path)
-    labels = sitk.Image(labels)
     for key in labels.GetMetaDataKeys():  # no free text of the input in the file
         labels.EraseMetaData(key)
     if path.suffix == ".nrrd":
@@ -145,7 +145,7 @@ def write_labels(labels: sitk.Image, path: str | Path) -> None:
         labels.SetMetaData("Segmentation_ContainedRepresentationNames", "Binary labelmap|")
         labels.SetMetaData("Segmentation_ReferenceImageExtentOffset", "0 0 0")
         voxels = sitk.GetArrayViewFromImage(labels)
-        found = [organ for organ in ORGANS if (voxels == organ.label).any()]
+        found = [organ for organ in ORGANS if any((part == organ.label).any() for part in voxels)]
         for number, organ in enumerate(found):
             for key, value in (
                 ("ID", organ.name.lower()),

@@ -115,13 +115,14 @@ def read_mask(path: Path) -> sitk.Image:
     _strip(image, keep=("Segment",))
     values = sitk.GetArrayViewFromImage(image)
     if values.dtype.kind == "f":
-        # This also refuses NaN, which is not equal to itself.
-        if not (values == np.rint(values)).all():
+        # Slice by slice; this also refuses NaN, which is not equal to itself.
+        if not all((part == np.rint(part)).all() for part in values):
             raise StagingError(
                 f"{path.name}: contains values that are not whole numbers, so it is not a mask; "
                 "labels (0 outside) are needed."
             )
-        if np.abs(values).max() > np.iinfo(np.int32).max:
+        largest = max(values.max(), -values.min())
+        if largest > np.iinfo(np.int32).max:
             raise StagingError(f"{path.name}: contains {values.max():g}, which is not a label.")
         image = _cast(image, sitk.sitkInt32)
         values = sitk.GetArrayViewFromImage(image)
