@@ -121,8 +121,7 @@ def read_mask(path: Path) -> sitk.Image:
                 f"{path.name}: contains values that are not whole numbers, so it is not a mask; "
                 "labels (0 outside) are needed."
             )
-        largest = max(values.max(), -values.min())
-        if largest > np.iinfo(np.int32).max:
+        if max(values.max(), -values.min()) > np.iinfo(np.int32).max:
             raise StagingError(f"{path.name}: contains {values.max():g}, which is not a label.")
         image = _cast(image, sitk.sitkInt32)
         values = sitk.GetArrayViewFromImage(image)
@@ -174,8 +173,8 @@ def _header_check(path: Path) -> Callable[[Path], PixelData] | None:
 def _read_volume(path: Path) -> tuple[sitk.Image, bool]:
     """One intact 3-D scalar image of a file, and whether the file gives the orientation."""
     pixels = check_header(path)
-    image = _read_checked(path, pixels)
-    return _checked_axes(_three_dimensional(image, path.name), path.name), pixels.placed
+    image = _three_dimensional(_read_checked(path, pixels), path.name)
+    return _checked_axes(image, path.name), pixels.placed
 
 
 def _read_checked(path: Path, pixels: PixelData) -> sitk.Image:
