@@ -47,7 +47,7 @@ STEPS = (
     "imaging.plausibility.landmarks",
     "imaging.plausibility.without_heart",
     "imaging.refinement.refine_em_mrf",
-    "imaging.refinement.labels_on_ct",
+    "imaging.refinement.organ_on_ct",
     "imaging.segmentation.segment_checked",
     "imaging.masks.organ_masks",
     "imaging.checks.check_organs",

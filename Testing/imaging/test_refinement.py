@@ -6,7 +6,8 @@ import SimpleITK as sitk
 from sklearn.naive_bayes import CategoricalNB
 
 from LiverFibrosisStagingLib.imaging import refinement
-from LiverFibrosisStagingLib.imaging.refinement import BIN_HU, labels_on_ct
+from LiverFibrosisStagingLib.imaging.organs import LIVER_LABEL
+from LiverFibrosisStagingLib.imaging.refinement import BIN_HU, organ_on_ct
 
 SIZE = (20, 40, 48)
 
@@ -117,10 +118,10 @@ def labelled(liver, grid):
     ct.SetSpacing((2.0, 2.0, 2.0))
     ct.SetOrigin((-1.0, -1.0, -1.0))
     sure = liver.astype(np.float32)
-    labels = labels_on_ct(np.stack([1 - sure, sure, 0 * sure]), grid, ct)
-    assert labels.GetSize() == ct.GetSize() and labels.GetOrigin() == ct.GetOrigin()
-    assert sitk.GetArrayFromImage(sitk.ConnectedComponent(labels)).max() <= 1
-    return sitk.GetArrayFromImage(labels)[::2, ::2, ::2] == 1
+    mask = organ_on_ct(np.stack([1 - sure, sure, 0 * sure]), LIVER_LABEL, grid, ct)
+    assert mask.GetSize() == ct.GetSize() and mask.GetOrigin() == ct.GetOrigin()
+    assert sitk.GetArrayFromImage(sitk.ConnectedComponent(mask)).max() <= 1
+    return sitk.GetArrayFromImage(mask)[::2, ::2, ::2] == 1
 
 
 def test_holes_are_filled_and_other_components_removed(grid):

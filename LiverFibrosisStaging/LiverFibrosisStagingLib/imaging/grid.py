@@ -4,6 +4,7 @@ Arrays are [slice, row, column]; spacings that belong to arrays are in the same 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -202,6 +203,11 @@ def bounding_box(where: np.ndarray) -> tuple[slice, slice, slice] | None:
             return None
         box += (slice(int(inside[0]), int(inside[-1]) + 1),)
     return box
+
+
+def widened(box: tuple[slice, ...], margin: Sequence[int]) -> tuple[slice, ...]:
+    """A box with this many more voxels at both ends of each axis, as far as the array goes."""
+    return tuple(slice(max(b.start - m, 0), b.stop + m) for b, m in zip(box, margin))
 
 
 def paste(array: np.ndarray, image: sitk.Image, box: tuple[slice, slice, slice]) -> None:

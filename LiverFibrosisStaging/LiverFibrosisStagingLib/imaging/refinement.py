@@ -6,12 +6,12 @@ fast; the margin of each organ's probability over the other classes, not the lab
 resampled to the CT.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import SimpleITK as sitk
 
-from .grid import bounding_box, box_on_ct, paste
+from .grid import bounding_box, box_on_ct, paste, widened
 from .masks import largest
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .resampling import planes
@@ -49,10 +49,11 @@ def refine_em_mrf(probabilities: np.ndarray, grid: sitk.Image) -> np.ndarray:
 
     grid: HU of the same voxels. Returns probabilities of the same shape.
     """
-    hu = sitk.GetArrayFromImage(grid)
+    hu = sitk.GetArrayViewFromImage(grid)
     allowed = np.ones(probabilities.shape, bool)
     for label in LABELS:
-        allowed[label] = _within(probabilities[label] > 0.5, MAX_GROWTH_MM[label], grid)
+        near = _within(probabilities[label] > 0.5, MAX_GROWTH_MM[label], grid.GetSpacing())
+        allowed[label] = near
     refined = _with_background(probabilities * allowed)
     box = bounding_box(allowed[1:].any(axis=0))
     if box is not None:
@@ -67,12 +68,16 @@ def _iterate(
     """The iterations of `refine_em_mrf`, within a box; spacing: x, y, z in mm."""
     bins = ((hu - hu.min()) / BIN_HU).astype(np.intp)
     near = allowed[1:].any(axis=0)
+    boxes = {label: bounding_box(allowed[label]) for label in LABELS if allowed[label].any()}
+    smoothers = [_smoother(length, step) for length, step in zip(hu.shape, spacing[::-1])]
     prior = posterior = _restricted(network, hu, allowed)
     for iteration in range(ITERATIONS):
         if iteration:
             mixed = NETWORK_WEIGHT * network
-            for label in LABELS:
-                mixed[label] += (1 - NETWORK_WEIGHT) * _smooth(posterior[label], spacing)
+            for label, box in boxes.items():
+                # Outside the box, the organ's probability is 0 before and after.
+                parts = [along[part, part] for along, part in zip(smoothers, box)]
+                mixed[label][box] += (1 - NETWORK_WEIGHT) * _smooth(posterior[label][box], parts)
             prior = _restricted(mixed, hu, allowed)
         likelihood = np.empty_like(posterior)
         for label, probability in enumerate(posterior):
@@ -99,21 +104,41 @@ def _with_background(probabilities: np.ndarray) -> np.ndarray:
     return probabilities
 
 
-def _within(inside: np.ndarray, reach_mm: float, grid: sitk.Image) -> np.ndarray:
-    """Voxels, bool, at most this far from a mask; none if it is empty."""
-    if not inside.any():
-        return inside
-    mask = sitk.GetImageFromArray(inside.astype(np.uint8))
-    mask.SetSpacing(grid.GetSpacing())
-    distance = sitk.SignedMaurerDistanceMap(mask, squaredDistance=False, useImageSpacing=True)
-    return sitk.GetArrayFromImage(distance) <= reach_mm
+def _within(inside: np.ndarray, reach_mm: float, spacing: tuple[float, ...]) -> np.ndarray:
+    """Voxels, bool, at most this far from a mask; none if it is empty; spacing: x, y, z in mm."""
+    near = np.zeros(inside.shape, bool)
+    box = bounding_box(inside)
+    if box is not None:
+        box = widened(box, [int(reach_mm / step) + 1 for step in spacing[::-1]])
+        mask = sitk.GetImageFromArray(inside[box].view(np.uint8))
+        mask.SetSpacing(spacing)
+        distance = sitk.SignedMaurerDistanceMap(mask, squaredDistance=False, useImageSpacing=True)
+        near[box] = sitk.GetArrayViewFromImage(distance) <= reach_mm
+    return near
 
 
-def _smooth(values: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
-    image = sitk.GetImageFromArray(values)
-    variance = [(NEIGHBOURHOOD_MM / step) ** 2 for step in spacing]
-    smooth = sitk.DiscreteGaussian(image, variance, 9, 0.01, False)
+def _smoother(length: int, step: float) -> np.ndarray:
+    """Weights, float32 [to, from], of a Gaussian along an axis of voxels of this many mm."""
+    every = sitk.GetImageFromArray(np.eye(length, dtype=np.float32))
+    smooth = sitk.DiscreteGaussian(every, [0.0, (NEIGHBOURHOOD_MM / step) ** 2], 9, 0.01, False)
     return sitk.GetArrayFromImage(smooth)
+
+
+def _smooth(values: np.ndarray, along: Sequence[np.ndarray]) -> np.ndarray:
+    """Values smoothed along each axis with the weights of `_smoother`.
+
+    Sums of shifted arrays: in a small box, a fifth of the time of SimpleITK's filter.
+    """
+    for axis, weights in enumerate(along):
+        values = np.moveaxis(values, axis, 0)
+        total = np.zeros_like(values)
+        reach = np.flatnonzero(weights[0])[-1]
+        for shift in range(-reach, reach + 1):
+            first, last = max(-shift, 0), len(values) - max(shift, 0)
+            shifted = values[first + shift : last + shift]
+            total[first:last] += weights.diagonal(shift)[:, None, None] * shifted
+        values = np.moveaxis(total, 0, axis)
+    return values
 
 
 def _histogram(bins: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -127,32 +152,39 @@ def _histogram(bins: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (smooth / smooth.sum()).astype(np.float32)
 
 
-def labels_on_ct(probabilities: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> sitk.Image:
-    """Label image, uint8 on the CT's grid, of the most probable class; grid: of the probabilities.
+def organ_on_ct(
+    probabilities: np.ndarray,
+    label: int,
+    grid: sitk.Image,
+    ct: sitk.Image,
+    other: sitk.Image | None = None,
+) -> sitk.Image:
+    """Mask, uint8 on the CT's grid, of an organ, where it is the most probable class.
 
-    Of each organ, one component remains, without holes (`_clean_margin`).
+    grid: of the probabilities. One component remains, without holes (`_clean_margin`). other: mask
+    of an organ whose voxels are left to it.
     """
-    labels = sitk.Image(ct.GetSize(), sitk.sitkUInt8)
-    labels.CopyInformation(ct)
-    for label in LABELS:
-        others = np.delete(probabilities, label, axis=0).max(axis=0)
-        margin = _clean_margin(
-            probabilities[label] - others, CORE_RADIUS_MM[label], grid.GetSpacing()
-        )
-        if not (margin > 0).any():
-            continue
-        first, size = box_on_ct(margin > 0, grid, ct)
-        image = sitk.GetImageFromArray(margin)
-        image.CopyInformation(grid)
-        region = sitk.RegionOfInterest(labels, size, first)
-        before = sitk.GetArrayViewFromImage(region)
-        inside = before == 0
-        for free, values in zip(inside, planes(image, region, -1.0)):
-            free &= values > 0
-        inside = largest(inside)
-        box = tuple(slice(start, start + count) for start, count in zip(first, size))[::-1]
-        paste(np.where(inside, np.uint8(label), before), labels, box)
-    return labels
+    mask = sitk.Image(ct.GetSize(), sitk.sitkUInt8)
+    mask.CopyInformation(ct)
+    margin = probabilities[label] - np.delete(probabilities, label, axis=0).max(axis=0)
+    around = bounding_box(margin > 0)
+    if around is None:
+        return mask
+    around = widened(around, (1, 1, 1))
+    margin[around] = _clean_margin(margin[around], CORE_RADIUS_MM[label], grid.GetSpacing())
+    if not (margin > 0).any():
+        return mask
+    first, size = box_on_ct(margin > 0, grid, ct)
+    box = tuple(slice(start, start + count) for start, count in zip(first, size))[::-1]
+    image = sitk.GetImageFromArray(margin)
+    image.CopyInformation(grid)
+    inside = np.empty(size[::-1], bool)
+    for plane, values in zip(inside, planes(image, sitk.RegionOfInterest(mask, size, first), -1.0)):
+        np.greater(values, 0, out=plane)
+    if other is not None:
+        inside &= sitk.GetArrayViewFromImage(other)[box] == 0
+    paste(largest(inside).view(np.uint8), mask, box)
+    return mask
 
 
 def _clean_margin(margin: np.ndarray, radius_mm: float, spacing: tuple[float, ...]) -> np.ndarray:
@@ -163,11 +195,11 @@ def _clean_margin(margin: np.ndarray, radius_mm: float, spacing: tuple[float, ..
     within the organ, restores the boundary.
     """
     inside = margin > 0
-    image = sitk.GetImageFromArray(largest(inside).astype(np.uint8))
+    image = sitk.GetImageFromArray(largest(inside).view(np.uint8))
     core = largest(_morphology(sitk.BinaryErode, image, radius_mm, spacing), MIN_LOBE_FRACTION)
-    image = sitk.GetImageFromArray(core.astype(np.uint8))
+    image = sitk.GetImageFromArray(core.view(np.uint8))
     organ = _morphology(sitk.BinaryDilate, image, radius_mm + CORE_MARGIN_MM, spacing) & inside
-    filled = sitk.BinaryFillhole(sitk.GetImageFromArray(organ.astype(np.uint8)))
+    filled = sitk.BinaryFillhole(sitk.GetImageFromArray(organ.view(np.uint8)))
     kept = np.where(inside & ~organ, np.float32(-1.0), margin)
     holes = (sitk.GetArrayViewFromImage(filled) > 0) & ~inside
     return np.where(holes, np.float32(1.0), kept)

@@ -9,7 +9,6 @@ Model file: input `volume` float32 [N, 1, slices, rows, columns], the CT windowe
 the fields of `SegmentationCard`.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -38,10 +37,11 @@ from ..training_record import TRAINING, Training
 from .checks import check_ct, check_organs
 from .grid import body_bounds, lps_grid, patch_starts, reorient_to_lps, resample_ct, straightened
 from .input_checks import concerns, input_checks
+from .masks import volume_ml
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .plausibility import landmarks, without_heart
 from .reading import NAME_KEY, notes, read_ct
-from .refinement import labels_on_ct, refine_em_mrf
+from .refinement import organ_on_ct, refine_em_mrf
 
 METADATA_KEY = "liver_segmentation"
 CONTRACT = 1
@@ -120,24 +120,22 @@ class SegmentationModel:
 class Segmentation:
     """Liver and spleen of one CT.
 
-    labels: uint8 image on the CT's grid, 1 liver, 2 spleen. volumes_ml: by organ. warnings: for the
-    user. provenance: the network used, as in staging.json.
+    liver, spleen: masks, uint8 on the CT's grid; spleen is None if none was found. volumes_ml: by
+    organ. warnings: for the user. provenance: the network used, as in staging.json.
     """
 
-    labels: sitk.Image
+    liver: sitk.Image
+    spleen: sitk.Image | None
     volumes_ml: dict[str, float]
     warnings: tuple[str, ...]
     provenance: dict[str, Any]
 
     @property
-    def liver(self) -> sitk.Image:
-        """Mask on the CT's grid."""
-        return self.labels == LIVER_LABEL
-
-    @property
-    def spleen(self) -> sitk.Image | None:
-        """Mask on the CT's grid; None if no spleen was found."""
-        return self.labels == SPLEEN_LABEL if self.volumes_ml["spleen"] else None
+    def labels(self) -> sitk.Image:
+        """Label image, uint8 on the CT's grid, 1 liver, 2 spleen; made on each call."""
+        if self.spleen is None:
+            return sitk.Image(self.liver)
+        return self.liver + self.spleen * SPLEEN_LABEL
 
 
 @lru_cache(maxsize=1)
@@ -201,25 +199,30 @@ def segment_checked(
     grid = network_grid(ct, card.spacing_mm, card.multiple_of)
     windowed = sitk.IntensityWindowing(grid, *card.window_hu, 0.0, 1.0)
     probabilities = _run(model, windowed, begin, cancel)
-    begin(0.8, "Refining the segmentation")
+    refining = "Refining the segmentation"
+    begin(0.8, refining)
     marks = landmarks(probabilities, grid)
     probabilities = without_heart(probabilities, marks)
+    begin(0.83, refining)
     clamped = sitk.Clamp(grid, lowerBound=card.window_hu[0], upperBound=card.window_hu[1])
-    refined = without_heart(refine_em_mrf(probabilities, clamped), marks)
-    labels = labels_on_ct(refined, grid, ct)
-    volumes = _volumes_ml(labels)
+    probabilities = without_heart(refine_em_mrf(probabilities, clamped), marks)
+    begin(0.87, refining)
+    liver = organ_on_ct(probabilities, LIVER_LABEL, grid, ct)
+    volumes = {"liver": volume_ml(liver)}
     if volumes["liver"] < MIN_ORGAN_ML["liver"]:
         raise StagingError(
             f"{name}: no liver was found ({volumes['liver']:.0f} mL segmented, at least "
             f"{MIN_ORGAN_ML['liver']:g} mL expected); a CT of the abdomen, or a liver mask, is "
             "needed."
         )
+    begin(0.94, refining)
+    spleen: sitk.Image | None = organ_on_ct(probabilities, SPLEEN_LABEL, grid, ct, liver)
+    volumes["spleen"] = volume_ml(spleen)
     if volumes["spleen"] < MIN_ORGAN_ML["spleen"]:
-        labels = sitk.ChangeLabel(labels, {SPLEEN_LABEL: 0})
-        volumes["spleen"] = 0.0
+        spleen, volumes["spleen"] = None, 0.0
     begin(1.0, "Done")
     provenance = {"name": card.name, "sha256": model.sha256, "edited": False}
-    return Segmentation(labels, volumes, segmentation_warnings(volumes), provenance)
+    return Segmentation(liver, spleen, volumes, segmentation_warnings(volumes), provenance)
 
 
 def segmentation_warnings(volumes_ml: dict[str, float]) -> tuple[str, ...]:
@@ -271,12 +274,6 @@ def _run(
         total[:, slab] += weight * model.run(volume[slab], cancel)
         count[slab] += weight
     return total / count
-
-
-def _volumes_ml(labels: sitk.Image) -> dict[str, float]:
-    voxels = sitk.GetArrayViewFromImage(labels)
-    each = math.prod(labels.GetSpacing()) / 1000.0
-    return {o: float(np.count_nonzero(voxels == n) * each) for n, o in enumerate(CLASSES) if n}
 
 
 def _card(text: str | None, path: Path) -> SegmentationCard:
