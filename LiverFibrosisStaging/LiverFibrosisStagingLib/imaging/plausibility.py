@@ -52,10 +52,14 @@ def without_heart(probabilities: np.ndarray, marks: Landmarks | None) -> np.ndar
     """
     if marks is None:
         return probabilities
+    _, liver, spleen = probabilities
+    beside = _heart_in_liver(liver > 0.5, marks)
+    likely, heart = _split(spleen > 0.5, (liver > 0.5) & ~beside, marks)
+    if not beside.any() and not heart.any():
+        return probabilities
     found = probabilities.copy()
     _, liver, spleen = found
-    liver[_heart_in_liver(liver > 0.5, marks)] = 0.0
-    likely, heart = _split(spleen > 0.5, liver > 0.5, marks)
+    liver[beside] = 0.0
     if heart.any():
         spleen[(spleen > 0.5) & ~likely] = 0.0
         if not likely.any():

@@ -50,15 +50,16 @@ def refine_em_mrf(probabilities: np.ndarray, grid: sitk.Image) -> np.ndarray:
     grid: HU of the same voxels. Returns probabilities of the same shape.
     """
     hu = sitk.GetArrayViewFromImage(grid)
+    spacing = grid.GetSpacing()
     allowed = np.ones(probabilities.shape, bool)
     for label in LABELS:
-        near = _within(probabilities[label] > 0.5, MAX_GROWTH_MM[label], grid.GetSpacing())
-        allowed[label] = near
-    refined = _with_background(probabilities * allowed)
+        allowed[label] = _within(probabilities[label] > 0.5, MAX_GROWTH_MM[label], spacing)
+    refined = np.zeros_like(probabilities)
+    refined[0] = 1.0
     box = bounding_box(allowed[1:].any(axis=0))
     if box is not None:
         part = (slice(None), *box)
-        refined[part] = _iterate(probabilities[part], hu[box], allowed[part], grid.GetSpacing())
+        refined[part] = _iterate(probabilities[part], hu[box], allowed[part], spacing)
     return refined
 
 

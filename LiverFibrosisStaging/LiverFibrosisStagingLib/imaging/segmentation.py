@@ -9,6 +9,7 @@ Model file: input `volume` float32 [N, 1, slices, rows, columns], the CT windowe
 the fields of `SegmentationCard`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -39,7 +40,7 @@ from .grid import body_bounds, lps_grid, patch_starts, reorient_to_lps, resample
 from .input_checks import concerns, input_checks
 from .masks import volume_ml
 from .organs import LIVER_LABEL, SPLEEN_LABEL
-from .plausibility import landmarks, without_heart
+from .plausibility import GAS_HU, LUNG_HU, landmarks, without_heart
 from .reading import NAME_KEY, notes, read_ct
 from .refinement import organ_on_ct, refine_em_mrf
 
@@ -49,6 +50,13 @@ CLASSES = ("background", "liver", "spleen")
 SLAB_SLICES = 96  # longer scans are processed in slabs of this size
 SLAB_OVERLAP = 0.25
 MIN_NETWORK_SLICES = 32  # on the network's grid: shorter scans are padded with air, as in training
+# Of a long scan, slabs farther than NEAR_ORGANS_MM from liver and spleen are left out, once so much
+# liver is found. Smaller sections are the organs' ends; what lies beyond is a false detection.
+FOUND_LIVER_ML = 600.0
+MIN_SECTION_MM2 = 500.0
+NEAR_ORGANS_MM = 40.0
+LIVER_BELOW_LUNGS_MM = 80.0  # its middle below the slice with half of the lungs' largest area
+LUNG_SQUARE = 4  # voxels
 MIN_ORGAN_ML = {"liver": 300.0, "spleen": 15.0}  # anything smaller is a false detection
 
 Progress = Callable[[float, str], None]
@@ -197,8 +205,7 @@ def segment_checked(
     begin(0.1, "Segmenting liver and spleen")
     card = model.card
     grid = network_grid(ct, card.spacing_mm, card.multiple_of)
-    windowed = sitk.IntensityWindowing(grid, *card.window_hu, 0.0, 1.0)
-    probabilities = _run(model, windowed, begin, cancel)
+    probabilities = _run(model, grid, begin, cancel)
     refining = "Refining the segmentation"
     begin(0.8, refining)
     marks = landmarks(probabilities, grid)
@@ -259,8 +266,13 @@ def _run(
     begin: Callable[[float, str], None],
     cancel: CancelToken | None,
 ) -> np.ndarray:
-    """Probabilities of the whole grid; long scans slab by slab, with overlaps averaged."""
-    volume = sitk.GetArrayViewFromImage(grid)
+    """Probabilities of the whole grid, of HU; long scans slab by slab, with overlaps averaged.
+
+    Slabs are left out, as background, if others have found a liver and they are not near the organs
+    found: the time grows with the organs, not with the scan.
+    """
+    windowed = sitk.IntensityWindowing(grid, *model.card.window_hu, 0.0, 1.0)
+    volume = sitk.GetArrayViewFromImage(windowed)
     slices = min(len(volume), SLAB_SLICES)
     total = np.zeros((len(CLASSES), *volume.shape), np.float32)
     count = np.zeros((len(volume), 1, 1), np.float32)
@@ -268,12 +280,51 @@ def _run(
     ramp = np.minimum(np.arange(1, slices + 1), np.arange(slices, 0, -1), dtype=np.float32)
     weight = ramp[:, None, None]
     starts = patch_starts(len(volume), slices, SLAB_OVERLAP)
-    for number, start in enumerate(starts):
-        begin(0.2 + 0.6 * number / len(starts), "Segmenting liver and spleen")
+    guess = _middle_of_liver(grid)
+    waiting = sorted(starts, key=lambda start: abs(start + slices / 2 - guess))
+    needed = waiting
+    while needed:
+        begin(0.2 + 0.6 * (1 - len(waiting) / len(starts)), "Segmenting liver and spleen")
+        start = needed[0]
+        waiting.remove(start)
         slab = slice(start, start + slices)
         total[:, slab] += weight * model.run(volume[slab], cancel)
         count[slab] += weight
-    return total / count
+        first, last = _near_organs(total[1:] > 0.5 * count, grid.GetSpacing())
+        needed = [start for start in waiting if start <= last and start + slices > first]
+    total[0][count[:, 0, 0] == 0] = 1.0
+    total /= np.maximum(count, 1.0)
+    return total
+
+
+def _middle_of_liver(grid: sitk.Image) -> float:
+    """A slice, from which slabs are searched for the liver: below the base of the lungs.
+
+    Lungs are counted in squares of LUNG_SQUARE voxels: the HU at the skin are the same.
+    """
+    hu = sitk.GetArrayViewFromImage(grid)
+    rows, columns = (length // LUNG_SQUARE * LUNG_SQUARE for length in hu.shape[1:])
+    lungs = ((hu > GAS_HU) & (hu < LUNG_HU))[:, :rows, :columns]
+    squares = lungs.reshape(len(hu), rows // LUNG_SQUARE, LUNG_SQUARE, -1, LUNG_SQUARE)
+    area = np.count_nonzero(squares.all(axis=(2, 4)), axis=(1, 2))
+    return np.argmax(area >= area.max() / 2) - LIVER_BELOW_LUNGS_MM / grid.GetSpacing()[2]
+
+
+def _near_organs(organs: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float]:
+    """First and last slice that may contain organs, given those found, [organ, slice, row, column].
+
+    Without a liver, all slices may contain one. spacing: x, y, z in mm.
+    """
+    voxel_mm2 = spacing[0] * spacing[1]
+    liver_ml = np.count_nonzero(organs[0]) * voxel_mm2 * spacing[2] / 1000
+    if liver_ml < FOUND_LIVER_ML:
+        return 0.0, math.inf
+    area = np.count_nonzero(organs, axis=(0, 2, 3)) * voxel_mm2
+    ends, middle = np.flatnonzero(area < MIN_SECTION_MM2), np.argmax(area)
+    first = ends[ends < middle].max(initial=-1)
+    last = ends[ends > middle].min(initial=len(area))
+    margin = NEAR_ORGANS_MM / spacing[2]
+    return first - margin, last + margin
 
 
 def _card(text: str | None, path: Path) -> SegmentationCard:
