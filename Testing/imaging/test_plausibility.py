@@ -6,7 +6,7 @@ import SimpleITK as sitk
 
 from LiverFibrosisStagingLib import read_ct, read_mask
 from LiverFibrosisStagingLib.imaging.grid import resample_ct
-from LiverFibrosisStagingLib.imaging.plausibility import landmarks, without_heart
+from LiverFibrosisStagingLib.imaging.plausibility import _enclosed, landmarks, without_heart
 from LiverFibrosisStagingLib.imaging.refinement import refine_em_mrf
 from LiverFibrosisStagingLib.imaging.segmentation import (
     network_grid,
@@ -178,6 +178,14 @@ def test_nothing_is_changed_without_a_spine():
     given = found(LIVER, HEART)
     image = scan(parts=(LUNGS, np.zeros(SIZE, bool)))
     assert np.array_equal(cut(given, image), given)
+
+
+def test_gaps_are_enclosed_in_each_section_on_its_own():
+    body = np.random.default_rng(0).random((6, 30, 40)) < 0.6
+    sections = [sitk.GetImageFromArray(section.astype(np.uint8)) for section in body]
+    filled = np.stack([sitk.GetArrayFromImage(sitk.BinaryFillhole(each)) > 0 for each in sections])
+    enclosed = _enclosed(body)
+    assert np.array_equal(enclosed, filled & ~body) and enclosed.any()
 
 
 def on_network_grid(folder):

@@ -86,6 +86,21 @@ def test_one_iteration_is_bayes_rule(patient, monkeypatch):
     assert np.mean(ours == theirs.argmax(axis=0)) > 0.99
 
 
+def test_neighbourhoods_are_those_of_a_gaussian_filter():
+    """In a part of an image that is 0 around it, at one edge of the image."""
+    part = (slice(0, 9), slice(7, 25), slice(20, 41))
+    values = np.zeros(SIZE, np.float32)
+    values[part] = np.random.default_rng(0).random(values[part].shape)
+    spacing = (3.0, 4.0, 6.0)
+    variance = [(refinement.NEIGHBOURHOOD_MM / step) ** 2 for step in spacing]
+    theirs = sitk.DiscreteGaussian(sitk.GetImageFromArray(values), variance, 9, 0.01, False)
+    along = [
+        refinement._smoother(n, step)[at, at] for n, step, at in zip(SIZE, spacing[::-1], part)
+    ]
+    ours = refinement._smooth(values[part], along)
+    np.testing.assert_allclose(ours, sitk.GetArrayFromImage(theirs)[part], atol=1e-6)
+
+
 def test_a_spleen_found_in_part_is_completed(patient):
     """But voxels beyond the spleen's maximum growth are not added, whatever their HU."""
     probabilities, hu = patient

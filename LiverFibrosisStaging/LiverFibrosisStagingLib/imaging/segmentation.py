@@ -12,7 +12,7 @@ the fields of `SegmentationCard`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from ..training_record import TRAINING, Training
 from .checks import check_ct, check_organs
 from .grid import body_bounds, lps_grid, patch_starts, reorient_to_lps, resample_ct, straightened
 from .input_checks import concerns, input_checks
-from .masks import volume_ml
+from .masks import largest, volume_ml
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .plausibility import GAS_HU, LUNG_HU, landmarks, without_heart
 from .reading import NAME_KEY, notes, read_ct
@@ -57,6 +57,7 @@ MIN_SECTION_MM2 = 500.0
 NEAR_ORGANS_MM = 40.0
 LIVER_BELOW_LUNGS_MM = 80.0  # its middle below the slice with half of the lungs' largest area
 LUNG_SQUARE = 4  # voxels
+MIN_LUNG_MM2 = 5000.0  # more than of a table's foam
 MIN_ORGAN_ML = {"liver": 300.0, "spleen": 15.0}  # anything smaller is a false detection
 
 Progress = Callable[[float, str], None]
@@ -138,9 +139,9 @@ class Segmentation:
     warnings: tuple[str, ...]
     provenance: dict[str, Any]
 
-    @property
+    @cached_property
     def labels(self) -> sitk.Image:
-        """Label image, uint8 on the CT's grid, 1 liver, 2 spleen; made on each call."""
+        """Label image, uint8 on the CT's grid, 1 liver, 2 spleen; made when first needed."""
         if self.spleen is None:
             return sitk.Image(self.liver)
         return self.liver + self.spleen * SPLEEN_LABEL
@@ -282,8 +283,8 @@ def _run(
     starts = patch_starts(len(volume), slices, SLAB_OVERLAP)
     guess = _middle_of_liver(grid)
     waiting = sorted(starts, key=lambda start: abs(start + slices / 2 - guess))
-    needed = waiting
-    while needed:
+    first, last = 0.0, math.inf  # slices that may contain organs
+    while needed := [start for start in waiting if start <= last and start + slices > first]:
         begin(0.2 + 0.6 * (1 - len(waiting) / len(starts)), "Segmenting liver and spleen")
         start = needed[0]
         waiting.remove(start)
@@ -291,23 +292,26 @@ def _run(
         total[:, slab] += weight * model.run(volume[slab], cancel)
         count[slab] += weight
         first, last = _near_organs(total[1:] > 0.5 * count, grid.GetSpacing())
-        needed = [start for start in waiting if start <= last and start + slices > first]
     total[0][count[:, 0, 0] == 0] = 1.0
     total /= np.maximum(count, 1.0)
     return total
 
 
 def _middle_of_liver(grid: sitk.Image) -> float:
-    """A slice, from which slabs are searched for the liver: below the base of the lungs.
+    """A slice, near which the liver is looked for first: below the base of the lungs.
 
-    Lungs are counted in squares of LUNG_SQUARE voxels: the HU at the skin are the same.
+    Without lungs, the scan's upper end. Lungs are counted in squares of LUNG_SQUARE voxels, since
+    the skin's voxels have the same HU.
     """
     hu = sitk.GetArrayViewFromImage(grid)
     rows, columns = (length // LUNG_SQUARE * LUNG_SQUARE for length in hu.shape[1:])
     lungs = ((hu > GAS_HU) & (hu < LUNG_HU))[:, :rows, :columns]
     squares = lungs.reshape(len(hu), rows // LUNG_SQUARE, LUNG_SQUARE, -1, LUNG_SQUARE)
-    area = np.count_nonzero(squares.all(axis=(2, 4)), axis=(1, 2))
-    return np.argmax(area >= area.max() / 2) - LIVER_BELOW_LUNGS_MM / grid.GetSpacing()[2]
+    count = np.count_nonzero(squares.all(axis=(2, 4)), axis=(1, 2))
+    area = count * LUNG_SQUARE**2 * grid.GetSpacing()[0] * grid.GetSpacing()[1]
+    wide = area >= max(area.max() / 2, MIN_LUNG_MM2)
+    base = np.argmax(wide) if wide.any() else len(wide)
+    return base - LIVER_BELOW_LUNGS_MM / grid.GetSpacing()[2]
 
 
 def _near_organs(organs: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float]:
@@ -315,12 +319,12 @@ def _near_organs(organs: np.ndarray, spacing: tuple[float, ...]) -> tuple[float,
 
     Without a liver, all slices may contain one. spacing: x, y, z in mm.
     """
-    voxel_mm2 = spacing[0] * spacing[1]
-    liver_ml = np.count_nonzero(organs[0]) * voxel_mm2 * spacing[2] / 1000
-    if liver_ml < FOUND_LIVER_ML:
+    section_mm2 = spacing[0] * spacing[1]
+    liver = np.count_nonzero(largest(organs[0]), axis=(1, 2)) * section_mm2
+    if liver.sum() * spacing[2] < 1000 * FOUND_LIVER_ML:
         return 0.0, math.inf
-    area = np.count_nonzero(organs, axis=(0, 2, 3)) * voxel_mm2
-    ends, middle = np.flatnonzero(area < MIN_SECTION_MM2), np.argmax(area)
+    area = np.count_nonzero(organs, axis=(0, 2, 3)) * section_mm2
+    ends, middle = np.flatnonzero(area < MIN_SECTION_MM2), np.argmax(liver)
     first = ends[ends < middle].max(initial=-1)
     last = ends[ends > middle].min(initial=len(area))
     margin = NEAR_ORGANS_MM / spacing[2]
