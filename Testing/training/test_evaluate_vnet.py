@@ -56,10 +56,10 @@ def test_contours_are_drawn_at_the_surfaces():
         ball((40, 45, 36), 26),
         ball((95, 45, 36), 10),
     )
-    labels = liver + 2 * spleen
-    ct = sitk.Cast(labels, sitk.sitkInt16)
+    ct = sitk.Cast(liver + 2 * spleen, sitk.sitkInt16)
     volumes = {"liver": 1.0, "spleen": 1.0}
-    drawn = evaluate_vnet.contours(ct, Segmentation(labels, volumes, (), {}), {"liver": reference})
+    found = Segmentation(liver, spleen, volumes, (), {})
+    drawn = evaluate_vnet.contours(ct, found, {"liver": reference})
     canvas = FigureCanvasAgg(drawn)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(float) / 255

@@ -64,7 +64,7 @@ def outlined(ct, *_):
     labels[[0, -1]] = 0
     made = sitk.GetImageFromArray(labels)
     made.CopyInformation(ct)
-    return Segmentation(made, {"liver": 1500.0, "spleen": 200.0}, (), {})
+    return Segmentation(made == 1, made == 2, {"liver": 1500.0, "spleen": 200.0}, (), {})
 
 
 def phase(ct, liver, _):
