@@ -1,8 +1,9 @@
 """Automatic segmentation of liver and spleen with a V-Net, for CTs without masks.
 
 The network (Training/vnet/network.py, after Milletari et al. 2016, 3DV, and Yin et al. 2021, "Liver
-segmentation") processes the whole CT at a spacing of a few millimetres. Its probabilities, not its
-labels, are resampled to the CT's grid (refinement.py), which gives smooth boundaries.
+segmentation") processes the CT at a spacing of a few millimetres; of a long scan, the slabs near
+liver and spleen. Its probabilities, not its labels, are resampled to the CT's grid (refinement.py),
+which gives smooth boundaries.
 
 Model file: input `volume` float32 [N, 1, slices, rows, columns], the CT windowed to 0..1; output
 `probabilities` [N, 3, slices, rows, columns]; the metadata entry `liver_segmentation` is JSON with
