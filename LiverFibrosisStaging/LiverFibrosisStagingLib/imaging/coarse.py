@@ -15,12 +15,11 @@ from .grid import (
     bounding_box,
     bounds,
     lps_grid,
-    reorient_to_lps,
     resample_ct,
-    straightened,
 )
 from .masks import eroded
 from .resampling import nearest
+from .voxels import Voxels
 
 STEP_MM = (3.0, 2.0, 2.0)
 _MARGIN_MM = 30.0  # beyond the liver's slices, where the aorta continues
@@ -43,27 +42,25 @@ class CoarseScan:
     @classmethod
     def of(cls, ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None) -> "CoarseScan":
         """Resample the slices of the liver, with a margin; liver and spleen on the CT's grid."""
-        ct, liver = (straightened(reorient_to_lps(image)) for image in (ct, liver))
-        low, high = bounds(ct)
-        box = bounding_box(sitk.GetArrayViewFromImage(liver))
+        scan, *organs = (
+            None if image is None else Voxels.of(image).lps().straight()
+            for image in (ct, liver, spleen)
+        )
+        low, high = bounds(scan)
+        box = bounding_box(organs[0].array)
         if box is not None:
-            first, last = (low[2] + ct.GetSpacing()[2] * end for end in (box[0].start, box[0].stop))
+            first, last = (low[2] + scan.spacing[2] * end for end in (box[0].start, box[0].stop))
             low[2], high[2] = max(low[2], first - _MARGIN_MM), min(high[2], last + _MARGIN_MM)
         step = np.array(STEP_MM[::-1])
         grid = lps_grid((low + high) / 2, np.maximum(np.floor((high - low) / step), 1), step)
-        hu = resample_ct(ct, grid)
-
-        def resampled(mask: sitk.Image) -> np.ndarray:
-            return sitk.GetArrayFromImage(nearest(mask, grid)) > 0
-
-        return cls(
-            hu=sitk.GetArrayFromImage(hu),
-            body=sitk.GetArrayFromImage(body_mask(hu, OPENING_MM)) > 0,
-            liver=resampled(liver),
-            spleen=np.zeros(grid.GetSize()[::-1], bool)
-            if spleen is None
-            else resampled(straightened(reorient_to_lps(spleen))),
+        hu = sitk.GetArrayFromImage(resample_ct(scan, grid))
+        liver_inside, spleen_inside = (
+            np.zeros(hu.shape, bool)
+            if mask is None
+            else sitk.GetArrayFromImage(nearest(mask, grid)).view(bool)
+            for mask in organs
         )
+        return cls(hu, body_mask(hu, STEP_MM, OPENING_MM), liver_inside, spleen_inside)
 
     @cached_property
     def smooth(self) -> np.ndarray:

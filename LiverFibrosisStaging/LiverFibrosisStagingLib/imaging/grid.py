@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
+from .filters import dilated, gaussian, opened
 from .resampling import linear, nearest
+from .voxels import Voxels
 
 AIR_HU = -1024.0
 BODY_THRESHOLD_HU = -250.0
@@ -66,50 +68,56 @@ def working_grid(
     spleen. With a fill, slices beyond the scan are filled too; otherwise its first and last slices
     are repeated. fill's distance is measured along each axis.
     """
-    ct, liver = reorient_to_lps(ct), reorient_to_lps(liver)
-    spleen = None if spleen is None else reorient_to_lps(spleen)
+    scan = Voxels.of(ct).lps()
+    organs = [Voxels.of(mask).lps() for mask in (liver, spleen) if mask is not None]
     if field == "organs":
-        box = _extent(liver) if spleen is None else _extent(liver, spleen)
+        box = _extent(*organs)
         extent, centre = box[2], box[:2].mean(axis=1)
         half = np.array([patch_size[2] * spacing[2], patch_size[1] * spacing[1]]) / 2
         what, cut_mm = "Liver and spleen are", float((np.ptp(box[:2], axis=1) / 2 - half).max())
     else:
-        extent = _extent(liver)[2]
-        centre, cut_mm = _body_centre(ct, extent, patch_size, spacing)
+        extent = _extent(organs[0])[2]
+        centre, cut_mm = _body_centre(scan, extent, patch_size, spacing)
         what = "The body is"
-    reference, padded, about_slices = _reference_grid(ct, extent, centre, spacing, patch_size)
-    hu = resample_ct(ct, reference)
-    pad = [0, 0, padded[0]], [0, 0, padded[1]]
+    reference, padded, about_slices = _reference_grid(scan, extent, centre, spacing, patch_size)
+    hu = sitk.GetArrayFromImage(resample_ct(scan, reference))
+    inside = [sitk.GetArrayFromImage(nearest(mask, reference)) for mask in organs]
+    body = body_mask(hu, spacing, OPENING_MM)
 
-    smooth = sitk.SmoothingRecursiveGaussian(hu, smoothing_mm) if smoothing_mm else hu
-    organs = [nearest(mask, reference) for mask in (liver, spleen) if mask is not None]
+    if smoothing_mm:
+        hu = gaussian(hu, [smoothing_mm] * 3, spacing)
     if liver_hu is not None:
-        inside = sitk.GetArrayViewFromImage(smooth)[sitk.GetArrayViewFromImage(organs[0]) > 0]
-        smooth = smooth + (liver_hu - float(np.median(inside)))
-    volume = sitk.IntensityWindowing(smooth, *window, 0.0, 1.0)
+        hu = hu + np.float32(liver_hu - float(np.median(hu[inside[0] > 0])))
+    low, high = window
+    volume = ((hu - low) / (high - low)).clip(0, 1)
     if fill is None:
-        volume = sitk.ZeroFluxNeumannPad(volume, *pad)
+        volume = np.pad(volume, [padded, (0, 0), (0, 0)], "edge")
     else:
         beyond_mm, fill_hu = fill
-        low, high = window
         filled = float(np.clip((fill_hu - low) / (high - low), 0, 1))
-        radius = [round(beyond_mm / step) for step in spacing[::-1]]
-        near = sitk.BinaryDilate(sitk.Or(organs[0], organs[-1]), radius, sitk.sitkBox)
-        volume = sitk.ConstantPad(sitk.Mask(volume, near, filled), *pad, filled)
+        radius = [round(beyond_mm / step) for step in spacing]
+        volume[~dilated(np.logical_or.reduce(inside), radius)] = filled
+        volume = np.pad(volume, [padded, (0, 0), (0, 0)], constant_values=filled)
     warnings = [*about_slices] if fill is None else []
     if cut_mm > CUT_WARNING_MM:
         warnings.append(
             f"{what} wider than the network's field of view: {cut_mm:.0f} mm are cut off."
         )
-    body, *organs = (
-        _from_zero(sitk.ConstantPad(mask, *pad, 0)) for mask in (body_mask(hu, OPENING_MM), *organs)
-    )
+    first = [0, 0, -padded[0]]
+
+    def on_grid(values: np.ndarray) -> sitk.Image:
+        made = sitk.GetImageFromArray(values)
+        made.SetSpacing(reference.GetSpacing())
+        made.SetOrigin(reference.TransformIndexToPhysicalPoint(first))
+        return made
+
+    masks = [np.pad(m.view(np.uint8), [padded, (0, 0), (0, 0)]) for m in (body, *inside)]
     return WorkingGrid(
-        volume=_from_zero(volume),
-        body=body,
-        liver=organs[0],
-        spleen=organs[1] if len(organs) > 1 else None,
-        starts=patch_starts(volume.GetSize()[2], patch_size[0], overlap),
+        volume=on_grid(volume),
+        body=on_grid(masks[0]),
+        liver=on_grid(masks[1]),
+        spleen=on_grid(masks[2]) if len(masks) > 2 else None,
+        starts=patch_starts(len(volume), patch_size[0], overlap),
         warnings=tuple(warnings),
         channels=channels,
     )
@@ -143,44 +151,37 @@ def reorient_to_lps(image: sitk.Image) -> sitk.Image:
     return image if orientation(image.GetDirection()) == "LPS" else sitk.DICOMOrient(image, "LPS")
 
 
-def straightened(image: sitk.Image) -> sitk.Image:
-    """The image with axes along x, y and z from 0, as if its header had not been rotated."""
-    straight = sitk.Image(image)
-    straight.SetOrigin((0.0, 0.0, 0.0))
-    straight.SetDirection(np.eye(3).ravel().tolist())
-    return straight
-
-
-def _extent(mask: sitk.Image, *others: sitk.Image) -> np.ndarray:
+def _extent(mask: Voxels, *others: Voxels) -> np.ndarray:
     """Lower and upper end of one or more masks along x, y and z, LPS mm [3, 2].
 
     A thousandth of its volume is left out at either end: single voxels do not shift the patches,
     and an oblique grid gives the same ends as an axial one.
     """
     every = 2  # a quarter of the voxels of each slice is enough
-    first, *more = (
-        sitk.GetArrayViewFromImage(each)[:, ::every, ::every] != 0 for each in (mask, *others)
+    boxes = [bounding_box(each.array) for each in (mask, *others)]
+    limits = [[(part.start, part.stop) for part in box] for box in boxes if box is not None]
+    first = np.min(limits, axis=0)[:, 0] // every * every
+    box = tuple(map(slice, first, np.max(limits, axis=0)[:, 1]))
+    inside = np.logical_or.reduce(
+        [each.array[box][:, ::every, ::every] != 0 for each in (mask, *others)]
     )
-    for each in more:
-        first |= each
-    k, j, i = np.nonzero(first)
-    step = np.array(mask.GetDirection()).reshape(3, 3) * np.array(mask.GetSpacing())
-    places = np.array(mask.GetOrigin())[:, None] + step @ np.stack([every * i, every * j, k])
+    index = np.array(np.nonzero(inside)) * [[1], [every], [every]] + first[:, None]
+    places = mask.places(index[::-1])
     ends = np.quantile(places, [0.001, 0.999], axis=1).T
-    return ends + np.abs(np.diag(step))[:, None] / 2 * [-1, 1]
+    step = np.diag(mask.direction * mask.spacing)
+    return ends + np.abs(step)[:, None] / 2 * [-1, 1]
 
 
-def bounds(ct: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
+def bounds(ct: sitk.Image | Voxels) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper corner (x, y, z) of the box around the CT's voxels, LPS mm."""
-    size = ct.GetSize()
-    corners = [
-        ct.TransformContinuousIndexToPhysicalPoint([c * n - 0.5 for c, n in zip(corner, size)])
-        for corner in np.ndindex(2, 2, 2)
-    ]
-    return np.min(corners, axis=0), np.max(corners, axis=0)
+    voxels = Voxels.of(ct)
+    corners = voxels.places(np.array(list(np.ndindex(2, 2, 2))).T * voxels.size[:, None] - 0.5)
+    return corners.min(axis=1), corners.max(axis=1)
 
 
-def body_bounds(ct: sitk.Image, margin_mm: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
+def body_bounds(
+    ct: sitk.Image | Voxels, margin_mm: float = 12.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Corners, as in `bounds`, of the part of a CT that contains the patient."""
     low, high = bounds(ct)
     coarse, body = coarse_body(ct, low, high)
@@ -230,13 +231,15 @@ def box_on_ct(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list
     return first.tolist(), (last - first + 1).tolist()
 
 
-def coarse_body(ct: sitk.Image, low: np.ndarray, high: np.ndarray) -> tuple[sitk.Image, np.ndarray]:
+def coarse_body(
+    ct: sitk.Image | Voxels, low: np.ndarray, high: np.ndarray
+) -> tuple[sitk.Image, np.ndarray]:
     """A grid of COARSE_MM between two corners, and the body mask on it."""
     step = np.full(3, COARSE_MM)
     size = np.maximum(np.floor((high - low) / step), 1)
     coarse = lps_grid((low + high) / 2, size, step)
-    hu = linear(ct, coarse, AIR_HU)
-    return coarse, sitk.GetArrayFromImage(body_mask(hu, COARSE_MM)) > 0
+    hu = sitk.GetArrayViewFromImage(linear(ct, coarse, AIR_HU))
+    return coarse, body_mask(hu, step, COARSE_MM)
 
 
 def lps_grid(centre: np.ndarray, size: np.ndarray, spacing: np.ndarray) -> sitk.Image:
@@ -248,7 +251,7 @@ def lps_grid(centre: np.ndarray, size: np.ndarray, spacing: np.ndarray) -> sitk.
 
 
 def _body_centre(
-    ct: sitk.Image,
+    ct: Voxels,
     extent: np.ndarray,
     patch_size: tuple[int, int, int],
     spacing: tuple[float, float, float],
@@ -270,7 +273,7 @@ def _body_centre(
 
 
 def _reference_grid(
-    ct: sitk.Image,
+    ct: Voxels,
     extent: np.ndarray,
     centre: np.ndarray,
     spacing: tuple[float, float, float],
@@ -307,33 +310,52 @@ def _reference_grid(
     return grid, (missing // 2, missing - missing // 2), warnings
 
 
-def slices_in(ct: sitk.Image, step: float) -> int:
+def slices_in(ct: sitk.Image | Voxels, step: float) -> int:
     """Slices of `step` mm along the body that the scan has room for, at least one."""
     low, high = bounds(ct)
     return max(1, math.floor((high[2] - low[2]) / step + 1e-3))
 
 
-def resample_ct(ct: sitk.Image, reference: sitk.Image, outside: float = AIR_HU) -> sitk.Image:
-    """HU as float32 on the reference grid: block means along coarser axes, then linear."""
+def resample_ct(
+    ct: sitk.Image | Voxels, reference: sitk.Image, outside: float = AIR_HU
+) -> sitk.Image:
+    """HU as float32 on the reference grid: block means along coarser axes, then linear.
+
+    An oblique CT has its axes in the order of the reference's, as from `Voxels.lps`.
+    """
+    stored = Voxels.of(ct)
+    voxels = stored.along(Voxels.of(reference).direction) or stored
     factors = [
-        max(1, min(int(wanted / found + 1e-3), count))
-        for wanted, found, count in zip(reference.GetSpacing(), ct.GetSpacing(), ct.GetSize())
+        max(1, min(int(wanted / found + 1e-3), int(count)))
+        for wanted, found, count in zip(reference.GetSpacing(), voxels.spacing, voxels.size)
     ]
-    return linear(ct, reference, outside, factors)
+    return linear(voxels, reference, outside, factors)
 
 
-def body_mask(hu: sitk.Image, opening_mm: float) -> sitk.Image:
-    """The body including lungs and bowel gas, without the table and the surrounding air."""
-    radius = [int(opening_mm / s + 1e-3) for s in hu.GetSpacing()[:2]]
-    dense = sitk.BinaryThreshold(hu, BODY_THRESHOLD_HU, 1e6)
-    if min(radius) > 0:  # a coarse grid has no table to remove, and ITK crashes on a radius of 0
-        dense = sitk.GrayscaleMorphologicalOpening(dense, [*radius, 0], sitk.sitkBox)
-    largest = sitk.RelabelComponent(sitk.ConnectedComponent(dense)) == 1
-    # One closed slice at either end, since the scan's first and last slice cut the lungs open.
-    closed = sitk.ConstantPad(largest, [0, 0, 1], [0, 0, 1], 1)
-    return sitk.BinaryFillhole(closed)[:, :, 1:-1]
+def body_mask(hu: np.ndarray, spacing: Sequence[float], opening_mm: float) -> np.ndarray:
+    """The body including lungs and bowel gas, without the table and the surrounding air; bool.
+
+    hu: [slice, row, column]; spacing: in the same order, mm.
+    """
+    # A coarse grid has no table to remove.
+    dense = opened(
+        hu >= BODY_THRESHOLD_HU, [0, *(int(opening_mm / step + 1e-3) for step in spacing[1:])]
+    )
+    numbers = _components(dense)
+    sizes = np.bincount(numbers.ravel())
+    sizes[0] = 0
+    body = dense & (numbers == sizes.argmax())
+    # Air that reaches a side of the slices lies outside. The first and last slice are closed, since
+    # they cut the lungs open.
+    air = _components(~body)
+    around = np.unique([*(air[:, [0, -1]].ravel()), *(air[:, :, [0, -1]].ravel())])
+    outside = np.zeros(int(air.max()) + 1, bool)
+    outside[around] = True
+    outside[0] = False
+    return ~outside[air]
 
 
-def _from_zero(image: sitk.Image) -> sitk.Image:
-    """The image with a start index of 0; padding makes it negative."""
-    return sitk.RegionOfInterest(image, image.GetSize())
+def _components(inside: np.ndarray) -> np.ndarray:
+    """Numbers of the connected parts of a mask, 0 outside."""
+    image = sitk.GetImageFromArray(inside.view(np.uint8))
+    return sitk.GetArrayFromImage(sitk.ConnectedComponent(image))

@@ -2,8 +2,8 @@
 
 Linear and nearest-neighbour interpolation are then products of interpolations along single axes.
 Only the rows and columns below the new grid are read, two slices at a time, so that a long scan
-needs no copy. Other grids are left to SimpleITK, with the same result but for rounding: values
-extend half a voxel beyond the outermost centres.
+needs no copy. Other grids are left to SimpleITK, in slabs, with the same result but for rounding:
+values extend half a voxel beyond the outermost centres.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-_PARALLEL = 1e-8  # largest deviation of the axes' cosines from 0 or 1
+from .voxels import Voxels
+
 _SLAB_SLICES = 32
 _DIGITS = 9  # of places in voxels, so that rounding errors decide nothing at borders
 
@@ -20,7 +21,7 @@ _DIGITS = 9  # of places in voxels, so that rounding errors decide nothing at bo
 class _Places(NamedTuple):
     """Places of a grid's voxels along one axis, in voxels of the image that is resampled.
 
-    at: float64 [n], within the image; inside: bool [n].
+    at: float64 [n], rising, within the image; inside: bool [n].
     """
 
     at: np.ndarray
@@ -28,7 +29,7 @@ class _Places(NamedTuple):
 
 
 def linear(
-    image: sitk.Image,
+    image: sitk.Image | Voxels,
     reference: sitk.Image,
     outside: float = 0.0,
     factors: Sequence[int] = (1, 1, 1),
@@ -36,7 +37,8 @@ def linear(
     """Linear interpolation as float32 on the reference grid, `outside` beyond the image.
 
     factors: along x, y and z, of blocks of voxels that are averaged before, as sitk.BinShrink does:
-    whole numbers stay whole.
+    whole numbers stay whole. The axes are those of the reference, or the image's own if they are
+    not parallel.
     """
     made = np.empty(reference.GetSize()[::-1], np.float32)
     for number, plane in enumerate(planes(image, reference, outside, factors)):
@@ -45,34 +47,30 @@ def linear(
 
 
 def planes(
-    image: sitk.Image,
+    image: sitk.Image | Voxels,
     reference: sitk.Image,
     outside: float = 0.0,
     factors: Sequence[int] = (1, 1, 1),
 ) -> Iterator[np.ndarray]:
     """The slices of `linear`, float32 [row, column], one after the other."""
-    steps = np.array(factors)
-    shrunk = np.array(image.GetSize()) // steps
-    places = _places(image, reference, steps, shrunk)
-    if places is None:
-        if max(factors) > 1:
-            image = sitk.BinShrink(image, [int(step) for step in steps])
-        yield from _oblique(image, reference, outside)
+    stored, grid = Voxels.of(image), Voxels.of(reference)
+    source = stored.along(grid.direction)
+    if source is None:
+        yield from _oblique(stored, grid, outside, np.array(factors))
         return
-    order, (along, rows, columns) = places
-    source = sitk.GetArrayViewFromImage(image).transpose(order)
-    blocks = [int(steps[2 - axis]) for axis in order]
+    along, rows, columns = _places(source, grid, np.array(factors))
+    blocks = [int(factor) for factor in factors[::-1]]
     beside = ~rows.inside[:, None] | ~columns.inside
     edged = bool(beside.any())
     known: dict[int, np.ndarray] = {}
 
     def plane(number: int) -> np.ndarray:
         if number not in known:
-            slab = source[number * blocks[0] : (number + 1) * blocks[0]]
+            slab = source.array[number * blocks[0] : (number + 1) * blocks[0]]
             known[number] = _in_plane(slab, blocks, rows.at, columns.at)
         return known[number]
 
-    last = source.shape[0] // blocks[0] - 1
+    last = source.array.shape[0] // blocks[0] - 1
     for at, inside in zip(along.at, along.inside):
         if not inside or beside.all():
             yield np.full(beside.shape, outside, np.float32)
@@ -88,66 +86,72 @@ def planes(
         yield made
 
 
-def nearest(mask: sitk.Image, reference: sitk.Image) -> sitk.Image:
+def nearest(mask: sitk.Image | Voxels, reference: sitk.Image) -> sitk.Image:
     """A mask, uint8, 1 where the nearest voxel of `mask` is not 0; 0 beyond it."""
-    places = _places(mask, reference, np.ones(3, int), np.array(mask.GetSize()))
-    if places is None:
+    stored, grid = Voxels.of(mask), Voxels.of(reference)
+    source = stored.along(grid.direction)
+    if source is None:
         none = sitk.Transform()
-        return sitk.Resample(mask, reference, none, sitk.sitkNearestNeighbor, 0) != 0
-    order, along = places
-    found = sitk.GetArrayViewFromImage(mask).transpose(order)
+        return sitk.Resample(stored.image, reference, none, sitk.sitkNearestNeighbor, 0) != 0
+    along = _places(source, grid, np.ones(3, int))
     index = [np.floor(each.at + 0.5).astype(np.intp) for each in along]
-    # The axes with the fewest new voxels first.
-    for axis in sorted(range(3), key=lambda axis: len(index[axis]) / found.shape[axis]):
+    found = source.array
+    # The axes with the fewest new voxels first. The first one is indexed, because `take` copies an
+    # array whose axes are reordered.
+    axis, *others = sorted(range(3), key=lambda axis: len(index[axis]) / found.shape[axis])
+    found = found[(slice(None),) * axis + (index[axis],)]
+    for axis in others:
         found = found.take(index[axis], axis)
-    found = (found != 0).view(np.uint8)
+    found = np.ascontiguousarray(found != 0).view(np.uint8)
     for axis, each in enumerate(along):
         if not each.inside.all():
             np.moveaxis(found, axis, 0)[~each.inside] = 0
     return _image(found, reference)
 
 
-def _oblique(image: sitk.Image, reference: sitk.Image, outside: float) -> Iterator[np.ndarray]:
-    """`planes` by SimpleITK, a few at a time."""
-    columns, rows, slices = reference.GetSize()
+def _oblique(
+    source: Voxels, grid: Voxels, outside: float, steps: np.ndarray
+) -> Iterator[np.ndarray]:
+    """`planes` by SimpleITK, a few at a time, from the part of the image around them."""
+    columns, rows, slices = grid.size
+    blocks = source.size // steps
     for first in range(0, slices, _SLAB_SLICES):
-        part = sitk.Image((columns, rows, min(_SLAB_SLICES, slices - first)), sitk.sitkUInt8)
-        part.SetSpacing(reference.GetSpacing())
-        part.SetDirection(reference.GetDirection())
-        part.SetOrigin(reference.TransformIndexToPhysicalPoint((0, 0, first)))
+        count = min(_SLAB_SLICES, slices - first)
+        part = sitk.Image([int(columns), int(rows), int(count)], sitk.sitkUInt8)
+        part.SetSpacing(grid.spacing.tolist())
+        part.SetDirection(grid.direction.ravel().tolist())
+        part.SetOrigin(grid.places(np.array([[0], [0], [first]])).ravel().tolist())
+        corners = np.array(list(np.ndindex(2, 2, 2))).T * (grid.size[:, None] - 1)
+        corners[2] = first + corners[2].clip(max=count - 1)
+        # Whole blocks, with one more on each side for the interpolation.
+        within = source.indices(grid.places(corners)) / steps[:, None]
+        low = np.clip(np.floor(within.min(axis=1)).astype(int) - 1, 0, blocks - 1)
+        high = np.clip(np.ceil(within.max(axis=1)).astype(int) + 1, low, blocks - 1)
+        image = source.part(low * steps, (high + 1) * steps - 1)
+        if steps.max() > 1:
+            image = sitk.BinShrink(image, steps.tolist())
         none = sitk.Transform()
         found = sitk.Resample(image, part, none, sitk.sitkLinear, outside, sitk.sitkFloat32)
         yield from sitk.GetArrayFromImage(found)
 
 
-def _places(
-    image: sitk.Image, reference: sitk.Image, steps: np.ndarray, shrunk: np.ndarray
-) -> tuple[tuple[int, ...], list[_Places]] | None:
-    """The image's array axes in the order of the reference's, and the places along each.
+def _places(source: Voxels, grid: Voxels, steps: np.ndarray) -> list[_Places]:
+    """Places of a grid with parallel axes in the image, along slices, rows and columns.
 
-    steps, shrunk: block and number of blocks along x, y, z. None if the axes are not parallel.
+    steps: blocks of voxels along x, y, z that are one voxel.
     """
-    turned = np.array(image.GetDirection()).reshape(3, 3).T @ np.array(
-        reference.GetDirection()
-    ).reshape(3, 3)
-    exact = np.rint(turned)
-    if np.abs(turned - exact).max() > _PARALLEL or not (np.abs(exact).sum(axis=0) == 1).all():
-        return None
-    start = (
-        np.array(image.TransformPhysicalPointToContinuousIndex(reference.GetOrigin()))
-        - (steps - 1) / 2
-    ) / steps
-    order, found = [], []
+    own = source.spacing * steps
+    start = source.indices(grid.origin[:, None])[:, 0]
+    found = []
     for axis in (2, 1, 0):
-        own = int(np.abs(exact[:, axis]).argmax())
-        step = exact[own, axis] * reference.GetSpacing()[axis] / image.GetSpacing()[own]
+        count = source.size[axis] // steps[axis]
+        first = (start[axis] - (steps[axis] - 1) / 2) / steps[axis]
         at = np.round(
-            start[own] + step / steps[own] * np.arange(reference.GetSize()[axis]), _DIGITS
+            first + grid.spacing[axis] / own[axis] * np.arange(grid.size[axis]), _DIGITS
         )
-        inside = (at >= -0.5) & (at < shrunk[own] - 0.5)
-        order.append(2 - own)
-        found.append(_Places(at.clip(0, shrunk[own] - 1), inside))
-    return tuple(order), found
+        inside = (at >= -0.5) & (at < count - 0.5)
+        found.append(_Places(at.clip(0, count - 1), inside))
+    return found
 
 
 def _in_plane(

@@ -37,13 +37,14 @@ from ..gradcam_onnx.session import check_weights, described, open_session, run_s
 from ..resources import default_model_path
 from ..training_record import TRAINING, Training
 from .checks import check_ct, check_organs
-from .grid import body_bounds, lps_grid, patch_starts, reorient_to_lps, resample_ct, straightened
+from .grid import body_bounds, lps_grid, patch_starts, resample_ct
 from .input_checks import concerns, input_checks
 from .masks import largest, volume_ml
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .plausibility import GAS_HU, LUNG_HU, landmarks, without_heart
 from .reading import NAME_KEY, notes, read_ct
 from .refinement import organ_on_ct, refine_em_mrf
+from .voxels import Voxels
 
 METADATA_KEY = "liver_segmentation"
 CONTRACT = 1
@@ -249,16 +250,16 @@ def network_grid(ct: sitk.Image, spacing: tuple[float, float, float], multiple: 
     towards LPS but not rotated: in a CT whose header was rotated, by a registration for instance,
     the patient still lies along the voxel axes.
     """
-    ct = reorient_to_lps(ct)
-    straight = straightened(ct)
+    scan = Voxels.of(ct).lps()
+    straight = scan.straight()
     low, high = body_bounds(straight)
     step = np.array(spacing[::-1])
     least = np.maximum((high - low) / step, (1, 1, MIN_NETWORK_SLICES))
     size = np.ceil(least / multiple - 1e-6) * multiple
     grid = resample_ct(straight, lps_grid((low + high) / 2, size, step))
-    first = straight.TransformPhysicalPointToContinuousIndex(grid.GetOrigin())
-    grid.SetOrigin(ct.TransformContinuousIndexToPhysicalPoint(first))
-    grid.SetDirection(ct.GetDirection())
+    first = straight.indices(np.array(grid.GetOrigin())[:, None])
+    grid.SetOrigin(scan.places(first)[:, 0].tolist())
+    grid.SetDirection(scan.direction.ravel().tolist())
     return grid
 
 

@@ -1,0 +1,56 @@
+"""Filters of arrays along their axes, [slice, row, column] or of any other number of axes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import SimpleITK as sitk
+
+_FEWEST = 4  # voxels along an axis that sitk.RecursiveGaussian needs
+
+
+def gaussian(
+    array: np.ndarray,
+    sigma_mm: Sequence[float],
+    spacing_mm: Sequence[float],
+    keep: Sequence[slice] | None = None,
+) -> np.ndarray:
+    """sitk.RecursiveGaussian along each axis, float32; only the part `keep` of the result.
+
+    A sigma of 0, or fewer than 4 voxels, leaves an axis as it is. The filter is linear, so along
+    one axis it is a matrix: its answers to single voxels. A matrix product takes a fifth of the
+    filter's time.
+    """
+    found = np.asarray(array, np.float32)
+    for axis, (sigma, step) in enumerate(zip(sigma_mm, spacing_mm)):
+        part = slice(None) if keep is None else keep[axis]
+        length = found.shape[axis]
+        if not sigma or length < _FEWEST:
+            found = found[(slice(None),) * axis + (part,)]
+            continue
+        single = sitk.GetImageFromArray(np.eye(length, dtype=np.float32))
+        single.SetSpacing((step, step))
+        answers = sitk.GetArrayFromImage(sitk.RecursiveGaussian(single, sigma, direction=0))
+        found = np.moveaxis(np.tensordot(found, answers[:, part], (axis, 0)), -1, axis)
+    return np.ascontiguousarray(found)
+
+
+def dilated(inside: np.ndarray, radius: Sequence[int]) -> np.ndarray:
+    """A mask (bool) with all voxels up to these distances in voxels along the axes."""
+    for axis, reach in enumerate(radius):
+        wider = inside.copy()
+        old, new = np.moveaxis(inside, axis, 0), np.moveaxis(wider, axis, 0)
+        for distance in range(1, min(reach, len(old) - 1) + 1):
+            new[distance:] |= old[:-distance]
+            new[:-distance] |= old[distance:]
+        inside = wider
+    return inside
+
+
+def opened(inside: np.ndarray, radius: Sequence[int]) -> np.ndarray:
+    """A mask (bool) without the parts into which a box of this radius does not fit.
+
+    Everything beyond the array counts as inside, as in sitk.GrayscaleMorphologicalOpening.
+    """
+    padded = np.pad(inside, [(reach, reach) for reach in radius], constant_values=True)
+    found = dilated(~dilated(~padded, radius), radius)
+    return found[tuple(slice(reach, reach + n) for reach, n in zip(radius, inside.shape))]
