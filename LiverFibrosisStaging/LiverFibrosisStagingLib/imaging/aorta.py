@@ -12,9 +12,10 @@ Arrays are [slice, row, column] on the grid of `coarse.CoarseScan`.
 from dataclasses import dataclass
 
 import numpy as np
-import SimpleITK as sitk
 
 from .coarse import STEP_MM, CoarseScan
+from .filters import gaussian
+from .grid import bounding_box
 
 RADII_MM = (5.0, 7.0, 9.0, 11.0, 13.0, 16.0)  # of an aneurysm, the inner part is found
 MIN_LENGTH_MM = 30.0  # of the slices in which the aorta is clear
@@ -86,24 +87,30 @@ def find_aorta(scan: CoarseScan, spine: np.ndarray) -> Aorta | None:
 
 def find_spine(scan: CoarseScan) -> np.ndarray | None:
     """Row and column of the middle of the spine's bone, int [slices, 2]; None without bone."""
-    rows, columns = (np.flatnonzero(scan.body.any(axis=axes)) for axes in ((0, 2), (0, 1)))
-    if not rows.size:
+    box = bounding_box(scan.body)
+    if box is None:
         return None
+    _, rows, columns = box
     low, high = _BONE_HU
     bone = np.where(scan.body, np.clip(scan.hu - low, 0.0, high - low), 0.0)
-    bone = _smooth(bone, (_SPINE_MM, _SPINE_MM, _SPINE_MM))
-    across = (np.arange(bone.shape[2]) - columns[[0, -1]].mean()) * STEP_MM[2] / _MIDLINE_MM
-    behind = np.arange(bone.shape[1]) > rows[[0, -1]].mean()
-    bone *= np.exp(-0.5 * across**2) * behind[:, None]
-    if bone.max() < _MIN_BONE * (high - low):
+    # The rear half of the body, where the spine is.
+    rear = slice((rows.start + rows.stop - 1) // 2 + 1, rows.stop)
+    bone = gaussian(bone, [_SPINE_MM] * 3, STEP_MM, (slice(None), rear, columns))
+    across = np.arange(bone.shape[2]) - (bone.shape[2] - 1) / 2
+    bone *= np.exp(-0.5 * (across * STEP_MM[2] / _MIDLINE_MM) ** 2)
+    if bone.size == 0 or bone.max() < _MIN_BONE * (high - low):
         return None
-    return _best_path(bone / bone.max(), np.zeros((len(bone) - 1, 2), int))
+    path = _best_path(bone / bone.max(), np.zeros((len(bone) - 1, 2), int))
+    return path + [rear.start, columns.start]
 
 
 def _windows(
     hu: np.ndarray, spine: np.ndarray, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[np.ndarray, int]:
-    """Smoothed HU [slice, row, column] at these places from the spine, with a margin for rays."""
+    """Smoothed HU [row, column, slice] at these places from the spine, with a margin for rays.
+
+    Slices are last, since the arrays of `_disks` are then added up in long runs of memory.
+    """
     margin = int((RADII_MM[-1] + 6.0) / STEP_MM[1]) + 1
     around = [np.arange(each[0] - margin, each[-1] + margin + 1) for each in (rows, columns)]
     y, x = (
@@ -112,38 +119,51 @@ def _windows(
     # Smoothed along the body, only where the windows are.
     above, left = y.min(), x.min()
     near = hu[:, above : y.max() + 1, left : x.max() + 1]
-    near = _smooth(near, (STEP_MM[0], 0.0, 0.0))
+    near = gaussian(near, (STEP_MM[0], 0.0, 0.0), STEP_MM)
     slices = np.arange(len(hu))[:, None, None]
-    return near[slices, y[:, :, None] - above, x[:, None, :] - left], margin
+    windows = near[slices, y[:, :, None] - above, x[:, None, :] - left]
+    return np.ascontiguousarray(np.moveaxis(windows, 0, -1)), margin
 
 
 def _disks(
     windows: np.ndarray, margin: int, radius: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Score, share of the directions with a drop, and mean HU of the disks of one radius."""
-    height, width = (length - 2 * margin for length in windows.shape[1:])
+    height, width = (length - 2 * margin for length in windows.shape[:2])
     step = STEP_MM[1]
 
-    def shifted(down: float, right: float) -> np.ndarray:
+    def shifted(values: np.ndarray, down: float, right: float) -> np.ndarray:
         row, column = margin + round(down / step), margin + round(right / step)
-        return windows[:, row : row + height, column : column + width]
+        return values[row : row + height, column : column + width]
 
     grid = step * np.arange(-int(radius / step), int(radius / step) + 1)
     inside = [(y, x) for y in grid for x in grid if np.hypot(y, x) <= 0.75 * radius]
-    mean = sum(shifted(*place) for place in inside) / len(inside)
-    variance = sum(shifted(*place) ** 2 for place in inside) / len(inside) - mean**2
+
+    def mean_inside(values: np.ndarray) -> np.ndarray:
+        total = np.zeros((height, width, values.shape[2]), values.dtype)
+        for place in inside:
+            total += shifted(values, *place)
+        return total / len(inside)
+
+    mean = mean_inside(windows)
+    variance = mean_inside(windows**2) - mean**2
     scatter = np.sqrt(np.maximum(variance, 0.0))
     needed = np.maximum(_MIN_DROP * mean, np.maximum(_MIN_DROP_SD * scatter, _MIN_DROP_HU))
-    drops = np.zeros_like(mean)
+    lowest, highest = mean - needed, mean + _RIM_HU
+    found = np.zeros(mean.shape, np.uint8)
     for angle in 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS:
-        ray = [
-            shifted(distance * np.sin(angle), distance * np.cos(angle))
+        near, *ray = (
+            shifted(windows, distance * np.sin(angle), distance * np.cos(angle))
             for distance in radius + np.array((-1.0, 1.0, 3.0, 5.0))
-        ]
-        lower = np.minimum(ray[2], ray[3]) < mean - needed
-        drops += (lower & (np.maximum.reduce(ray) < mean + _RIM_HU)) / _DIRECTIONS
+        )
+        lower = np.minimum(ray[1], ray[2]) < lowest
+        for each in ray:
+            near = np.maximum(near, each)
+        found += lower & (near < highest)
+    drops = found / np.float32(_DIRECTIONS)
     brightness = np.clip((mean - _DARK_HU) / (_BRIGHT_HU - _DARK_HU), -1.0, 1.0)
     score = drops - _CLEAR - scatter / _SCATTER_HU + _BRIGHTNESS * brightness + _PER_MM * radius
+    score, drops, mean = (np.moveaxis(kind, -1, 0) for kind in (score, drops, mean))
     return score, drops, mean
 
 
@@ -153,7 +173,7 @@ def _best_path(scores: np.ndarray, moved: np.ndarray) -> np.ndarray:
     moved: by how many rows and columns the scores' origin moves to the next slice.
     """
     moves = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-    cost = _TURN * np.abs(moves).sum(axis=1)[:, None, None]
+    cost = _TURN * np.abs(moves).sum(axis=1)
     moved = np.clip(moved, 1 - _REACH, _REACH - 1)
     height, width = scores.shape[1:]
     total, came = scores[0], np.zeros(scores.shape, np.int8)
@@ -161,22 +181,15 @@ def _best_path(scores: np.ndarray, moved: np.ndarray) -> np.ndarray:
         padded = np.pad(total, _REACH, constant_values=-np.inf)
         rows, columns = (_REACH + moved[number - 1] + moves).T
         before = [padded[y : y + height, x : x + width] for y, x in zip(rows, columns)]
-        options = np.stack(before) - cost
-        came[number] = options.argmax(axis=0)
-        total = scores[number] + options.max(axis=0)
+        best = before[0] - cost[0]
+        for move in range(1, len(moves)):
+            option = before[move] - cost[move]
+            came[number][option > best] = move
+            np.maximum(best, option, out=best)
+        total = scores[number] + best
     path = np.empty((len(scores), 2), int)
     path[-1] = np.unravel_index(total.argmax(), total.shape)
     for number in range(len(scores) - 1, 0, -1):
         move = moves[came[(number, *path[number])]]
         path[number - 1] = path[number] + moved[number - 1] + move
     return path
-
-
-def _smooth(array: np.ndarray, sigma_mm: tuple[float, float, float]) -> np.ndarray:
-    """Gaussian with a sigma for each axis; 0 leaves the axis as it is."""
-    image = sitk.GetImageFromArray(array.astype(np.float32))
-    image.SetSpacing(STEP_MM[::-1])
-    for axis, sigma in enumerate(sigma_mm[::-1]):
-        if sigma and image.GetSize()[axis] >= 4:  # the filter needs four voxels
-            image = sitk.RecursiveGaussian(image, sigma, direction=axis)
-    return sitk.GetArrayFromImage(image)

@@ -62,14 +62,17 @@ class CoarseScan:
         )
         return cls(hu, body_mask(hu, STEP_MM, OPENING_MM), liver_inside, spleen_inside)
 
-    @cached_property
-    def smooth(self) -> np.ndarray:
-        """Means over 3 x 3 x 3 voxels, which reduce the noise."""
-        total = np.pad(self.hu, 1, "edge")
+    def smooth(self, box: tuple[slice, slice, slice]) -> np.ndarray:
+        """Means over 3 x 3 x 3 voxels, which reduce the noise, in a box [slice, row, column]."""
+        around = (
+            np.arange(part.start - 1, part.stop + 1).clip(0, length - 1)
+            for part, length in zip(box, self.hu.shape)
+        )
+        total = self.hu[np.ix_(*around)]
         for axis in range(3):
             along = np.moveaxis(total, axis, 0)
             total = np.moveaxis(along[:-2] + along[1:-1] + along[2:], 0, axis)
-        return np.ascontiguousarray(total / 27)
+        return total / 27
 
     @cached_property
     def liver_core(self) -> np.ndarray:

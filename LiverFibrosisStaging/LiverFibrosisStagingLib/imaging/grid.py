@@ -179,9 +179,7 @@ def bounds(ct: sitk.Image | Voxels) -> tuple[np.ndarray, np.ndarray]:
     return corners.min(axis=1), corners.max(axis=1)
 
 
-def body_bounds(
-    ct: sitk.Image | Voxels, margin_mm: float = 12.0
-) -> tuple[np.ndarray, np.ndarray]:
+def body_bounds(ct: sitk.Image | Voxels, margin_mm: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
     """Corners, as in `bounds`, of the part of a CT that contains the patient."""
     low, high = bounds(ct)
     coarse, body = coarse_body(ct, low, high)

@@ -18,9 +18,10 @@ from .checks import body_axis
 from .coarse import STEP_MM, CoarseScan
 from .dicom_files import DESCRIPTION, THICKNESS
 from .dicom_series import PORTAL_VENOUS, named_phase
-from .grid import BODY_THRESHOLD_HU, bounding_box, reorient_to_lps
+from .grid import BODY_THRESHOLD_HU, bounding_box
 from .masks import volume_ml
 from .phase import MIN_CORE_VOXELS, Phase, phase_by_hu
+from .voxels import Voxels
 
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
 PHASE = "phase"  # key of the check of the contrast phase
@@ -161,8 +162,10 @@ def _article(phase: str) -> str:
 
 
 def _units(ct: sitk.Image) -> Check:
-    values = sitk.GetArrayViewFromImage(ct)
-    found = {"lowest_hu": float(values.min()), "highest_hu": float(values.max())}
+    # Slice by slice, each is read from memory once.
+    ends = [(each.min(), each.max()) for each in sitk.GetArrayViewFromImage(ct)]
+    lowest, highest = zip(*ends)
+    found = {"lowest_hu": float(min(lowest)), "highest_hu": float(max(highest))}
     sentence = "A CT in HU, {lowest_hu:.0f} to {highest_hu:.0f}.".format(**found)
     return _check("units", "Modality and units", "", sentence, found)
 
@@ -278,13 +281,15 @@ def _slices(ct: sitk.Image) -> Check:
     return _check("slices", "Slices", concern, f"{found}, none missing or repeated.", values)
 
 
-def _by_region(values: np.ndarray) -> list[float]:
+def _by_region(values: np.ndarray) -> np.ndarray:
     """Means of an array [row, column] in regions of equal size."""
-    return [
-        float(region.mean())
-        for rows in np.array_split(values, _REGIONS)
-        for region in np.array_split(rows, _REGIONS, axis=1)
-    ]
+    total = values
+    sizes = []
+    for axis, length in enumerate(values.shape):
+        parts = [len(part) for part in np.array_split(range(length), _REGIONS)]
+        total = np.add.reduceat(total, np.cumsum([0, *parts[:-1]]), axis)
+        sizes.append(parts)
+    return (total / np.multiply.outer(*sizes).astype(np.float32)).ravel()
 
 
 def _largest_jump(steps: np.ndarray) -> float:
@@ -312,19 +317,19 @@ def _tilt(ct: sitk.Image) -> Check:
 
 def _field_of_view(ct: sitk.Image, scan: CoarseScan, organs: dict[str, sitk.Image]) -> Check:
     """How much of the body's outline at the liver's level lies at the edge of the field of view."""
-    masks = {organ: reorient_to_lps(mask) for organ, mask in organs.items()}
-    levels = bounding_box(sitk.GetArrayViewFromImage(masks["liver"]))[0]
-    ct = reorient_to_lps(ct)
-    hu = sitk.GetArrayViewFromImage(ct)[levels][::_EVERY]
+    masks = {organ: Voxels.of(mask).lps().array for organ, mask in organs.items()}
+    boxes = {organ: bounding_box(mask) for organ, mask in masks.items()}
+    scanned = Voxels.of(ct).lps()
+    hu = scanned.array[boxes["liver"][0]][::_EVERY]
     edge, is_round = _edge(hu)
-    pixel = math.sqrt(ct.GetSpacing()[0] * ct.GetSpacing()[1])
+    pixel = math.sqrt(scanned.spacing[0] * scanned.spacing[1])
     at_edge = np.count_nonzero(hu[:, edge] > BODY_THRESHOLD_HU) * pixel / len(hu)
     body = np.pad(scan.body[scan.liver.any(axis=(1, 2))], ((0, 0), (1, 1), (1, 1)))
     inner = body[:, :-2, 1:-1] & body[:, 2:, 1:-1] & body[:, 1:-1, :-2] & body[:, 1:-1, 2:]
     outline = (np.count_nonzero(body) - np.count_nonzero(inner & body[:, 1:-1, 1:-1])) * STEP_MM[1]
     share = min(at_edge * max(len(body), 1) / max(outline, STEP_MM[1]), 1.0)
 
-    touching = [o for o, m in masks.items() if sitk.GetArrayViewFromImage(m)[:, edge].any()]
+    touching = [o for o, m in masks.items() if m[boxes[o]][:, edge[boxes[o][1:]]].any()]
     shape = "round" if is_round else "rectangular"
     at_edge_of_field = (
         f"{100 * share:.0f} % of the body's outline lies at the edge of the {shape} field of view"
@@ -391,11 +396,7 @@ def _noise(scan: CoarseScan) -> Check:
     for organ, core in (("liver", scan.liver_core), ("spleen", scan.spleen_core)):
         if np.count_nonzero(core) >= MIN_CORE_VOXELS:
             box = bounding_box(core)
-            image = sitk.GetImageFromArray(scan.hu[box])
-            deviation = sitk.Noise(image, [_NOISE_RADIUS, _NOISE_RADIUS, 0])
-            values[f"{organ}_noise_hu"] = np.median(
-                sitk.GetArrayViewFromImage(deviation)[core[box]]
-            )
+            values[f"{organ}_noise_hu"] = np.median(_deviation(scan.hu[box])[core[box]])
     if not values:
         passed = "The noise was not measured; no organ is thick enough."
         return _check("noise", "Noise", "", passed, values)
@@ -404,6 +405,23 @@ def _noise(scan: CoarseScan) -> Check:
     found = f"The noise is {noise:.0f} HU in voxels of {size} mm"
     concern = f"{found}; up to {NOISE_HU:g} HU are expected." if noise > NOISE_HU else ""
     return _check("noise", "Noise", concern, f"{found}.", values)
+
+
+def _deviation(hu: np.ndarray) -> np.ndarray:
+    """Standard deviation in the square around each voxel, within its slice; as sitk.Noise."""
+    side = 2 * _NOISE_RADIUS + 1
+    around = [(0, 0), (_NOISE_RADIUS, _NOISE_RADIUS), (_NOISE_RADIUS, _NOISE_RADIUS)]
+    # From here on the differences are small, and so are rounding errors of their squares.
+    padded = np.pad(hu - np.median(hu), around, "edge").astype(np.float64)
+    total, squares = (_sums(_sums(each, side, 1), side, 2) for each in (padded, padded**2))
+    return np.sqrt(np.maximum(squares - total**2 / side**2, 0.0) / (side**2 - 1))
+
+
+def _sums(values: np.ndarray, side: int, axis: int) -> np.ndarray:
+    """Sums of neighbours along an axis, without those that reach beyond the array."""
+    along = np.moveaxis(values, axis, 0)
+    total = sum(along[k : len(along) - side + 1 + k] for k in range(side))
+    return np.moveaxis(total, 0, axis)
 
 
 def _check(

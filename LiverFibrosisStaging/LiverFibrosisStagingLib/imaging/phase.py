@@ -25,6 +25,7 @@ import SimpleITK as sitk
 from .aorta import find_aorta, find_spine
 from .coarse import STEP_MM, CoarseScan
 from .dicom_series import ARTERIAL, LATE, PORTAL_VENOUS, UNENHANCED
+from .filters import dilated
 from .grid import bounding_box
 
 MIN_CORE_VOXELS = 100
@@ -55,6 +56,8 @@ _KIDNEY_BESIDE_MM = (24.0, 100.0)
 _KIDNEY_BEHIND_MM = (-66.0, 30.0)
 _KIDNEY_HU = (100.0, 500.0)  # enhanced; fat and muscle are below, bone and oral contrast above
 _KIDNEY_ML = (40.0, 400.0)
+# A ball of 2 voxels in plane and 1 slice is what these boxes cover together.
+_BALL = ((1, 1, 1), (0, 1, 2), (0, 2, 1))
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Phase:
 
 def phase_by_hu(scan: CoarseScan) -> Phase:
     """The contrast phase that the HU show."""
-    core, spleen = scan.liver_core, scan.spleen_core
+    liver, spleen = _smoothed(scan, scan.liver_core), _smoothed(scan, scan.spleen_core)
     spine = find_spine(scan)
     aorta = None if spine is None else find_aorta(scan, spine)
     found: dict[str, float | np.floating | None] = {
@@ -81,11 +84,11 @@ def phase_by_hu(scan: CoarseScan) -> Phase:
         "spleen_hu": None,
         "kidneys_hu": None if spine is None else _kidneys(scan, spine),
     }
-    if np.count_nonzero(core) >= MIN_CORE_VOXELS:
-        found["liver_hu"] = np.median(scan.smooth[core])
-        found["liver_vessels_hu"] = np.percentile(scan.smooth[core], _VESSELS_PERCENTILE)
-    if np.count_nonzero(spleen) >= MIN_CORE_VOXELS:
-        found["spleen_hu"] = np.median(scan.smooth[spleen])
+    if liver.size >= MIN_CORE_VOXELS:
+        found["liver_hu"] = np.median(liver)
+        found["liver_vessels_hu"] = np.percentile(liver, _VESSELS_PERCENTILE)
+    if spleen.size >= MIN_CORE_VOXELS:
+        found["spleen_hu"] = np.median(spleen)
     values = {name: round(float(hu), 1) for name, hu in found.items() if hu is not None}
     return Phase(*judged(values), values)
 
@@ -125,26 +128,43 @@ def judged(values: Mapping[str, float]) -> tuple[str, bool]:
     return (PORTAL_VENOUS, False) if enhanced and not contradicted else ("", False)
 
 
+def _smoothed(scan: CoarseScan, core: np.ndarray) -> np.ndarray:
+    """Smoothed HU of an organ's core, of any number of voxels."""
+    box = bounding_box(core)
+    return scan.smooth(box)[core[box]] if box is not None else np.empty(0)
+
+
 def _kidneys(scan: CoarseScan, spine: np.ndarray) -> float | None:
     """Median HU of the enhanced kidneys, or of one; None if none was found."""
     row, column = (np.arange(length) for length in scan.hu.shape[1:])
     behind = (row - spine[:, :1]) * STEP_MM[1]
     beside = np.abs(column - spine[:, 1:]) * STEP_MM[2]
-    zone = (
-        ((behind > _KIDNEY_BEHIND_MM[0]) & (behind < _KIDNEY_BEHIND_MM[1]))[:, :, None]
-        & ((beside > _KIDNEY_BESIDE_MM[0]) & (beside < _KIDNEY_BESIDE_MM[1]))[:, None, :]
-        & (scan.smooth > _KIDNEY_HU[0])
-        & (scan.smooth < _KIDNEY_HU[1])
-        & scan.body
-        & ~(scan.liver | scan.spleen)
-    )
-    box = bounding_box(zone)
+    rows = (behind > _KIDNEY_BEHIND_MM[0]) & (behind < _KIDNEY_BEHIND_MM[1])
+    columns = (beside > _KIDNEY_BESIDE_MM[0]) & (beside < _KIDNEY_BESIDE_MM[1])
+    box = bounding_box(rows[:, :, None] & columns[:, None, :])
     if box is None:
         return None
-    opened = sitk.BinaryMorphologicalOpening(
-        sitk.GetImageFromArray(zone[box].astype(np.uint8)), [2, 2, 1]
+    smooth = scan.smooth(box)
+    zone = (
+        rows[:, box[1], None]
+        & columns[:, None, box[2]]
+        & (smooth > _KIDNEY_HU[0])
+        & (smooth < _KIDNEY_HU[1])
+        & scan.body[box]
+        & ~(scan.liver[box] | scan.spleen[box])
     )
-    parts = sitk.GetArrayFromImage(sitk.RelabelComponent(sitk.ConnectedComponent(opened)))
+    inner = bounding_box(zone)
+    if inner is None:
+        return None
+    opened = _with_ball(~_with_ball(~zone[inner]))
+    image = sitk.ConnectedComponent(sitk.GetImageFromArray(opened.view(np.uint8)))
+    parts = sitk.GetArrayFromImage(sitk.RelabelComponent(image))
     volumes = np.bincount(parts.ravel())[1:3] * (math.prod(STEP_MM) / 1000.0)
     fitting = 1 + np.flatnonzero((volumes >= _KIDNEY_ML[0]) & (volumes <= _KIDNEY_ML[1]))
-    return float(np.median(scan.hu[box][np.isin(parts, fitting)])) if fitting.size else None
+    hu = scan.hu[box][inner]
+    return float(np.median(hu[np.isin(parts, fitting)])) if fitting.size else None
+
+
+def _with_ball(inside: np.ndarray) -> np.ndarray:
+    """A mask (bool) dilated with a ball of 4 mm."""
+    return np.logical_or.reduce([dilated(inside, radius) for radius in _BALL])

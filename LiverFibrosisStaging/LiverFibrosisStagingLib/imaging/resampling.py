@@ -146,9 +146,7 @@ def _places(source: Voxels, grid: Voxels, steps: np.ndarray) -> list[_Places]:
     for axis in (2, 1, 0):
         count = source.size[axis] // steps[axis]
         first = (start[axis] - (steps[axis] - 1) / 2) / steps[axis]
-        at = np.round(
-            first + grid.spacing[axis] / own[axis] * np.arange(grid.size[axis]), _DIGITS
-        )
+        at = np.round(first + grid.spacing[axis] / own[axis] * np.arange(grid.size[axis]), _DIGITS)
         inside = (at >= -0.5) & (at < count - 0.5)
         found.append(_Places(at.clip(0, count - 1), inside))
     return found

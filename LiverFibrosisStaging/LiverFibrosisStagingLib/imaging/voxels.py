@@ -64,7 +64,7 @@ class Voxels:
         return self._reordered(np.rint(self.direction.T @ wanted))
 
     def _reordered(self, turned: np.ndarray) -> Voxels:
-        """turned: a signed permutation, with the old axes' share of each new axis in its columns."""
+        """turned: a signed permutation; its columns are the new axes, in terms of the old ones."""
         own = np.abs(turned).argmax(axis=0)
         signs = turned[own, range(3)]
         array = self.array.transpose([2 - axis for axis in own[::-1]])
@@ -99,4 +99,3 @@ class Voxels:
         made.SetOrigin(self.places(first[:, None])[:, 0].tolist())
         made.SetDirection(self.direction.ravel().tolist())
         return made
-
