@@ -101,7 +101,7 @@ def find_spine(scan: CoarseScan) -> np.ndarray | None:
     if bone.size == 0 or bone.max() < _MIN_BONE * (high - low):
         return None
     path = _best_path(bone / bone.max(), np.zeros((len(bone) - 1, 2), int))
-    return path + [rear.start, columns.start]
+    return path + np.array([rear.start, columns.start])
 
 
 def _windows(

@@ -21,8 +21,10 @@ def gaussian(
     filter's time.
     """
     found = np.asarray(array, np.float32)
-    for axis, (sigma, step) in enumerate(zip(sigma_mm, spacing_mm)):
-        part = slice(None) if keep is None else keep[axis]
+    parts = [slice(None)] * found.ndim if keep is None else keep
+    kept = [len(range(*part.indices(n))) / n for part, n in zip(parts, found.shape)]
+    for axis in np.argsort(kept, kind="stable"):
+        part, sigma, step = parts[axis], sigma_mm[axis], spacing_mm[axis]
         length = found.shape[axis]
         if not sigma or length < _FEWEST:
             found = found[(slice(None),) * axis + (part,)]

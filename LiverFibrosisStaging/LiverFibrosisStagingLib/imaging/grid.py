@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from .filters import dilated, gaussian, opened
 from .resampling import linear, nearest
-from .voxels import Voxels
+from .voxels import PARALLEL, Voxels
 
 AIR_HU = -1024.0
 BODY_THRESHOLD_HU = -250.0
@@ -165,11 +165,33 @@ def _extent(mask: Voxels, *others: Voxels) -> np.ndarray:
     inside = np.logical_or.reduce(
         [each.array[box][:, ::every, ::every] != 0 for each in (mask, *others)]
     )
-    index = np.array(np.nonzero(inside)) * [[1], [every], [every]] + first[:, None]
-    places = mask.places(index[::-1])
-    ends = np.quantile(places, [0.001, 0.999], axis=1).T
-    step = np.diag(mask.direction * mask.spacing)
-    return ends + np.abs(step)[:, None] / 2 * [-1, 1]
+    at = [
+        part.start + step * np.arange(n)
+        for part, step, n in zip(box, (1, every, every), inside.shape)
+    ]
+    ends = []
+    for axis, origin in enumerate(mask.origin):
+        # Voxels with the same place along this axis are counted: without rotation, whole slices.
+        steps = (mask.direction[axis] * mask.spacing)[::-1]
+        related = [k for k in range(3) if abs(mask.direction[axis, 2 - k]) > PARALLEL]
+        counts = inside.sum(axis=tuple(k for k in range(3) if k not in related))
+        places = origin + sum(np.ix_(*(steps[k] * at[k] for k in related)))
+        half = abs(steps[2 - axis]) / 2
+        there = counts > 0
+        low, high = _quantiles(places[there], counts[there], (0.001, 0.999))
+        ends.append((low - half, high + half))
+    return np.array(ends)
+
+
+def _quantiles(values: np.ndarray, counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """np.quantile of values that occur `counts` times each; values, counts: [n]."""
+    order = values.argsort()
+    values, reached = values[order], counts[order].cumsum()
+    place = np.array(shares) * (reached[-1] - 1)
+    low, high = (
+        values[reached.searchsorted(each, "right")] for each in (np.floor(place), np.ceil(place))
+    )
+    return low + (high - low) * (place % 1)
 
 
 def bounds(ct: sitk.Image | Voxels) -> tuple[np.ndarray, np.ndarray]:
@@ -339,21 +361,17 @@ def body_mask(hu: np.ndarray, spacing: Sequence[float], opening_mm: float) -> np
     dense = opened(
         hu >= BODY_THRESHOLD_HU, [0, *(int(opening_mm / step + 1e-3) for step in spacing[1:])]
     )
-    numbers = _components(dense)
+    labels = sitk.ConnectedComponent(sitk.GetImageFromArray(dense.view(np.uint8)))
+    numbers = sitk.GetArrayViewFromImage(labels)
     sizes = np.bincount(numbers.ravel())
     sizes[0] = 0
     body = dense & (numbers == sizes.argmax())
     # Air that reaches a side of the slices lies outside. The first and last slice are closed, since
     # they cut the lungs open.
-    air = _components(~body)
-    around = np.unique([*(air[:, [0, -1]].ravel()), *(air[:, :, [0, -1]].ravel())])
+    labels = sitk.ConnectedComponent(sitk.GetImageFromArray((~body).view(np.uint8)))
+    air = sitk.GetArrayViewFromImage(labels)
     outside = np.zeros(int(air.max()) + 1, bool)
-    outside[around] = True
+    outside[air[:, [0, -1]]] = True
+    outside[air[:, :, [0, -1]]] = True
     outside[0] = False
     return ~outside[air]
-
-
-def _components(inside: np.ndarray) -> np.ndarray:
-    """Numbers of the connected parts of a mask, 0 outside."""
-    image = sitk.GetImageFromArray(inside.view(np.uint8))
-    return sitk.GetArrayFromImage(sitk.ConnectedComponent(image))

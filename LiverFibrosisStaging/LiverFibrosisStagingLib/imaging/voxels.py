@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import SimpleITK as sitk
 
-_PARALLEL = 1e-8  # largest deviation of the axes' cosines from 0 or 1
+PARALLEL = 1e-8  # largest deviation of the axes' cosines from 0 or 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Voxels:
         """The voxels with their axes in the order and sense of others; None if not parallel."""
         turned = self.direction.T @ direction
         exact = np.rint(turned)
-        if np.abs(turned - exact).max() > _PARALLEL or not (np.abs(exact).sum(axis=0) == 1).all():
+        if np.abs(turned - exact).max() > PARALLEL or not (np.abs(exact).sum(axis=0) == 1).all():
             return None
         return self._reordered(exact)
 
