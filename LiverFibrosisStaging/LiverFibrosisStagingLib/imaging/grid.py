@@ -363,7 +363,9 @@ def body_mask(hu: np.ndarray, spacing: Sequence[float], opening_mm: float) -> np
     )
     labels = sitk.ConnectedComponent(sitk.GetImageFromArray(dense.view(np.uint8)))
     numbers = sitk.GetArrayViewFromImage(labels)
-    sizes = np.bincount(numbers.ravel())
+    # Slice by slice here and below, because labels are widened to 64 bits to be counted.
+    count = int(numbers.max()) + 1
+    sizes = sum(np.bincount(each.ravel(), minlength=count) for each in numbers)
     sizes[0] = 0
     body = dense & (numbers == sizes.argmax())
     # Air that reaches a side of the slices lies outside. The first and last slice are closed, since
@@ -374,4 +376,6 @@ def body_mask(hu: np.ndarray, spacing: Sequence[float], opening_mm: float) -> np
     outside[air[:, [0, -1]]] = True
     outside[air[:, :, [0, -1]]] = True
     outside[0] = False
-    return ~outside[air]
+    for inside, each in zip(body, air):
+        inside[:] = ~outside[each]
+    return body

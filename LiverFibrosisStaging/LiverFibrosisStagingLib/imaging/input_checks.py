@@ -52,6 +52,7 @@ _EVERY = 4  # of the voxels in plane, for differences between slices
 _REGIONS = 4  # along each axis in plane, for the same
 _IN_BODY = 0.3  # of the mean difference: regions of air are below
 _SOFT_TISSUE_HU = (-200.0, 300.0)
+_SLAB_SLICES = 8
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,19 @@ def input_checks(
     """
     scan = CoarseScan.of(ct, liver, spleen)
     phase, about_phase = _phase(ct, phase_by_hu(scan))
-    organs = {"liver": liver} if spleen is None else {"liver": liver, "spleen": spleen}
+    masks = {"liver": liver} if spleen is None else {"liver": liver, "spleen": spleen}
+    organs = {organ: Voxels.of(mask).lps() for organ, mask in masks.items()}
+    # A mask is as large as the scan, so it is searched only once.
+    levels = bounding_box(organs["liver"].array)[0]
     return phase, (
         _units(ct),
         about_phase,
-        _coverage(ct, organs),
+        _coverage(organs, levels),
         _liver_volume(liver),
         _thickness(ct),
         _slices(ct),
         _tilt(ct),
-        _field_of_view(ct, scan, organs),
+        _field_of_view(ct, scan, organs, levels),
         _dense(scan),
         _noise(scan),
     )
@@ -170,28 +174,25 @@ def _units(ct: sitk.Image) -> Check:
     return _check("units", "Modality and units", "", sentence, found)
 
 
-def _coverage(ct: sitk.Image, organs: dict[str, sitk.Image]) -> Check:
+def _coverage(organs: dict[str, Voxels], levels: slice) -> Check:
     """Whether an organ reaches the scan's first or last slice along the body.
 
-    A liver that does, and of which less than MIN_CUT_LIVER_MM are in the scan, is refused.
+    A liver that does, and of which less than MIN_CUT_LIVER_MM are in the scan, is refused. levels:
+    slices of the liver.
     """
-    along = body_axis(ct)
-    # LPS: the third coordinate grows towards the head.
-    ends = ("lower", "upper") if ct.GetDirection()[6 + along] > 0 else ("upper", "lower")
-    pixel_cm2 = math.prod(ct.GetSpacing()) / ct.GetSpacing()[along] / 100.0
     values, reached = {}, {}
     for organ, mask in organs.items():
-        array = sitk.GetArrayViewFromImage(mask)
+        pixel_cm2 = mask.spacing[0] * mask.spacing[1] / 100.0
         areas = {
-            end: np.count_nonzero(array.take(index, 2 - along)) * pixel_cm2
-            for end, index in zip(ends, (0, -1))
+            end: np.count_nonzero(mask.array[index]) * pixel_cm2
+            for end, index in (("lower", 0), ("upper", -1))
         }
         values |= {f"{organ}_{end}_cm2": area for end, area in areas.items()}
         cut = " and ".join(end for end, area in areas.items() if area >= MIN_CUT_CM2)
         if cut:
             reached[organ] = f"{organ} reaches the scan's {cut} end"
-    levels = bounding_box(sitk.GetArrayViewFromImage(organs["liver"]))[2 - along]
-    liver_mm = values["liver_mm"] = (levels.stop - levels.start) * ct.GetSpacing()[along]
+    liver_mm = (levels.stop - levels.start) * organs["liver"].spacing[2]
+    values["liver_mm"] = liver_mm
     concern = f"The {', the '.join(reached.values())}; part of it may be missing."
     passed = f"The scan covers {' and '.join(organs)} from end to end."
     check = _check(COVERAGE, "Organs complete", concern if reached else "", passed, values)
@@ -256,13 +257,13 @@ def _slices(ct: sitk.Image) -> Check:
     along = body_axis(ct)
     count, spacing = ct.GetSize()[along], ct.GetSpacing()[along]
     array = np.moveaxis(sitk.GetArrayViewFromImage(ct), 2 - along, 0)[:, ::_EVERY, ::_EVERY]
-    # One slice after the other, because the copies as float would take more memory than the CT.
-    slices = (np.clip(each, *_SOFT_TISSUE_HU).astype(np.float32) for each in array)
-    before, found_steps = next(slices), []
-    for each in slices:
-        found_steps.append(_by_region(np.abs(each - before)))
-        before = each
-    steps = np.array(found_steps)
+    # A few slices at a time, because the copies as float would take more memory than the CT.
+    found_steps = []
+    for first in range(0, count - 1, _SLAB_SLICES):
+        slab = array[first : first + _SLAB_SLICES + 1].astype(np.float32)
+        np.clip(slab, *_SOFT_TISSUE_HU, out=slab)
+        found_steps.append(_by_region(np.abs(np.diff(slab, axis=0))))
+    steps = np.concatenate(found_steps)
     repeated = sum(
         not step.any() and bool((each > BODY_THRESHOLD_HU).any())
         for step, each in zip(steps, array)
@@ -282,14 +283,14 @@ def _slices(ct: sitk.Image) -> Check:
 
 
 def _by_region(values: np.ndarray) -> np.ndarray:
-    """Means of an array [row, column] in regions of equal size."""
-    total = values
-    sizes = []
-    for axis, length in enumerate(values.shape):
-        parts = [len(part) for part in np.array_split(range(length), _REGIONS)]
-        total = np.add.reduceat(total, np.cumsum([0, *parts[:-1]]), axis)
-        sizes.append(parts)
-    return (total / np.multiply.outer(*sizes).astype(np.float32)).ravel()
+    """Means of an array [..., row, column] in regions of equal size, [..., region]."""
+    total, counts = values, []
+    for axis in (-2, -1):
+        sizes = [len(part) for part in np.array_split(range(values.shape[axis]), _REGIONS)]
+        total = np.add.reduceat(total, np.cumsum([0, *sizes[:-1]]), axis)
+        counts.append(sizes)
+    means = total / np.multiply.outer(*counts).astype(np.float32)
+    return means.reshape(*values.shape[:-2], -1)
 
 
 def _largest_jump(steps: np.ndarray) -> float:
@@ -315,12 +316,12 @@ def _tilt(ct: sitk.Image) -> Check:
     return _check("tilt", "Tilt", concern, f"{found}.", {"tilt_degrees": tilt})
 
 
-def _field_of_view(ct: sitk.Image, scan: CoarseScan, organs: dict[str, sitk.Image]) -> Check:
+def _field_of_view(
+    ct: sitk.Image, scan: CoarseScan, organs: dict[str, Voxels], levels: slice
+) -> Check:
     """How much of the body's outline at the liver's level lies at the edge of the field of view."""
-    masks = {organ: Voxels.of(mask).lps().array for organ, mask in organs.items()}
-    boxes = {organ: bounding_box(mask) for organ, mask in masks.items()}
     scanned = Voxels.of(ct).lps()
-    hu = scanned.array[boxes["liver"][0]][::_EVERY]
+    hu = scanned.array[levels][::_EVERY]
     edge, is_round = _edge(hu)
     pixel = math.sqrt(scanned.spacing[0] * scanned.spacing[1])
     at_edge = np.count_nonzero(hu[:, edge] > BODY_THRESHOLD_HU) * pixel / len(hu)
@@ -329,7 +330,7 @@ def _field_of_view(ct: sitk.Image, scan: CoarseScan, organs: dict[str, sitk.Imag
     outline = (np.count_nonzero(body) - np.count_nonzero(inner & body[:, 1:-1, 1:-1])) * STEP_MM[1]
     share = min(at_edge * max(len(body), 1) / max(outline, STEP_MM[1]), 1.0)
 
-    touching = [o for o, m in masks.items() if m[boxes[o]][:, edge[boxes[o][1:]]].any()]
+    touching = [organ for organ, mask in organs.items() if mask.array[:, edge].any()]
     shape = "round" if is_round else "rectangular"
     at_edge_of_field = (
         f"{100 * share:.0f} % of the body's outline lies at the edge of the {shape} field of view"
