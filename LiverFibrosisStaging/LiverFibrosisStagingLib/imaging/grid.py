@@ -103,12 +103,11 @@ def working_grid(
         warnings.append(
             f"{what} wider than the network's field of view: {cut_mm:.0f} mm are cut off."
         )
-    first = [0, 0, -padded[0]]
 
     def on_grid(values: np.ndarray) -> sitk.Image:
         made = sitk.GetImageFromArray(values)
         made.SetSpacing(reference.GetSpacing())
-        made.SetOrigin(reference.TransformIndexToPhysicalPoint(first))
+        made.SetOrigin(reference.TransformIndexToPhysicalPoint([0, 0, -padded[0]]))
         return made
 
     masks = [np.pad(m.view(np.uint8), [padded, (0, 0), (0, 0)]) for m in (body, *inside)]
@@ -258,8 +257,8 @@ def coarse_body(
     step = np.full(3, COARSE_MM)
     size = np.maximum(np.floor((high - low) / step), 1)
     coarse = lps_grid((low + high) / 2, size, step)
-    hu = sitk.GetArrayViewFromImage(linear(ct, coarse, AIR_HU))
-    return coarse, body_mask(hu, step, COARSE_MM)
+    hu = linear(ct, coarse, AIR_HU)
+    return coarse, body_mask(sitk.GetArrayViewFromImage(hu), step, COARSE_MM)
 
 
 def lps_grid(centre: np.ndarray, size: np.ndarray, spacing: np.ndarray) -> sitk.Image:
@@ -357,10 +356,8 @@ def body_mask(hu: np.ndarray, spacing: Sequence[float], opening_mm: float) -> np
 
     hu: [slice, row, column]; spacing: in the same order, mm.
     """
-    # A coarse grid has no table to remove.
-    dense = opened(
-        hu >= BODY_THRESHOLD_HU, [0, *(int(opening_mm / step + 1e-3) for step in spacing[1:])]
-    )
+    radius = [int(opening_mm / step + 1e-3) for step in spacing[1:]]
+    dense = opened(hu >= BODY_THRESHOLD_HU, [0, *radius])  # a coarse grid has no table to remove
     labels = sitk.ConnectedComponent(sitk.GetImageFromArray(dense.view(np.uint8)))
     numbers = sitk.GetArrayViewFromImage(labels)
     # Slice by slice here and below, because labels are widened to 64 bits to be counted.
