@@ -181,18 +181,16 @@ def eroded(inside: sitk.Image, depth_mm: float) -> np.ndarray:
     centre of the nearest voxel outside, with the image's spacing along each axis. The edge of the
     image is not a surface: nothing is known to lie outside of it.
     """
-    within = sitk.GetArrayViewFromImage(inside) != 0
+    within = sitk.GetArrayViewFromImage(inside)
     steps = np.array(inside.GetSpacing()[::-1])
     square = depth_mm**2 * (1 + 1e-6)  # a voxel at this depth is not deeper
     reach = (math.sqrt(square) / steps).astype(int)
-    # Eight voxels of a row in one byte; by how many voxels to both sides are inside.
+    # Eight voxels of a row in one byte; by how many voxels to both sides are inside. Beyond the
+    # rows' ends, all are.
     rows = [np.packbits(within, axis=2)]
+    rows[0][..., -1] |= 255 >> (within.shape[2] - 1) % 8 + 1
     for _ in range(reach[2]):
-        wider = within.copy()
-        wider[..., 1:] &= within[..., :-1]
-        wider[..., :-1] &= within[..., 1:]
-        within = wider
-        rows.append(np.packbits(within, axis=2))
+        rows.append(_narrower(rows[-1]))
     kept = np.full_like(rows[0], 255)
     for up in range(reach[0] + 1):
         disk = np.full_like(kept, 255)
@@ -203,6 +201,16 @@ def eroded(inside: sitk.Image, depth_mm: float) -> np.ndarray:
                 _narrow(disk, row, along, 1)
         _narrow(kept, disk, up, 0)
     return np.unpackbits(kept, axis=2, count=within.shape[2]).view(bool)
+
+
+def _narrower(rows: np.ndarray) -> np.ndarray:
+    """The bits of packed rows whose neighbours in the row are set too."""
+    before, after = rows >> 1, rows << 1
+    before[..., 1:] |= rows[..., :-1] << 7
+    before[..., 0] |= 128
+    after[..., :-1] |= rows[..., 1:] >> 7
+    after[..., -1] |= 1
+    return rows & before & after
 
 
 def _narrow(kept: np.ndarray, other: np.ndarray, distance: int, axis: int) -> None:
