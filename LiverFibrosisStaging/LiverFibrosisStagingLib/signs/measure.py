@@ -181,7 +181,9 @@ def _organ(ct: sitk.Image, mask: sitk.Image | None, name: str) -> _Organ:
         reason = f"There is no mask of the {name}."
         return _Organ(None, reason, None, None, None, None, reason)
     shape = ct.GetSize()[::-1]
-    volume, at_least, volume_reason = volume_ml(mask), None, ""
+    array = sitk.GetArrayViewFromImage(mask)
+    voxel_ml = float(np.prod(ct.GetSpacing())) / 1000
+    volume, at_least, volume_reason = np.count_nonzero(array[box]) * voxel_ml, None, ""
     if any(part.start == 0 or part.stop == length for part, length in zip(box, shape)):
         volume, at_least = None, volume
         volume_reason = (
@@ -193,8 +195,9 @@ def _organ(ct: sitk.Image, mask: sitk.Image | None, name: str) -> _Organ:
         for part, length in zip(box, shape)
     )
     core = eroded(mask[wide[::-1]], EROSION_MM)
-    count = np.count_nonzero(core)
-    core_ml = count * float(np.prod(ct.GetSpacing())) / 1000
+    hu = sitk.GetArrayViewFromImage(ct)[wide][core]
+    count = len(hu)
+    core_ml = count * voxel_ml
     if core_ml < MIN_CORE_ML or count < MIN_CORE_VOXELS:
         return _Organ(
             volume,
@@ -207,8 +210,8 @@ def _organ(ct: sitk.Image, mask: sitk.Image | None, name: str) -> _Organ:
             f"{EROSION_MM:g} mm; at least {MIN_CORE_ML:g} mL and {MIN_CORE_VOXELS} voxels are "
             "needed to measure HU.",
         )
-    hu = sitk.GetArrayViewFromImage(ct)[wide][core].astype(np.float64)
-    mean, median, sd = float(hu.mean()), float(np.median(hu)), float(hu.std())
+    mean, sd = (float(found(hu, dtype=np.float64)) for found in (np.mean, np.std))
+    median = float(np.median(hu))
     return _Organ(volume, volume_reason, at_least, mean, median, sd, "")
 
 

@@ -30,7 +30,8 @@ below CORNER_MM (tips, fissures, the gallbladder's fossa) they do not count.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
@@ -103,7 +104,8 @@ def nodularity(ct: sitk.Image, liver: sitk.Image, level: float) -> Nodularity:
     less than MIN_CONTRAST_HU above fat, an edge shorter than MIN_EDGE_MM or in fewer slices than
     MIN_SLICES.
     """
-    pixel, slice_mm = _spacings(ct)
+    *pixels, slice_mm = _Frame.of(ct).spacing
+    pixel = max(pixels)
     if slice_mm > MAX_SLICE_MM * _TOLERANCE or pixel > MAX_PIXEL_MM * _TOLERANCE:
         return Nodularity(
             None,
@@ -141,40 +143,125 @@ def edge_pieces(ct: sitk.Image, liver: sitk.Image, level: float) -> tuple[EdgePi
 
     Parameters as for `nodularity`. slice_number counts the slabs of the module's description.
     """
-    ct, liver = reorient_to_lps(ct), reorient_to_lps(liver)
-    box = bounding_box(sitk.GetArrayViewFromImage(liver))
+    frame = _Frame.of(ct)
+    inside, hu = (frame.view(sitk.GetArrayViewFromImage(image)) for image in (liver, ct))
+    box = bounding_box(inside)
     if box is None:
         return ()
-    # Room for the profiles, as far as the scan reaches.
-    margin = [math.ceil((SEARCH_MM + OUTSIDE_MM + 4 * SMOOTHING_MM) / s) for s in ct.GetSpacing()]
-    margin[2] = 0
-    part = tuple(
-        slice(max(each.start - room, 0), min(each.stop + room, length))
-        for each, room, length in zip(box[::-1], margin, ct.GetSize())
-    )
-    hu = sitk.Cast(ct[part], sitk.sitkFloat32)
-    mask = sitk.Cast(liver[part] != 0, sitk.sitkFloat32)
-    slab = min(round(SLAB_MM / ct.GetSpacing()[2]), hu.GetSize()[2]) or 1
-    if slab > 1:
-        hu, mask = (sitk.BinShrink(image, [1, 1, slab]) for image in (hu, mask))
-    hu = sitk.DiscreteGaussian(hu, [SMOOTHING_MM**2, SMOOTHING_MM**2, 0.0])
-    direction = np.array(hu.GetDirection()).reshape(3, 3)
-    anterior = -direction[1, :2] / np.linalg.norm(direction[1, :2])
-    spacing = np.array(hu.GetSpacing()[:2])
+    first, last = box[0].start, box[0].stop
+    slab = min(round(SLAB_MM / frame.spacing[2]), last - first) or 1
+    frame = frame.of_slabs(first, slab)
+    kernel = [_gaussian(SMOOTHING_MM / spacing) for spacing in frame.spacing[1::-1]]
+    corner = np.array([box[2].start, box[1].start])
     found = []
-    for number, (values, inside) in enumerate(
-        zip(sitk.GetArrayFromImage(hu), sitk.GetArrayFromImage(mask) > 0.5)
-    ):
-        for outline in _outlines(inside):
-            for points in _edges(values, outline * spacing, spacing, anterior, level):
-                found.append(_fitted(points, number, hu))
+    for number in range((last - first) // slab):
+        part = slice(first + number * slab, first + (number + 1) * slab)
+        within = np.add.reduce(inside[(part, *box[1:])] != 0, axis=0, dtype=np.intp)
+        for outline in _outlines(2 * within > slab):
+            points = (outline + corner) * frame.spacing[:2]
+            for piece in _edges(_Slab(hu[part], kernel), points, frame, level):
+                found.append(_fitted(piece, number, frame))
     return tuple(found)
 
 
-def _spacings(ct: sitk.Image) -> tuple[float, float]:
-    """The larger pixel spacing in plane, and the slice spacing, in mm."""
-    spacing = reorient_to_lps(ct[:1, :1, :1]).GetSpacing()
-    return max(spacing[:2]), spacing[2]
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """An image's grid with its axes reordered towards LPS, whatever their order in the file.
+
+    order: the array's axes as slice, row, column; flips: a step of 1 or -1 for each of them;
+    origin: LPS mm of the first voxel; direction: cosines, in columns; spacing: x, y, z in mm.
+    """
+
+    order: tuple[int, ...]
+    flips: tuple[slice, ...]
+    origin: np.ndarray
+    direction: np.ndarray
+    spacing: np.ndarray
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> "_Frame":
+        """The frame of an image, from one of its voxels: a view needs no copy of the image."""
+        voxel = reorient_to_lps(image[:1, :1, :1])
+        own, lps = (np.array(each.GetDirection()).reshape(3, 3) for each in (image, voxel))
+        turn = np.rint(lps.T @ own).astype(int)  # from the image's axes to x, y and z
+        axes, signs = np.abs(turn).argmax(axis=1), turn.sum(axis=1)
+        corner = [0, 0, 0]
+        for axis, sign in zip(axes.tolist(), signs):
+            corner[axis] = 0 if sign > 0 else image.GetSize()[axis] - 1
+        return cls(
+            tuple(2 - axes[::-1]),
+            tuple(slice(None, None, int(sign)) for sign in signs[::-1]),
+            np.array(image.TransformIndexToPhysicalPoint(corner)),
+            lps,
+            np.array(voxel.GetSpacing()),
+        )
+
+    def view(self, array: np.ndarray) -> np.ndarray:
+        """The voxels [slice, row, column] of an image with this grid."""
+        return array.transpose(self.order)[self.flips]
+
+    def of_slabs(self, first: int, count: int) -> "_Frame":
+        """The frame of slabs of `count` slices from slice `first` on."""
+        middle = self.spacing[2] * (first + (count - 1) / 2)
+        origin = self.origin + middle * self.direction[:, 2]
+        return replace(self, origin=origin, spacing=self.spacing * [1, 1, count])
+
+    def in_patient(self, points: np.ndarray, number: int) -> np.ndarray:
+        """Points [n, 2] in a slice, in mm from its first pixel, as LPS [n, 3]."""
+        place = np.column_stack([points, np.full(len(points), number * self.spacing[2])])
+        return self.origin + place @ self.direction.T
+
+
+@dataclass(frozen=True, eq=False)
+class _Slab:
+    """The slices of a slab, HU [slice, row, column], and the kernels along rows and columns."""
+
+    slices: np.ndarray
+    kernels: list[np.ndarray]
+
+    def at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """HU averaged over the slab and smoothed, at columns x and rows y; NaN outside.
+
+        Bilinear between pixels; only those around the places are smoothed.
+        """
+        _, rows, columns = self.slices.shape
+        outside = (x < 0) | (x > columns - 1) | (y < 0) | (y > rows - 1)
+        x, y = np.clip(x, 0, columns - 1), np.clip(y, 0, rows - 1)
+        column, row = x.astype(np.intp), y.astype(np.intp)
+        x, y = x - column, y - row
+        left, top = column.min(), row.min()
+        # With the pixels behind the last ones.
+        values = self._smoothed((top, left), (row.max() + 2, column.max() + 2))
+        width = values.shape[1]
+        place = (row - top) * width + (column - left)
+        values = values.ravel()
+        upper = values[place] * (1 - x) + values[place + 1] * x
+        lower = values[place + width] * (1 - x) + values[place + width + 1] * x
+        return np.where(outside, np.nan, upper * (1 - y) + lower * y)
+
+    def _smoothed(self, low: tuple[int, int], high: tuple[int, int]) -> np.ndarray:
+        """The pixels from (row, column) `low` up to `high`; the slices' edges are repeated."""
+        reach = [len(kernel) // 2 for kernel in self.kernels]
+        start, stop = np.subtract(low, reach), np.add(high, reach)
+        inner = np.maximum(start, 0), np.minimum(stop, self.slices.shape[1:])
+        part = self.slices[(slice(None), *map(slice, *inner))].mean(axis=0, dtype=np.float64)
+        values = np.pad(part, np.stack([inner[0] - start, stop - inner[1]], axis=1), mode="edge")
+        for axis, kernel in enumerate(self.kernels):
+            count = values.shape[axis] - len(kernel) + 1
+            lines = np.moveaxis(values, axis, 0)
+            lines = sum(weight * lines[k : k + count] for k, weight in enumerate(kernel))
+            values = np.moveaxis(lines, 0, axis)
+        return values
+
+
+def _gaussian(sigma: float) -> np.ndarray:
+    """Weights of a discrete Gaussian, sigma in pixels: SimpleITK's response to one pixel."""
+    reach = math.ceil(8 * sigma) + 1
+    impulse = np.zeros((1, 2 * reach + 1))
+    impulse[0, reach] = 1
+    response = sitk.DiscreteGaussian(sitk.GetImageFromArray(impulse), [sigma**2, 0.0])
+    weights = sitk.GetArrayFromImage(response)[0]
+    return weights[weights > 0]
 
 
 def _outlines(inside: np.ndarray) -> list[np.ndarray]:
@@ -188,22 +275,21 @@ def _outlines(inside: np.ndarray) -> list[np.ndarray]:
     # Directed borders between corners, numbered row by row; rows and columns of corners count from
     # the padding.
     starts, ends = [], []
-    for axis, sign, start, end in (
-        (0, 1, 0, 1),  # outside above: to the right
-        (0, -1, width + 1, width),  # below: to the left
-        (1, 1, width, 0),  # on the left: up
-        (1, -1, 1, width + 1),
-    ):
-        rows, columns = np.nonzero(padded & ~np.roll(padded, sign, axis))
-        corner = rows * width + columns
-        starts.append(corner + start)
-        ends.append(corner + end)
+    for axis, to_right, to_left in ((0, (0, 1), (1, 0)), (1, (width, 0), (0, width))):
+        first, second = np.moveaxis(padded, axis, 0)[:-1], np.moveaxis(padded, axis, 0)[1:]
+        change = np.moveaxis(first != second, 0, axis)
+        rows, columns = np.divmod(np.flatnonzero(change), change.shape[1])
+        corner = (rows + (axis == 0)) * width + columns + (axis == 1)
+        enters = ~padded[rows, columns]
+        for chosen, (start, end) in ((enters, to_right), (~enters, to_left)):
+            starts.append(corner[chosen] + start)
+            ends.append(corner[chosen] + end)
     begin, finish = np.concatenate(starts), np.concatenate(ends)
     after = dict(zip(begin.tolist(), finish.tolist()))
     # Where two pixels touch at a corner, two borders begin; `after` has the later one.
-    first_of = np.unique(begin, return_index=True)[1]
     earlier = {}
-    if len(first_of) < len(begin):
+    if len(after) < len(begin):
+        first_of = np.unique(begin, return_index=True)[1]
         earlier = {
             start: end
             for start, end in zip(begin[first_of].tolist(), finish[first_of].tolist())
@@ -228,27 +314,29 @@ def _outlines(inside: np.ndarray) -> list[np.ndarray]:
     return outlines
 
 
-def _edges(
-    values: np.ndarray,
-    outline: np.ndarray,
-    spacing: np.ndarray,
-    anterior: np.ndarray,
-    level: float,
-) -> list[np.ndarray]:
+def _edges(slab: _Slab, outline: np.ndarray, frame: _Frame, level: float) -> list[np.ndarray]:
     """Pieces [n, 2] of the edge near one outline [m, 2], in mm from the slice's first pixel."""
     base = _smoothed(outline)
     if base is None:
         return []
     tangent = np.roll(base, -1, 0) - np.roll(base, 1, 0)
     normal = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
-    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    normal /= np.hypot(*normal.T)[:, None]
+    anterior = -frame.direction[1, :2] / np.linalg.norm(frame.direction[1, :2])
     ahead = normal @ anterior >= math.cos(math.radians(ANTERIOR_DEGREES))
     if not ahead.any():
         return []
     at = np.arange(-SEARCH_MM - INSIDE_MM[0], SEARCH_MM + OUTSIDE_MM + PROFILE_MM / 2, PROFILE_MM)
-    where = base[:, None] + at[:, None] * normal[:, None]
+
+    def profiles(places: np.ndarray) -> np.ndarray:
+        x, y = (
+            (base[places, axis, None] + at * normal[places, axis, None]) / frame.spacing[axis]
+            for axis in (0, 1)
+        )
+        return slab.at(x, y)
+
     offset = np.full(len(base), np.nan)
-    offset[ahead] = _offsets(_along(values, where / spacing, ahead), at, level)
+    offset[ahead] = _offsets(_along(profiles, ahead), at, level)
     # Start behind a gap, so that no piece runs over the end of the closed outline.
     together = np.abs(np.diff(offset, append=offset[:1])) <= JUMP_MM * STEP_MM
     start = int(np.argmin(together)) + 1
@@ -265,50 +353,34 @@ def _edges(
 def _smoothed(outline: np.ndarray) -> np.ndarray | None:
     """A closed outline in steps of STEP_MM, smoothed by OUTLINE_MM; None if it is too short."""
     closed = np.concatenate([outline, outline[:1]])
-    length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(closed, axis=0), axis=1))])
-    fine = np.arange(0, length[-1], PROFILE_MM)
+    length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(closed, axis=0).T))])
     if length[-1] < 2 * PIECE_MM:
         return None
-    dense = np.stack([np.interp(fine, length, closed[:, axis]) for axis in (0, 1)], axis=1)
-    frequency = np.fft.rfftfreq(len(dense), length[-1] / len(dense))
+    fine = np.arange(0, length[-1], PROFILE_MM)
+    dense = np.stack([np.interp(fine, length, along) for along in closed.T])
+    frequency = np.fft.rfftfreq(len(fine), length[-1] / len(fine))
     weight = np.exp(-2 * (np.pi * frequency * OUTLINE_MM) ** 2)
-    smooth = np.fft.irfft(np.fft.rfft(dense, axis=0) * weight[:, None], len(dense), axis=0)
+    smooth = np.fft.irfft(np.fft.rfft(dense) * weight, len(fine)).T
     # The borders of pixels are longer than the line they stand for.
     closed = np.concatenate([smooth, smooth[:1]])
-    length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(closed, axis=0), axis=1))])
+    length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(closed, axis=0).T))])
     even = np.linspace(0, length[-1], max(round(length[-1] / STEP_MM), 1), endpoint=False)
     return np.stack([np.interp(even, length, closed[:, axis]) for axis in (0, 1)], axis=1)
 
 
-def _interpolated(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Bilinear interpolation of values [row, column] at [..., (column, row)]; NaN outside."""
-    limit = np.array(values.shape[::-1]) - 1
-    outside = ((where < 0) | (where > limit)).any(axis=-1)
-    where = np.clip(where, 0, limit)
-    first = where.astype(int)
-    x, y = np.moveaxis(where - first, -1, 0)
-    column, row = np.moveaxis(first, -1, 0)
-    right, below = np.minimum(column + 1, limit[0]), np.minimum(row + 1, limit[1])
-    upper = values[row, column] * (1 - x) + values[row, right] * x
-    lower = values[below, column] * (1 - x) + values[below, right] * x
-    return np.where(outside, np.nan, upper * (1 - y) + lower * y)
-
-
-def _along(values: np.ndarray, where: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def _along(profiles: Callable[[np.ndarray], np.ndarray], chosen: np.ndarray) -> np.ndarray:
     """Profiles [n, m] at the chosen places of a closed outline, averaged along it by ALONG_MM.
 
-    values [row, column]; where: (column, row) of all profiles, [places, m, 2]; chosen: bool.
+    profiles: those at places, int [k], as [k, m]; chosen: bool, of every place.
     """
     reach = math.ceil(3 * ALONG_MM / STEP_MM)
     steps = np.arange(-reach, reach + 1)
     weights = np.exp(-((steps * STEP_MM / ALONG_MM) ** 2) / 2)
     weights /= weights.sum()
-    around = (np.flatnonzero(chosen) - steps[:, None]) % len(where)
+    around = (np.flatnonzero(chosen) - steps[:, None]) % len(chosen)
     needed, place = np.unique(around, return_inverse=True)
-    profiles = _interpolated(values, where[needed])
-    return sum(
-        weight * profiles[each] for weight, each in zip(weights, place.reshape(around.shape))
-    )
+    found = profiles(needed)
+    return sum(weight * found[each] for weight, each in zip(weights, place.reshape(around.shape)))
 
 
 def _offsets(profiles: np.ndarray, at: np.ndarray, level: float) -> np.ndarray:
@@ -339,7 +411,7 @@ def _offsets(profiles: np.ndarray, at: np.ndarray, level: float) -> np.ndarray:
     return np.where(good, offset, np.nan)
 
 
-def _fitted(points: np.ndarray, number: int, grid: sitk.Image) -> EdgePiece:
+def _fitted(points: np.ndarray, number: int, frame: _Frame) -> EdgePiece:
     """The curve through the points [n, 2] of one piece, and their distances from it."""
     at = STEP_MM * np.arange(len(points))
     apart = (at[None] - at[:, None]) / FIT_MM
@@ -354,15 +426,8 @@ def _fitted(points: np.ndarray, number: int, grid: sitk.Image) -> EdgePiece:
     distances = ((points - curve) * across).sum(axis=1)
     return EdgePiece(
         number,
-        _in_patient(points, number, grid),
-        _in_patient(curve, number, grid),
+        frame.in_patient(points, number),
+        frame.in_patient(curve, number),
         distances,
         bend * CORNER_MM <= speed**3,
     )
-
-
-def _in_patient(points: np.ndarray, number: int, grid: sitk.Image) -> np.ndarray:
-    """Points [n, 2] in a slice, in mm from its first pixel, as LPS [n, 3]."""
-    direction = np.array(grid.GetDirection()).reshape(3, 3)
-    place = np.column_stack([points, np.full(len(points), number * grid.GetSpacing()[2])])
-    return grid.GetOrigin() + place @ direction.T
