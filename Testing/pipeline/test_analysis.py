@@ -5,10 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.spatial import cKDTree
 
+from LiverFibrosisStagingLib import analysis
 from LiverFibrosisStagingLib.analysis import (
     Thresholds,
+    _beside_surface,
     deeper_than,
     measure,
     outside_share,
@@ -138,6 +141,40 @@ def test_the_edge_of_the_grid_is_a_surface():
     whole.SetSpacing((2, 2, 2))
     assert deeper_than(whole + 1, 10.0).sum() == 30**3
     assert not deeper_than(whole, 10.0).any()
+
+
+@pytest.mark.parametrize("step, reach_mm", [((4, 2, 2), 6.0), ((1.5, 4, 2), 5.3), ((5, 1, 1), 3)])
+def test_voxels_beside_a_surface_are_those_with_a_near_point_of_it(step, reach_mm):
+    rng = np.random.default_rng(3)
+    depth = gaussian_filter(rng.normal(size=(15, 20, 25)), 3) + 0.03  # cut off by the array's edges
+    points = []
+    for axis in range(3):
+        for index in np.ndindex(*(n - (a == axis) for a, n in enumerate(depth.shape))):
+            other = np.add(index, np.eye(3, dtype=int)[axis])
+            here, there = depth[index], depth[tuple(other)]
+            if (here > 0) != (there > 0):
+                points.append((index + (other - index) * here / (here - there)) * step)
+    centres = np.argwhere(np.ones(depth.shape)) * step
+    expected = (cKDTree(points).query(centres)[0] <= reach_mm).reshape(depth.shape)
+    assert 0.1 < expected.mean() < 0.9
+    np.testing.assert_array_equal(_beside_surface(depth, np.array(step), reach_mm), expected)
+
+
+def test_nothing_is_deeper_than_a_surface_thicker_than_the_liver():
+    block = sitk.Image(30, 30, 30, sitk.sitkUInt8)
+    assert not deeper_than(block + 1, 1e6).any()
+
+
+def test_another_explanation_uses_the_same_regions(monkeypatch):
+    location, grid, _ = ball_in_a_box((4, 4, 4))
+    first = measure(location, grid)
+    monkeypatch.setattr(analysis, "deeper_than", None)
+    half = measure(LocationMap(location.relative * 0.5, 1.0), grid)
+    assert half["liver_core"]["mean"] == pytest.approx(first["liver_core"]["mean"] / 2)
+    with pytest.raises(TypeError):
+        measure(location, grid, 5.0)  # of another thickness
+    with pytest.raises(TypeError):
+        measure(location, replace(grid))  # of another case
 
 
 def test_a_thin_liver_has_no_core():

@@ -21,7 +21,7 @@ COARSE_MM = 6.0  # fine enough to find the middle of the body
 CUT_WARNING_MM = 10.0  # up to this, only skin and fat are cut off
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WorkingGrid:
     """A CT in the model's geometry: LPS axes, the model's spacing and in-plane size.
 
