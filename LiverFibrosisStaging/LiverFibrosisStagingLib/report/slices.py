@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
-from ..imaging.grid import AIR_HU, BODY_THRESHOLD_HU
+from ..imaging.grid import AIR_HU, BODY_THRESHOLD_HU, bounding_box
+from ..imaging.masks import largest
 from .colors import color_slice
 from .drawing import Color
 
@@ -59,10 +60,13 @@ class Slices:
         size = np.ceil(2 * half / _COARSE_MM - 1e-3).astype(int)
         first = centre - (size - 1) * _COARSE_MM / 2
 
-        coarse = Plane(first, size, np.full(3, _COARSE_MM))
-        body = _largest_part(coarse.sample(ct, outside=AIR_HU) > BODY_THRESHOLD_HU)
+        whole = Plane(first, size, np.full(3, _COARSE_MM))
+        coarse = whole.beside(liver)  # what lies far above or below does not matter
         inside = coarse.sample(liver) > INSIDE
-        if not inside.any():  # a mask of a few voxels
+        if inside.any():
+            body = _body(coarse, ct)
+        else:  # a mask of a few voxels
+            coarse, body = whole, _body(whole, ct)
             inside = body if body.any() else np.ones_like(body)
         slices = np.flatnonzero(inside.any(axis=(1, 2)))
         shown = (body | inside)[slices[0] : slices[-1] + 1]
@@ -73,7 +77,7 @@ class Slices:
         high = first + _COARSE_MM * np.array([columns[-1], rows[-1], size[2] - 1.0])
         low[:2] -= _MARGIN_MM
         high[:2] += _MARGIN_MM
-        bottom, top = first[2] + _COARSE_MM * slices[[0, -1]]
+        bottom, top = coarse.first[2] + _COARSE_MM * slices[[0, -1]]
 
         def on_voxels(axis: int, value: float) -> float:
             """The nearest plane of voxels, so that a slice of the CT is not interpolated."""
@@ -139,6 +143,22 @@ class Plane:
     size: np.ndarray
     step: np.ndarray
 
+    def beside(self, mask: sitk.Image) -> Plane:
+        """The points at the levels (z) of a mask; all of them if it is empty."""
+        box = bounding_box(sitk.GetArrayViewFromImage(mask))
+        if box is None:
+            return self
+        ends = [(part.start - 1.0, float(part.stop)) for part in box[::-1]]
+        z = [
+            mask.TransformContinuousIndexToPhysicalPoint([e[c] for e, c in zip(ends, corner)])[2]
+            for corner in np.ndindex(2, 2, 2)
+        ]
+        levels = (np.array([min(z), max(z)]) - self.first[2]) / self.step[2]
+        last = self.size[2] - 1
+        low, high = (int(np.clip(level, 0, last)) for level in (levels[0], levels[1] + 1))
+        first = np.array([*self.first[:2], self.first[2] + low * self.step[2]])
+        return Plane(first, np.array([*self.size[:2], high - low + 1]), self.step)
+
     def sample(
         self, image: sitk.Image, method: int = sitk.sitkLinear, outside: float = 0.0
     ) -> np.ndarray:
@@ -163,12 +183,12 @@ def _binary(mask: sitk.Image) -> sitk.Image:
     return mask if is_binary else mask != 0
 
 
-def _largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest component of a mask [z, y, x] after opening, which detaches the table."""
-    image = sitk.GetImageFromArray(mask.astype(np.uint8))
-    image = sitk.BinaryMorphologicalOpening(image, [1, 1, 0])
-    parts = sitk.RelabelComponent(sitk.ConnectedComponent(image))
-    return sitk.GetArrayFromImage(parts) == 1
+def _body(coarse: Plane, ct: sitk.Image) -> np.ndarray:
+    """The body at the points: the largest part after opening, which detaches the table."""
+    dense = coarse.sample(ct, outside=AIR_HU) > BODY_THRESHOLD_HU
+    image = sitk.GetImageFromArray(dense.view(np.uint8))
+    opened = sitk.GrayscaleMorphologicalOpening(image, [1, 1, 0], sitk.sitkBox)
+    return largest(sitk.GetArrayViewFromImage(opened) > 0)
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:
