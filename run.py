@@ -129,6 +129,7 @@ def _stage_options() -> argparse.ArgumentParser:
         ("--weight",),
         ("--model",),
         ("--explain",),
+        ("--device",),
         ("--shell",),
         ("-o", "--output"),
     ):

@@ -19,27 +19,26 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING
 
-from . import __version__
+from .arguments import AUTO, parser
 from .errors import Cancelled, StagingError
 from .progress_line import ProgressLine, batch_progress
-from .report.summary import SURFACE_MM
-from .stages import EXPLAIN_CHOICES, RESEARCH_USE, STAGES
+from .stages import RESEARCH_USE, STAGES
 
 if TYPE_CHECKING:
+    from .model import StagingModel
     from .result import StagingResult
 
-AUTO = "auto"
 DONE, REFUSED, SOME_FAILED, FAILS_CHECK, CANCELLED = 0, 1, 3, 4, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     cancel = threading.Event()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, lambda *_: cancel.set())
     try:
-        return options.run(options, cancel)
+        return COMMANDS[options.command](options, cancel)
     except Cancelled:
         print("Cancelled.", file=sys.stderr)
         return CANCELLED
@@ -107,7 +106,7 @@ def _staged(
     return stage(
         options.ct,
         *masks,
-        options.model,
+        _model(options),
         options.explain,
         progress,
         cancel,
@@ -117,6 +116,13 @@ def _staged(
         body=given_body(options.height, options.weight),
         surface_mm=options.shell,
     )
+
+
+def _model(options: argparse.Namespace) -> "StagingModel":
+    from .model import StagingModel
+    from .resources import default_model_path
+
+    return StagingModel.load(options.model or default_model_path(), device=options.device)
 
 
 def _check_dicom(ct: str) -> None:
@@ -137,11 +143,14 @@ def _check_dicom(ct: str) -> None:
 
 def _segment(options: argparse.Namespace, cancel: threading.Event) -> int:
     from .imaging.organs import check_image_name, write_labels
-    from .imaging.segmentation import segment
+    from .imaging.segmentation import SegmentationModel, segment, shipped_network
 
     check_image_name(options.output)
     with ProgressLine(options.quiet) as progress:
-        found = segment(options.ct, options.model, progress, cancel)
+        device = options.device
+        given = options.model is not None
+        model = SegmentationModel(options.model, 0, device) if given else shipped_network(0, device)
+        found = segment(options.ct, model, progress, cancel)
         write_labels(found.labels, options.output)
     for organ, volume in found.volumes_ml.items():
         print(f"{organ}: {volume:.0f} mL")
@@ -173,7 +182,7 @@ def _batch(options: argparse.Namespace, cancel: threading.Event) -> int:
         rows = stage_folder(
             options.input,
             options.output,
-            options.model,
+            _model(options),
             options.explain,
             progress,
             cancel,
@@ -225,8 +234,6 @@ def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> 
     from .batch.lists import LISTS
     from .explanation_check import check_cases, verdict
     from .files import check_writable
-    from .model import StagingModel
-    from .resources import default_model_path
 
     if options.faithfulness:
         return _measure_faithfulness(options, cancel)
@@ -237,7 +244,7 @@ def _check_explanation(options: argparse.Namespace, cancel: threading.Event) -> 
     else:
         liver = None if options.liver == AUTO else options.liver
         cases = [Case("CT", source, liver, options.spleen)]
-    model = StagingModel.load(options.model or default_model_path())
+    model = _model(options)
     with ProgressLine(options.quiet) as progress:
 
         def notify(message: str) -> None:
@@ -300,194 +307,14 @@ def _model_info(options: argparse.Namespace, cancel: threading.Event) -> int:
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m LiverFibrosisStagingLib",
-        description="Stage liver fibrosis on portal-venous CT, with location maps. " + RESEARCH_USE,
-        epilog="Exit codes: 0 done, 1 refused (the reason is on standard error), 2 wrong usage, "
-        "3 some cases failed, 4 the model fails its own check, 130 cancelled.",
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--model", metavar="ONNX", help="model file (default: the shipped model)")
-    shared.add_argument(
-        "--explain",
-        choices=EXPLAIN_CHOICES,
-        default="predicted",
-        help="stage or group that the location map explains (default: the predicted stage)",
-    )
-    shared.add_argument(
-        "--strict", action="store_true", help="refuse a CT with a warning in its checks"
-    )
-    shared.add_argument(
-        "--any-phase",
-        action="store_true",
-        help="stage a CT that is clearly not in the portal-venous phase as well",
-    )
-    shared.add_argument(
-        "--shell",
-        metavar="MM",
-        type=float,
-        default=SURFACE_MM,
-        help="thickness of the liver's surface, whose weight is measured (default: %(default)g)",
-    )
-    shared.add_argument("-o", "--output", metavar="FOLDER", required=True, help="result folder")
-    shared.add_argument("-q", "--quiet", action="store_true", help="no progress line")
-
-    one = argparse.ArgumentParser(add_help=False)
-    about_ct = "DICOM folder, NIfTI, NRRD or MHA file, in HU"
-    one.add_argument("ct", metavar="CT", help=about_ct)
-    one.add_argument(
-        "--liver",
-        metavar="MASK",
-        default=AUTO,
-        help="liver mask; FILE:LABEL selects one label, FILE:LABEL+LABEL several; a label image "
-        "with 1 liver and 2 spleen serves as both; auto (the default): automatic segmentation",
-    )
-    one.add_argument("--spleen", metavar="MASK", help="spleen mask (FILE or FILE:LABEL)")
-    one.add_argument(
-        "--segments",
-        metavar="PATH",
-        help="segmentation of the liver's Couinaud segments or lobes, for the volume ratios: "
-        "folder of TotalSegmentator's task liver_segments, .seg.nrrd, or labels 1 to 8",
-    )
-    one.add_argument(
-        "--height",
-        metavar="CM",
-        type=float,
-        help="the patient's height, with --weight for volumes per body surface area (default: "
-        "from DICOM)",
-    )
-    one.add_argument("--weight", metavar="KG", type=float, help="the patient's weight")
-    about_pseudonyms = "give every case a pseudonym"
-    about_report = (
-        "also write report.html, which opens in a browser without a network, and report.pdf if "
-        "matplotlib is installed"
-    )
-    stage = commands.add_parser("stage", parents=[one, shared], help="stage one CT")
-    stage.add_argument("--report", action="store_true", help=about_report)
-    stage.add_argument(
-        "--dicom",
-        action="store_true",
-        help="also write DICOM (segmentation, parametric map, structured report) to "
-        "FOLDER/dicom; the CT must be DICOM; needs pydicom and highdicom",
-    )
-    stage.set_defaults(run=_stage)
-
-    check = commands.add_parser(
-        "check-explanation",
-        parents=[one, shared],
-        help="measure what the stage depends on",
-        description="Stage a CT, or the cases of a folder or CSV file as for batch, again with fat "
-        "in place of the surroundings, without the organs, with a uniform liver, a spleen of "
-        "normal volume and a smooth liver surface, and measure how far the expected stage moves. "
-        "A model that the surroundings move too far fails its own check.",
-    )
-    check.add_argument("--pseudonyms", action="store_true", help=about_pseudonyms)
-    check.add_argument(
-        "--faithfulness",
-        action="store_true",
-        help="instead, for one CT: deletion and insertion curves of the location map, and its "
-        "dependence on the model's weights",
-    )
-    check.set_defaults(run=_check_explanation)
-
-    segment = commands.add_parser("segment", help="segment liver and spleen on a CT")
-    segment.add_argument("ct", metavar="CT", help=about_ct)
-    segment.add_argument(
-        "-o",
-        "--output",
-        metavar="MASK",
-        required=True,
-        help="label image to write, 1 liver and 2 spleen: .seg.nrrd for Slicer, .nii.gz, .mha",
-    )
-    segment.add_argument("--model", metavar="ONNX", help="model file (default: the shipped model)")
-    segment.add_argument("-q", "--quiet", action="store_true", help="no progress line")
-    segment.set_defaults(run=_segment)
-
-    batch = commands.add_parser(
-        "batch",
-        parents=[shared],
-        help="stage a cohort",
-        description="INPUT is a list (CSV or Parquet) with the columns ct and, optionally, liver, "
-        "spleen, case, segments, height_cm and weight_kg; a folder of image files and DICOM files; "
-        "a DICOMDIR; a folder as of the Medical Segmentation Decathlon, nnU-Net or BIDS; or a "
-        "quoted pattern for the CTs. Of a DICOM study, the portal-venous series is staged; what is "
-        "left out stands in left_out.csv. In a folder, the masks of NAME.nii.gz are NAME_liver and "
-        "NAME_spleen, or NAME_seg (1 liver, 2 spleen); in a folder with one CT, liver, spleen or "
-        "seg*. Cases without a mask are segmented automatically. Cases already staged from the "
-        "same files with the same options "
-        "are skipped. No output contains file names; cases whose names may be those of persons get "
-        "a pseudonym.",
-    )
-    batch.add_argument("input", metavar="INPUT", help="folder, list, DICOMDIR or pattern")
-    batch.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="only print the cases and what is left out, without reading voxels",
-    )
-    batch.add_argument("--pseudonyms", action="store_true", help=about_pseudonyms)
-    batch.add_argument("--reports", action="store_true", help=f"for each case, {about_report}")
-    batch.add_argument(
-        "--parquet",
-        action="store_true",
-        help="also write the table as results.parquet; needs pyarrow",
-    )
-    batch.add_argument(
-        "--workers",
-        metavar="N",
-        type=int,
-        default=1,
-        help="stage N cases at a time in processes that share the cores and need memory for N CTs "
-        "(default: one, in this process)",
-    )
-    batch.add_argument(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="stage the cases on the workers of a Dask cluster, tcp://host:8786, which must see "
-        "the same paths; needs the package distributed",
-    )
-    batch.set_defaults(run=_batch)
-
-    measured = commands.add_parser(
-        "evaluate",
-        help="compare a cohort's table with a reference standard",
-        description="Measures of the stages, and of each measured sign, in a batch's table against "
-        "a reference standard such as histology: AUC, sensitivity, specificity, accuracy, kappa, "
-        "calibration, decision curves, with tables and figures. Needs matplotlib.",
-    )
-    measured.add_argument("results", metavar="RESULTS", help="results.csv or .parquet of batch")
-    measured.add_argument(
-        "--truth",
-        metavar="TABLE",
-        required=True,
-        help="CSV or Parquet file with the columns case, stage (F0 to F4 or 0 to 4) and, if "
-        "patients have several CTs, patient",
-    )
-    measured.add_argument("-o", "--output", metavar="FOLDER", required=True, help="result folder")
-    measured.add_argument(
-        "--compare", metavar="OTHER", help="compare AUCs with another batch's table of these cases"
-    )
-    measured.add_argument(
-        "--label", metavar="NAME", default="network", help="name of the results in tables, figures"
-    )
-    measured.add_argument(
-        "--model",
-        metavar="ONNX",
-        help="the model of the results, for its operating points (default: a shipped model with "
-        "the hash in the table)",
-    )
-    measured.set_defaults(run=_evaluate)
-
-    info = commands.add_parser("model-info", help="show the metadata of a model file")
-    info.add_argument("onnx", metavar="ONNX", nargs="?", help="default: the shipped model")
-    info.add_argument("--json", action="store_true", help="as JSON")
-    info.set_defaults(run=_model_info)
-    return parser
-
+COMMANDS = {
+    "stage": _stage,
+    "check-explanation": _check_explanation,
+    "segment": _segment,
+    "batch": _batch,
+    "evaluate": _evaluate,
+    "model-info": _model_info,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

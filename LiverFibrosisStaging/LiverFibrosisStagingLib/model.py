@@ -16,7 +16,7 @@ from .card import METADATA_KEY, Card, parse_card
 from .errors import StagingError
 from .gradcam_onnx.explainable import ExplainableModel, Forward, Layer
 from .gradcam_onnx.onnx_file import OnnxFile, listed, read_onnx
-from .gradcam_onnx.session import described
+from .gradcam_onnx.session import CPU, described
 from .stages import STAGES, score_gradient
 
 MEMBERS = "member_logits"
@@ -25,8 +25,8 @@ MEMBERS = "member_logits"
 class StagingModel(ExplainableModel):
     """A staging network that follows the format above, checked when it is loaded and run."""
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
-        super().__init__(path, threads)
+    def __init__(self, path: str | Path, threads: int = 0, device: str = CPU) -> None:
+        super().__init__(path, threads, device)
         if self._tail.operators != self.card.tail:
             raise StagingError(
                 f"The model {self.path} is inconsistent: its metadata give the tail "
@@ -36,13 +36,13 @@ class StagingModel(ExplainableModel):
             self._fetched = (*self._fetched, MEMBERS)
 
     @classmethod
-    def load(cls, path: str | Path, threads: int = 0) -> "StagingModel":
+    def load(cls, path: str | Path, threads: int = 0, device: str = CPU) -> "StagingModel":
         """Read and check a model file.
 
-        threads: as for `ExplainableModel`. Raises StagingError if the file does not follow the
-        format.
+        threads, device: as for `ExplainableModel`. Raises StagingError if the file does not follow
+        the format or the device cannot be used.
         """
-        return cls(path, threads)
+        return cls(path, threads, device)
 
     def location_map(
         self, forward: Forward, members: tuple[int, ...], method: str = "gradcam"

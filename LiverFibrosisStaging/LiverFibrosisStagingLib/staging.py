@@ -104,7 +104,8 @@ def stage(
         def within(part: float, _: str) -> None:
             steps.begin(0.25 + 0.1 * part, SEGMENTING)
 
-        found = segment_checked(ct, name, shipped_network(model.threads), within, cancel)
+        network = shipped_network(model.threads, model.device)
+        found = segment_checked(ct, name, network, within, cancel)
         liver, spleen = found.liver, found.spleen if spleen is None else spleen
         warnings += segmentation_warnings({o: found.volumes_ml[o] for o in segmented})
         segmentation = found.provenance
@@ -205,6 +206,7 @@ def _provenance(model: StagingModel, ct: sitk.Image, grid: WorkingGrid) -> dict[
             "window_hu": list(card.window_hu),
             "spacing_mm": list(card.spacing_mm),
             "patches": len(grid.starts),
+            "device": model.device,
         },
         "input": {
             "sha256": voxels.hexdigest(),

@@ -100,7 +100,7 @@ def test_result_is_used_again_only_for_the_same(
 
     mask.unlink()  # now the V-Net finds the liver, so that its version counts too
     assert staged_once()
-    monkeypatch.setattr(case_row, "shipped_network", lambda _: SimpleNamespace(sha256="another"))
+    monkeypatch.setattr(case_row, "shipped_network", lambda *_: SimpleNamespace(sha256="another"))
     assert staged_once()
     newer = {**case_row.software(), "LiverFibrosisStaging": "99"}
     monkeypatch.setattr(case_row, "software", lambda: newer)

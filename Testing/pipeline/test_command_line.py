@@ -51,6 +51,7 @@ def test_stage_writes_and_prints_the_result(sample, tmp_path):
     summary = json.loads((out / "staging.json").read_text())
     assert f"{summary['stage']} (probability" in done.stdout.splitlines()[0]
     assert summary["location_map"]["explained"] == "F4"
+    assert summary["model"]["device"] == "cpu"
     assert "Research use only" in done.stdout
     assert summary["model"]["trained_on"] in done.stdout
     assert done.stderr == ""

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from LiverFibrosisStagingLib.__main__ import _parser
+from LiverFibrosisStagingLib.arguments import parser
 
 SAMPLE = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData"
 
@@ -46,7 +46,7 @@ def staged(run, commands, monkeypatch):
         assert run.main(["stage", *words]) == 0
         (command,) = commands
         assert command[1:4] == ["-m", "LiverFibrosisStagingLib", "stage"]
-        return _parser().parse_args(command[3:])
+        return parser().parse_args(command[3:])
 
     return stage
 
@@ -98,7 +98,7 @@ def test_wrong_options_are_reported_by_the_command(words, staged, capsys):
 
 
 def test_every_option_of_the_stage_command_is_known(run):
-    (commands,) = (action for action in _parser()._actions if action.choices)
+    (commands,) = (action for action in parser()._actions if action.choices)
     takes_value = {
         name: action.nargs is None
         for action in commands.choices["stage"]._actions

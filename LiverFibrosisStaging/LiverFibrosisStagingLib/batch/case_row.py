@@ -87,6 +87,7 @@ class CaseTask:
         return columns
 
     def _fingerprint(self, case: Case, model: StagingModel) -> str:
+        network = None if case.liver else shipped_network(model.threads, model.device)
         return fingerprint(
             case.source,
             case.liver,
@@ -96,7 +97,8 @@ class CaseTask:
             schema=SCHEMA,
             software=software(),
             model=model.sha256,
-            segmentation=None if case.liver else shipped_network(model.threads).sha256,
+            device=model.device,
+            segmentation=network and network.sha256,
             **self.options,
         )
 

@@ -104,10 +104,11 @@ def stage_folder(
         workers = min(workers, len(cohort.cases))
         runner = in_this_process if workers == 1 else in_processes(workers)
     here = runner is in_this_process
-    load = partial(worker_model, model.path.absolute(), model.sha256)
+    load = partial(worker_model, model.path.absolute(), model.sha256, model.device)
     task = CaseTask(output.absolute(), (lambda: model) if here else load, options, reports)
     versions = ", ".join(f"{name} {version}" for name, version in software().items())
-    settings = {"software": versions, "model sha256": model.sha256, **options}
+    about = {"software": versions, "model sha256": model.sha256, "device": model.device}
+    settings = {**about, **options}
     batch = Batch(cohort.cases, output, model, settings, parquet, cohort.left_out)
     return batch.run(task, runner, progress, cancel, notify, finished)
 

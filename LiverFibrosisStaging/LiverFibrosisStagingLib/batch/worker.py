@@ -46,10 +46,11 @@ class RunningMark:
 
 
 @lru_cache(maxsize=1)
-def worker_model(path: Path, sha256: str) -> "StagingModel":
+def worker_model(path: Path, sha256: str, device: str) -> "StagingModel":
     """The model of a worker process, read once, with the threads that are its share.
 
-    sha256: as it was when the batch began. Raises StagingError if the file has another one.
+    sha256: as it was when the batch began. device: as for `StagingModel`. Raises StagingError
+    if the file has another hash, or the device cannot be used here.
     """
     import SimpleITK as sitk
 
@@ -57,7 +58,7 @@ def worker_model(path: Path, sha256: str) -> "StagingModel":
 
     threads = int(os.environ.get(THREADS, "1"))
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    model = StagingModel.load(path, threads)
+    model = StagingModel.load(path, threads, device)
     if model.sha256 != sha256:
         raise StagingError(f"The model {path} was changed while the batch ran; start it again.")
     return model

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import StagingError
 from .gradcam import METHODS
+from .session import CPU, DEVICE_CHOICES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +59,7 @@ def _prepare(options: argparse.Namespace) -> None:
 def _explain(options: argparse.Namespace) -> None:
     from .explainable import ExplainableModel
 
-    model = ExplainableModel(options.model)
+    model = ExplainableModel(options.model, device=options.device)
     forward = model.run(_array(options.input))
     best = forward.logits.argmax(axis=1)
     target = np.eye(forward.logits.shape[1])[best] if options.target is None else options.target
@@ -137,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
         "each input's predicted class)",
     )
     explain.add_argument("--method", choices=tuple(METHODS), default="gradcam")
+    explain.add_argument(
+        "--device", choices=DEVICE_CHOICES, default=CPU, help="default: %(default)s"
+    )
     explain.add_argument("-o", "--output", metavar="MAP.npy", required=True)
     explain.set_defaults(run=_explain)
     return parser

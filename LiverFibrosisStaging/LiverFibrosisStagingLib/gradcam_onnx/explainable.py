@@ -22,7 +22,7 @@ from .backprop import PREPARE, Tail
 from .gradcam import METHODS, weighted
 from .metadata import exactly, fields, items, line, nullable, read_fields, version, whole
 from .onnx_file import OnnxFile, listed, read_onnx
-from .session import check_weights, open_session, run_session
+from .session import CPU, check_weights, device_of, open_session, run_session
 
 EXPLAINABLE_KEY = "explainable"
 EXPLAINABLE_VERSION = 1
@@ -82,16 +82,16 @@ class ExplainableModel:
     """An ONNX classifier with Grad-CAM location maps.
 
     path: a prepared file, which is read once; `file` is its content. threads: number of threads;
-    with 0, onnxruntime uses one per core. Raises StagingError if the file has not been prepared or
-    is not valid.
+    with 0, onnxruntime uses one per core. device: a choice of `session.DEVICE_CHOICES`. Raises
+    StagingError if the file has not been prepared or is not valid, or the device cannot be used.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, threads: int = 0, device: str = CPU) -> None:
         self.path, self.threads = Path(path), threads
         self.file = read_onnx(self.path)
         self.layer = self._read_layer(self.file)
         check_weights(self.file, self.path)
-        self._session = open_session(self.file, self.path, threads)
+        self._session = open_session(self.file, self.path, threads, device)
         self._check_signature()
         self._tail = Tail.of(self.file, self.layer.target, self.layer.scores, str(self.path))
         self._fetched = self._tail.tensors
@@ -100,6 +100,11 @@ class ExplainableModel:
     def sha256(self) -> str:
         """SHA-256 of the bytes that were read; the file may have changed since."""
         return self.file.sha256
+
+    @property
+    def device(self) -> str:
+        """The device that computes, a key of `session.DEVICES`."""
+        return device_of(self._session)
 
     def run(self, x: np.ndarray, cancel: CancelToken | None = None) -> Forward:
         """Scores and feature maps in one forward pass.

@@ -33,7 +33,7 @@ from ..gradcam_onnx.metadata import (
     window_hu,
 )
 from ..gradcam_onnx.onnx_file import read_onnx
-from ..gradcam_onnx.session import check_weights, described, open_session, run_session
+from ..gradcam_onnx.session import CPU, check_weights, described, open_session, run_session
 from ..resources import default_model_path
 from ..training_record import TRAINING, Training
 from .checks import check_ct, check_organs
@@ -86,17 +86,17 @@ class SegmentationCard:
 class SegmentationModel:
     """A segmentation network, read from a model file and checked.
 
-    path: the model file. threads: as for `StagingModel`. Raises StagingError for a file that does
-    not follow the format above.
+    path: the model file. threads, device: as for `StagingModel`. Raises StagingError for a file
+    that does not follow the format above, and a device that cannot be used.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, threads: int = 0, device: str = CPU) -> None:
         self.path = Path(path)
         file = read_onnx(self.path)
         self.card = _card(file.metadata.get(METADATA_KEY), self.path)
         self.sha256 = file.sha256
         check_weights(file, self.path)
-        self._session = open_session(file, self.path, threads)
+        self._session = open_session(file, self.path, threads, device)
         self._check_signature()
 
     def run(self, volume: np.ndarray, cancel: CancelToken | None = None) -> np.ndarray:
@@ -150,9 +150,9 @@ class Segmentation:
 
 
 @lru_cache(maxsize=1)
-def shipped_network(threads: int = 0) -> SegmentationModel:
-    """The shipped segmentation network, cached. threads: as for `StagingModel`."""
-    return SegmentationModel(default_model_path("VNet.onnx"), threads)
+def shipped_network(threads: int = 0, device: str = CPU) -> SegmentationModel:
+    """The shipped segmentation network, cached. threads, device: as for `StagingModel`."""
+    return SegmentationModel(default_model_path("VNet.onnx"), threads, device)
 
 
 def segment_organs(ct: sitk.Image | str | Path) -> sitk.Image:
