@@ -14,6 +14,7 @@ from ..dicom_output.writing import write_dicom
 from ..errors import CancelToken
 from ..explaining import Progress
 from ..files import write_folder
+from ..gradcam_onnx.session import installed_devices
 from ..model import StagingModel
 from ..resources import default_model_path
 from ..result import StagingResult
@@ -34,14 +35,18 @@ def staging_job(
     inputs: "SceneInputs",
     model_path: str | Path | None,
     threads: int,
+    device: str,
     smooth: bool,
     any_phase: bool,
 ) -> Job:
-    """Stage inputs; the job returns the result and the same prepared for the scene."""
+    """Stage inputs; the job returns the result and the same prepared for the scene.
+
+    threads, device: as for `StagingModel`.
+    """
 
     def job(progress: Progress, cancel: CancelToken) -> tuple[StagingResult, SceneResult]:
         progress(0.0, "Loading the model")
-        model = StagingModel.load(model_path or default_model_path(), threads)
+        model = StagingModel.load(model_path or default_model_path(), threads, device)
         progress(0.02, "Reading")
         arguments = inputs.arguments()
         within = _part(progress, STAGING_FROM, STAGING_TO)
@@ -49,6 +54,17 @@ def staging_job(
             **arguments, model=model, progress=within, cancel=cancel, any_phase=any_phase
         )
         return _showable(result, smooth, progress)
+
+    return job
+
+
+def devices_job() -> Job:
+    """Import onnxruntime, which the first Stage then finds loaded; the job returns the names of the
+    devices that it can use, and raises StagingError where it is missing.
+    """
+
+    def job(progress: Progress, cancel: CancelToken) -> list[str]:
+        return installed_devices()
 
     return job
 

@@ -154,12 +154,14 @@ class StagingLogic(ScriptedLoadableModuleLogic):
         anyPhase: bool = False,
         segmentsNode: vtkMRMLSegmentationNode | None = None,
         body: Any = None,
+        device: str = "cpu",
     ) -> Callable:
         """A job (`worker.Job`) that stages a CT: returns its result, and the same prepared for
         `showResult`. Without a segmentation it uses the one from an earlier staging of this CT.
         anyPhase: stage a CT in another contrast phase too. segmentsNode: segmentation with parts of
         the liver, by default one of this CT that has them. body: height and weight, as for
-        LiverFibrosisStagingLib.stage.
+        LiverFibrosisStagingLib.stage. device: what computes the networks, as for
+        LiverFibrosisStagingLib.StagingModel.
         """
         from .jobs import staging_job
         from .mrml import scene_inputs
@@ -169,7 +171,7 @@ class StagingLogic(ScriptedLoadableModuleLogic):
         organs = segmentationNode or find_part(volumeNode, "organs")
         parts = segmentsNode or suggested_parts(volumeNode, organs)
         inputs = scene_inputs(volumeNode, organs, parts_node=parts, body=body)
-        return staging_job(inputs, modelPath, threads, smooth, anyPhase)
+        return staging_job(inputs, modelPath, threads, device, smooth, anyPhase)
 
     def showResult(self, result: Any, volumeNode: Any, display: Any = None) -> Any:
         """Add a result to the scene, over its CT; returns the label map volume node.

@@ -18,6 +18,7 @@ from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from ..errors import Cancelled, StagingError, WrongPhase
+from ..gradcam_onnx.session import CPU
 from ..imaging.body import given_body
 from ..report.summary import table_text
 from ..result import DICOM_FOLDER
@@ -31,6 +32,7 @@ from .suggestions import Suggestions
 
 MODEL_KEY = "LiverFibrosisStaging/ModelPath"  # settings
 THREADS_KEY = "LiverFibrosisStaging/Threads"
+DEVICE_KEY = "LiverFibrosisStaging/Device"
 
 
 class Panel(VTKObservationMixin):
@@ -44,6 +46,8 @@ class Panel(VTKObservationMixin):
         self.ui, self.logic, self.parent = ui, logic, parent
         self._requirements_file = requirements_file
         self._worker, self._suggestions = PumpedWorker(), Suggestions()
+        self._loader = PumpedWorker()  # of onnxruntime, which knows the devices
+        self._devices: list[str] = []  # none before it has been loaded
         self._parameters = self._connection = None  # parameter node, tag of its widgets
         self._log = RunLog(ui.logTextEdit)
         self._job_volume_id = None  # id of the CT that the running job is for
@@ -57,6 +61,7 @@ class Panel(VTKObservationMixin):
         ui.explainedComboBox.addItems(panel_content.explained_names())
         ui.modelPathLineEdit.currentPath = slicer.util.settingsValue(MODEL_KEY, "", str)
         ui.threadsSpinBox.value = slicer.util.settingsValue(THREADS_KEY, 0, int)
+        self._device = slicer.util.settingsValue(DEVICE_KEY, CPU, str)
         self._connect()
         self.enter()
 
@@ -64,9 +69,11 @@ class Panel(VTKObservationMixin):
         """Connect the panel to the scene's parameter node, and choose inputs if none are chosen."""
         self._set_parameters(self.logic.getParameterNode())
         self._suggestions.offer(self._parameters)
+        self._find_devices()
 
     def cleanup(self) -> None:
         """Disconnect everything, and wait for the background threads to end."""
+        self._loader.stop()
         self._worker.stop()
         batch.stop()
         self._set_parameters(None)
@@ -97,6 +104,7 @@ class Panel(VTKObservationMixin):
         ui.modelCardButton.connect("toggled(bool)", self.on_model_card)
         ui.modelPathLineEdit.connect("currentPathChanged(QString)", self.on_model_path)
         ui.threadsSpinBox.connect("valueChanged(int)", self.on_threads)
+        ui.deviceComboBox.connect("activated(int)", self.on_device)
 
     def on_scene_start_close(self, caller: Any, event: Any) -> None:
         """Stop the worker; disconnect the parameter node, which closes with the scene."""
@@ -183,11 +191,15 @@ class Panel(VTKObservationMixin):
             if install is None:
                 self._stage()
             else:
-                self._run("Installing", install, lambda _nothing: self._stage(), None)
+                self._run("Installing", install, lambda _nothing: self._installed(), None)
         except Cancelled:
             slicer.util.showStatusMessage(_("Installation declined; the CT was not staged."), 5000)
         except Exception as error:  # shown to the user, whatever it is
             self._show_error("Staging", error)
+
+    def _installed(self) -> None:
+        self._find_devices()
+        self._stage()
 
     def _stage(self) -> None:
         ui, parameters = self.ui, self._parameters
@@ -200,6 +212,7 @@ class Panel(VTKObservationMixin):
             ui.anyPhaseCheckBox.checked,
             parameters.segments,
             given_body(ui.heightSpinBox.value or None, ui.weightSpinBox.value or None),
+            self._device,
         )
         self._run_for_ct("Staging", job)
 
@@ -297,6 +310,23 @@ class Panel(VTKObservationMixin):
     def on_threads(self, threads: int) -> None:
         """Remember the number of threads for the next session."""
         qt.QSettings().setValue(THREADS_KEY, threads)
+
+    def on_device(self, index: int) -> None:
+        """Remember the device for the next session."""
+        self._device = self._devices[index]
+        qt.QSettings().setValue(DEVICE_KEY, self._device)
+
+    def _find_devices(self) -> None:
+        """Load onnxruntime in the background, if it is installed, and offer its devices."""
+        if not self._devices and not self._loader.busy:
+            self._loader.start(jobs.devices_job(), self._offer_devices)
+
+    def _offer_devices(self, outcome: Any) -> None:
+        if outcome.error is None:
+            self._devices = outcome.value
+            if self._device not in self._devices:  # another onnxruntime was installed
+                self._device = CPU
+            panel_content.fill_devices(self.ui, self._devices, self._device)
 
     def _run_for_ct(self, name: str, job: Callable) -> None:
         """Run a job for the CT that is chosen now, even if another one is chosen when it ends."""

@@ -53,7 +53,7 @@ def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancellable
     ui.progressWidget.visible = busy
     inputs = (ui.inputVolumeSelector, ui.segmentationSelector, ui.segmentsSelector)
     body = (ui.heightSpinBox, ui.weightSpinBox)
-    others = (ui.anyPhaseCheckBox, ui.modelPathLineEdit, ui.threadsSpinBox)
+    others = (ui.anyPhaseCheckBox, ui.modelPathLineEdit, ui.threadsSpinBox, ui.deviceComboBox)
     for widget in (*inputs, *body, *others):
         _allow(widget, _waiting() if busy else None)
     ui.stageButton.text = _("&Cancel") if busy else _("&Stage")
@@ -64,6 +64,19 @@ def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancellable
             ui.stageButton.toolTip = _("Stop without changing the scene.")
     else:
         _allow(ui.stageButton, sentence if missing else None)
+
+
+def fill_devices(ui: Any, devices: list[str], chosen: str) -> None:
+    """Offer devices (`session.DEVICES`), if there are several."""
+    names = {
+        "cpu": _("Processor"),
+        "cuda": _("NVIDIA GPU (CUDA)"),
+        "directml": _("GPU (DirectML)"),
+        "coreml": _("Apple CoreML"),
+    }
+    ui.deviceComboBox.addItems([names[device] for device in devices])
+    ui.deviceComboBox.setCurrentIndex(devices.index(chosen))
+    ui.deviceLabel.visible = ui.deviceComboBox.visible = len(devices) > 1
 
 
 def offer_any_phase(ui: Any, refused: bool) -> None:

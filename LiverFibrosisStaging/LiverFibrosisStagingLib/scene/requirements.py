@@ -23,8 +23,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from ..errors import Cancelled, CancelToken, StagingError
+from ..gradcam_onnx.session import DEVICES
 from .worker import Job
 
+# Each contains onnxruntime for other devices; pip would install one over the other.
+ONNXRUNTIMES = tuple({device.package: None for device in DEVICES.values()})
 POLL_SECONDS = 0.1  # interval at which a running pip is checked for its end and for cancelling
 OFFLINE = (
     "Without internet: on a computer with internet, the same system and Python {python}, run\n"
@@ -47,10 +50,11 @@ def missing(path: str | Path) -> list[str]:
     """The lines of a requirements file that are not satisfied."""
 
     def installed(requirement: Requirement) -> bool:
-        try:
-            return requirement.specifier.contains(version(requirement.name), prereleases=True)
-        except PackageNotFoundError:
-            return False
+        names = ONNXRUNTIMES if requirement.name in ONNXRUNTIMES else [requirement.name]
+        for name in names:
+            with suppress(PackageNotFoundError):
+                return requirement.specifier.contains(version(name), prereleases=True)
+        return False
 
     text = Path(path).read_text(encoding="utf-8")
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]
