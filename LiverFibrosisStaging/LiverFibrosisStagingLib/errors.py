@@ -24,3 +24,9 @@ class CancelToken(Protocol):
 
     def is_set(self) -> bool:
         """Whether the user has cancelled."""
+
+
+def check_cancel(cancel: CancelToken | None) -> None:
+    """Raises Cancelled if the user has cancelled; called several times a second in long work."""
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("The user cancelled.")

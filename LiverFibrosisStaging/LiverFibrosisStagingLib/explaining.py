@@ -19,7 +19,7 @@ from .analysis import (
     pattern,
     thresholds,
 )
-from .errors import Cancelled, CancelToken
+from .errors import CancelToken, check_cancel
 from .imaging.grid import WorkingGrid, patch_array
 from .location_map import LocationMap, merge_patches, on_ct
 from .model import MEMBERS, Forward, StagingModel
@@ -40,10 +40,13 @@ class Steps:
         self._name = ""
         self._since = 0.0
 
+    def check(self) -> None:
+        """Raises Cancelled if the user has cancelled; called between the parts of a long step."""
+        check_cancel(self.cancel)
+
     def begin(self, fraction: float, name: str) -> None:
         """Start a step, at a fraction 0..1 of the whole. Raises Cancelled."""
-        if self.cancel is not None and self.cancel.is_set():
-            raise Cancelled("Staging was cancelled.")
+        self.check()
         self._close()
         self._name = name
         if self._progress is not None:
@@ -143,6 +146,7 @@ def explain_score(
     measurements = measure(location, forward_pass.grid, surface_mm)
     steps.begin(0.8, "Resampling the map to the CT's grid")
     relative, labels = on_ct(location, forward_pass.grid, ct)
+    steps.check()
     reference = forward_pass.model.card.reference
     # The reference contains maps of the predicted stage, with a surface of SURFACE_MM.
     usual_surface = surface_mm == SURFACE_MM

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import SimpleITK as sitk
 
-from .errors import Cancelled, CancelToken, StagingError
+from .errors import CancelToken, StagingError, check_cancel
 from .files import write_folder
 from .gradcam_onnx.explainable import ExplainableModel
 from .gradcam_onnx.onnx_file import OnnxFile, parse_onnx
@@ -201,8 +201,7 @@ def measure_faithfulness(
     size = model.card.patch_size
 
     def begin(fraction: float, step: str) -> None:
-        if cancel is not None and cancel.is_set():
-            raise Cancelled("The check was cancelled.")
+        check_cancel(cancel)
         if progress is not None:
             progress(fraction, step)
 

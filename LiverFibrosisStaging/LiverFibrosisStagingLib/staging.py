@@ -90,6 +90,7 @@ def stage(
         mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask)
         for mask in (liver, spleen)
     )
+    steps.check()
     if isinstance(segments, str | Path):
         segments = read_segments(segments)
 
@@ -115,7 +116,9 @@ def stage(
         if spleen is not None:
             volumes["spleen"] = volume_ml(spleen)
         warnings += segmentation_warnings(volumes)
+    steps.check()
     liver, spleen, about_masks = organ_masks(ct, liver, spleen)
+    steps.check()
     check_organs(ct, liver, spleen, name)
     phase, checks = input_checks(ct, liver, spleen)
     refuse(checks, name, strict, any_phase)
@@ -142,7 +145,9 @@ def stage(
         has_spleen=spleen is not None,
         spleen_is_input="spleen" in card.channels,
     )
+    steps.check()
     provenance = _provenance(model, ct, grid)
+    steps.check()
     provenance["segmentation"] = segmentation and {**segmentation, "organs": segmented}
     provenance["seconds"] = steps.end()
     return StagingResult(

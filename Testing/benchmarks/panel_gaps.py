@@ -12,7 +12,6 @@ not included.
 """
 
 import argparse
-import faulthandler
 import resource
 import sys
 import time
@@ -21,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "Testing" / "hosts")]
+sys.path[:0] = [str(ROOT / "Testing" / "hosts"), str(Path(__file__).parent)]
 
 import numpy as np  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
 import slicer  # noqa: E402
 import slicer_host  # noqa: E402
-from PySide6.QtCore import QTimer  # noqa: E402
+from panel_ticks import longest_gap  # noqa: E402
 from slicer_host import wait_until  # noqa: E402
 
 SAMPLE = ROOT / "LiverFibrosisStaging" / "Resources" / "SampleData" / "phantom_F4_ct.nii.gz"
@@ -77,32 +76,6 @@ def actions(ui: Any) -> list[tuple[str, Callable[[], None]]]:
     ]
 
 
-def longest_gap(panel: Any, click: Callable[[], None], where: float) -> tuple[float, float, float]:
-    """Longest time between two ticks during an action, longest computing time of the main thread
-    between two ticks, and duration of the action; seconds.
-    """
-    ticks, timer = [], QTimer()
-
-    def tick() -> None:
-        ticks.append((time.monotonic(), time.thread_time()))
-        if where:
-            faulthandler.dump_traceback_later(where)
-
-    timer.timeout.connect(tick)
-    timer.start(5)
-    wait(0.1)
-    begun = time.monotonic()
-    QTimer.singleShot(0, click)
-    wait(0.1)
-    wait_until(lambda: not panel.ui.progressWidget.visible, 900)
-    took = time.monotonic() - begun
-    wait(0.5)  # memory is freed; the last tick comes after the result
-    faulthandler.cancel_dump_traceback_later()
-    timer.stop()
-    gap, computing = np.diff(ticks, axis=0).max(axis=0)
-    return float(gap), float(computing), took
-
-
 def cancelling(panel: Any) -> float:
     """Seconds from the click on Cancel, while the network runs, until the panel is idle."""
     panel.ui.stageButton.click()
@@ -111,12 +84,6 @@ def cancelling(panel: Any) -> float:
     panel.ui.stageButton.click()
     wait_until(lambda: not panel.ui.progressWidget.visible, 900)
     return time.monotonic() - clicked
-
-
-def wait(seconds: float) -> None:
-    """Run Qt's event loop."""
-    end = time.monotonic() + seconds
-    wait_until(lambda: time.monotonic() > end)
 
 
 def enlarged(image: sitk.Image, size: tuple[int, int, int]) -> sitk.Image:

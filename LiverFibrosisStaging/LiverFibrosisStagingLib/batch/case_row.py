@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Cancelled, CancelToken, DiskFull, StagingError
+from ..errors import Cancelled, CancelToken, DiskFull, StagingError, check_cancel
 from ..fingerprint import fingerprint
 from ..imaging.segmentation import shipped_network
 from ..model import StagingModel
@@ -60,7 +60,7 @@ class CaseTask:
     ) -> Row:
         """The columns of a case, staged now or in an earlier run."""
         folder = self.output / case.name
-        _check_cancel(cancel)
+        check_cancel(cancel)
         inputs = self._fingerprint(case, model)
         columns = _finished(folder, inputs, self.reports)
         if columns is None:
@@ -80,7 +80,7 @@ class CaseTask:
                     "The files were changed while the case was staged; it must be staged again."
                 )
             result = replace(result, provenance={**result.provenance, "fingerprint": inputs})
-            _check_cancel(cancel)
+            check_cancel(cancel)
             result.save(folder, self.reports)
             progress(1.0, one_line(result))
             columns = columns_of(result.summary())
@@ -121,11 +121,6 @@ def why_failed(error: Exception, case: Case, files: dict[Path, str]) -> tuple[st
     if case.segments is not None:
         files = {**files, case.segments: "the segments"}
     return shown, Names(case.source, case.liver, case.spleen, files).removed(written)
-
-
-def _check_cancel(cancel: CancelToken | None) -> None:
-    if cancel is not None and cancel.is_set():
-        raise Cancelled("The batch was cancelled.")
 
 
 def _finished(folder: Path, inputs: str, reports: bool) -> dict[str, Any] | None:

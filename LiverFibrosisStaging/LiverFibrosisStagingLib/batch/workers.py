@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
-from ..errors import Cancelled, CancelToken, StagingError
+from ..errors import CancelToken, StagingError, check_cancel
 from ..files import PARTIAL, unwritable
 from ..fingerprint import files_of_ct
 from .case_row import Notify, Progress, Row
@@ -245,8 +245,7 @@ def _as_finished(
     waiting, running = deque(order), {}
     done: queue.SimpleQueue[int] = queue.SimpleQueue()
     while waiting or running:
-        if cancel is not None and cancel.is_set():
-            raise Cancelled("The batch was cancelled.")
+        check_cancel(cancel)
         while waiting and len(running) < at_once:
             index = waiting.popleft()
             running[index] = submit(index)

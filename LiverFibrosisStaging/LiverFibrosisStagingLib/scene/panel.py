@@ -69,7 +69,7 @@ class Panel(VTKObservationMixin):
         """Connect the panel to the scene's parameter node, and choose inputs if none are chosen."""
         self._set_parameters(self.logic.getParameterNode())
         self._suggestions.offer(self._parameters)
-        self._find_devices()
+        qt.QTimer.singleShot(0, self._find_devices)  # once the panel is drawn
 
     def cleanup(self) -> None:
         """Disconnect everything, and wait for the background threads to end."""
@@ -318,7 +318,7 @@ class Panel(VTKObservationMixin):
 
     def _find_devices(self) -> None:
         """Load onnxruntime in the background, if it is installed, and offer its devices."""
-        if not self._devices and not self._loader.busy:
+        if self._parameters is not None and not self._devices and not self._loader.busy:
             self._loader.start(jobs.devices_job(), self._offer_devices)
 
     def _offer_devices(self, outcome: Any) -> None:
