@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT / "LiverFibrosisStaging"), str(Path(__file__).parent)]
 
 LIBRARY = "LiverFibrosisStagingLib"
 SAMPLING_SECONDS = 0.01
+ASKING = ("check_cancel", "check", "begin")
 
 
 class Questions:
@@ -41,10 +42,10 @@ class Questions:
 
 
 def place(frame: Any) -> str:
-    """The innermost function of the library in a stack."""
+    """The innermost function of the library in a stack, but for those that ask."""
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if name.startswith(LIBRARY):
+        if name.startswith(LIBRARY) and frame.f_code.co_name not in ASKING:
             return f"{name.removeprefix(LIBRARY + '.')}.{frame.f_code.co_name}"
         frame = frame.f_back
     return "elsewhere"

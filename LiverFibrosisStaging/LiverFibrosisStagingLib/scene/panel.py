@@ -370,8 +370,12 @@ class Panel(VTKObservationMixin):
         except Exception as failure:  # the scene has changed and the result no longer fits it
             error = failure
         self._shown_summary = None  # so the list of explained stages shows the result's again
-        self._offer()  # inputs that were loaded during the job
-        self._update()
+        # Offer inputs that were loaded during the job, and update the panel; not at once after a
+        # result was shown: together they would stop Slicer for a tenth of a second.
+        if error is None and not outcome.cancelled:
+            self.on_node_added(None, None)
+        else:
+            self._offer()
         if outcome.cancelled:
             self._log.add(f"{name}: cancelled", outcome.seconds)
             slicer.util.showStatusMessage(_("Cancelled."), 3000)
