@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from LiverFibrosisStagingLib.imaging.resampling import linear
+from LiverFibrosisStagingLib.imaging.resampling import linear, nearest
 from LiverFibrosisStagingLib.imaging.voxels import Voxels
 
 TURNS = [
@@ -54,6 +54,20 @@ def test_blocks_begin_at_the_same_end_in_every_order(number: int) -> None:
     found = sitk.GetArrayFromImage(linear(scan, grid, -77.0, (2, 3, 4)))
     assert np.count_nonzero(found != -77.0) > 5
     np.testing.assert_allclose(found, sitk.GetArrayFromImage(expected), atol=2e-3)
+
+
+@pytest.mark.parametrize("number", range(48))
+def test_places_in_the_middle_of_two_voxels(number: int) -> None:
+    mask = _scan(np.eye(3)) > 0
+    fine = sitk.Image([2 * n + 2 for n in mask.GetSize()], sitk.sitkUInt8)  # half a voxel beyond
+    fine.SetSpacing([step / 2 for step in mask.GetSpacing()])
+    fine.SetOrigin(mask.TransformContinuousIndexToPhysicalPoint((-0.5, -0.5, -0.5)))
+    turned = Voxels.of(fine).along(TURNS[number])
+    reference = turned.part(np.zeros(3, int), turned.size - 1)
+    found = sitk.DICOMOrient(nearest(mask, reference), "LPS")
+    expected = sitk.GetArrayViewFromImage(nearest(mask, fine))
+    assert 0 < expected.mean() < 1
+    np.testing.assert_array_equal(sitk.GetArrayViewFromImage(found), expected)
 
 
 def test_places_indices_and_parts() -> None:

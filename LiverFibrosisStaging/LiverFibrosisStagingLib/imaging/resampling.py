@@ -21,10 +21,12 @@ _DIGITS = 9  # of places in voxels, so that rounding errors decide nothing at bo
 class _Places(NamedTuple):
     """Places of a grid's voxels along one axis, in voxels of the image that is resampled.
 
-    at: float64 [n], rising, within the image; inside: bool [n].
+    at: float64 [n], rising, within the image; nearest: the voxels nearest to them, intp [n];
+    inside: bool [n].
     """
 
     at: np.ndarray
+    nearest: np.ndarray
     inside: np.ndarray
 
 
@@ -94,7 +96,7 @@ def nearest(mask: sitk.Image | Voxels, reference: sitk.Image) -> sitk.Image:
         none = sitk.Transform()
         return sitk.Resample(stored.image, reference, none, sitk.sitkNearestNeighbor, 0) != 0
     along = _places(source, grid, np.ones(3, int))
-    index = [np.floor(each.at + 0.5).astype(np.intp) for each in along]
+    index = [each.nearest for each in along]
     found = source.array
     # The axes with the fewest new voxels first. The first one is indexed, because `take` copies an
     # array whose axes are reordered.
@@ -147,8 +149,17 @@ def _places(source: Voxels, grid: Voxels, steps: np.ndarray) -> list[_Places]:
         count = source.size[axis] // steps[axis]
         first = (start[axis] - (steps[axis] - 1) / 2) / steps[axis]
         at = np.round(first + grid.spacing[axis] / own[axis] * np.arange(grid.size[axis]), _DIGITS)
-        inside = (at >= -0.5) & (at < count - 0.5)
-        found.append(_Places(at.clip(0, count - 1), inside))
+        within = at.clip(0, count - 1)
+        # A place in the middle of two voxels belongs to the one farther towards LPS, so that
+        # nothing depends on the sense of the axes.
+        along = grid.direction[:, axis]
+        if along[np.abs(along).argmax()] > 0:
+            voxel = np.floor(within + 0.5)
+            inside = (at >= -0.5) & (at < count - 0.5)
+        else:
+            voxel = np.ceil(within - 0.5)
+            inside = (at > -0.5) & (at <= count - 0.5)
+        found.append(_Places(within, voxel.astype(np.intp), inside))
     return found
 
 
