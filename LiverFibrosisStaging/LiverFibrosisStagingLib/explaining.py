@@ -21,7 +21,7 @@ from .analysis import (
 )
 from .errors import CancelToken, check_cancel
 from .imaging.grid import WorkingGrid, patch_array
-from .location_map import LocationMap, merge_patches, on_ct
+from .location_map import LocationMap, MapOnCt, merge_patches, on_ct
 from .model import MEMBERS, Forward, StagingModel
 from .quality import percentiles, unusual
 from .report.summary import SURFACE_MM
@@ -106,9 +106,7 @@ class Explanation:
     """The part of a `StagingResult` that depends on the explained score, with the same fields."""
 
     explained: str
-    location_map: sitk.Image
-    label_map: sitk.Image
-    body_mean: float
+    map_on_ct: MapOnCt
     measurements: dict[str, dict[str, float]]
     surface_mm: float
     outside_share: float | None
@@ -145,7 +143,7 @@ def explain_score(
     location = _merged_map(forward_pass, members, steps, 0.65)
     measurements = measure(location, forward_pass.grid, surface_mm)
     steps.begin(0.8, "Resampling the map to the CT's grid")
-    relative, labels = on_ct(location, forward_pass.grid, ct)
+    map_on_ct = on_ct(location, forward_pass.grid, ct)
     steps.check()
     reference = forward_pass.model.card.reference
     # The reference contains maps of the predicted stage, with a surface of SURFACE_MM.
@@ -167,9 +165,7 @@ def explain_score(
         map_warnings = unusual(comparable, reference, explained)
     return Explanation(
         explained=explained,
-        location_map=relative,
-        label_map=labels,
-        body_mean=location.body_mean,
+        map_on_ct=map_on_ct,
         measurements=measurements,
         surface_mm=surface_mm,
         outside_share=outside_share(location, forward_pass.grid),

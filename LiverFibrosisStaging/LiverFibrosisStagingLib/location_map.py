@@ -5,14 +5,14 @@ attention. It is an assumption that the liver weights of Yin et al. 2021 (median
 F4) are relative to the same: the paper does not say to what.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
 
-from .imaging.grid import WorkingGrid, bounding_box, box_on_ct, paste
-from .imaging.resampling import linear, nearest
+from .imaging.grid import WorkingGrid, box_on_ct
+from .imaging.resampling import linear, nearest, planes
 from .report.colors import BAND_COUNT
 
 SLAB_SLICES = 32  # slices of the CT that are resampled at once
@@ -64,43 +64,123 @@ def enlarge(raw: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
     return sitk.GetArrayFromImage(linear(image, reference))
 
 
-def on_ct(
-    location: LocationMap, grid: WorkingGrid, ct: sitk.Image
-) -> tuple[sitk.Image, sitk.Image]:
-    """The location map (float32) and its label map (uint8) on the CT's own grid.
+@dataclass(frozen=True, eq=False)
+class MapOnCt:
+    """A location map in the voxels of a CT, of which a long scan has too many to keep their values.
 
-    The label map has ten bands: label n for values above n - 1 and up to n tenths of this case's
-    maximum; 0 outside the body, and where the map is 0.
+    They are computed whenever they are needed, in a box of the CT that contains the map, a few
+    slices at a time.
+
+    location, body: on the working grid. ct: the CT. first, size: of the box (i, j, k). maximum:
+    over the CT's voxels. strongest: index (i, j, k) in the CT of the first voxel with the maximum;
+    None for an empty map.
     """
-    relative = sitk.Image(ct.GetSize(), sitk.sitkFloat32)
-    relative.CopyInformation(ct)
+
+    location: LocationMap
+    body: sitk.Image
+    ct: sitk.Image
+    first: tuple[int, int, int]
+    size: tuple[int, int, int]
+    maximum: float = 0.0
+    strongest: tuple[int, int, int] | None = None
+
+    def slabs(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The slices of the box: index of the first in the CT, and their values float32 [slice,
+        row, column], 0 outside the body.
+        """
+        return ((at, self._slab(at)) for at in self._starts())
+
+    def bands(self, values: np.ndarray) -> np.ndarray:
+        """Labels uint8 of values of this map: n for values above n - 1 and up to n tenths of the
+        maximum; 0 where they are 0.
+        """
+        labels = np.zeros(values.shape, np.uint8)
+        if self.maximum > 0:
+            for band, value in zip(labels, values):  # without a second float copy
+                band[:] = np.minimum(np.ceil(value * (BAND_COUNT / self.maximum)), BAND_COUNT)
+        return labels
+
+    def relative_in_box(self) -> np.ndarray:
+        """Attention relative to its mean over the body, float32 [slice, row, column]."""
+        return self._in_box(np.float32, lambda values: values)
+
+    def bands_in_box(self) -> np.ndarray:
+        """The `bands`, uint8 [slice, row, column]."""
+        return self._in_box(np.uint8, self.bands)
+
+    def box_image(self, values: np.ndarray) -> sitk.Image:
+        """Values of the box as an image at its place."""
+        image = sitk.GetImageFromArray(values)
+        image.SetOrigin(self.ct.TransformIndexToPhysicalPoint(self.first))
+        image.SetSpacing(self.ct.GetSpacing())
+        image.SetDirection(self.ct.GetDirection())
+        return image
+
+    def whole_image(self, values: np.ndarray) -> sitk.Image:
+        """Values of the box as an image on the CT's grid, 0 elsewhere."""
+        box = self.box_image(values)
+        image = sitk.Image(self.ct.GetSize(), box.GetPixelID())
+        image.CopyInformation(self.ct)
+        image[tuple(slice(f, f + n) for f, n in zip(self.first, self.size))] = box
+        return image
+
+    def _in_box(
+        self, dtype: type[np.generic], values_of: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        made = np.empty(self.size[::-1], dtype)
+        for at, values in self.slabs():
+            made[at - self.first[2] :][: len(values)] = values_of(values)
+        return made
+
+    def _starts(self) -> range:
+        return range(self.first[2], self.first[2] + self.size[2], SLAB_SLICES)
+
+    def _slab(self, at: int) -> np.ndarray:
+        columns, rows, slices = self.size
+        count = min(SLAB_SLICES, self.first[2] + slices - at)
+        part = sitk.Image((columns, rows, count), sitk.sitkUInt8)
+        part.SetOrigin(self.ct.TransformIndexToPhysicalPoint((*self.first[:2], at)))
+        part.SetSpacing(self.ct.GetSpacing())
+        part.SetDirection(self.ct.GetDirection())
+        inside = nearest(self.body, part)
+        values = np.empty((count, rows, columns), np.float32)
+        found = zip(planes(self.location.relative, part), sitk.GetArrayViewFromImage(inside))
+        for value, (plane, within) in zip(values, found):
+            np.multiply(plane, within, out=value)
+        return values
+
+    def _with_maximum(self) -> "MapOnCt":
+        """The same with `maximum` and `strongest`.
+
+        A value between voxels of the working grid is not above theirs. So the highest one is near a
+        voxel of the working grid that is not below the values near the highest voxel of it.
+        """
+        weights = sitk.GetArrayViewFromImage(self.location.relative)
+        limit, found = float(weights.max()), {}
+        for _ in range(2):
+            where = (weights > 0) & (weights >= limit * (1 - 1e-5))  # of rounding
+            if not where.any():
+                return self
+            (_, _, z), (_, _, slices) = box_on_ct(where, self.location.relative, self.ct)
+            for at in self._starts():
+                if at not in found and z < at + SLAB_SLICES and at < z + slices:
+                    values = self._slab(at)
+                    index = np.unravel_index(values.argmax(), values.shape)
+                    found[at] = float(values[index]), index
+            limit = max((value for value, _ in found.values()), default=0.0)
+        if limit == 0:
+            return self
+        at, index = next(
+            (at, index) for at, (value, index) in sorted(found.items()) if value == limit
+        )
+        strongest = np.add(index[::-1], (*self.first[:2], at)).tolist()
+        return replace(self, maximum=limit, strongest=tuple(strongest))
+
+
+def on_ct(location: LocationMap, grid: WorkingGrid, ct: sitk.Image) -> MapOnCt:
+    """The location map in the CT's voxels; `location` is on the working grid `grid` of the CT."""
     inside = sitk.GetArrayViewFromImage(grid.body) > 0
-    if inside.any():
-        # Only the part of the CT covered by the map, and a few slices at a time: a float copy of a
-        # CT of 500 slices takes half a gigabyte.
-        (x, y, z), (columns, rows, slices) = box_on_ct(inside, grid.body, ct)
-        for first in range(z, z + slices, SLAB_SLICES):
-            last = min(first + SLAB_SLICES, z + slices)
-            part = sitk.Image((columns, rows, last - first), sitk.sitkUInt8)
-            part.SetOrigin(ct.TransformIndexToPhysicalPoint((x, y, first)))
-            part.SetSpacing(ct.GetSpacing())
-            part.SetDirection(ct.GetDirection())
-            values = sitk.Mask(linear(location.relative, part), nearest(grid.body, part))
-            relative[x : x + columns, y : y + rows, first:last] = values
-    return relative, band_labels(relative)
-
-
-def band_labels(relative: sitk.Image) -> sitk.Image:
-    """Labels 1 to 10 for ten bands of 10 % of the map's maximum, 0 where the map is 0."""
-    values = sitk.GetArrayViewFromImage(relative)
-    labels = sitk.Image(relative.GetSize(), sitk.sitkUInt8)
-    labels.CopyInformation(relative)
-    box = bounding_box(values)
-    highest = float(values[box].max()) if box is not None else 0.0
-    if highest > 0:
-        inside = values[box]
-        found = np.empty(inside.shape, np.uint8)
-        for band, value in zip(found, inside):  # without a second float copy
-            band[:] = np.minimum(np.ceil(value * (BAND_COUNT / highest)), BAND_COUNT)
-        paste(found, labels, box)
-    return labels
+    if not inside.any():
+        return MapOnCt(location, grid.body, ct, (0, 0, 0), (1, 1, 1))
+    first, size = box_on_ct(inside, grid.body, ct)
+    return MapOnCt(location, grid.body, ct, tuple(first), tuple(size))._with_maximum()

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from .analysis import Pattern, surface_to_core
 from .dicom_output.writing import FILES as DICOM_FILES
 from .dicom_output.writing import write_dicom
 from .ensemble import spread
-from .errors import CancelToken, StagingError
+from .errors import CancelToken
 from .explaining import ForwardPass, Progress, Steps, explain_score
 from .files import write_folder
 from .imaging.grid import bounding_box, paste
 from .imaging.input_checks import Check
-from .imaging.itk_files import itk_path
+from .imaging.nrrd_file import NrrdWriter
 from .imaging.organs import LIVER_LABEL, SPLEEN_LABEL, write_labels
 from .imaging.reading import source_files
+from .location_map import MapOnCt
 from .report.summary import answer, told_apart
 from .signs.measure import MeasuredSigns
 from .signs.placing import Placement, place_signs
@@ -50,16 +52,14 @@ class StagingResult:
     probability of significant (F2-F4) and advanced (F3-F4) fibrosis and cirrhosis (F4). signs:
     measured on CT and masks. checks: of the input. phase: contrast phase, "" if unknown. reasons:
     why the stage is not supported; none if it is. explained: the stage or group whose score the
-    location map explains. location_map: float32 image on the CT's grid, attention relative to its
-    mean over the body. body_mean: that mean, so that location_map times body_mean is the raw
-    Grad-CAM. label_map: uint8 image on the CT's grid, ten bands, 0 outside the body or where the
-    map is 0. measurements: mean, share and volume_ml by region (`analysis.measure`). surface_mm:
-    thickness of the liver's surface in them. outside_share: share of the map's weight farther than
-    10 mm from the liver and outside the spleen; None if the map is empty. pattern: of the location
-    map. percentiles: by region, of the predicted stage's map (`quality.percentiles`), otherwise
-    empty. ct, liver, spleen: on the CT's grid. staging_warnings, map_warnings: about the input, and
-    about this map. provenance: model, input, software and seconds, as in staging.json; `batch` adds
-    a fingerprint. forward_pass: the network's outputs, for `explain`.
+    location map explains. map_on_ct: the location map in the CT's voxels. measurements: mean, share
+    and volume_ml by region (`analysis.measure`). surface_mm: thickness of the liver's surface in
+    them. outside_share: share of the map's weight farther than 10 mm from the liver and outside the
+    spleen; None if the map is empty. pattern: of the location map. percentiles: by region, of the
+    predicted stage's map (`quality.percentiles`), otherwise empty. ct, liver, spleen: on the CT's
+    grid. staging_warnings, map_warnings: about the input, and about this map. provenance: model,
+    input, software and seconds, as in staging.json; `batch` adds a fingerprint. forward_pass: the
+    network's outputs, for `explain`.
     """
 
     probabilities: np.ndarray
@@ -70,9 +70,7 @@ class StagingResult:
     phase: str
     reasons: tuple[str, ...]
     explained: str
-    location_map: sitk.Image
-    label_map: sitk.Image
-    body_mean: float
+    map_on_ct: MapOnCt
     measurements: dict[str, dict[str, float]]
     surface_mm: float
     outside_share: float | None
@@ -85,6 +83,27 @@ class StagingResult:
     spleen: sitk.Image | None
     provenance: dict[str, Any]
     forward_pass: ForwardPass = field(repr=False)
+
+    @cached_property
+    def location_map(self) -> sitk.Image:
+        """The location map on the CT's grid, float32: attention relative to its mean over the body.
+
+        Made when it is first asked for, and kept: 1 GB for a CT of 512 x 512 x 1000 voxels.
+        `map_on_ct` gives the part that is not 0, a few slices at a time.
+        """
+        return self.map_on_ct.whole_image(self.map_on_ct.relative_in_box())
+
+    @cached_property
+    def label_map(self) -> sitk.Image:
+        """Ten bands of the location map on the CT's grid, uint8 (`MapOnCt.bands`); made and kept in
+        the same way.
+        """
+        return self.map_on_ct.whole_image(self.map_on_ct.bands_in_box())
+
+    @property
+    def body_mean(self) -> float:
+        """The raw Grad-CAM's mean over the body; times `location_map` it is the raw Grad-CAM."""
+        return self.map_on_ct.location.body_mean
 
     @property
     def supported(self) -> bool:
@@ -134,14 +153,23 @@ class StagingResult:
         """Label image on the CT's grid, uint8: 1 liver, 2 spleen (where it is no liver)."""
         labels = sitk.Image(self.liver.GetSize(), sitk.sitkUInt8)
         labels.CopyInformation(self.liver)
-        for label, mask in ((SPLEEN_LABEL, self.spleen), (LIVER_LABEL, self.liver)):
-            array = None if mask is None else sitk.GetArrayViewFromImage(mask)
-            box = None if array is None else bounding_box(array)
-            if box is not None:
-                found = sitk.GetArrayViewFromImage(labels)[box].copy()
-                found[array[box] != 0] = label
-                paste(found, labels, box)
+        found, box = self.organs_in_box()
+        paste(found, labels, box)
         return labels
+
+    def organs_in_box(self) -> tuple[np.ndarray, tuple[slice, slice, slice]]:
+        """The labels of `organs` in the box of the CT that contains both, and the box; arrays are
+        [slice, row, column].
+        """
+        masks = {LIVER_LABEL: self.liver, SPLEEN_LABEL: self.spleen}
+        arrays = {n: sitk.GetArrayViewFromImage(mask) for n, mask in masks.items() if mask}
+        boxes = [box for box in map(bounding_box, arrays.values()) if box is not None]
+        ends = [(min(p.start for p in along), max(p.stop for p in along)) for along in zip(*boxes)]
+        box = tuple(slice(*end) for end in ends)
+        labels = np.zeros([part.stop - part.start for part in box], np.uint8)
+        for label in sorted(arrays, reverse=True):  # the liver last
+            labels[arrays[label][box] != 0] = label
+        return labels, box
 
     def explain(
         self,
@@ -162,11 +190,15 @@ class StagingResult:
 
     def overview(self) -> np.ndarray:
         """Overview picture of the result, uint8 RGB [1000, 1600, 3]."""
+        return self._overview(self.map_on_ct.bands_in_box())
+
+    def _overview(self, bands: np.ndarray) -> np.ndarray:
+        """`overview`, from `MapOnCt.bands_in_box`."""
         from .report.overview import render_overview
 
         return render_overview(
             ct=self.ct,
-            label_map=self.label_map,
+            label_map=self.map_on_ct.box_image(bands),
             liver=self.liver,
             spleen=self.spleen,
             probabilities=self.probabilities,
@@ -201,7 +233,7 @@ class StagingResult:
             "location_map": {
                 "explained": self.explained,
                 "body_mean": self.body_mean,
-                "maximum": float(sitk.GetArrayViewFromImage(self.location_map).max()),
+                "maximum": self.map_on_ct.maximum,
                 "bands": BANDS_TEXT,
                 "surface_mm": self.surface_mm,
                 "surface_to_core": self._surface_to_core(),
@@ -255,21 +287,25 @@ class StagingResult:
         from .report.drawing import write_png
 
         def write(partial: Path) -> None:
-            _write_image(self.location_map, partial / FILES[0])
-            _write_image(self.label_map, partial / FILES[1])
+            bands = _write_maps(self.map_on_ct, partial)
             write_labels(self.organs, partial / FILES[2])
-            write_png(self.overview(), partial / FILES[3])
+            write_png(self._overview(bands), partial / FILES[3])
             if report:
-                self._write_report(partial)
+                self._write_report(partial, bands)
             text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
             (partial / FILES[4]).write_text(text + "\n", encoding="utf-8")
             if dicom is not None:
                 target = partial / DICOM_FOLDER
                 target.mkdir()
-                write_dicom(target, dicom, self.organs, self.location_map, self.summary())
+                self.write_dicom(target, dicom)
 
         in_dicom = tuple(f"{DICOM_FOLDER}/{name}" for name in DICOM_FILES)
         return write_folder(folder, (*in_dicom, *REPORT_FILES, *FILES), write)
+
+    def write_dicom(self, folder: Path, files: Sequence[str | Path]) -> None:
+        """Write the result as DICOM into an existing folder (`writing.write_dicom`)."""
+        location = self.map_on_ct.box_image(self.map_on_ct.relative_in_box())
+        write_dicom(folder, files, self.organs, location, self.summary())
 
     def save_report(self, folder: str | Path) -> Path:
         """Write the report into `folder`, created if missing; returns the path of report.html.
@@ -281,18 +317,20 @@ class StagingResult:
 
         return write_folder(folder, REPORT_FILES, self._write_report) / REPORT_FILES[-1]
 
-    def _write_report(self, folder: Path) -> None:
+    def _write_report(self, folder: Path, bands: np.ndarray | None = None) -> None:
+        """bands: `MapOnCt.bands_in_box`, if they are known."""
         from .report.content import report_content
         from .report.documents import write_report
 
+        bands = self.map_on_ct.bands_in_box() if bands is None else bands
         card = self.forward_pass.model.card
         content = report_content(self.summary(), self.signs, card.reference, card.training)
         write_report(
             folder,
             content,
             ct=self.ct,
-            location_map=self.location_map,
-            label_map=self.label_map,
+            location_map=self.map_on_ct.box_image(self.map_on_ct.relative_in_box()),
+            label_map=self.map_on_ct.box_image(bands),
             liver=self.liver,
             spleen=self.spleen,
         )
@@ -312,8 +350,18 @@ def one_line(result: StagingResult) -> str:
     return line if result.supported else f"Not supported: {line}. {' '.join(result.reasons)}"
 
 
-def _write_image(image: sitk.Image, path: Path) -> None:
-    try:
-        sitk.WriteImage(image, itk_path(path), useCompression=True, compressionLevel=1)
-    except RuntimeError:
-        raise StagingError(f"Cannot write {path.name}: is the disk full?") from None
+def _write_maps(map_on_ct: MapOnCt, folder: Path) -> np.ndarray:
+    """Write location map and bands; returns the bands in their box."""
+    ct, (column, row, first) = map_on_ct.ct, map_on_ct.first
+    bands = np.empty(map_on_ct.size[::-1], np.uint8)
+    with (
+        NrrdWriter(folder / FILES[0], ct, np.float32) as relative_file,
+        NrrdWriter(folder / FILES[1], ct, np.uint8) as bands_file,
+    ):
+        for at, relative in map_on_ct.slabs():
+            found = bands[at - first :][: len(relative)]
+            found[:] = map_on_ct.bands(relative)
+            for number, planes in enumerate(zip(relative, found), start=at):
+                for file, plane in zip((relative_file, bands_file), planes):
+                    file.write(number, plane, row, column)
+    return bands

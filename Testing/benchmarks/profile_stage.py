@@ -65,9 +65,9 @@ STEPS = (
     "analysis.outside_share",
     "staging._provenance",
     "staging.stage",
-    "result._write_image",
+    "result._write_maps",
     "imaging.organs.write_labels",
-    "result.StagingResult.overview",
+    "report.overview.render_overview",
     "result.StagingResult.save",
 )
 # Steps that run a network -> its file.

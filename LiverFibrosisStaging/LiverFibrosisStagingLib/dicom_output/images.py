@@ -70,21 +70,21 @@ def segmentation(source: Source, organs: np.ndarray, summary: Mapping[str, Any])
 
 
 def parametric_map(
-    source: Source, location_map: np.ndarray, summary: Mapping[str, Any]
+    source: Source, covered: slice, location_map: np.ndarray, summary: Mapping[str, Any]
 ) -> "ParametricMap":
     """The location map as a parametric map of 32-bit floats.
 
-    location_map: float32, [slice, row, column] of the source; slices below and above the map, where
-    it is 0, are left out. summary: as in staging.json.
+    covered: the slices of the source that location_map, float32 [slice, row, column], has; those
+    below and above the map, where it is 0, are left out. summary: as in staging.json.
     """
     from highdicom.pm import ParametricMap, RealWorldValueMapping
     from pydicom.sr.coding import Code
 
     explained = summary["location_map"]["explained"]
     # The pixels cannot be compressed: 1 MB for a slice of 512 x 512.
-    covered = np.flatnonzero(location_map.any(axis=(1, 2)))
-    part = slice(covered[0], covered[-1] + 1) if covered.size else slice(None)
-    voxels = np.ascontiguousarray(location_map[part], np.float32)
+    filled = np.flatnonzero(location_map.any(axis=(1, 2)))
+    part = slice(filled[0], filled[-1] + 1) if filled.size else slice(None)
+    voxels, slices = location_map[part], source.slices[covered][part]
     highest = float(voxels.max())
     mapping = RealWorldValueMapping(
         lut_label="ATTENTION",
@@ -96,7 +96,7 @@ def parametric_map(
         quantity_definition=Code(*codes.ATTENTION),
     )
     made = ParametricMap(
-        source_images=source.slices[part],
+        source_images=slices,
         pixel_array=voxels,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
@@ -117,7 +117,7 @@ def parametric_map(
             @ source.steps[:, 0]
         ),
     )
-    for number, (frame, one) in enumerate(zip(frames, source.slices[part]), start=1):
+    for number, (frame, one) in enumerate(zip(frames, slices), start=1):
         frame.FrameContentSequence[0].DimensionIndexValues = [number]
         frame.DerivationImageSequence = [_derivation(one)]  # empty in highdicom 0.27
     made.PerFrameFunctionalGroupsSequence = frames

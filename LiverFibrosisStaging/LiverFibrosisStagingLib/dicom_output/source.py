@@ -67,8 +67,9 @@ class Source:
         first = self.slices[0]
         return len(self.slices), int(first.Rows), int(first.Columns)
 
-    def placing(self, grid: sitk.Image) -> Callable[[sitk.Image], np.ndarray]:
-        """A function from an image on `grid` to its voxels [slice, row, column] of this source.
+    def placing(self, grid: sitk.Image) -> Callable[[sitk.Image], tuple[slice, np.ndarray]]:
+        """A function from an image on `grid`, or a box of it, to the slices of this source that it
+        covers, and their voxels [slice, row, column], 0 outside the box.
 
         The grid may have other axis orders and directions, since no voxel is interpolated. Raises
         StagingError if its voxels are not those of the source.
@@ -92,9 +93,19 @@ class Source:
                 "a CT that was not resampled, cropped or transformed is needed."
             )
         flips = tuple(slice(None, None, int(sign)) for sign in signs)
-        return lambda image: np.ascontiguousarray(
-            sitk.GetArrayViewFromImage(image).transpose(axes)[flips]
-        )
+
+        def place(image: sitk.Image) -> tuple[slice, np.ndarray]:
+            values = sitk.GetArrayViewFromImage(image).transpose(axes)[flips]
+            index = grid.TransformPhysicalPointToContinuousIndex(image.GetOrigin())
+            first = np.rint(index).astype(int)[::-1][axes]  # of the box, in the grid
+            beyond = last[axes] + 1 - first - values.shape
+            first = np.where(signs > 0, first, beyond)
+            covered, rows, columns = (slice(f, f + n) for f, n in zip(first, values.shape))
+            placed = np.zeros((len(values), *self.shape[1:]), values.dtype)
+            placed[:, rows, columns] = values
+            return covered, placed
+
+        return place
 
 
 @contextmanager

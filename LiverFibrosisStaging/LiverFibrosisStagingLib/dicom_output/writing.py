@@ -38,9 +38,9 @@ def write_dicom(
 ) -> None:
     """Write FILES into a folder: segmentation, location map and measurements.
 
-    source_files: the DICOM files that the CT was read from, in any order. organs, location_map: on
-    the CT's grid; summary: of the same result, as in staging.json. Patient and study are copied
-    from the source; nothing of it is in a message.
+    source_files: the DICOM files that the CT was read from, in any order. organs: on the CT's grid;
+    location_map: on it, or on a box of it outside of which it is 0; summary: of the same result, as
+    in staging.json. Patient and study are copied from the source; nothing of it is in a message.
 
     Raises StagingError without the packages, for unsuitable source files (`source.read_source`),
     and if the images' grid is not that of the source's slices.
@@ -48,9 +48,9 @@ def write_dicom(
     check_packages()
     with silent():
         source = read_source(source_files)
-        voxels = source.placing(organs)
-        segments = segmentation(source, voxels(organs), summary)
-        mapped = parametric_map(source, voxels(location_map), summary)
+        place = source.placing(organs)
+        segments = segmentation(source, place(organs)[1], summary)
+        mapped = parametric_map(source, *place(location_map), summary)
         measured = report(source, segments, mapped, summary)
         for name, found in zip(FILES, (segments, mapped, measured)):
             found.SpecificCharacterSet = CHARACTER_SET

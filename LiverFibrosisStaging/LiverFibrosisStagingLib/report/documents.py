@@ -34,9 +34,9 @@ def write_report(
 ) -> None:
     """Write the REPORT_FILES into an existing folder.
 
-    ct: HU, any orientation; location_map (0 outside the body), label_map (its bands 0..10), liver
-    and spleen (non-zero inside) on its grid. Raises OSError, and StagingError if a shipped file is
-    missing.
+    ct: HU, any orientation; liver and spleen (non-zero inside) on its grid; location_map (0 outside
+    the body) and label_map (its bands 0..10) on its grid or the part of it that contains the map.
+    Raises OSError, and StagingError if a shipped file is missing.
     """
     slices = Slices.of(ct, label_map, liver, spleen)
     stills = pictures(slices)

@@ -63,7 +63,9 @@ class ViewerSlices:
 
 
 def viewer_slices(slices: Slices, location_map: sitk.Image) -> ViewerSlices:
-    """The slices of a case; `location_map` is on the CT's grid, 0 outside the body."""
+    """The slices of a case; `location_map` is on the CT's grid, or the part of it outside of which
+    it is 0.
+    """
     axis = int(np.abs(slices.ct.GetDirection()[6:]).argmax())
     levels = _levels(slices, axis)
     extent = (slices.high - slices.low)[:2]

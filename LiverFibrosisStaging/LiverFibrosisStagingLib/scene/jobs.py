@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ..batch.run import stage_folder
 from ..batch.table import columns_of
 from ..dicom_output.writing import FILES as DICOM_FILES
-from ..dicom_output.writing import write_dicom
 from ..errors import CancelToken
 from ..explaining import Progress
 from ..files import write_folder
@@ -112,12 +111,10 @@ def dicom_job(result: StagingResult, source_files: Sequence[str], folder: str | 
     """
 
     def job(progress: Progress, cancel: CancelToken) -> Path:
-        def write(partial: Path) -> None:
-            images = (result.organs, result.location_map)
-            write_dicom(partial, source_files, *images, result.summary())
-
         progress(0.0, "Writing DICOM")
-        return write_folder(folder, DICOM_FILES, write)
+        return write_folder(
+            folder, DICOM_FILES, lambda partial: result.write_dicom(partial, source_files)
+        )
 
     return job
 

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from ..errors import StagingError
-from ..imaging.grid import bounding_box
 from ..imaging.masks import voxels_sha256
 from ..imaging.organs import ORGANS, Organ
 from ..report.colors import BAND_COUNT, BANDS
@@ -67,56 +65,42 @@ class SceneResult:
     summary: as in staging.json, with `strongest_ijk`, the index of the location map's maximum in
     the CT, or None where the map is empty; `reference`, that of the model (`Card.reference`); and
     `sign_rows` and `percentiles`, the signs for panel, table and chart (`sign_rows.sign_rows`).
-    labels: uint8 [slice, row, column] on the CT's grid, the bands. relative: float32, the location
-    map in the box that contains it, or None without the smooth map. organs: liver and spleen as a
-    network segmented them, or None where they have another origin or were edited since.
+    ct_size: voxels of the CT (i, j, k). labels: uint8, the bands, and relative: float32, the
+    location map, or None without the smooth map; both in the box of the CT that contains the map
+    and, around it, at least one voxel without. organs: liver and spleen as a network segmented
+    them, or None where they have another origin or were edited since.
     """
 
     summary: dict[str, Any]
-    labels: np.ndarray
+    ct_size: tuple[int, int, int]
+    labels: Box
     relative: Box | None
     organs: SceneOrgans | None = None
 
 
 def scene_result(result: StagingResult, smooth: bool = False) -> SceneResult:
     """Prepare a result for the scene; smooth: with the scalar volume."""
-    summary = result.summary()
-    values = sitk.GetArrayViewFromImage(result.location_map)
-    strongest = None
-    if summary["location_map"]["maximum"] > 0:
-        strongest = [int(index) for index in np.unravel_index(values.argmax(), values.shape)[::-1]]
-    summary["strongest_ijk"] = strongest
+    summary, on_ct = result.summary(), result.map_on_ct
+    summary["strongest_ijk"] = None if on_ct.strongest is None else list(on_ct.strongest)
     summary["reference"] = result.forward_pass.model.card.reference
     summary["sign_rows"] = sign_rows(result.signs)
     summary["percentiles"] = group_percentiles(result.signs)
-    labels = sitk.GetArrayFromImage(result.label_map)
-    relative = _cropped(values, _around(labels)) if smooth else None
+    labels = Box(on_ct.bands_in_box(), on_ct.first)
+    relative = Box(on_ct.relative_in_box(), on_ct.first) if smooth else None
     segmentation = summary["segmentation"]
     segmented = segmentation is not None and not segmentation["edited"]
-    return SceneResult(summary, labels, relative, _organs(result) if segmented else None)
+    organs = _organs(result) if segmented else None
+    return SceneResult(summary, result.ct.GetSize(), labels, relative, organs)
 
 
 def _organs(result: StagingResult) -> SceneOrgans:
-    image = result.organs  # kept alive for the view below
-    labels = sitk.GetArrayViewFromImage(image)
-    box = _cropped(labels, bounding_box(labels))
+    labels, box = result.organs_in_box()
     network = {key: result.provenance["segmentation"][key] for key in ("name", "sha256")}
     return SceneOrgans(
-        box,
-        tuple(organ for organ in ORGANS if (box.values == organ.label).any()),
+        Box(labels, tuple(part.start for part in box[::-1])),
+        tuple(organ for organ in ORGANS if (labels == organ.label).any()),
         {**network, "masks_sha256": voxels_sha256(result.liver, result.spleen)},
     )
-
-
-def _around(labels: np.ndarray) -> tuple[slice, ...]:
-    """The box of the voxels that are not 0, and one voxel more for the interpolation."""
-    if not labels.any():
-        return (slice(0, 1),) * 3
-    return tuple(slice(max(0, held.start - 1), held.stop + 1) for held in bounding_box(labels))
-
-
-def _cropped(values: np.ndarray, box: tuple[slice, ...]) -> Box:
-    return Box(values[box].copy(), tuple(held.start for held in box[::-1]))
 
 
 def show_result(
@@ -124,8 +108,8 @@ def show_result(
 ) -> Any:
     """Add a result to the scene and show its map over the CT; returns the label map volume node.
 
-    The volumes are on the CT's grid, the smooth one on the part of it that contains the map, under
-    the CT's parent transform, with the scene's one colour table and a legend. A second result for
+    The volumes are on the part of the CT's grid that contains the map, under the CT's parent
+    transform, with the scene's one colour table and a legend. A second result for
     the same CT replaces the first in the same nodes. Liver and spleen that a network segmented
     become a segmentation; an existing one may have been edited and is never overwritten. A CT with
     Slicer's automatic window gets the abdomen window. Raises StagingError if the CT is not in the
@@ -139,7 +123,7 @@ def show_result(
     if isinstance(result, StagingResult):
         result = scene_result(result, display.smooth)
     data = volume_node.GetImageData()
-    size, found = result.labels.shape[::-1], data.GetDimensions() if data else (0, 0, 0)
+    size, found = result.ct_size, data.GetDimensions() if data else (0, 0, 0)
     if size != found:
         raise StagingError(
             f"'{volume_node.GetName()}' has {' x '.join(map(str, found))} voxels, the result "
@@ -149,8 +133,7 @@ def show_result(
         table = band_table()
         _write_tables(result.summary, volume_node)
         _write_signs(result.summary, volume_node)
-        whole = Box(result.labels, (0, 0, 0))
-        bands = put_part(volume_node, "bands", lambda node: _fill(node, volume_node, whole))
+        bands = put_part(volume_node, "bands", lambda node: _fill(node, volume_node, result.labels))
         bands.GetDisplayNode().SetAndObserveColorNodeID(table.GetID())
         if result.relative is not None:
             smooth = put_part(
