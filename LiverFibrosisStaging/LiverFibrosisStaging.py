@@ -111,7 +111,8 @@ class LiverFibrosisStagingTest(ScriptedLoadableModuleTest):
 
         label = logic.showResult(showable, volume)
         values = slicer.util.arrayFromVolume(label)
-        self.assertEqual(values.shape, slicer.util.arrayFromVolume(volume).shape)
+        self.assertTrue((np.array(values.shape) <= slicer.util.arrayFromVolume(volume).shape).all())
+        self.assertEqual(values.max(), 10)
         self.assertTrue(np.isin(values, range(11)).all())
         self.assertEqual(label.GetSpacing(), volume.GetSpacing())
         count = slicer.mrmlScene.GetNumberOfNodes()

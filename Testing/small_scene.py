@@ -82,6 +82,16 @@ def in_scene():
     return Counter(node.GetClassName() for node in nodes)
 
 
+def on_grid_of(volume, node):
+    """The voxels of a volume node that covers a part of another, 0 elsewhere in the other."""
+    matrix, values = vtkMatrix4x4(), slicer.util.arrayFromVolume(node)
+    volume.GetRASToIJKMatrix(matrix)
+    first = np.rint(matrix.MultiplyPoint((*node.GetOrigin(), 1.0))[2::-1]).astype(int)
+    whole = np.zeros(volume.GetImageData().GetDimensions()[::-1], values.dtype)
+    whole[tuple(slice(f, f + n) for f, n in zip(first, values.shape))] = values
+    return whole
+
+
 def same_result(one, other):
     np.testing.assert_array_equal(one.probabilities, other.probabilities)
     assert one.measurements == other.measurements

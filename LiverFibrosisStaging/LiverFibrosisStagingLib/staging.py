@@ -3,7 +3,9 @@
 import hashlib
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -123,31 +125,33 @@ def stage(
     phase, checks = input_checks(ct, liver, spleen)
     refuse(checks, name, strict, any_phase)
     warnings += [*about_masks, *concerns(checks)]
-    steps.begin(0.32, "Measuring signs")
     body = body_of(ct) if body is None else body
-    signs = measure_signs(ct, liver, spleen, phase, segments, body)
+    with _one_thread() as beside:
+        measuring = beside.submit(measure_signs, ct, liver, spleen, phase, segments, body)
+        hashing = beside.submit(_voxels_sha256, ct)
 
-    steps.begin(0.35, "Resampling to the network's grid")
-    grid = working_grid(ct, liver, spleen, **card.preprocessing)
-    warnings += grid.warnings
+        steps.begin(0.35, "Resampling to the network's grid")
+        grid = working_grid(ct, liver, spleen, **card.preprocessing)
+        warnings += grid.warnings
 
-    forward_pass = run_network(model, grid, steps)
-    probabilities = forward_pass.probabilities
-    probabilities.flags.writeable = False
-    predicted = STAGES[forward_pass.predicted]
-    members = forward_pass.member_probabilities
-    explanation = explain_score(forward_pass, ct, explain, steps, surface_mm)
-    why_not = reasons(
-        predicted,
-        checks,
-        predicted_outside(forward_pass, explanation, steps),
-        None if members is None else spread(members, predicted),
-        has_spleen=spleen is not None,
-        spleen_is_input="spleen" in card.channels,
-    )
-    steps.check()
-    provenance = _provenance(model, ct, grid)
-    steps.check()
+        forward_pass = run_network(model, grid, steps)
+        probabilities = forward_pass.probabilities
+        probabilities.flags.writeable = False
+        predicted = STAGES[forward_pass.predicted]
+        members = forward_pass.member_probabilities
+        explanation = explain_score(forward_pass, ct, explain, steps, surface_mm)
+        why_not = reasons(
+            predicted,
+            checks,
+            predicted_outside(forward_pass, explanation, steps),
+            None if members is None else spread(members, predicted),
+            has_spleen=spleen is not None,
+            spleen_is_input="spleen" in card.channels,
+        )
+        steps.begin(0.95, "Measuring signs")  # what is left of it
+        signs, voxels_sha256 = measuring.result(), hashing.result()
+        steps.check()
+    provenance = _provenance(model, ct, grid, voxels_sha256)
     provenance["segmentation"] = segmentation and {**segmentation, "organs": segmented}
     provenance["seconds"] = steps.end()
     return StagingResult(
@@ -196,11 +200,30 @@ def software() -> dict[str, str]:
     }
 
 
-def _provenance(model: StagingModel, ct: sitk.Image, grid: WorkingGrid) -> dict[str, Any]:
-    card = model.card
+@contextmanager
+def _one_thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread for what takes one core beside the other steps. It has ended after the context; if
+    that fails, what the thread has not begun is left out.
+    """
+    executor = ThreadPoolExecutor(1)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _voxels_sha256(ct: sitk.Image) -> str:
+    """Hash of a CT's voxels and geometry."""
     voxels = hashlib.sha256(sitk.GetArrayViewFromImage(ct))
     geometry = (ct.GetSize(), ct.GetSpacing(), ct.GetOrigin(), ct.GetDirection())
     voxels.update(repr(geometry).encode())
+    return voxels.hexdigest()
+
+
+def _provenance(
+    model: StagingModel, ct: sitk.Image, grid: WorkingGrid, voxels_sha256: str
+) -> dict[str, Any]:
+    card = model.card
     return {
         "model": {
             "name": card.name,
@@ -214,7 +237,7 @@ def _provenance(model: StagingModel, ct: sitk.Image, grid: WorkingGrid) -> dict[
             "device": model.device,
         },
         "input": {
-            "sha256": voxels.hexdigest(),
+            "sha256": voxels_sha256,
             "size": list(ct.GetSize()),
             "spacing_mm": list(ct.GetSpacing()),
         },

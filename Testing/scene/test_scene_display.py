@@ -10,6 +10,7 @@ import slicer_host
 from small_scene import add_segmentation, add_volume, in_scene, make_abdomen
 
 from LiverFibrosisStagingLib import StagingError, stage
+from LiverFibrosisStagingLib.location_map import LocationMap, on_ct
 from LiverFibrosisStagingLib.report.colors import BANDS
 from LiverFibrosisStagingLib.scene.scene_display import (
     Display,
@@ -114,13 +115,12 @@ def test_only_the_nodes_names_contain_the_cts_name(abdomen, model, tmp_path, sce
 
 
 def test_the_scene_shares_the_workers_arrays(result, volume):
-    """What was prepared in a thread is not copied on the main thread, and what is large is small.
-
-    Only the label volume has the CT's grid.
+    """What was prepared in a thread is not copied on the main thread, and no part is as large as
+    the CT.
     """
     ready = scene_result(result, smooth=True)
     bands = show_result(ready, volume)
-    shared = [(bands, ready.labels), (find_part(volume, "smooth"), ready.relative.values)]
+    shared = [(bands, ready.labels.values), (find_part(volume, "smooth"), ready.relative.values)]
     for node, prepared in shared:
         assert np.shares_memory(slicer.util.arrayFromVolume(node), prepared)
     node = find_part(volume, "organs")
@@ -128,8 +128,9 @@ def test_the_scene_shares_the_workers_arrays(result, volume):
     assert images[0] is images[1]
     pointer = images[0].GetPointData().GetScalars().GetVoidPointer(0)
     assert int(pointer.split("_")[1], 16) == ready.organs.box.values.ctypes.data
-    assert ready.organs.box.values.size < ready.labels.size / 3
-    assert ready.relative.values.size < ready.labels.size
+    voxels = result.ct.GetNumberOfPixels()
+    assert ready.organs.box.values.size < voxels / 3
+    assert ready.relative.values.size == ready.labels.values.size < voxels
 
 
 def test_the_main_thread_reads_no_voxels(result, volume, monkeypatch):
@@ -146,7 +147,9 @@ def test_the_main_thread_reads_no_voxels(result, volume, monkeypatch):
 
 
 def test_an_empty_map_is_shown(result, volume):
-    nothing = replace(result, location_map=result.location_map * 0, label_map=result.label_map * 0)
+    grid = result.forward_pass.grid
+    empty = on_ct(LocationMap(result.map_on_ct.location.relative * 0, 0.0), grid, result.ct)
+    nothing = replace(result, map_on_ct=empty)
     label = show_result(nothing, volume, Display(smooth=True))
     assert not slicer.util.arrayFromVolume(label).any()
     assert stored_summary(volume)["strongest_ijk"] is None

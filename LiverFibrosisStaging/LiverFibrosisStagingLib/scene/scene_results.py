@@ -66,9 +66,9 @@ class SceneResult:
     the CT, or None where the map is empty; `reference`, that of the model (`Card.reference`); and
     `sign_rows` and `percentiles`, the signs for panel, table and chart (`sign_rows.sign_rows`).
     ct_size: voxels of the CT (i, j, k). labels: uint8, the bands, and relative: float32, the
-    location map, or None without the smooth map; both in the box of the CT that contains the map
-    and, around it, at least one voxel without. organs: liver and spleen as a network segmented
-    them, or None where they have another origin or were edited since.
+    location map, or None without the smooth map; both in the box of the CT that contains the map,
+    with an empty voxel around it where the CT goes on. organs: liver and spleen as a network
+    segmented them, or None where they have another origin or were edited since.
     """
 
     summary: dict[str, Any]
@@ -109,11 +109,11 @@ def show_result(
     """Add a result to the scene and show its map over the CT; returns the label map volume node.
 
     The volumes are on the part of the CT's grid that contains the map, under the CT's parent
-    transform, with the scene's one colour table and a legend. A second result for
-    the same CT replaces the first in the same nodes. Liver and spleen that a network segmented
-    become a segmentation; an existing one may have been edited and is never overwritten. A CT with
-    Slicer's automatic window gets the abdomen window. Raises StagingError if the CT is not in the
-    scene or the result does not fit it; after any failure, no new node remains.
+    transform, with the scene's one colour table and a legend. A second result for the same CT
+    replaces the first in the same nodes. Liver and spleen that a network segmented become a
+    segmentation; an existing one may have been edited and is never overwritten. A CT with Slicer's
+    automatic window gets the abdomen window. Raises StagingError if the CT is not in the scene or
+    the result does not fit it; after any failure, no new node remains.
     """
     import slicer
 
