@@ -66,10 +66,8 @@ def enlarge(raw: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class MapOnCt:
-    """A location map in the voxels of a CT, of which a long scan has too many to keep their values.
-
-    They are computed whenever they are needed, in a box of the CT that contains the map, a few
-    slices at a time.
+    """A location map in the voxels of a CT, computed whenever it is needed: a long scan has too
+    many to keep. Only a box of the CT, which contains the map, is computed, a few slices at a time.
 
     location, body: on the working grid. ct: the CT. first, size: of the box (i, j, k). maximum:
     over the CT's voxels. strongest: index (i, j, k) in the CT of the first voxel with the maximum;
@@ -152,13 +150,15 @@ class MapOnCt:
     def _with_maximum(self) -> "MapOnCt":
         """The same with `maximum` and `strongest`.
 
-        A value between voxels of the working grid is not above theirs. So the highest one is near a
-        voxel of the working grid that is not below the values near the highest voxel of it.
+        A value is not above those of the voxels of the working grid around it. So the highest value
+        in the slabs at the working grid's maximum is a limit: the maximum is it, or lies beside a
+        voxel of the working grid that reaches it. A few slabs are enough to find it.
         """
         weights = sitk.GetArrayViewFromImage(self.location.relative)
-        limit, found = float(weights.max()), {}
+        limit = float(weights.max())
+        found: dict[int, tuple[float, tuple[np.intp, ...]]] = {}  # by slab: maximum and its index
         for _ in range(2):
-            where = (weights > 0) & (weights >= limit * (1 - 1e-5))  # of rounding
+            where = (weights > 0) & (weights >= limit * (1 - 1e-5))  # interpolation rounds
             if not where.any():
                 return self
             (_, _, z), (_, _, slices) = box_on_ct(where, self.location.relative, self.ct)
