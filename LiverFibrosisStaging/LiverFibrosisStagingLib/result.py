@@ -21,7 +21,7 @@ from .files import write_folder
 from .imaging.grid import bounding_box, paste
 from .imaging.input_checks import Check
 from .imaging.nrrd_file import NrrdWriter
-from .imaging.organs import LIVER_LABEL, SPLEEN_LABEL, write_labels
+from .imaging.organs import LIVER_LABEL, SPLEEN_LABEL, segment_metadata
 from .imaging.reading import source_files
 from .location_map import MapOnCt
 from .report.summary import answer, told_apart
@@ -288,7 +288,7 @@ class StagingResult:
 
         def write(partial: Path) -> None:
             bands = _write_maps(self.map_on_ct, partial)
-            write_labels(self.organs, partial / FILES[2])
+            self._write_organs(partial / FILES[2])
             write_png(self._overview(bands), partial / FILES[3])
             if report:
                 self._write_report(partial, bands)
@@ -301,6 +301,13 @@ class StagingResult:
 
         in_dicom = tuple(f"{DICOM_FOLDER}/{name}" for name in DICOM_FILES)
         return write_folder(folder, (*in_dicom, *REPORT_FILES, *FILES), write)
+
+    def _write_organs(self, path: Path) -> None:
+        labels, (slices, rows, columns) = self.organs_in_box()
+        metadata = segment_metadata(self.ct.GetSize(), labels)
+        with NrrdWriter(path, self.ct, np.uint8, metadata) as file:
+            for number, plane in enumerate(labels, start=slices.start):
+                file.write(number, plane, rows.start, columns.start)
 
     def write_dicom(self, folder: Path, files: Sequence[str | Path]) -> None:
         """Write the result as DICOM into an existing folder (`writing.write_dicom`)."""

@@ -67,7 +67,7 @@ STEPS = (
     "staging._voxels_sha256",
     "staging.stage",
     "result._write_maps",
-    "imaging.organs.write_labels",
+    "result.StagingResult._write_organs",
     "report.overview.render_overview",
     "result.StagingResult.save",
 )

@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from LiverFibrosisStagingLib.imaging.nrrd_file import NrrdWriter
+from LiverFibrosisStagingLib.imaging.organs import segment_metadata, write_labels
 
 ROW, COLUMN = 3, 5
 
@@ -84,3 +85,25 @@ def test_a_failure_in_between_is_passed_on(tmp_path):
         file.write(0, values[0], 0, 0)
         raise OSError(28, "No space left on device")
     assert file._file.closed
+
+
+def test_segments_are_described_as_by_itk(tmp_path):
+    """The same header as `write_labels`, from the labels in their box."""
+    labels = np.zeros((6, 30, 40), np.uint8)
+    labels[2:4, 10:20, 8:30] = 1
+    labels[3, 22:25, 30:33] = 2
+    grid = grid_of(labels.shape)
+    image = sitk.GetImageFromArray(labels)
+    image.CopyInformation(grid)
+    write_labels(image, tmp_path / "itk.seg.nrrd")
+    metadata = segment_metadata(grid.GetSize(), labels[2:4, 10:25])
+    with NrrdWriter(tmp_path / "ours.seg.nrrd", grid, np.uint8, metadata) as file:
+        for number in (2, 3):
+            file.write(number, labels[number, 10:25], 10, 0)
+    headers = [
+        (tmp_path / name).read_bytes().split(b"\n\n", 1)[0]
+        for name in ("itk.seg.nrrd", "ours.seg.nrrd")
+    ]
+    assert headers[0] == headers[1] and b"Segment1_ID:=spleen" in headers[0]
+    read = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "ours.seg.nrrd")))
+    np.testing.assert_array_equal(read, labels)

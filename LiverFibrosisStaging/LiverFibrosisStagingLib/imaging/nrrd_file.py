@@ -1,4 +1,4 @@
-"""Writing of location maps as NRRD files, slice by slice, on the grid of a CT of any length.
+"""Writing of location maps and masks as NRRD files, slice by slice, on a grid of any length.
 
 Most voxels are 0, and a run of zeros is compressed once for all files. The gzip stream is put
 together from parts that are deflated by themselves (RFC 1951); it is one member (RFC 1952), since
@@ -7,7 +7,7 @@ not all readers of NRRD accept several.
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -26,17 +26,24 @@ _ZEROS = (1 << 20, 1 << 16, 1 << 12)  # bytes of the longer runs of zeros, the l
 class NrrdWriter:
     """A file of float32 or uint8 voxels on a grid; a context manager.
 
-    Slices are written in order; those left out are 0. Raises OSError, such as for a full disk.
+    metadata: fields of the header. Slices are written in order; those left out are 0. Raises
+    OSError, such as for a full disk.
     """
 
-    def __init__(self, path: Path, grid: sitk.Image, dtype: type[np.generic]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        grid: sitk.Image,
+        dtype: type[np.generic],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         columns, rows, self._slices = grid.GetSize()
         self._plane = np.zeros((rows, columns), np.dtype(dtype).newbyteorder("<"))
         self._next = 0  # slice
         self._zeros = 0  # bytes before it that are not written yet
         self._crc = 0
         self._file = path.open("wb")
-        self._file.write(_header(grid, self._plane.dtype).encode() + _GZIP_START)
+        self._file.write(_header(grid, self._plane.dtype, metadata or {}).encode() + _GZIP_START)
 
     def __enter__(self) -> "NrrdWriter":
         return self
@@ -137,7 +144,7 @@ def _deflated(data: bytes | np.ndarray, level: int, strategy: int) -> bytes:
     return made.compress(data) + made.flush(zlib.Z_FULL_FLUSH)
 
 
-def _header(grid: sitk.Image, dtype: np.dtype) -> str:
+def _header(grid: sitk.Image, dtype: np.dtype, metadata: Mapping[str, str]) -> str:
     """The same text as ITK's."""
     spacing, axes = np.array(grid.GetSpacing()), np.array(grid.GetDirection()).reshape(3, 3)
     steps = " ".join(_vector(step * axis) for step, axis in zip(spacing, axes.T))
@@ -154,6 +161,7 @@ def _header(grid: sitk.Image, dtype: np.dtype) -> str:
         *(["endian: little"] if dtype.itemsize > 1 else []),
         "encoding: gzip",
         f"space origin: {_vector(grid.GetOrigin())}",
+        *(f"{key}:={metadata[key]}" for key in sorted(metadata)),
     ]
     return "\n".join(lines) + "\n\n"
 
