@@ -40,7 +40,9 @@ def scan():
 @pytest.fixture(scope="module")
 def bodies(coarse, scan, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bodies")
-    np.savez_compressed(folder / "phantom.npz", **prepare.prepare(*scan))
+    # As `prepare.main` writes it.
+    content = prepare.prepare(*scan) | {"origin": np.array(["phantom"])}
+    np.savez_compressed(folder / "phantom.npz", **content)
     return load_bodies(folder)
 
 

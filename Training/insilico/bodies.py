@@ -127,7 +127,7 @@ def load_bodies(folder: Path, device: str | torch.device = "cpu") -> list[Body]:
 def load_body(path: Path, device: str | torch.device = "cpu") -> Body:
     """Read a body file and compute the maps that the painter samples."""
     with np.load(path) as stored:
-        content = {key: stored[key] for key in stored.files}
+        content = {key: stored[key] for key in stored.files if key != "origin"}
     return body(Path(path).stem, device=device, **content)
 
 
