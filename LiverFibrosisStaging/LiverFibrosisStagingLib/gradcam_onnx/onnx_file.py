@@ -98,8 +98,8 @@ _FIELDS = {
     }
     for message, fields in _MESSAGES.items()
 }
-_INT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # wire types of the protobuf encoding
-_WIRE = {"int": _INT, "double": _EIGHT_BYTES, "float": _FOUR_BYTES}
+INT, _EIGHT_BYTES, BYTES, _FOUR_BYTES = 0, 1, 2, 5  # wire types of the protobuf encoding
+_WIRE = {"int": INT, "double": _EIGHT_BYTES, "float": _FOUR_BYTES}
 _NUMPY = {"int": np.int64, "double": np.float64, "float": np.float32}
 
 # TensorProto.DataType -> (numpy type of raw_data, field of the typed data).
@@ -337,14 +337,14 @@ def _message(data: memoryview, message: str, depth: int = 0) -> dict[str, Any]:
         raise _Malformed(f"it is nested more than {MAX_DEPTH} deep")
     known = _FIELDS[message]
     found: dict[str, Any] = {name: [] for name, _, many in known.values() if many}
-    for number, wire, value in _fields(data):
+    for number, wire, value in message_fields(data):
         if number not in known:
             continue
         name, kind, many = known[number]
         if many and kind in _WIRE:
             found[name].append(_numbers(kind, wire, value))
             continue
-        if wire != _WIRE.get(kind, _BYTES):
+        if wire != _WIRE.get(kind, BYTES):
             raise _Malformed(f"{name} of a {message} is stored as wire type {wire}")
         decoded = _message(value, kind, depth + 1) if kind in _FIELDS else _single(kind, value)
         if many:
@@ -381,9 +381,9 @@ def _single(kind: str, value: int | memoryview) -> Any:
 def _numbers(kind: str, wire: int, value: int | memoryview) -> np.ndarray:
     """Numbers of a repeated field, packed or one by one."""
     dtype = np.dtype(_NUMPY[kind]).newbyteorder("<")
-    if wire == _INT and kind == "int":
+    if wire == INT and kind == "int":
         return np.array([_signed(value)], dtype)
-    if wire not in (_BYTES, _WIRE[kind]) or wire == _INT:
+    if wire not in (BYTES, _WIRE[kind]) or wire == INT:
         raise _Malformed(f"numbers are stored as wire type {wire}")
     if kind != "int":
         if len(value) % dtype.itemsize:
@@ -396,7 +396,7 @@ def _numbers(kind: str, wire: int, value: int | memoryview) -> np.ndarray:
     return np.array(numbers, dtype)
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
+def message_fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
     """(field number, wire type, integer or bytes) of one message, in order (protobuf encoding)."""
     at, end = 0, len(data)
     while at < end:
@@ -404,10 +404,10 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
         number, wire = key >> 3, key & 7
         if number == 0:
             raise _Malformed("it has a field without a number")
-        if wire == _INT:
+        if wire == INT:
             value, at = _varint(data, at)
-        elif wire in (_EIGHT_BYTES, _BYTES, _FOUR_BYTES):
-            if wire == _BYTES:
+        elif wire in (_EIGHT_BYTES, BYTES, _FOUR_BYTES):
+            if wire == BYTES:
                 length, at = _varint(data, at)
             else:
                 length = 8 if wire == _EIGHT_BYTES else 4

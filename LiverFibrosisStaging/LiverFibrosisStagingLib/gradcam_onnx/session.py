@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import Cancelled, CancelToken, StagingError
 from .onnx_file import OnnxFile, listed
+from .winograd import with_fast_convolutions
 
 # Supported by every onnxruntime that can be installed in Slicer >= 5.10.
 SAFE_OPSET, SAFE_IR = 18, 10
@@ -93,16 +94,19 @@ def open_session(file: OnnxFile, path: Path, threads: int, device: str = CPU) ->
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
+    # Planned in one block, the memory of convolutions by parts would be twice what they need;
+    # DirectML refuses to run with it.
+    options.enable_mem_pattern = False
     # Otherwise bytes that also match onnxruntime's own format would be loaded as such.
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    if device == "directml":  # which refuses to run otherwise
-        options.enable_mem_pattern = False
+    if device == "directml":
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # Without a fallback of onnxruntime's own, which would go on elsewhere unnoticed.
     wanted = {chosen.provider: chosen.options, DEVICES[CPU].provider: {}}
     how = {"providers": [*wanted], "provider_options": [*wanted.values()], "enable_fallback": 0}
+    content = with_fast_convolutions(file) if device == CPU else bytes(file.content)
     try:
-        session = onnxruntime.InferenceSession(bytes(file.content), options, **how)
+        session = onnxruntime.InferenceSession(content, options, **how)
         session.disable_fallback()
     except Exception as error:  # onnxruntime raises a class of its own for every status
         if file.opset > SAFE_OPSET or file.ir_version > SAFE_IR:

@@ -1,0 +1,120 @@
+"""Convolutions computed by parts, against those that onnxruntime computes itself."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import parse_onnx
+from LiverFibrosisStagingLib.gradcam_onnx.winograd import transforms, with_fast_convolutions
+
+SETTINGS = {"kernel_shape": [5, 5, 5], "pads": [2] * 6}
+
+
+def network(outputs, inputs, groups=1, bias=True, opset=17, dtype=np.float32, **settings):
+    """A convolution y, of x, and twice its result, z."""
+    random = np.random.default_rng(outputs)
+    kernel = settings.get("kernel_shape", [5, 5, 5])
+    constants = {"w": random.normal(size=(outputs, inputs // groups, *kernel)).astype(dtype) / 10}
+    if bias:
+        constants["b"] = random.normal(size=outputs).astype(dtype)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    values = {
+        name: helper.make_tensor_value_info(name, kind, ["N", channels, "D", "H", "W"])
+        for name, channels in (("x", inputs), ("y", outputs), ("z", outputs))
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", *constants], ["y"], group=groups, **SETTINGS | settings),
+        helper.make_node("Add", ["y", "y"], ["z"]),
+    ]
+    weights = [numpy_helper.from_array(v, name) for name, v in constants.items()]
+    graph = helper.make_graph(nodes, "g", [values["x"]], [values["y"], values["z"]], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def ran(content, x):
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return session.run(["y", "z"], {"x": x})
+
+
+def fast(model):
+    content = model.SerializeToString()
+    return content, with_fast_convolutions(parse_onnx(content, "model"))
+
+
+def test_transforms_give_the_correlation():
+    given, kernel, made = transforms()
+    d, g = np.random.default_rng(0).normal(size=(2, 8))
+    found = made @ ((kernel @ g[:5]) * (given @ d))
+    np.testing.assert_allclose(found, np.correlate(d, g[:5], "valid"), atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "groups", "shape"),
+    [
+        (16, 32, 1, (8, 6, 7)),  # whole blocks
+        (8, 16, 1, (9, 7, 5)),  # two rows in a block; slices and rows left over
+        (3, 4, 1, (1, 1, 2)),  # an input smaller than the kernel
+        (32, 16, 2, (6, 5, 5)),  # groups that are not blocks
+        (64, 32, 2, (5, 4, 4)),  # groups that are blocks
+        (12, 6, 3, (3, 8, 4)),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_results_are_those_of_the_convolution(outputs, inputs, groups, shape, bias):
+    model = network(outputs, inputs, groups, bias)
+    content, changed = fast(model)
+    onnx.checker.check_model(onnx.load_from_string(changed), full_check=True)
+    assert {node.op for node in parse_onnx(changed, "changed").nodes} >= {"MatMul", "Add"}
+    x = np.random.default_rng(1).normal(size=(2, inputs, *shape)).astype(np.float32)
+    for ours, expected in zip(ran(changed, x), ran(content, x)):
+        assert ours.shape == expected.shape
+        np.testing.assert_allclose(ours, expected, atol=5e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_opsets(opset):
+    content, changed = fast(network(16, 16, opset=opset))
+    assert changed != content
+    x = np.ones((1, 16, 4, 4, 4), np.float32)
+    for ours, expected in zip(ran(changed, x), ran(content, x)):
+        np.testing.assert_allclose(ours, expected, atol=5e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strides": [1, 2, 1]},
+        {"dilations": [2, 1, 1]},
+        {"pads": [2, 2, 2, 2, 2, 1]},
+        {"kernel_shape": [3, 5, 5]},
+        {"kernel_shape": [5, 5], "pads": [2] * 4},
+        {"auto_pad": "SAME_UPPER"},
+        {"dtype": np.float64},
+        {"inputs": 1},
+        {"opset": 12},
+    ],
+    ids=str,
+)
+def test_other_convolutions_stay_as_they_are(settings):
+    content, changed = fast(network(16, settings.pop("inputs", 16), **settings))
+    assert changed == content
+
+
+def test_weights_that_can_be_given_stay_as_they_are():
+    model = network(16, 16)
+    model.graph.input.append(
+        helper.make_tensor_value_info("w", TensorProto.FLOAT, [16, 16, 5, 5, 5])
+    )
+    content, changed = fast(model)
+    assert changed == content
+
+
+def test_only_weights_that_are_read_are_kept():
+    model = network(16, 16)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32([3]), "factor"))
+    model.graph.node.append(helper.make_node("Mul", ["b", "factor"], ["other"]))
+    _, changed = fast(model)
+    names = {name for name in parse_onnx(changed, "changed").weights if "/winograd" not in name}
+    assert names == {"b", "factor"}
