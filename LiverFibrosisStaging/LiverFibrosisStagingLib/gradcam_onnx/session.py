@@ -183,6 +183,8 @@ def _terminable(cancel: CancelToken | None) -> Iterator[Any]:
     import onnxruntime
 
     options = onnxruntime.RunOptions()
+    # Otherwise a session would keep the memory of its largest run.
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     if cancel is None:
         yield options
         return
