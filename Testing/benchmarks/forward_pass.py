@@ -3,12 +3,14 @@
     python Testing/benchmarks/forward_pass.py [--runs 5] [--threads 2] [--only "one thread" ...]
 
 All variants run in turn on the first patch of the sample phantom, which also calibrates the
-quantised variants (the best case for their accuracy). For each variant, the shortest time of all
-turns is printed (other work of the machine can only increase a time), its ratio to the shipped
-network, the largest difference of the logits, and the share of the machine's float32 matrix product
-rate (the better of numpy and ONNX Runtime, 2048 x 2048) that the convolutions would reach if they
-took all of the time; then the variants that cannot be loaded, with the reasons. "as shipped, again"
-repeats the first variant: the deviation of its ratio from 1 is noise. Needs `onnx`.
+quantised variants (the best case for their accuracy). "As shipped" is the file as onnxruntime
+computes it, without the library's convolutions by parts (convolutions.py). For each variant, the
+shortest time of all turns is printed (other work of the machine can only increase a time), its
+ratio to the shipped network, the largest difference of the logits, and the share of the machine's
+float32 matrix product rate (the better of numpy and ONNX Runtime, 2048 x 2048) that the
+convolutions would reach if they took all of the time; then the variants that cannot be loaded, with
+the reasons. "as shipped, again" repeats the first variant: the deviation of its ratio from 1 is
+noise. Needs `onnx`.
 """
 
 import argparse

@@ -118,3 +118,41 @@ def test_only_weights_that_are_read_are_kept():
     _, changed = fast(model)
     names = {name for name in parse_onnx(changed, "changed").weights if "/winograd" not in name}
     assert names == {"b", "factor"}
+
+
+def _without_weight(node):
+    del node.input[1:]
+
+
+def _bias_as_weight(node):
+    node.input[1] = ""
+
+
+def _further_input(node):
+    node.input.append("b")
+
+
+def _groups_that_do_not_divide(node):
+    next(a for a in node.attribute if a.name == "group").i = 7
+
+
+def _pads_of_another_type(node):
+    pads = next(a for a in node.attribute if a.name == "pads")
+    pads.CopyFrom(helper.make_attribute("pads", numpy_helper.from_array(np.arange(6))))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _without_weight,
+        _bias_as_weight,
+        _further_input,
+        _groups_that_do_not_divide,
+        _pads_of_another_type,
+    ],
+)
+def test_damaged_convolutions_are_left_to_onnxruntime(damage):
+    model = network(16, 16)
+    damage(model.graph.node[0])
+    content, changed = fast(model)
+    assert changed == content

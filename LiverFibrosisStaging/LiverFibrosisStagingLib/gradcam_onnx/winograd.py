@@ -25,6 +25,14 @@ ONE = POINTS.index(1)  # what is added at this point is added to each slice of t
 BLOCK = 16  # channels of a block with AVX-512
 MIN_OPSET = 13  # older ones are not tested
 _GRAPH = 7  # field number of onnx.proto
+_DEFAULTS = {
+    "auto_pad": "NOTSET",
+    "dilations": [1] * 3,
+    "kernel_shape": [KERNEL] * 3,
+    "pads": [0] * 6,
+    "strides": [1] * 3,
+}
+_SETTINGS = _DEFAULTS | {"pads": [KERNEL // 2] * 6}  # of a convolution that is replaced
 
 
 def with_fast_convolutions(file: OnnxFile) -> bytes:
@@ -59,19 +67,26 @@ def _changed(graph: memoryview, replaced: dict[int, bytes], unread: set[int]) ->
 
 
 def _fits(node: Node, file: OnnxFile) -> bool:
-    """Whether a node is a convolution that can be replaced: 5 x 5 x 5, padded, with constants."""
-    if node.op != "Conv" or any(name in file.inputs for name in node.inputs[1:]):
+    """Whether a node is a convolution that can be replaced; a wrong one is left to onnxruntime."""
+    if (node.op, len(node.outputs)) != ("Conv", 1) or len(node.inputs) not in (2, 3):
         return False
-    constants = [file.weights.get(name) for name in node.inputs[1:] if name]
-    if any(values is None or values.dtype != np.float32 for values in constants):
+    constants = [name for name in node.inputs[1:] if name]
+    if not node.inputs[1] or any(name in file.inputs for name in constants):
         return False
-    get, (_, per_group, *kernel) = node.attributes.get, constants[0].shape
+    weight, *bias = [file.weights.get(name) for name in constants]
+    if any(values is None or values.dtype != np.float32 for values in (weight, *bias)):
+        return False
+    groups = node.attributes.get("group", 1)
+    found = {**_DEFAULTS, **node.attributes}
     return (
-        kernel == [KERNEL] * 3
-        and get("pads") == [KERNEL // 2] * 6
-        and set(get("strides", [1])) == set(get("dilations", [1])) == {1}
-        and get("auto_pad", "NOTSET") == "NOTSET"
-        and per_group > 1
+        all(type(found[name]) is type(value) for name, value in _SETTINGS.items())
+        and all(found[name] == value for name, value in _SETTINGS.items())
+        and weight.shape[2:] == (KERNEL,) * 3
+        and all(values.shape == weight.shape[:1] for values in bias)
+        and isinstance(groups, int)
+        and groups > 0
+        and len(weight) > 0 == len(weight) % groups
+        and weight.shape[1] > 1
     )
 
 
