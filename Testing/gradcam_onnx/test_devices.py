@@ -29,11 +29,11 @@ def seem_installed(monkeypatch):
 
 @pytest.fixture()
 def opened(monkeypatch):
-    """Records the options and providers of the sessions that are opened."""
+    """Records the content, options and providers of the sessions that are opened."""
     seen, session = [], onnxruntime.InferenceSession
 
     def record(content, options, **how):
-        seen.append((options, how))
+        seen.append((content, options, how))
         return session(content, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", record)
@@ -73,7 +73,7 @@ def test_a_device_that_does_not_start_is_refused(name, single_path, seem_install
 @pytest.mark.skipif({*AUTO_ORDER} & {*INSTALLED} != set(), reason="a GPU may be here")
 def test_auto_goes_on_without_a_device_that_does_not_start(single_path, seem_installed, opened):
     assert StagingModel.load(single_path, device="auto").device == CPU
-    first = [how["providers"][0] for _, how in opened]
+    first = [how["providers"][0] for *_, how in opened]
     assert first == [DEVICES[name].provider for name in (*AUTO_ORDER, CPU)]
 
 
@@ -83,12 +83,14 @@ def test_the_processor_computes_what_a_device_lacks(name, single, seem_installed
         open_session(single.file, single.path, 2, name)
     except StagingError:
         assert name != CPU  # the recorder opens all of them on the processor
-    ((options, how),) = opened
+    ((content, options, how),) = opened
+    # Convolutions by parts are faster on the processor only.
+    assert (content == single.file.content) == (name != CPU)
     providers = [DEVICES[name].provider, "CPUExecutionProvider"]
     assert how["providers"] == providers[: 1 if name == CPU else 2]
     assert len(how["provider_options"]) == len(how["providers"])
     assert options.intra_op_num_threads == 2
-    assert options.enable_mem_pattern == (name != "directml")
+    assert not options.enable_mem_pattern
     assert options.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
 
 

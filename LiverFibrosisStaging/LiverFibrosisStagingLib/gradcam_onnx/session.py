@@ -94,7 +94,7 @@ def open_session(file: OnnxFile, path: Path, threads: int, device: str = CPU) ->
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
-    # Planned in one block, the memory of convolutions by parts would be twice what they need;
+    # Planned in one block, the memory of convolutions by parts would be twice what they need; and
     # DirectML refuses to run with it.
     options.enable_mem_pattern = False
     # Otherwise bytes that also match onnxruntime's own format would be loaded as such.

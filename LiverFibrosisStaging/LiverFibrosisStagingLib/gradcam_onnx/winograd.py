@@ -43,8 +43,10 @@ def with_fast_convolutions(file: OnnxFile) -> bytes:
     replaced = {n: _replacement(c, file) for n, c in enumerate(file.nodes) if _fits(c, file)}
     if not replaced or file.opset < MIN_OPSET:
         return bytes(file.content)
-    read = {name for n, node in enumerate(file.nodes) if n not in replaced for name in node.inputs}
-    unread = {n for n, name in enumerate(file.weights) if name not in read}
+    read, own = set(file.outputs), set()
+    for n, node in enumerate(file.nodes):
+        (own if n in replaced else read).update(node.inputs)
+    unread = {n for n, name in enumerate(file.weights) if name in own - read}
     model = []
     for number, wire, value in message_fields(memoryview(file.content)):
         if number == _GRAPH:
