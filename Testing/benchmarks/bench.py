@@ -116,7 +116,7 @@ def compared(
         variables = environment(threads, ROOT)
         subprocess.run(command, env=variables, check=True, stdout=subprocess.DEVNULL)
         sides = {side: ("library", root) for side, root in checkouts.items()}
-        sides["monai"] = ("monai", ROOT)
+        sides |= {side: (side, ROOT) for side in ("plain", "tuned")}
         for job, model in MODELS.items():
             _say(f"Beside PyTorch + MONAI: {job}")
             masks = ["--liver", mask] if job == "phantoms" else []
@@ -127,7 +127,7 @@ def compared(
                     command = [*script, "--model", model, *masks]
                     done[side].append(measured_process(command, environment(threads, root)))
             found[job] = {side: _medians(results) for side, results in done.items()}
-            ours, theirs = (done[side][0]["probabilities"] for side in ("now", "monai"))
+            ours, theirs = (done[side][0]["probabilities"] for side in ("now", "tuned"))
             found[job]["difference"] = max(abs(a - b) for a, b in zip(ours, theirs))
     return found
 

@@ -1,10 +1,12 @@
 """One Stage with a location map of F4 as a PyTorch and MONAI script would compute it.
 
 The networks are the files of the library, run node by node in PyTorch (`torch_twin`); reading,
-resampling and Grad-CAM are MONAI's. `bench.py` compares it with the library. Written as a user who
-knows both would: one forward pass a patch, no gradient before the explained layer and none of the
-weights, tensors freed after their last use, the V-Net on the body's box at once. It does not check
-its input, refine the outlined organs or measure anything.
+resampling and Grad-CAM are MONAI's. `bench.py` compares it with the library. Plain: as MONAI's
+documentation shows Grad-CAM, a forward pass for the probabilities and `GradCAM` on the network as
+it is. Tuned: one forward pass a patch, no gradient before the explained layer and none of the
+weights. In both, tensors are freed after their last use where no gradient needs them, and the V-Net
+runs on the body's box at once. Neither checks its input, refines the outlined organs or measures
+anything.
 """
 
 from dataclasses import dataclass
@@ -35,10 +37,13 @@ class MonaiResult:
     labels: torch.Tensor
 
 
-def stage_with_monai(ct: str, liver: str | None, model: Path) -> MonaiResult:
+def stage_with_monai(ct: str, liver: str | None, model: Path, plain: bool = False) -> MonaiResult:
     """Stage a CT; liver: a label image with 1 liver and 2 spleen, by default the V-Net's."""
     card = read_card(model)
-    network = TorchTwin(model, explained=card.target_layer).eval().requires_grad_(False)
+    if plain:
+        network = TorchTwin(model).eval()
+    else:
+        network = TorchTwin(model, explained=card.target_layer).eval().requires_grad_(False)
     read = mt.Compose([mt.LoadImage(), mt.EnsureChannelFirst()])
     original = read(ct)
     to_lps = mt.Orientation(axcodes="LPS")
@@ -53,6 +58,9 @@ def stage_with_monai(ct: str, liver: str | None, model: Path) -> MonaiResult:
     slices = card.patch_size[0]
     for start in patch_starts(volume.shape[-1], slices, card.patch_overlap):
         patch = volume.as_tensor()[..., start : start + slices].permute(0, 3, 2, 1)[None]
+        if plain:
+            with torch.no_grad():
+                network(patch)
         found = torch.as_tensor(cam(patch, class_idx=EXPLAINED)).detach()
         maps[..., start : start + slices] += found[0].permute(0, 3, 2, 1)
         count[start : start + slices] += 1
@@ -61,6 +69,7 @@ def stage_with_monai(ct: str, liver: str | None, model: Path) -> MonaiResult:
     location = MetaTensor(maps, affine=volume.affine)
     relative = mt.ResampleToMatch(mode="bilinear", padding_mode="zeros")(location, original)
     labels = torch.ceil(relative.as_tensor() / relative.max() * BAND_COUNT).to(torch.uint8)
+    # Of the plain job, each patch's logits are there twice.
     scores = torch.cat(logits).mean(0) / card.temperature
     return MonaiResult(scores.double().softmax(0).tolist(), relative, labels)
 

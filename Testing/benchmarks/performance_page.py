@@ -25,6 +25,7 @@ VOXELS = {
     "location_map.on_ct",
 }
 
+RIVALS = ("plain", "tuned")
 JOBS = {
     "shipped": "shipped network, organs outlined automatically",
     "phantoms": "five networks of convolutions (`LFS_phantoms.onnx`), masks given",
@@ -56,10 +57,11 @@ ratios between runs.
 MONAI = """
 Both sides read the same file, use the same networks, spacing, smoothing, patches and threads, and
 compute the map of F4 and its ten bands on the CT's grid. In PyTorch, the model files run node by
-node; MONAI reads (with nibabel), resamples and computes Grad-CAM: one forward pass for each patch,
-no gradient before the explained layer or of the weights, tensors freed after their last use, the
-V-Net on the box of the body at once. Only the library checks its input, averages voxels before it
-resamples to a coarser grid, refines the outlined organs, measures signs, phase and regions, and
+node; MONAI reads (with nibabel), resamples and computes Grad-CAM. *Plain*: as its documentation
+shows, a forward pass for the probabilities, then `GradCAM` on the network as it is. *Tuned*: one
+forward pass for each patch, no gradient before the explained layer or of the weights. In both, the
+V-Net runs on the box of the body at once. Only the library checks its input, averages voxels before
+it resamples to a coarser grid, refines the outlined organs, measures signs, phase and regions, and
 hashes the voxels.
 """
 
@@ -208,15 +210,16 @@ def _monai(run: dict[str, Any]) -> str:
         for key, unit in (("job", "s"), ("process", "s"), ("peak", "MiB")):
             cells = [what if key == "job" else "", f"{key}, {unit}"]
             cells += [
-                _number(found[side][key]) for side in ("monai", "before", "now") if side in found
+                _number(found[side][key]) for side in (*RIVALS, "before", "now") if side in found
             ]
-            cells += [f"{found['monai'][key] / found['now'][key]:.2f}"]
+            cells += [f"{found[side][key] / found['now'][key]:.2f}" for side in RIVALS]
             rows.append(cells)
     before = ["library before"] if run["before"] else []
-    sides = ["PyTorch + MONAI", *before, "library"]
+    sides = [*(f"MONAI, {side}" for side in RIVALS), *before, "library"]
+    ratios = [f"{side} / library" for side in RIVALS]
     differences = ", ".join(f"{run['monai'][job]['difference']:.1e}" for job in JOBS)
     return (
-        _table(["job", "", *sides, "MONAI / library"], rows)
+        _table(["job", "", *sides, *ratios], rows)
         + f"\n\nLargest difference of a stage's probability between both sides: {differences}."
     )
 
@@ -261,11 +264,11 @@ def _slices(run: dict[str, Any]) -> str:
 
 def _history(history: list[dict[str, Any]]) -> str:
     heading = ["date", "commit", "machine", "CT, threads", "Stage, s (CPU s)", "peak, MiB"]
-    heading += ["MONAI / library: job, peak", "longest scan: slices, s, MiB"]
+    heading += ["MONAI, tuned / library: job, peak", "longest scan: slices, s, MiB"]
     rows = []
     for run in history:
         now, shipped = run["now"], run["monai"]["shipped"]
-        ratios = [shipped["monai"][key] / shipped["now"][key] for key in ("job", "peak")]
+        ratios = [shipped["tuned"][key] / shipped["now"][key] for key in ("job", "peak")]
         slices, wall, _, peak = run["slices"]["now"][-1]
         size = " x ".join(str(n) for n in now["size"])
         rows.append(

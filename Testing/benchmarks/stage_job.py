@@ -1,6 +1,6 @@
 """One job of the comparison in `bench.py`: staging with a location map of F4, without saving.
 
-    python Testing/benchmarks/stage_job.py library|monai CT --model LFS.onnx [--liver MASK]
+    python Testing/benchmarks/stage_job.py library|plain|tuned CT --model LFS.onnx [--liver MASK]
 
 Prints JSON: seconds of the job without imports, peak memory of the process in MiB, probabilities.
 Without --liver, the organs are outlined by the shipped V-Net.
@@ -23,10 +23,10 @@ def prepared(side: str, ct: str, liver: str | None, model: str) -> Callable[[], 
     from LiverFibrosisStagingLib.resources import default_model_path
 
     path = default_model_path(model)
-    if side == "monai":
+    if side != "library":
         from monai_job import stage_with_monai
 
-        return lambda: stage_with_monai(ct, liver, path).probabilities
+        return lambda: stage_with_monai(ct, liver, path, side == "plain").probabilities
     from LiverFibrosisStagingLib import stage
 
     return lambda: stage(ct, liver, model=path, explain="F4", any_phase=True).probabilities.tolist()
@@ -34,7 +34,7 @@ def prepared(side: str, ct: str, liver: str | None, model: str) -> Callable[[], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("side", choices=["library", "monai"])
+    parser.add_argument("side", choices=["library", "plain", "tuned"])
     parser.add_argument("ct")
     parser.add_argument("--model", required=True)
     parser.add_argument("--liver")

@@ -58,7 +58,8 @@ def side(seconds: float, peak: float, commit: str) -> dict:
 def run():
     jobs = {
         "now": {"job": 1.0, "process": 2.0, "peak": 300.0},
-        "monai": {"job": 8.0, "process": 12.0, "peak": 1200.0},
+        "plain": {"job": 16.0, "process": 20.0, "peak": 1500.0},
+        "tuned": {"job": 8.0, "process": 12.0, "peak": 1200.0},
         "before": {"job": 4.0, "process": 5.0, "peak": 600.0},
         "difference": 0.01,
     }
@@ -108,7 +109,7 @@ def test_page_of_a_run_beside_an_older_version(run):
     assert "| Stage, s | 16 | 2 | 8.00 |" in lines
     assert "| peak, MiB | 2000 | 500 | 4.00 |" in lines
     assert "| V-Net, share of Stage, % | 50 | 50 | 1.00 |" in lines
-    assert "|  | peak, MiB | 1200 | 600 | 300 | 4.00 |" in lines
+    assert "|  | peak, MiB | 1500 | 1200 | 600 | 300 | 5.00 | 4.00 |" in lines
     assert f"| `{V_NET}` | 1.000 | 1.500 | 1.5 | 4 | 60 | 75 % of matrix product | 8.000 |" in lines
     assert "| 200 | 6 | 8 | 1300 | 2.5 | 4 | 600 |" in lines
     assert "| line: 100 slices more | 2 | 2 | 400 | 0.5 | 1 | 100 |" in lines
