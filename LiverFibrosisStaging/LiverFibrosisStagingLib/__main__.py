@@ -70,7 +70,7 @@ def _stage(options: argparse.Namespace, cancel: threading.Event) -> int:
     with ProgressLine(options.quiet) as progress:
         result = _staged(options, progress, cancel)
         files = result.source_files if options.dicom else None
-        folder = result.save(options.output, options.report, files)
+        folder = result.save(options.output, options.report, files, cancel)
     print(one_line(result))
     for name, probability in zip(STAGES, result.probabilities):
         print(f"  {name}  {probability:6.1%}  {'#' * round(40 * probability)}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import SimpleITK as sitk
 
+from .errors import CancelToken, check_cancel
 from .imaging.grid import WorkingGrid, box_on_ct
 from .imaging.resampling import linear, nearest, planes
 from .report.colors import BAND_COUNT
@@ -98,9 +99,12 @@ class MapOnCt:
                 band[:] = np.minimum(np.ceil(value * (BAND_COUNT / self.maximum)), BAND_COUNT)
         return labels
 
-    def relative_in_box(self) -> np.ndarray:
-        """Attention relative to its mean over the body, float32 [slice, row, column]."""
-        return self._in_box(np.float32, lambda values: values)
+    def relative_in_box(self, cancel: CancelToken | None = None) -> np.ndarray:
+        """Attention relative to its mean over the body, float32 [slice, row, column].
+
+        Raises Cancelled.
+        """
+        return self._in_box(np.float32, lambda values: values, cancel)
 
     def bands_in_box(self) -> np.ndarray:
         """The `bands`, uint8 [slice, row, column]."""
@@ -123,10 +127,14 @@ class MapOnCt:
         return image
 
     def _in_box(
-        self, dtype: type[np.generic], values_of: Callable[[np.ndarray], np.ndarray]
+        self,
+        dtype: type[np.generic],
+        values_of: Callable[[np.ndarray], np.ndarray],
+        cancel: CancelToken | None = None,
     ) -> np.ndarray:
         made = np.empty(self.size[::-1], dtype)
         for at, values in self.slabs():
+            check_cancel(cancel)
             made[at - self.first[2] :][: len(values)] = values_of(values)
         return made
 

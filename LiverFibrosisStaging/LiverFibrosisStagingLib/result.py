@@ -15,7 +15,7 @@ from .analysis import Pattern, surface_to_core
 from .dicom_output.writing import FILES as DICOM_FILES
 from .dicom_output.writing import write_dicom
 from .ensemble import spread
-from .errors import CancelToken
+from .errors import CancelToken, check_cancel
 from .explaining import ForwardPass, Progress, Steps, explain_score
 from .files import write_folder
 from .imaging.grid import bounding_box, paste
@@ -192,7 +192,7 @@ class StagingResult:
         """Overview picture of the result, uint8 RGB [1000, 1600, 3]."""
         return self._overview(self.map_on_ct.bands_in_box())
 
-    def _overview(self, bands: np.ndarray) -> np.ndarray:
+    def _overview(self, bands: np.ndarray, cancel: CancelToken | None = None) -> np.ndarray:
         """`overview`, from `MapOnCt.bands_in_box`."""
         from .report.overview import render_overview
 
@@ -214,6 +214,7 @@ class StagingResult:
             model_name=self.provenance["model"]["name"],
             model_training=self.provenance["model"]["trained_on"],
             ensemble=self.spread,
+            cancel=cancel,
         )
 
     def summary(self) -> dict[str, Any]:
@@ -272,41 +273,46 @@ class StagingResult:
         folder: str | Path,
         report: bool = False,
         dicom: Sequence[str | Path] | None = None,
+        cancel: CancelToken | None = None,
     ) -> Path:
         """Write the result's files into `folder`, created if missing; returns the folder.
 
         staging.json, location_map.nrrd, location_map_label.nrrd, organs.seg.nrrd (the liver and
         spleen used), overview.png and, if asked for, the report (`save_report`): all of them or,
-        after a failure, none, with an earlier result kept (`files.write_folder`). dicom: the files
-        of the CT's DICOM slices, such as `source_files`, to write the result as DICOM too, into the
-        subfolder dicom (`dicom_output.writing`). An earlier report, or DICOM, that is not written
-        again is removed. Raises StagingError if the folder cannot be written, and as `write_dicom`
-        does.
+        after a failure or a cancel, none, with an earlier result kept (`files.write_folder`).
+        dicom: the files of the CT's DICOM slices, such as `source_files`, to write the result as
+        DICOM too, into the subfolder dicom (`dicom_output.writing`). An earlier report, or DICOM,
+        that is not written again is removed. cancel: asked several times a second, but not while
+        DICOM is written. Raises StagingError if the folder cannot be written, and as `write_dicom`
+        does; and Cancelled.
         """
         from .report.documents import REPORT_FILES
         from .report.drawing import write_png
 
         def write(partial: Path) -> None:
-            bands = _write_maps(self.map_on_ct, partial)
-            self._write_organs(partial / FILES[2])
-            write_png(self._overview(bands), partial / FILES[3])
+            bands = _write_maps(self.map_on_ct, partial, cancel)
+            self._write_organs(partial / FILES[2], cancel)
+            write_png(self._overview(bands, cancel), partial / FILES[3])
+            check_cancel(cancel)
             if report:
-                self._write_report(partial, bands)
+                self._write_report(partial, bands, cancel)
             text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
             (partial / FILES[4]).write_text(text + "\n", encoding="utf-8")
             if dicom is not None:
                 target = partial / DICOM_FOLDER
                 target.mkdir()
                 self.write_dicom(target, dicom)
+            check_cancel(cancel)
 
         in_dicom = tuple(f"{DICOM_FOLDER}/{name}" for name in DICOM_FILES)
         return write_folder(folder, (*in_dicom, *REPORT_FILES, *FILES), write)
 
-    def _write_organs(self, path: Path) -> None:
+    def _write_organs(self, path: Path, cancel: CancelToken | None) -> None:
         labels, (slices, rows, columns) = self.organs_in_box()
         metadata = segment_metadata(self.ct.GetSize(), labels)
         with NrrdWriter(path, self.ct, np.uint8, metadata) as file:
             for number, plane in enumerate(labels, start=slices.start):
+                check_cancel(cancel)
                 file.write(number, plane, rows.start, columns.start)
 
     def write_dicom(self, folder: Path, files: Sequence[str | Path]) -> None:
@@ -324,7 +330,9 @@ class StagingResult:
 
         return write_folder(folder, REPORT_FILES, self._write_report) / REPORT_FILES[-1]
 
-    def _write_report(self, folder: Path, bands: np.ndarray | None = None) -> None:
+    def _write_report(
+        self, folder: Path, bands: np.ndarray | None = None, cancel: CancelToken | None = None
+    ) -> None:
         """bands: `MapOnCt.bands_in_box`, if they are known."""
         from .report.content import report_content
         from .report.documents import write_report
@@ -336,10 +344,11 @@ class StagingResult:
             folder,
             content,
             ct=self.ct,
-            location_map=self.map_on_ct.box_image(self.map_on_ct.relative_in_box()),
+            location_map=self.map_on_ct.box_image(self.map_on_ct.relative_in_box(cancel)),
             label_map=self.map_on_ct.box_image(bands),
             liver=self.liver,
             spleen=self.spleen,
+            cancel=cancel,
         )
 
 
@@ -357,7 +366,7 @@ def one_line(result: StagingResult) -> str:
     return line if result.supported else f"Not supported: {line}. {' '.join(result.reasons)}"
 
 
-def _write_maps(map_on_ct: MapOnCt, folder: Path) -> np.ndarray:
+def _write_maps(map_on_ct: MapOnCt, folder: Path, cancel: CancelToken | None) -> np.ndarray:
     """Write location map and bands; returns the bands in their box."""
     ct, (column, row, first) = map_on_ct.ct, map_on_ct.first
     bands = np.empty(map_on_ct.size[::-1], np.uint8)
@@ -369,6 +378,7 @@ def _write_maps(map_on_ct: MapOnCt, folder: Path) -> np.ndarray:
             found = bands[at - first :][: len(relative)]
             found[:] = map_on_ct.bands(relative)
             for number, planes in enumerate(zip(relative, found), start=at):
+                check_cancel(cancel)
                 for file, plane in zip((relative_file, bands_file), planes):
                     file.write(number, plane, row, column)
     return bands

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from . import __version__
 from .ensemble import spread
-from .errors import CancelToken, StagingError
+from .errors import CancelToken, StagingError, check_cancel
 from .explaining import Progress, Steps, explain_score, predicted_outside, run_network
 from .imaging.body import Body, body_of
 from .imaging.checks import check_copies, check_ct, check_organs
@@ -61,10 +61,11 @@ def stage(
     segmented automatically (a spleen that is given is kept). model: a model or its file, the
     shipped one by default. explain: "predicted", "F0" to "F4", "significant", "advanced",
     "cirrhosis" or "expected" (stage).
-    progress: called with a fraction 0..1 and the step's name. cancel: checked between steps and
-    patches, and while the network runs. segmentation: provenance (name, sha256, edited) of masks
-    from an earlier automatic segmentation, for the result; masks that were not edited get the
-    warnings of a segmentation. strict: refuse a CT with a warning in its checks
+    progress: called with a fraction 0..1 and the step's name. cancel: asked several times a second,
+    also while a file is read (`read_ct`) and while the network runs. segmentation: provenance
+    (name, sha256, edited) of masks from an earlier automatic segmentation, for the result; masks
+    that were not edited get the warnings of a segmentation. strict: refuse a CT with a warning in
+    its checks
     (`imaging.input_checks`). any_phase: stage a CT that is clearly not in the portal-venous phase;
     its stage is not supported.
     surface_mm: thickness of the liver's surface, a region of the measurements, above 0.
@@ -87,18 +88,19 @@ def stage(
     steps.begin(0.02, "Reading")
     given = [_given(image) for image in (ct, liver, spleen)]
     name = "The CT" if given[0] is None else str(path_of_series(given[0]))
-    ct = ct if isinstance(ct, sitk.Image) else read_ct(ct)
+    ct = ct if isinstance(ct, sitk.Image) else read_ct(ct, cancel)
     liver, spleen = (
-        mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask)
+        mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask, cancel)
         for mask in (liver, spleen)
     )
     steps.check()
     if isinstance(segments, str | Path):
-        segments = read_segments(segments)
+        segments = read_segments(segments, cancel)
 
     steps.begin(0.25, "Checking")
     segmented = ["liver"] if liver is None and spleen is not None else ["liver", "spleen"]
     check_ct(ct, name)
+    steps.check()
     if card.fill is None:
         check_copies(ct, name, card.patch_size[0], card.spacing_mm[0])
     warnings = [*notes(ct)]
@@ -108,6 +110,7 @@ def stage(
             steps.begin(0.25 + 0.1 * part, SEGMENTING)
 
         network = shipped_network(model.threads, model.device)
+        steps.check()
         found = segment_checked(ct, name, network, within, cancel)
         liver, spleen = found.liver, found.spleen if spleen is None else spleen
         warnings += segmentation_warnings({o: found.volumes_ml[o] for o in segmented})
@@ -122,16 +125,16 @@ def stage(
     liver, spleen, about_masks = organ_masks(ct, liver, spleen)
     steps.check()
     check_organs(ct, liver, spleen, name)
-    phase, checks = input_checks(ct, liver, spleen)
+    phase, checks = input_checks(ct, liver, spleen, cancel)
     refuse(checks, name, strict, any_phase)
     warnings += [*about_masks, *concerns(checks)]
     body = body_of(ct) if body is None else body
     with _one_thread() as beside:
-        measuring = beside.submit(measure_signs, ct, liver, spleen, phase, segments, body)
-        hashing = beside.submit(_voxels_sha256, ct)
+        measuring = beside.submit(measure_signs, ct, liver, spleen, phase, segments, body, cancel)
+        hashing = beside.submit(_voxels_sha256, ct, cancel)
 
         steps.begin(0.35, "Resampling to the network's grid")
-        grid = working_grid(ct, liver, spleen, **card.preprocessing)
+        grid = working_grid(ct, liver, spleen, **card.preprocessing, cancel=cancel)
         warnings += grid.warnings
 
         forward_pass = run_network(model, grid, steps)
@@ -212,9 +215,12 @@ def _one_thread() -> Iterator[ThreadPoolExecutor]:
         executor.shutdown(cancel_futures=True)
 
 
-def _voxels_sha256(ct: sitk.Image) -> str:
-    """Hash of a CT's voxels and geometry."""
-    voxels = hashlib.sha256(sitk.GetArrayViewFromImage(ct))
+def _voxels_sha256(ct: sitk.Image, cancel: CancelToken | None) -> str:
+    """Hash of a CT's voxels and geometry. Raises Cancelled."""
+    voxels = hashlib.sha256()
+    for plane in sitk.GetArrayViewFromImage(ct):
+        check_cancel(cancel)
+        voxels.update(plane)
     geometry = (ct.GetSize(), ct.GetSpacing(), ct.GetOrigin(), ct.GetDirection())
     voxels.update(repr(geometry).encode())
     return voxels.hexdigest()

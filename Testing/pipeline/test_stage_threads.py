@@ -45,7 +45,7 @@ def test_after_cancelling_nothing_runs_and_nothing_more_is_begun(abdomen, model,
 
     monkeypatch.setattr(staging, "run_network", cancelled)
     monkeypatch.setattr(staging, "measure_signs", measure)
-    monkeypatch.setattr(staging, "_voxels_sha256", lambda ct: hashed.append(ct) or "")
+    monkeypatch.setattr(staging, "_voxels_sha256", lambda *_: hashed.append(1) or "")
     before = threads()
     with pytest.raises(Cancelled):
         stage(*abdomen, model)

@@ -80,8 +80,7 @@ class CaseTask:
                     "The files were changed while the case was staged; it must be staged again."
                 )
             result = replace(result, provenance={**result.provenance, "fingerprint": inputs})
-            check_cancel(cancel)
-            result.save(folder, self.reports)
+            result.save(folder, self.reports, cancel=cancel)
             progress(1.0, one_line(result))
             columns = columns_of(result.summary())
         return columns

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import SimpleITK as sitk
 
+from ..errors import CancelToken, check_cancel
 from .grid import (
     OPENING_MM,
     body_mask,
@@ -40,8 +41,16 @@ class CoarseScan:
     spleen: np.ndarray
 
     @classmethod
-    def of(cls, ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None) -> "CoarseScan":
-        """Resample the slices of the liver, with a margin; liver and spleen on the CT's grid."""
+    def of(
+        cls,
+        ct: sitk.Image,
+        liver: sitk.Image,
+        spleen: sitk.Image | None,
+        cancel: CancelToken | None = None,
+    ) -> "CoarseScan":
+        """Resample the slices of the liver, with a margin; liver and spleen on the CT's grid.
+        Raises Cancelled.
+        """
         scan, *organs = (
             None if image is None else Voxels.of(image).lps().straight()
             for image in (ct, liver, spleen)
@@ -53,13 +62,14 @@ class CoarseScan:
             low[2], high[2] = max(low[2], first - _MARGIN_MM), min(high[2], last + _MARGIN_MM)
         step = np.array(STEP_MM[::-1])
         grid = lps_grid((low + high) / 2, np.maximum(np.floor((high - low) / step), 1), step)
-        hu = sitk.GetArrayFromImage(resample_ct(scan, grid))
+        hu = sitk.GetArrayFromImage(resample_ct(scan, grid, cancel=cancel))
         liver_inside, spleen_inside = (
             np.zeros(hu.shape, bool)
             if mask is None
             else sitk.GetArrayFromImage(nearest(mask, grid)).view(bool)
             for mask in organs
         )
+        check_cancel(cancel)
         return cls(hu, body_mask(hu, STEP_MM, OPENING_MM), liver_inside, spleen_inside)
 
     def smooth(self, box: tuple[slice, slice, slice]) -> np.ndarray:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import StagingError
+from ..errors import CancelToken, StagingError, check_cancel
 from .dicom_elements import is_whole
 from .itk_files import itk_path, quiet
 
@@ -148,18 +148,18 @@ def is_dicomdir(path: Path) -> bool:
     return _DIRECTORY_RECORD.search(_head(path)) is not None
 
 
-def files_of_folder(folder: Path) -> Files:
+def files_of_folder(folder: Path, cancel: CancelToken | None = None) -> Files:
     """The files of a folder and its subfolders; a .dcm file without DICOM prefix is damaged."""
-    return files_of(
-        path for place, _, names in os.walk(folder) for path in _visible(Path(place), names)
-    )
+    found = (path for place, _, names in os.walk(folder) for path in _visible(Path(place), names))
+    return files_of(found, cancel)
 
 
-def files_of(paths: Iterable[Path]) -> Files:
+def files_of(paths: Iterable[Path], cancel: CancelToken | None = None) -> Files:
     """The DICOM files among some files; a .dcm file without DICOM prefix is damaged."""
     found = Files()
     with quiet():
         for path in paths:
+            check_cancel(cancel)
             if is_dicom(path):
                 found.add(path)
             elif _is_broken(path):
@@ -174,7 +174,7 @@ def path_of_series(ct: str | Path | Sequence[Path]) -> Path:
     return Path(os.path.commonpath([file.parent for file in ct]))
 
 
-def files_of_series(path: Path) -> Files:
+def files_of_series(path: Path, cancel: CancelToken | None = None) -> Files:
     """A DICOM file and the others of its series in the same folder.
 
     Raises StagingError if the file itself is damaged.
@@ -192,6 +192,7 @@ def files_of_series(path: Path) -> Files:
             return found
         own = found.slices[0].tags.get(SERIES)
         for other in _visible(path.parent, os.listdir(path.parent)):
+            check_cancel(cancel)
             if other == path or not is_dicom(other):
                 continue
             header = _header(other)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import StagingError
+from ..errors import CancelToken, StagingError, check_cancel
 from .body import body_metadata
 from .dicom_files import (
     ACQUISITION,
@@ -131,7 +131,9 @@ def plain_number(tags: dict[str, str], tag: str) -> str:
     return text if text.isdecimal() and len(text) < 10 else ""
 
 
-def find_series(path: Path | Sequence[Path]) -> tuple[list[Series], list[Path]]:
+def find_series(
+    path: Path | Sequence[Path], cancel: CancelToken | None = None
+) -> tuple[list[Series], list[Path]]:
     """CT series of a folder (searched recursively), of one file's series or of files, best first.
 
     Returns the series, and damaged files that may belong to them.
@@ -143,14 +145,15 @@ def find_series(path: Path | Sequence[Path]) -> tuple[list[Series], list[Path]]:
     sharp kernel; thin before thick slices; the later acquisition.
 
     For one file, only the stack that contains it is returned. Damaged files are left out; the
-    resulting gap is detected when the series is read. Raises StagingError if there is no CT series,
-    if the file given is damaged, and if a folder contains several patients.
+    resulting gap is detected when the series is read. cancel: asked before each file. Raises
+    StagingError if there is no CT series, if the file given is damaged, and if a folder contains
+    several patients; and Cancelled.
     """
     given, path = path, path_of_series(path)
     if not isinstance(given, Path):
-        files = files_of(given)
+        files = files_of(given, cancel)
     else:
-        files = files_of_folder(path) if path.is_dir() else files_of_series(path)
+        files = (files_of_folder if path.is_dir() else files_of_series)(path, cancel)
     if not files.slices:
         raise StagingError(_nothing_found(path, files))
     patients = {s.tags.get(PATIENT) or s.tags.get(STUDY, "") for s in files.slices}
@@ -185,13 +188,16 @@ def _phase_words(series: Series) -> str:
     return f"{series.phase} by its description" if series.phase else "no phase in its description"
 
 
-def read_dicom(path: Path | Sequence[Path]) -> tuple[sitk.Image, list[str]]:
+def read_dicom(
+    path: Path | Sequence[Path], cancel: CancelToken | None = None
+) -> tuple[sitk.Image, list[str]]:
     """The best CT series of a folder or files, or that of one file, in HU, and notes for the user.
 
     The image has KEPT_TAGS and FILES_KEY as metadata, and height and weight as numbers
     (`body.body_of`). Raises StagingError as `find_series` and `read_series` do.
     """
-    found, damaged = find_series(path)
+    found, damaged = find_series(path, cancel)
+    check_cancel(cancel)
     image, notes = read_series(found[0], path_of_series(path).name, damaged)
     if len(found) > 1:
         rest = "; ".join(series.label for series in found[1:6])

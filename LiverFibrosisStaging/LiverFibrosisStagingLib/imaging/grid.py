@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
+from ..errors import CancelToken, check_cancel
 from .filters import dilated, gaussian, opened
 from .resampling import linear, nearest
 from .voxels import PARALLEL, Voxels
@@ -52,6 +53,7 @@ def working_grid(
     field: str = "body",
     fill: tuple[float, float] | None = None,
     liver_hu: float | None = None,
+    cancel: CancelToken | None = None,
 ) -> WorkingGrid:
     """Resample a CT and its masks (on the CT's grid) to the model's geometry.
 
@@ -66,7 +68,8 @@ def working_grid(
     differences in noise between kernels, slice thicknesses and oblique grids. channels, field, fill
     (mm, HU) and liver_hu: as in `card.Card`. With field "organs" the patch is centred on liver and
     spleen. With a fill, slices beyond the scan are filled too; otherwise its first and last slices
-    are repeated. fill's distance is measured along each axis.
+    are repeated. fill's distance is measured along each axis. cancel: asked before each slice.
+    Raises Cancelled.
     """
     scan = Voxels.of(ct).lps()
     organs = [Voxels.of(mask).lps() for mask in (liver, spleen) if mask is not None]
@@ -77,13 +80,15 @@ def working_grid(
         what, cut_mm = "Liver and spleen are", float((np.ptp(box[:2], axis=1) / 2 - half).max())
     else:
         extent = _extent(organs[0])[2]
-        centre, cut_mm = _body_centre(scan, extent, patch_size, spacing)
+        centre, cut_mm = _body_centre(scan, extent, patch_size, spacing, cancel)
         what = "The body is"
     reference, padded, about_slices = _reference_grid(scan, extent, centre, spacing, patch_size)
-    hu = sitk.GetArrayFromImage(resample_ct(scan, reference))
+    hu = sitk.GetArrayFromImage(resample_ct(scan, reference, cancel=cancel))
     inside = [sitk.GetArrayFromImage(nearest(mask, reference)) for mask in organs]
+    check_cancel(cancel)
     body = body_mask(hu, spacing, OPENING_MM)
 
+    check_cancel(cancel)
     if smoothing_mm:
         hu = gaussian(hu, [smoothing_mm] * 3, spacing)
     if liver_hu is not None:
@@ -200,10 +205,12 @@ def bounds(ct: sitk.Image | Voxels) -> tuple[np.ndarray, np.ndarray]:
     return corners.min(axis=1), corners.max(axis=1)
 
 
-def body_bounds(ct: sitk.Image | Voxels, margin_mm: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
+def body_bounds(
+    ct: sitk.Image | Voxels, margin_mm: float = 12.0, cancel: CancelToken | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Corners, as in `bounds`, of the part of a CT that contains the patient."""
     low, high = bounds(ct)
-    coarse, body = coarse_body(ct, low, high)
+    coarse, body = coarse_body(ct, low, high, cancel)
     box = bounding_box(body)
     if box is None:
         return low, high
@@ -251,13 +258,16 @@ def box_on_ct(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list
 
 
 def coarse_body(
-    ct: sitk.Image | Voxels, low: np.ndarray, high: np.ndarray
+    ct: sitk.Image | Voxels,
+    low: np.ndarray,
+    high: np.ndarray,
+    cancel: CancelToken | None = None,
 ) -> tuple[sitk.Image, np.ndarray]:
     """A grid of COARSE_MM between two corners, and the body mask on it."""
     step = np.full(3, COARSE_MM)
     size = np.maximum(np.floor((high - low) / step), 1)
     coarse = lps_grid((low + high) / 2, size, step)
-    hu = linear(ct, coarse, AIR_HU)
+    hu = linear(ct, coarse, AIR_HU, cancel=cancel)
     return coarse, body_mask(sitk.GetArrayViewFromImage(hu), step, COARSE_MM)
 
 
@@ -274,11 +284,12 @@ def _body_centre(
     extent: np.ndarray,
     patch_size: tuple[int, int, int],
     spacing: tuple[float, float, float],
+    cancel: CancelToken | None,
 ) -> tuple[np.ndarray, float]:
     """Centre of the body (x, y) at the liver's level, and how many mm the patch cuts off."""
     low, high = bounds(ct)
     low[2], high[2] = max(low[2], extent[0]), min(high[2], extent[1])
-    coarse, body = coarse_body(ct, low, high)
+    coarse, body = coarse_body(ct, low, high, cancel)
     if not body.any():
         return ((low + high) / 2)[:2], 0.0
     _, j, i = np.nonzero(body)
@@ -336,7 +347,10 @@ def slices_in(ct: sitk.Image | Voxels, step: float) -> int:
 
 
 def resample_ct(
-    ct: sitk.Image | Voxels, reference: sitk.Image, outside: float = AIR_HU
+    ct: sitk.Image | Voxels,
+    reference: sitk.Image,
+    outside: float = AIR_HU,
+    cancel: CancelToken | None = None,
 ) -> sitk.Image:
     """HU as float32 on the reference grid: block means along coarser axes, then linear.
 
@@ -348,7 +362,7 @@ def resample_ct(
         max(1, min(int(wanted / found + 1e-3), int(count)))
         for wanted, found, count in zip(reference.GetSpacing(), voxels.spacing, voxels.size)
     ]
-    return linear(voxels, reference, outside, factors)
+    return linear(voxels, reference, outside, factors, cancel)
 
 
 def body_mask(hu: np.ndarray, spacing: Sequence[float], opening_mm: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import StagingError, WrongPhase
+from ..errors import CancelToken, StagingError, WrongPhase, check_cancel
 from .checks import body_axis
 from .coarse import STEP_MM, CoarseScan
 from .dicom_files import DESCRIPTION, THICKNESS
@@ -72,26 +72,30 @@ class Check:
 
 
 def input_checks(
-    ct: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None
+    ct: sitk.Image,
+    liver: sitk.Image,
+    spleen: sitk.Image | None,
+    cancel: CancelToken | None = None,
 ) -> tuple[str, tuple[Check, ...]]:
     """The contrast phase ("" if unknown) and the checks, in the order in which they are shown.
 
     ct: HU, as checked by `checks.check_ct`; liver, spleen: masks on its grid, non-zero inside, as
-    checked by `checks.check_organs`.
+    checked by `checks.check_organs`. Raises Cancelled.
     """
-    scan = CoarseScan.of(ct, liver, spleen)
+    scan = CoarseScan.of(ct, liver, spleen, cancel)
+    check_cancel(cancel)
     phase, about_phase = _phase(ct, phase_by_hu(scan))
     masks = {"liver": liver} if spleen is None else {"liver": liver, "spleen": spleen}
     organs = {organ: Voxels.of(mask).lps() for organ, mask in masks.items()}
     # A mask is as large as the scan, so it is searched only once.
     levels = bounding_box(organs["liver"].array)[0]
     return phase, (
-        _units(ct),
+        _units(ct, cancel),
         about_phase,
         _coverage(organs, levels),
         _liver_volume(liver),
         _thickness(ct),
-        _slices(ct),
+        _slices(ct, cancel),
         _tilt(ct),
         _field_of_view(ct, scan, organs, levels),
         _dense(scan),
@@ -165,9 +169,12 @@ def _article(phase: str) -> str:
     return f"{'an' if phase[0] in 'aeiou' else 'a'} {phase}"
 
 
-def _units(ct: sitk.Image) -> Check:
+def _units(ct: sitk.Image, cancel: CancelToken | None) -> Check:
     # Slice by slice, each is read from memory once.
-    ends = [(each.min(), each.max()) for each in sitk.GetArrayViewFromImage(ct)]
+    ends = []
+    for each in sitk.GetArrayViewFromImage(ct):
+        check_cancel(cancel)
+        ends.append((each.min(), each.max()))
     lowest, highest = zip(*ends)
     found = {"lowest_hu": float(min(lowest)), "highest_hu": float(max(highest))}
     sentence = "A CT in HU, {lowest_hu:.0f} to {highest_hu:.0f}.".format(**found)
@@ -242,7 +249,7 @@ def _thickness(ct: sitk.Image) -> Check:
     )
 
 
-def _slices(ct: sitk.Image) -> Check:
+def _slices(ct: sitk.Image, cancel: CancelToken | None) -> Check:
     """Number of slices, and whether some are missing or repeated.
 
     Missing slices make a step: two neighbours that differ more than the two pairs below and above
@@ -260,6 +267,7 @@ def _slices(ct: sitk.Image) -> Check:
     # A few slices at a time, because the copies as float would take more memory than the CT.
     found_steps = []
     for first in range(0, count - 1, _SLAB_SLICES):
+        check_cancel(cancel)
         slab = array[first : first + _SLAB_SLICES + 1].astype(np.float32)
         np.clip(slab, *_SOFT_TISSUE_HU, out=slab)
         found_steps.append(_by_region(np.abs(np.diff(slab, axis=0))))

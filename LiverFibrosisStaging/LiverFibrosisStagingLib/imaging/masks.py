@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import StagingError
+from ..errors import CancelToken, StagingError
 from .grid import bounding_box, box_on_ct, paste
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .reading import read_mask
 from .resampling import nearest
 
 
-def read_organ(path: str | Path) -> sitk.Image:
+def read_organ(path: str | Path, cancel: CancelToken | None = None) -> sitk.Image:
     """Read a mask; FILE:LABEL selects a label of a label image, FILE:LABEL+LABEL several.
 
     For example liver.nii.gz:5, or lits.nii.gz:1+2 for the liver with its tumours. Raises
-    StagingError for an image without any of the labels, and as `read_mask` does.
+    StagingError for an image without any of the labels, and as `read_mask` does; and Cancelled.
     """
     file, labels = file_and_labels(path)
-    mask = read_mask(file)
+    mask = read_mask(file, cancel)
     if not labels:
         return mask
     box = bounding_box(sitk.GetArrayViewFromImage(mask))

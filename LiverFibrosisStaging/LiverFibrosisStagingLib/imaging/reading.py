@@ -8,13 +8,13 @@ therefore check the files.
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import StagingError
+from ..errors import Cancelled, CancelToken, StagingError, cancellable, check_cancel
 from .dicom_files import is_dicom, path_of_series
 from .dicom_series import FILES_KEY, read_dicom
 from .itk_files import itk_path, quiet
@@ -45,11 +45,20 @@ _MEANINGS = (
 
 def _refusing(
     read: Callable[..., sitk.Image],
-) -> Callable[[str | Path | Sequence[Path]], sitk.Image]:
-    """Turn every error of a reader into a StagingError."""
+) -> Callable[..., sitk.Image]:
+    """Turn every error of a reader into a StagingError, and let the user cancel it.
+
+    ITK cannot be interrupted. After a cancel, the reader's thread ends with the file or series, and
+    the image is dropped; another image can be read meanwhile.
+    """
 
     @wraps(read)
-    def reader(path: str | Path | Sequence[Path]) -> sitk.Image:
+    def cancellable_reader(
+        path: str | Path | Sequence[Path], cancel: CancelToken | None = None
+    ) -> sitk.Image:
+        return cancellable(partial(reader, path, cancel), cancel)
+
+    def reader(path: str | Path | Sequence[Path], cancel: CancelToken | None) -> sitk.Image:
         given, path = path, path_of_series(path)
         try:
             for each in [path] if isinstance(given, str | Path) else given:
@@ -58,9 +67,9 @@ def _refusing(
                 if not (each.is_file() or each.is_dir()):
                     raise StagingError(f"{each}: neither a file nor a folder.")
             if not isinstance(given, str | Path):
-                return read([file.absolute() for file in given])
-            return read(path.absolute())  # so that "." has a name
-        except StagingError:
+                return read([file.absolute() for file in given], cancel)
+            return read(path.absolute(), cancel)  # so that "." has a name
+        except (StagingError, Cancelled):
             raise
         except OSError as error:
             raise StagingError(f"{path.name}: cannot be opened ({error.strerror}).") from error
@@ -69,11 +78,11 @@ def _refusing(
         except Exception as error:  # ITK, zlib, struct and numpy raise many kinds
             raise StagingError(f"{path.name}: {_meaning(str(error))}.") from error
 
-    return reader
+    return cancellable_reader
 
 
 @_refusing
-def read_ct(path: Path | Sequence[Path]) -> sitk.Image:
+def read_ct(path: Path | Sequence[Path], cancel: CancelToken | None = None) -> sitk.Image:
     """A CT as a 3-D scalar image in HU, in the file's own pixel type and geometry (LPS, mm).
 
     path: a DICOM folder (searched recursively; the best series is chosen, see
@@ -82,14 +91,16 @@ def read_ct(path: Path | Sequence[Path]) -> sitk.Image:
     numbers of `body.body_of`, if present in the file, the notes for the user (see `notes`) and the
     paths of DICOM files (see `source_files`); nothing else that identifies the patient.
 
-    Raises StagingError if the path cannot be read as one intact volume.
+    cancel: asked several times a second, also while ITK reads, which cannot be interrupted: its
+    thread then ends with the file, and the image is dropped. Raises StagingError if the path cannot
+    be read as one intact volume, and Cancelled.
     """
     if not isinstance(path, Path) or is_for_dicom(path):
-        image, found = read_dicom(path)
+        image, found = read_dicom(path, cancel)
         if found:
             image.SetMetaData(NOTES_KEY, "\n".join(found))
         return image
-    image, placed = _read_volume(path)
+    image, placed = _read_volume(path, cancel)
     _strip(image, keep=())
     if not placed:
         image.SetMetaData(
@@ -101,17 +112,18 @@ def read_ct(path: Path | Sequence[Path]) -> sitk.Image:
 
 
 @_refusing
-def read_mask(path: Path) -> sitk.Image:
+def read_mask(path: Path, cancel: CancelToken | None = None) -> sitk.Image:
     """A label image (3-D, integer labels, uint8 where they fit) from NIfTI, NRRD or MetaImage.
 
-    A Slicer segmentation (.seg.nrrd) of one layer keeps its "Segment..." metadata. Raises
-    StagingError if the file cannot be read as one intact volume of labels.
+    A Slicer segmentation (.seg.nrrd) of one layer keeps its "Segment..." metadata. cancel: as for
+    `read_ct`. Raises StagingError if the file cannot be read as one intact volume of labels, and
+    Cancelled.
     """
     if is_for_dicom(path):
         raise StagingError(
             f"{path.name}: a DICOM mask is not supported; a {_FORMATS} file is needed."
         )
-    image, _ = _read_volume(path)
+    image, _ = _read_volume(path, cancel)
     _strip(image, keep=("Segment",))
     values = sitk.GetArrayViewFromImage(image)
     if values.dtype.kind == "f":
@@ -170,14 +182,14 @@ def _header_check(path: Path) -> Callable[[Path], PixelData] | None:
     return next((check for ends, check in _CHECKS.items() if name.endswith(ends)), None)
 
 
-def _read_volume(path: Path) -> tuple[sitk.Image, bool]:
+def _read_volume(path: Path, cancel: CancelToken | None) -> tuple[sitk.Image, bool]:
     """One intact 3-D scalar image of a file, and whether the file gives the orientation."""
     pixels = check_header(path)
-    image = _three_dimensional(_read_checked(path, pixels), path.name)
+    image = _three_dimensional(_read_checked(path, pixels, cancel), path.name)
     return _checked_axes(image, path.name), pixels.placed
 
 
-def _read_checked(path: Path, pixels: PixelData) -> sitk.Image:
+def _read_checked(path: Path, pixels: PixelData, cancel: CancelToken | None) -> sitk.Image:
     """The image as ITK reads it; its pixels are checked besides."""
     with quiet(), ThreadPoolExecutor(1) as pool:
         # A check that has to expand the pixels itself runs in parallel: ITK and zlib both release
@@ -190,6 +202,7 @@ def _read_checked(path: Path, pixels: PixelData) -> sitk.Image:
         except RuntimeError as error:
             check()
             raise StagingError(f"{path.name}: {_meaning(str(error))}.") from error
+        check_cancel(cancel)
         if pixels.as_stored:
             pixels.check(sitk.GetArrayViewFromImage(image))
         else:

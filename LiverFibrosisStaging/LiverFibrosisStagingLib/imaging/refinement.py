@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import SimpleITK as sitk
 
+from ..errors import CancelToken, check_cancel
 from .grid import bounding_box, box_on_ct, paste, widened
 from .masks import largest
 from .organs import LIVER_LABEL, SPLEEN_LABEL
@@ -159,11 +160,12 @@ def organ_on_ct(
     grid: sitk.Image,
     ct: sitk.Image,
     other: sitk.Image | None = None,
+    cancel: CancelToken | None = None,
 ) -> sitk.Image:
     """Mask, uint8 on the CT's grid, of an organ, where it is the most probable class.
 
     grid: of the probabilities. One component remains, without holes (`_clean_margin`). other: mask
-    of an organ whose voxels are left to it.
+    of an organ whose voxels are left to it. Raises Cancelled.
     """
     mask = sitk.Image(ct.GetSize(), sitk.sitkUInt8)
     mask.CopyInformation(ct)
@@ -181,9 +183,11 @@ def organ_on_ct(
     image.CopyInformation(grid)
     inside = np.empty(size[::-1], bool)
     for plane, values in zip(inside, planes(image, sitk.RegionOfInterest(mask, size, first), -1.0)):
+        check_cancel(cancel)
         np.greater(values, 0, out=plane)
     if other is not None:
         inside &= sitk.GetArrayViewFromImage(other)[box] == 0
+    check_cancel(cancel)
     paste(largest(inside).view(np.uint8), mask, box)
     return mask
 

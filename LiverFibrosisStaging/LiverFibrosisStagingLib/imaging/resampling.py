@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
+from ..errors import CancelToken, check_cancel
 from .voxels import Voxels
 
 _SLAB_SLICES = 32
@@ -35,15 +36,17 @@ def linear(
     reference: sitk.Image,
     outside: float = 0.0,
     factors: Sequence[int] = (1, 1, 1),
+    cancel: CancelToken | None = None,
 ) -> sitk.Image:
     """Linear interpolation as float32 on the reference grid, `outside` beyond the image.
 
     factors: along x, y and z, of blocks of voxels that are averaged before, as sitk.BinShrink does:
     whole numbers stay whole. The axes are those of the reference, or the image's own if they are
-    not parallel.
+    not parallel. cancel: asked before each slice. Raises Cancelled.
     """
     made = np.empty(reference.GetSize()[::-1], np.float32)
     for number, plane in enumerate(planes(image, reference, outside, factors)):
+        check_cancel(cancel)
         made[number] = plane
     return _image(made, reference)
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import Cancelled, CancelToken, StagingError
+from ..errors import CancelToken, StagingError, check_cancel
 from ..gradcam_onnx.metadata import (
     as_arguments,
     exactly,
@@ -169,24 +169,24 @@ def segment(
     """Segment liver and spleen on a CT.
 
     ct: in HU, an image or a path, as for `stage`. model: a model file, the shipped one by default.
-    progress: called with a fraction 0..1 and the step's name. cancel: checked between steps and
-    while the network runs. The warnings include those of `input_checks`.
+    progress: called with a fraction 0..1 and the step's name. cancel: asked several times a second,
+    also while the file is read (`read_ct`) and while the network runs. The warnings include those
+    of `input_checks`.
 
-    Raises StagingError if the input is not a usable CT or no liver is
-    found, and Cancelled.
+    Raises StagingError if the input is not a usable CT or no liver is found, and Cancelled.
     """
     if progress is not None:
         progress(0.0, "Reading")
     if isinstance(ct, sitk.Image):
         name = ct.GetMetaData(NAME_KEY) if ct.HasMetaDataKey(NAME_KEY) else "The CT"
     else:
-        name, ct = str(ct), read_ct(ct)
+        name, ct = str(ct), read_ct(ct, cancel)
     check_ct(ct, name)
     if not isinstance(model, SegmentationModel):
         model = shipped_network() if model is None else SegmentationModel(model)
     found = segment_checked(ct, name, model, progress, cancel)
     check_organs(ct, found.liver, found.spleen, name)
-    _, checks = input_checks(ct, found.liver, found.spleen)
+    _, checks = input_checks(ct, found.liver, found.spleen, cancel)
     return replace(found, warnings=(*notes(ct), *found.warnings, *concerns(checks)))
 
 
@@ -200,14 +200,13 @@ def segment_checked(
     """`segment` for a CT that has already passed `check_ct`; name: of the CT, for messages."""
 
     def begin(fraction: float, step: str) -> None:
-        if cancel is not None and cancel.is_set():
-            raise Cancelled("Segmentation was cancelled.")
+        check_cancel(cancel)
         if progress is not None:
             progress(fraction, step)
 
     begin(0.1, "Segmenting liver and spleen")
     card = model.card
-    grid = network_grid(ct, card.spacing_mm, card.multiple_of)
+    grid = network_grid(ct, card.spacing_mm, card.multiple_of, cancel)
     probabilities = _run(model, grid, begin, cancel)
     refining = "Refining the segmentation"
     begin(0.8, refining)
@@ -217,7 +216,7 @@ def segment_checked(
     clamped = sitk.Clamp(grid, lowerBound=card.window_hu[0], upperBound=card.window_hu[1])
     probabilities = without_heart(refine_em_mrf(probabilities, clamped), marks)
     begin(0.87, refining)
-    liver = organ_on_ct(probabilities, LIVER_LABEL, grid, ct)
+    liver = organ_on_ct(probabilities, LIVER_LABEL, grid, ct, cancel=cancel)
     volumes = {"liver": volume_ml(liver)}
     if volumes["liver"] < MIN_ORGAN_ML["liver"]:
         raise StagingError(
@@ -226,7 +225,7 @@ def segment_checked(
             "needed."
         )
     begin(0.94, refining)
-    spleen: sitk.Image | None = organ_on_ct(probabilities, SPLEEN_LABEL, grid, ct, liver)
+    spleen: sitk.Image | None = organ_on_ct(probabilities, SPLEEN_LABEL, grid, ct, liver, cancel)
     volumes["spleen"] = volume_ml(spleen)
     if volumes["spleen"] < MIN_ORGAN_ML["spleen"]:
         spleen, volumes["spleen"] = None, 0.0
@@ -242,21 +241,26 @@ def segmentation_warnings(volumes_ml: dict[str, float]) -> tuple[str, ...]:
     return *missing, f"The organs were segmented automatically ({found}); check the masks."
 
 
-def network_grid(ct: sitk.Image, spacing: tuple[float, float, float], multiple: int) -> sitk.Image:
+def network_grid(
+    ct: sitk.Image,
+    spacing: tuple[float, float, float],
+    multiple: int,
+    cancel: CancelToken | None = None,
+) -> sitk.Image:
     """A CT at the network's spacing (slice, row, column; mm), HU as float32.
 
     Covers the whole scanned body, padded with air to a multiple of `multiple` voxels along each
     axis and to at least MIN_NETWORK_SLICES slices. The axes are the CT's own, reordered and flipped
     towards LPS but not rotated: in a CT whose header was rotated, by a registration for instance,
-    the patient still lies along the voxel axes.
+    the patient still lies along the voxel axes. Raises Cancelled.
     """
     scan = Voxels.of(ct).lps()
     straight = scan.straight()
-    low, high = body_bounds(straight)
+    low, high = body_bounds(straight, cancel=cancel)
     step = np.array(spacing[::-1])
     least = np.maximum((high - low) / step, (1, 1, MIN_NETWORK_SLICES))
     size = np.ceil(least / multiple - 1e-6) * multiple
-    grid = resample_ct(straight, lps_grid((low + high) / 2, size, step))
+    grid = resample_ct(straight, lps_grid((low + high) / 2, size, step), cancel=cancel)
     first = straight.indices(np.array(grid.GetOrigin())[:, None])
     grid.SetOrigin(scan.places(first)[:, 0].tolist())
     grid.SetDirection(scan.direction.ravel().tolist())

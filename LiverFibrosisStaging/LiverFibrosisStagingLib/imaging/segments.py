@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import StagingError
+from ..errors import CancelToken, StagingError
 from .masks import same_grid
 from .organs import IMAGES, liver_part
 from .reading import read_mask
@@ -36,17 +36,17 @@ class LiverSegments:
         return float(np.count_nonzero(np.isin(labels, inside)) * each)
 
 
-def read_segments(path: str | Path) -> LiverSegments:
+def read_segments(path: str | Path, cancel: CancelToken | None = None) -> LiverSegments:
     """Read a segmentation of the liver's parts.
 
     path: a folder of masks named after the parts, as TotalSegmentator's task liver_segments writes
     it (liver_segment_1.nii.gz to liver_segment_8.nii.gz; other files are not read); a Slicer
     segmentation (.seg.nrrd) whose segments have terminology codes or names of parts; or a label
     image with the labels 1 to 8 of Couinaud's segments. Where parts overlap, the smaller ones are
-    kept. Raises StagingError for anything else.
+    kept. Raises StagingError for anything else, and Cancelled.
     """
     path = Path(path)
-    named = _folder(path) if path.is_dir() else _file(path)
+    named = (_folder if path.is_dir() else _file)(path, cancel)
     filled = [(part, mask) for part, mask in named if mask is not None]
     if not filled:
         raise StagingError(f"{path.name}: all parts of the liver are empty; segments are needed.")
@@ -67,14 +67,14 @@ def read_segments(path: str | Path) -> LiverSegments:
 _Named = list[tuple[frozenset[int], sitk.Image | None]]
 
 
-def _folder(path: Path) -> _Named:
+def _folder(path: Path, cancel: CancelToken | None) -> _Named:
     """Parts and masks of a folder; the mask is None where it is empty."""
     found: _Named = []
     for file in sorted(path.iterdir()):
         ending = next((end for end in IMAGES if file.name.lower().endswith(end)), None)
         part = None if ending is None else liver_part(None, file.name[: -len(ending)])
         if part is not None:
-            mask = read_mask(file)
+            mask = read_mask(file, cancel)
             empty = not sitk.GetArrayViewFromImage(mask).any()
             found.append((part, None if empty else mask))
     if not found:
@@ -85,8 +85,8 @@ def _folder(path: Path) -> _Named:
     return found
 
 
-def _file(path: Path) -> _Named:
-    image = read_mask(path)
+def _file(path: Path, cancel: CancelToken | None) -> _Named:
+    image = read_mask(path, cancel)
     labels = {int(label) for label in np.unique(sitk.GetArrayViewFromImage(image))} - {0}
     parts = _described(image)
     if not parts and labels == COUINAUD:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
+from ..errors import CancelToken, check_cancel
 from .content import Report
 from .page import report_page
 from .pictures import pictures
@@ -31,19 +32,22 @@ def write_report(
     label_map: sitk.Image,
     liver: sitk.Image,
     spleen: sitk.Image | None,
+    cancel: CancelToken | None = None,
 ) -> None:
     """Write the REPORT_FILES into an existing folder.
 
     ct: HU, any orientation; liver and spleen (non-zero inside) on its grid; location_map (0 outside
     the body) and label_map (its bands 0..10) on its grid or the part of it that contains the map.
-    Raises OSError, and StagingError if a shipped file is missing.
+    cancel: asked before each picture and page. Raises OSError, StagingError if a shipped file is
+    missing, and Cancelled.
     """
     slices = Slices.of(ct, label_map, liver, spleen)
-    stills = pictures(slices)
+    stills = pictures(slices, cancel)
     if can_write_pdf():
         from .pdf import write_pdf
 
-        write_pdf(folder / REPORT_FILES[0], report, stills)
-    page = report_page(report, stills, viewer_slices(slices, location_map))
+        write_pdf(folder / REPORT_FILES[0], report, stills, cancel)
+    page = report_page(report, stills, viewer_slices(slices, location_map, cancel))
+    check_cancel(cancel)
     # The hashes in the page are those of its text with these line ends.
     (folder / REPORT_FILES[1]).write_text(page, encoding="utf-8", newline="\n")

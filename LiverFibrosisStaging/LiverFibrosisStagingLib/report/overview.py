@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
+from ..errors import CancelToken, check_cancel
 from ..stages import GROUPS, RESEARCH_USE, STAGES, AtPoint
 from .colors import BANDS, color_slice
 from .drawing import ACCENT, BLACK, MUTED, TRACK, WHITE, Box, Pen, blank
@@ -48,6 +49,7 @@ def render_overview(
     model_name: str = "",
     model_training: str = "",
     ensemble: Mapping[str, Any] | None = None,
+    cancel: CancelToken | None = None,
 ) -> np.ndarray:
     """Picture of one staged CT, uint8 RGB [1000, 1600, 3].
 
@@ -57,14 +59,14 @@ def render_overview(
     model's operating points (`stages.at_points`); measurements: region ->
     {"mean": relative weight, "share": 0..1}; reasons: why the stage is not supported, which is then
     greyed; pattern: of the map; agreement: a sentence on signs and stage; ensemble: agreement of
-    its members (`ensemble.spread`), drawn as the range of their probabilities.
+    its members (`ensemble.spread`), drawn as the range of their probabilities. Raises Cancelled.
     """
     pen = blank(WIDTH, HEIGHT)
     slices = Slices.of(ct, label_map, liver, spleen)
 
     supported = not reasons
     _draw_title(pen, stage, float(probabilities[STAGES.index(stage)]), explained, reasons)
-    _draw_slices(pen, slices)
+    _draw_slices(pen, slices, cancel)
     _draw_color_bar(pen)
     ranges = {} if ensemble is None else ensemble["range"]
     points = at_points or {}
@@ -120,7 +122,7 @@ def _draw_title(
     pen.text(map_title, 1580, 56, 20, MUTED, align=1)
 
 
-def _draw_slices(pen: Pen, slices: Slices) -> None:
+def _draw_slices(pen: Pen, slices: Slices, cancel: CancelToken | None) -> None:
     """Axial montage, cranial slices first, and the coronal slice with the axial levels marked."""
     gap, columns = 6, 2
     rows = -(-LEVELS // columns)
@@ -129,6 +131,7 @@ def _draw_slices(pen: Pen, slices: Slices) -> None:
     extent = slices.high - slices.low
     mm = max(extent[0] / width, extent[1] / height)
     for number, z in enumerate(slices.levels):
+        check_cancel(cancel)
         cell = Box(
             _AXIALS.x + number % columns * (width + gap),
             _AXIALS.y + number // columns * (height + gap),

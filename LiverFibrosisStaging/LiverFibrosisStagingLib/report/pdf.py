@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import CancelToken, check_cancel
 from .colors import BANDS
 from .content import (
     OUTCOMES,
@@ -47,8 +48,12 @@ _FONT = "DejaVu Sans"  # comes with matplotlib
 _LEADING = 1.3
 
 
-def write_pdf(path: Path, report: Report, pictures: Sequence[Picture]) -> None:
-    """Write the report; needs matplotlib. Raises OSError if the file cannot be written."""
+def write_pdf(
+    path: Path, report: Report, pictures: Sequence[Picture], cancel: CancelToken | None = None
+) -> None:
+    """Write the report; needs matplotlib. Raises OSError if the file cannot be written, and
+    Cancelled.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_pdf import PdfPages
 
@@ -56,6 +61,7 @@ def write_pdf(path: Path, report: Report, pictures: Sequence[Picture]) -> None:
     about = {"Title": f"{TITLE}: {report.headline}", "CreationDate": None}
     with rc_context({"pdf.fonttype": 42}), PdfPages(path, metadata=about) as file:
         for figure in pdf_pages(report, pictures):
+            check_cancel(cancel)
             file.savefig(figure)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import CancelToken, check_cancel
 from .slices import Slices
 
 _WIDTH = 420  # pixels: 170 dpi for three beside each other on A4
@@ -19,13 +20,15 @@ class Picture:
     caption: str
 
 
-def pictures(slices: Slices) -> tuple[Picture, ...]:
-    """The axial slices of the overview, cranial first; the patient's right is on the left."""
+def pictures(slices: Slices, cancel: CancelToken | None = None) -> tuple[Picture, ...]:
+    """The axial slices of the overview, cranial first; the patient's right is on the left.
+
+    Raises Cancelled.
+    """
     mm = float((slices.high - slices.low)[0]) / _WIDTH
-    return tuple(
-        Picture(
-            np.rint(255 * np.clip(slices.axial(z, mm), 0, 1)).astype(np.uint8),
-            f"S {round(z, 1) + 0.0:.1f} mm",
-        )
-        for z in slices.levels
-    )
+    found = []
+    for z in slices.levels:
+        check_cancel(cancel)
+        rgb = np.rint(255 * np.clip(slices.axial(z, mm), 0, 1)).astype(np.uint8)
+        found.append(Picture(rgb, f"S {round(z, 1) + 0.0:.1f} mm"))
+    return tuple(found)

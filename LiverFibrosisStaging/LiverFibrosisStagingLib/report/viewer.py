@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from ..errors import CancelToken, check_cancel
 from ..imaging.grid import AIR_HU, bounding_box
 from .colors import BANDS
 from .drawing import encode_png
@@ -62,9 +63,11 @@ class ViewerSlices:
         }
 
 
-def viewer_slices(slices: Slices, location_map: sitk.Image) -> ViewerSlices:
+def viewer_slices(
+    slices: Slices, location_map: sitk.Image, cancel: CancelToken | None = None
+) -> ViewerSlices:
     """The slices of a case; `location_map` is on the CT's grid, or the part of it outside of which
-    it is 0.
+    it is 0. Raises Cancelled.
     """
     axis = int(np.abs(slices.ct.GetDirection()[6:]).argmax())
     levels = _levels(slices, axis)
@@ -75,6 +78,7 @@ def viewer_slices(slices: Slices, location_map: sitk.Image) -> ViewerSlices:
     maximum = float(sitk.GetArrayViewFromImage(location_map).max())
     tiles, liver_pixels = [], []
     for z in levels:
+        check_cancel(cancel)
         plane = Plane(
             np.array([*slices.low[:2] + mm / 2, z]),
             np.array([columns, rows, 1]),

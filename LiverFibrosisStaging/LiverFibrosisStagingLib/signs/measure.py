@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import StagingError
+from ..errors import CancelToken, StagingError, check_cancel
 from ..imaging.body import Body
 from ..imaging.dicom_series import PORTAL_VENOUS
 from ..imaging.grid import bounding_box
@@ -128,6 +128,7 @@ def measure_signs(
     phase: str,
     segments: LiverSegments | None = None,
     body: Body | None = None,
+    cancel: CancelToken | None = None,
 ) -> MeasuredSigns:
     """Measure the signs of UNITS and look for steatosis.
 
@@ -141,10 +142,12 @@ def measure_signs(
     those of the voxels whose centre is more than EROSION_MM from that of the nearest voxel outside
     the organ; vessels and lesions inside are included. At least MIN_CORE_ML and MIN_CORE_VOXELS are
     needed. Nodularity is defined in `nodularity`; nodularity_edge_mm is the length of the edge it
-    rests on. Raises StagingError for a mask on another grid.
+    rests on. Raises StagingError for a mask on another grid, and Cancelled.
     """
     of_liver = _organ(ct, liver, "liver")
+    check_cancel(cancel)
     of_spleen = _organ(ct, spleen, "spleen")
+    check_cancel(cancel)
     volume_reason = of_spleen.volume_reason or of_liver.volume_reason
     hu_reason = of_liver.hu_reason or of_spleen.hu_reason
     ratio = difference = None
@@ -161,7 +164,7 @@ def measure_signs(
         _per_surface("spleen_ml_per_m2", of_spleen, body),
         _per_surface("liver_ml_per_m2", of_liver, body),
         *_ratios(of_liver, liver, segments),
-        *_nodularity(ct, liver, of_liver),
+        *_nodularity(ct, liver, of_liver, cancel),
         Measurement("liver_mean_hu", of_liver.mean, of_liver.hu_reason),
         Measurement("liver_sd_hu", of_liver.sd, of_liver.hu_reason),
         Measurement("spleen_mean_hu", of_spleen.mean, of_spleen.hu_reason),
@@ -262,11 +265,13 @@ def _other_liver(liver: sitk.Image, segments: LiverSegments) -> str:
     )
 
 
-def _nodularity(ct: sitk.Image, liver: sitk.Image | None, organ: _Organ) -> list[Measurement]:
+def _nodularity(
+    ct: sitk.Image, liver: sitk.Image | None, organ: _Organ, cancel: CancelToken | None
+) -> list[Measurement]:
     if liver is None or organ.median is None:
         found = Nodularity(None, 0.0, 0, organ.hu_reason)
     else:
-        found = nodularity(ct, liver, organ.median)
+        found = nodularity(ct, liver, organ.median, cancel)
     basis = f"on {found.edge_mm:.0f} mm of the liver's edge"
     return [
         Measurement("nodularity_mm10", found.mm10, found.reason, basis=basis),

@@ -36,6 +36,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import SimpleITK as sitk
 
+from ..errors import CancelToken, check_cancel
 from ..imaging.grid import bounding_box, reorient_to_lps
 
 SLAB_MM = 2.5
@@ -95,10 +96,12 @@ class Nodularity:
     reason: str = ""
 
 
-def nodularity(ct: sitk.Image, liver: sitk.Image, level: float) -> Nodularity:
+def nodularity(
+    ct: sitk.Image, liver: sitk.Image, level: float, cancel: CancelToken | None = None
+) -> Nodularity:
     """The score of this module for a CT (HU) and a liver mask on its grid, non-zero inside.
 
-    level: the liver's median HU.
+    level: the liver's median HU. cancel: asked before each slab. Raises Cancelled.
 
     Not measurable: slices thicker than MAX_SLICE_MM, pixels larger than MAX_PIXEL_MM, a liver with
     less than MIN_CONTRAST_HU above fat, an edge shorter than MIN_EDGE_MM or in fewer slices than
@@ -122,7 +125,7 @@ def nodularity(ct: sitk.Image, liver: sitk.Image, level: float) -> Nodularity:
             f"The liver has {level:.0f} HU; at least {FAT_HU + MIN_CONTRAST_HU:.0f} HU are needed "
             "for an edge with contrast to fat.",
         )
-    pieces = edge_pieces(ct, liver, level)
+    pieces = edge_pieces(ct, liver, level, cancel)
     distances = np.concatenate([[], *(np.abs(piece.distances[piece.counted]) for piece in pieces)])
     slices = len({piece.slice_number for piece in pieces if piece.counted.any()})
     length = STEP_MM * len(distances)
@@ -138,7 +141,9 @@ def nodularity(ct: sitk.Image, liver: sitk.Image, level: float) -> Nodularity:
     return Nodularity(10 * float(distances.mean()), length, slices)
 
 
-def edge_pieces(ct: sitk.Image, liver: sitk.Image, level: float) -> tuple[EdgePiece, ...]:
+def edge_pieces(
+    ct: sitk.Image, liver: sitk.Image, level: float, cancel: CancelToken | None = None
+) -> tuple[EdgePiece, ...]:
     """The pieces of the liver's edge that the score rests on, from the lowest slice on.
 
     Parameters as for `nodularity`. slice_number counts the slabs of the module's description.
@@ -155,6 +160,7 @@ def edge_pieces(ct: sitk.Image, liver: sitk.Image, level: float) -> tuple[EdgePi
     corner = np.array([box[2].start, box[1].start])
     found = []
     for number in range((last - first) // slab):
+        check_cancel(cancel)
         part = slice(first + number * slab, first + (number + 1) * slab)
         within = np.add.reduce(inside[(part, *box[1:])] != 0, axis=0, dtype=np.intp)
         for outline in _outlines(2 * within > slab):
