@@ -1,23 +1,27 @@
-"""How long a Stage goes on after it is cancelled, at every moment of a run, by function.
+"""How long a Stage, and then saving with a report, goes on after it is cancelled, by function.
 
-    python Testing/benchmarks/cancel.py CT [--slices 454] [--liver MASK] [--every 0.5] [--top 20]
+    python Testing/benchmarks/cancel.py CT [--slices 454] [--liver MASK] [--every 0.1] [--top 20]
 
 The CT, or a longer scan made from it as for profile_stage.py, is staged with automatic organs and
 saved, once. The cancel token never says yes; it records when it is asked, and by which function of
 the library. Nothing listens between two questions: a click in between waits for the second one. For
 the longest of these gaps: wall and CPU seconds (all threads), the functions of the library that
-were running, with the share of their time, and the one that asks next. Then runs are cancelled from
-another thread, each --every seconds later than the one before, and the time until `stage` returns
-is printed, worst first; 0: none.
+were running, with the share of their time, and the one that asks next. Then the work is cancelled
+from another thread again and again, each time --every seconds later than before, Stage and saving
+each from their beginning. By step, worst first: how often, and the longest wall and CPU seconds
+from the cancel until the work has returned, with the function that noticed. --every 0: not done.
+CPU seconds depend little on other work of the machine.
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,8 @@ class Questions:
 
     def is_set(self) -> bool:
         frame = sys._getframe(1)
+        if threading.current_thread().name.startswith("ThreadPoolExecutor"):
+            return False  # of work beside the steps: the steps still have to notice
         self.asked.append((time.perf_counter(), time.process_time(), place(frame)))
         return False
 
@@ -62,7 +68,7 @@ def main() -> None:
     parser.add_argument("ct", type=Path)
     parser.add_argument("--slices", type=int)
     parser.add_argument("--liver", help="instead of automatic organs")
-    parser.add_argument("--every", type=float, default=0.5, help="s between the real cancellations")
+    parser.add_argument("--every", type=float, default=0.1, help="s between the real cancellations")
     parser.add_argument("--top", type=int, default=20)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -72,15 +78,22 @@ def main() -> None:
 
             ct = Path(folder) / "longer.nii.gz"
             longer(options.ct, options.slices, ct)
-        took = show_gaps(ct, options.liver, Path(folder) / "out", options.top)
+        output = Path(folder) / "out"
+        result = show_gaps(ct, options.liver, output, options.top)
         if options.every:
-            show_cancelled(ct, options.liver, took, options.every)
+            shutil.rmtree(output)
+            show_cancelled(ct, options.liver, result, output, options.every)
 
 
-def show_gaps(ct: Path, liver: str | None, output: Path, top: int) -> float:
-    """Print the longest times between two questions; returns the seconds of the Stage."""
+def staged(ct: Path, liver: str | None, cancel: Any) -> Any:
+    """The result of the Stage that is cancelled."""
     from LiverFibrosisStagingLib import stage
 
+    return stage(ct, liver, cancel=cancel, any_phase=True)
+
+
+def show_gaps(ct: Path, liver: str | None, output: Path, top: int) -> Any:
+    """Print the longest times between two questions; returns the result of the Stage."""
     token, samples, ended = Questions(), [], threading.Event()
     main_thread = threading.get_ident()
 
@@ -94,10 +107,10 @@ def show_gaps(ct: Path, liver: str | None, output: Path, top: int) -> float:
     token.is_set()
     begun = time.perf_counter()
     try:
-        result = stage(ct, liver, cancel=token, any_phase=True)
+        result = staged(ct, liver, token)
         token.is_set()
         took = time.perf_counter() - begun
-        result.save(output, report=True)
+        result.save(output, report=True, cancel=token)
         token.is_set()
     finally:
         ended.set()
@@ -111,31 +124,57 @@ def show_gaps(ct: Path, liver: str | None, output: Path, top: int) -> float:
         total = max(1, sum(running.values()))
         parts = [f"{where} {count / total:.0%}" for where, count in running.most_common(6)]
         print(f"{wall:7.3f} {cpu:7.3f}  {', '.join(parts)} -> {asker}")
-    print(f"Stage {took:.2f} s, {len(token.asked)} questions")
-    return took
+    saving = time.perf_counter() - begun - took
+    print(f"Stage {took:.2f} s, saving {saving:.2f} s, {len(token.asked)} questions")
+    return result
 
 
-def show_cancelled(ct: Path, liver: str | None, took: float, every: float) -> None:
-    """Cancel runs at moments of the Stage and print the time until each returns, worst first."""
-    from LiverFibrosisStagingLib import Cancelled, stage
+def show_cancelled(ct: Path, liver: str | None, result: Any, output: Path, every: float) -> None:
+    """Cancel Stage and saving at many moments; print the time until each returned, by step."""
+    jobs: dict[str, Callable[[Any], Any]] = {
+        "Stage": lambda cancel: staged(ct, liver, cancel),
+        "Saving": lambda cancel: result.save(output, report=True, cancel=cancel),
+    }
+    found: dict[str, list[tuple[float, float]]] = {}
+    for job in jobs.values():
+        moment = every
+        while (late := cancelled(job, moment)) is not None:
+            step, wall, cpu = late
+            found.setdefault(step, []).append((wall, cpu))
+            if output.exists():
+                raise RuntimeError("Something was left behind.")
+            moment += every
+        shutil.rmtree(output, ignore_errors=True)
+    print(f"{'runs':>5} {'wall s':>7} {'CPU s':>7}  noticed in")
+    for step, times in sorted(found.items(), key=lambda item: -max(c for _, c in item[1])):
+        wall, cpu = map(max, zip(*times))
+        print(f"{len(times):5d} {wall:7.3f} {cpu:7.3f}  {step}")
 
-    found = []
-    for number in range(1, int(took / every)):
-        cancel = threading.Event()
-        timer = threading.Timer(number * every, cancel.set)
-        begun = time.perf_counter()
-        timer.start()
-        try:
-            stage(ct, liver, cancel=cancel, any_phase=True)
-        except Cancelled as error:
-            step = traceback_place(error)
-            found.append((time.perf_counter() - begun - number * every, number * every, step))
-        finally:
-            timer.cancel()
-    for seconds, moment, step in sorted(found, reverse=True)[:20]:
-        print(
-            f"cancelled after {moment:5.1f} s (noticed in {step}): returned {seconds:.3f} s later"
-        )
+
+def cancelled(job: Callable[[Any], Any], moment: float) -> tuple[str, float, float] | None:
+    """Cancel a job this many seconds after its beginning: the function that noticed, wall and CPU
+    seconds until the job returned; None if it was done before.
+    """
+    from LiverFibrosisStagingLib import Cancelled
+
+    cancel, at, before = threading.Event(), [], set(threading.enumerate())
+
+    def set_token() -> None:
+        at.extend((time.perf_counter(), time.process_time()))
+        cancel.set()
+
+    timer = threading.Timer(moment, set_token)
+    timer.start()
+    try:
+        job(cancel)
+    except Cancelled as error:
+        wall, cpu = time.perf_counter() - at[0], time.process_time() - at[1]
+        return traceback_place(error), wall, cpu
+    finally:
+        timer.cancel()
+        for thread in set(threading.enumerate()) - before:  # such as one that still reads
+            thread.join()
+    return None
 
 
 if __name__ == "__main__":

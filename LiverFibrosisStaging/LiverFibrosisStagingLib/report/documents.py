@@ -41,6 +41,7 @@ def write_report(
     cancel: asked before each picture and page. Raises OSError, StagingError if a shipped file is
     missing, and Cancelled.
     """
+    check_cancel(cancel)
     slices = Slices.of(ct, label_map, liver, spleen)
     stills = pictures(slices, cancel)
     if can_write_pdf():

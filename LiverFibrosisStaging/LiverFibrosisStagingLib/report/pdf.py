@@ -59,19 +59,26 @@ def write_pdf(
 
     # No date: the same result gives the same file.
     about = {"Title": f"{TITLE}: {report.headline}", "CreationDate": None}
-    with rc_context({"pdf.fonttype": 42}), PdfPages(path, metadata=about) as file:
-        for figure in pdf_pages(report, pictures):
+    with rc_context({"pdf.fonttype": 42}), path.open("wb") as file:
+        pages = PdfPages(file, metadata=about)
+        for figure in pdf_pages(report, pictures, cancel):
             check_cancel(cancel)
-            file.savefig(figure)
+            pages.savefig(figure)
+        check_cancel(cancel)
+        pages.close()  # only now: it embeds the fonts, which takes longer than a page
 
 
-def pdf_pages(report: Report, pictures: Sequence[Picture]) -> list[Figure]:
-    """The pages, A4; as many as the content needs."""
+def pdf_pages(
+    report: Report, pictures: Sequence[Picture], cancel: CancelToken | None = None
+) -> list[Figure]:
+    """The pages, A4; as many as the content needs. Raises Cancelled."""
+    check_cancel(cancel)
     first = _Page(report.notice)
     flow = _Flow([first], _montage(first, report, pictures, _head(first, report)))
-    _signs(flow, report)
-    _why(flow, report)
-    _checks(flow, report)
+    for draw in (_signs, _why, _checks):
+        check_cancel(cancel)
+        draw(flow, report)
+    check_cancel(cancel)
     _facts(flow, "Model", report.model, 96)
     _facts(flow, "What the result rests on", report.basis)
     _sources(flow, report)
