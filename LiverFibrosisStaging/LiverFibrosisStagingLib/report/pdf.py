@@ -55,6 +55,8 @@ def write_pdf(
     Cancelled.
     """
     from matplotlib import rc_context
+
+    check_cancel(cancel)  # the first time, each of these imports takes as long as a page
     from matplotlib.backends.backend_pdf import PdfPages
 
     # No date: the same result gives the same file.
