@@ -7,10 +7,10 @@ saved, once. The cancel token never says yes; it records when it is asked, and b
 the library. Nothing listens between two questions: a click in between waits for the second one. For
 the longest of these gaps: wall and CPU seconds (all threads), the functions of the library that
 were running, with the share of their time, and the one that asks next. Then the work is cancelled
-from another thread again and again, each time --every seconds later than before, Stage and saving
-each from their beginning. By step, worst first: how often, and the longest wall and CPU seconds
-from the cancel until the work has returned, with the function that noticed. --every 0: not done.
-CPU seconds depend little on other work of the machine.
+from another thread again and again, each time --every CPU seconds later than before, Stage and
+saving each from their beginning. By step, worst first: how often, and the longest wall and CPU
+seconds from the cancel until the work has returned, with the function that noticed. --every 0: not
+done. CPU seconds, of all threads, depend less on other work of the machine than wall seconds.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("ct", type=Path)
     parser.add_argument("--slices", type=int)
     parser.add_argument("--liver", help="instead of automatic organs")
-    parser.add_argument("--every", type=float, default=0.1, help="s between the real cancellations")
+    parser.add_argument("--every", type=float, default=0.1, help="CPU s between real cancellations")
     parser.add_argument("--top", type=int, default=20)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -145,6 +145,7 @@ def show_cancelled(ct: Path, liver: str | None, result: Any, output: Path, every
                 raise RuntimeError("Something was left behind.")
             moment += every
         shutil.rmtree(output, ignore_errors=True)
+        print(f"{moment / every:.0f} moments")
     print(f"{'runs':>5} {'wall s':>7} {'CPU s':>7}  noticed in")
     for step, times in sorted(found.items(), key=lambda item: -max(c for _, c in item[1])):
         wall, cpu = map(max, zip(*times))
@@ -152,26 +153,29 @@ def show_cancelled(ct: Path, liver: str | None, result: Any, output: Path, every
 
 
 def cancelled(job: Callable[[Any], Any], moment: float) -> tuple[str, float, float] | None:
-    """Cancel a job this many seconds after its beginning: the function that noticed, wall and CPU
-    seconds until the job returned; None if it was done before.
+    """Cancel a job this many CPU seconds after its beginning: the function that noticed, wall and
+    CPU seconds until the job returned; None if it was done before.
     """
     from LiverFibrosisStagingLib import Cancelled
 
     cancel, at, before = threading.Event(), [], set(threading.enumerate())
+    begun, ended = time.process_time(), threading.Event()
 
     def set_token() -> None:
+        while time.process_time() - begun < moment:
+            if ended.wait(SAMPLING_SECONDS):
+                return
         at.extend((time.perf_counter(), time.process_time()))
         cancel.set()
 
-    timer = threading.Timer(moment, set_token)
-    timer.start()
+    threading.Thread(target=set_token).start()
     try:
         job(cancel)
     except Cancelled as error:
         wall, cpu = time.perf_counter() - at[0], time.process_time() - at[1]
         return traceback_place(error), wall, cpu
     finally:
-        timer.cancel()
+        ended.set()
         for thread in set(threading.enumerate()) - before:  # such as one that still reads
             thread.join()
     return None
