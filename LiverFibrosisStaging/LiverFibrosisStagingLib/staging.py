@@ -65,9 +65,8 @@ def stage(
     also while a file is read (`read_ct`) and while the network runs. segmentation: provenance
     (name, sha256, edited) of masks from an earlier automatic segmentation, for the result; masks
     that were not edited get the warnings of a segmentation. strict: refuse a CT with a warning in
-    its checks
-    (`imaging.input_checks`). any_phase: stage a CT that is clearly not in the portal-venous phase;
-    its stage is not supported.
+    its checks (`imaging.input_checks`). any_phase: stage a CT that is clearly not in the
+    portal-venous phase; its stage is not supported.
     surface_mm: thickness of the liver's surface, a region of the measurements, above 0.
     segments: Couinaud segments or lobes of the liver, for the signs that need them, or the path of
     their segmentation (`imaging.segments.read_segments`). body: height and weight, by default those

@@ -48,6 +48,7 @@ def write_report(
         from .pdf import write_pdf
 
         write_pdf(folder / REPORT_FILES[0], report, stills, cancel)
+    check_cancel(cancel)
     page = report_page(report, stills, viewer_slices(slices, location_map, cancel))
     check_cancel(cancel)
     # The hashes in the page are those of its text with these line ends.
