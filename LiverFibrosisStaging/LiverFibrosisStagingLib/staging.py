@@ -4,7 +4,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +24,12 @@ from .imaging.grid import WorkingGrid, working_grid
 from .imaging.input_checks import concerns, input_checks, refuse
 from .imaging.masks import organ_masks, read_organ, volume_ml
 from .imaging.reading import NAME_KEY, notes, read_ct
-from .imaging.segmentation import segment_checked, segmentation_warnings, shipped_network
+from .imaging.segmentation import (
+    SegmentationModel,
+    segment_checked,
+    segmentation_warnings,
+    shipped_network,
+)
 from .imaging.segments import LiverSegments, read_segments
 from .model import StagingModel
 from .privacy import Names
@@ -79,58 +84,60 @@ def stage(
     explained_stages(explain, 0)  # an unknown name is refused before any work
     check_surface(surface_mm)
 
-    steps.begin(0.0, "Loading the model")
-    if not isinstance(model, StagingModel):
-        model = StagingModel.load(default_model_path() if model is None else model)
-    card = model.card
-
-    steps.begin(0.02, "Reading")
-    given = [_given(image) for image in (ct, liver, spleen)]
-    name = "The CT" if given[0] is None else str(path_of_series(given[0]))
-    ct = ct if isinstance(ct, sitk.Image) else read_ct(ct, cancel)
-    liver, spleen = (
-        mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask, cancel)
-        for mask in (liver, spleen)
-    )
-    steps.check()
-    if isinstance(segments, str | Path):
-        segments = read_segments(segments, cancel)
-
-    steps.begin(0.25, "Checking")
-    segmented = ["liver"] if liver is None and spleen is not None else ["liver", "spleen"]
-    check_ct(ct, name)
-    steps.check()
-    if card.fill is None:
-        check_copies(ct, name, card.patch_size[0], card.spacing_mm[0])
-    warnings = [*notes(ct)]
-    if liver is None:
-
-        def within(part: float, _: str) -> None:
-            steps.begin(0.25 + 0.1 * part, SEGMENTING)
-
-        network = shipped_network(model.threads, model.device)
-        steps.check()
-        found = segment_checked(ct, name, network, within, cancel)
-        liver, spleen = found.liver, found.spleen if spleen is None else spleen
-        warnings += segmentation_warnings({o: found.volumes_ml[o] for o in segmented})
-        segmentation = found.provenance
-        del found  # its label image is as large as the scan's masks
-    elif segmentation is not None and not segmentation["edited"]:
-        volumes = {"liver": volume_ml(liver), "spleen": 0.0}
-        if spleen is not None:
-            volumes["spleen"] = volume_ml(spleen)
-        warnings += segmentation_warnings(volumes)
-    steps.check()
-    liver, spleen, about_masks = organ_masks(ct, liver, spleen)
-    steps.check()
-    check_organs(ct, liver, spleen, name)
-    phase, checks = input_checks(ct, liver, spleen, cancel)
-    refuse(checks, name, strict, any_phase)
-    warnings += [*about_masks, *concerns(checks)]
-    body = body_of(ct) if body is None else body
     with _one_thread() as beside:
-        measuring = beside.submit(measure_signs, ct, liver, spleen, phase, segments, body, cancel)
+        # The networks are opened while the CT is read, which takes one core.
+        loading = beside.submit(_loaded, model)
+        opening = None if liver is not None else beside.submit(_segmenting_network, loading)
+        try:
+            steps.begin(0.0, "Reading")
+            given = [_given(image) for image in (ct, liver, spleen)]
+            name = "The CT" if given[0] is None else str(path_of_series(given[0]))
+            ct = ct if isinstance(ct, sitk.Image) else read_ct(ct, cancel)
+            liver, spleen = (
+                mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask, cancel)
+                for mask in (liver, spleen)
+            )
+            steps.check()
+            if isinstance(segments, str | Path):
+                segments = read_segments(segments, cancel)
+        finally:
+            model = loading.result()  # if it is refused, this is said first
+        card = model.card
         hashing = beside.submit(_voxels_sha256, ct, cancel)
+
+        steps.begin(0.25, "Checking")
+        segmented = ["liver"] if liver is None and spleen is not None else ["liver", "spleen"]
+        check_ct(ct, name)
+        steps.check()
+        if card.fill is None:
+            check_copies(ct, name, card.patch_size[0], card.spacing_mm[0])
+        warnings = [*notes(ct)]
+        if opening is not None:
+
+            def within(part: float, _: str) -> None:
+                steps.begin(0.25 + 0.1 * part, SEGMENTING)
+
+            network = opening.result()
+            steps.check()
+            found = segment_checked(ct, name, network, within, cancel)
+            liver, spleen = found.liver, found.spleen if spleen is None else spleen
+            warnings += segmentation_warnings({o: found.volumes_ml[o] for o in segmented})
+            segmentation = found.provenance
+            del found  # its label image is as large as the scan's masks
+        elif segmentation is not None and not segmentation["edited"]:
+            volumes = {"liver": volume_ml(liver), "spleen": 0.0}
+            if spleen is not None:
+                volumes["spleen"] = volume_ml(spleen)
+            warnings += segmentation_warnings(volumes)
+        steps.check()
+        liver, spleen, about_masks = organ_masks(ct, liver, spleen)
+        steps.check()
+        check_organs(ct, liver, spleen, name)
+        phase, checks = input_checks(ct, liver, spleen, cancel)
+        refuse(checks, name, strict, any_phase)
+        warnings += [*about_masks, *concerns(checks)]
+        body = body_of(ct) if body is None else body
+        measuring = beside.submit(measure_signs, ct, liver, spleen, phase, segments, body, cancel)
 
         steps.begin(0.35, "Resampling to the network's grid")
         grid = working_grid(ct, liver, spleen, **card.preprocessing, cancel=cancel)
@@ -172,6 +179,18 @@ def stage(
         forward_pass=forward_pass,
         **vars(explanation),
     )
+
+
+def _loaded(model: StagingModel | str | Path | None) -> StagingModel:
+    if isinstance(model, StagingModel):
+        return model
+    return StagingModel.load(default_model_path() if model is None else model)
+
+
+def _segmenting_network(loading: Future[StagingModel]) -> SegmentationModel:
+    """The segmentation network, on the staging model's device."""
+    model = loading.result()
+    return shipped_network(model.threads, model.device)
 
 
 def check_surface(surface_mm: float) -> None:

@@ -16,7 +16,7 @@ READING = "imaging.reading.read_ct"
 VOXELS = {
     "imaging.checks.check_ct",
     "imaging.segmentation.network_grid",
-    "imaging.refinement.organ_on_ct",
+    "imaging.refinement.organs_on_ct",
     "imaging.masks.organ_masks",
     "imaging.checks.check_organs",
     "imaging.coarse.CoarseScan.of",

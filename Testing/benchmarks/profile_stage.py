@@ -48,7 +48,7 @@ STEPS = (
     "imaging.plausibility.landmarks",
     "imaging.plausibility.without_heart",
     "imaging.refinement.refine_em_mrf",
-    "imaging.refinement.organ_on_ct",
+    "imaging.refinement.organs_on_ct",
     "imaging.segmentation.segment_checked",
     "imaging.masks.organ_masks",
     "imaging.checks.check_organs",
@@ -131,7 +131,9 @@ class Profile:
 
     def attach(self) -> None:
         """Replace each function of STEPS wherever the library refers to it."""
-        importlib.import_module("LiverFibrosisStagingLib.staging").ThreadPoolExecutor = _AtOnce
+        for module in ("staging", "imaging.refinement"):
+            found = importlib.import_module(f"LiverFibrosisStagingLib.{module}")
+            found.ThreadPoolExecutor = _AtOnce
         for name in STEPS:
             owner, last = _place(name)
             function = inspect.getattr_static(owner, last, None)

@@ -6,8 +6,7 @@ import SimpleITK as sitk
 from sklearn.naive_bayes import CategoricalNB
 
 from LiverFibrosisStagingLib.imaging import refinement
-from LiverFibrosisStagingLib.imaging.organs import LIVER_LABEL
-from LiverFibrosisStagingLib.imaging.refinement import BIN_HU, organ_on_ct
+from LiverFibrosisStagingLib.imaging.refinement import BIN_HU, organs_on_ct
 
 SIZE = (20, 40, 48)
 
@@ -127,16 +126,34 @@ def grid():
     return image
 
 
-def labelled(liver, grid):
-    """Liver label on a finer CT for probabilities of 0 and 1, sampled on the grid's voxels."""
+def masks(liver, spleen, grid):
+    """Masks on a finer CT for probabilities of 0 and 1, sampled on the grid's voxels."""
     ct = sitk.Image([2 * n for n in grid.GetSize()], sitk.sitkInt16)
     ct.SetSpacing((2.0, 2.0, 2.0))
     ct.SetOrigin((-1.0, -1.0, -1.0))
-    sure = liver.astype(np.float32)
-    mask = organ_on_ct(np.stack([1 - sure, sure, 0 * sure]), LIVER_LABEL, grid, ct)
-    assert mask.GetSize() == ct.GetSize() and mask.GetOrigin() == ct.GetOrigin()
-    assert sitk.GetArrayFromImage(sitk.ConnectedComponent(mask)).max() <= 1
-    return sitk.GetArrayFromImage(mask)[::2, ::2, ::2] == 1
+    none = ~(liver | spleen)
+    sure = np.stack([none, liver, spleen]).astype(np.float32)
+    found = organs_on_ct(sure, grid, ct)
+    for mask in found:
+        assert mask.GetSize() == ct.GetSize() and mask.GetOrigin() == ct.GetOrigin()
+        assert sitk.GetArrayFromImage(sitk.ConnectedComponent(mask)).max() <= 1
+    return [sitk.GetArrayFromImage(mask)[::2, ::2, ::2] == 1 for mask in found]
+
+
+def labelled(liver, grid):
+    return masks(liver, np.zeros(SIZE, bool), grid)[0]
+
+
+def test_both_organs_are_found_apart(grid):
+    liver, spleen = masks(LIVER, SPLEEN, grid)
+    assert np.mean(liver[LIVER]) > 0.9 and not liver[SPLEEN].any()
+    assert np.mean(spleen[SPLEEN]) > 0.9 and not spleen[LIVER].any()
+
+
+def test_a_hole_of_the_liver_is_not_spleen(grid):
+    hole = box((9, 12), (15, 18), (10, 13))
+    liver, spleen = masks(LIVER & ~hole, hole, grid)
+    assert liver[hole].all() and not spleen.any()
 
 
 def test_holes_are_filled_and_other_components_removed(grid):

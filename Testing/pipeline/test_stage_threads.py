@@ -29,9 +29,8 @@ def test_a_failure_in_the_thread_is_passed_on(abdomen, model, monkeypatch):
     assert threads() == before
 
 
-def test_after_cancelling_nothing_runs_and_nothing_more_is_begun(abdomen, model, monkeypatch):
+def test_after_cancelling_nothing_runs(abdomen, model, monkeypatch):
     begun, go_on, ended = (threading.Event() for _ in range(3))
-    hashed = []
 
     def measure(*_):
         begun.set()
@@ -45,11 +44,47 @@ def test_after_cancelling_nothing_runs_and_nothing_more_is_begun(abdomen, model,
 
     monkeypatch.setattr(staging, "run_network", cancelled)
     monkeypatch.setattr(staging, "measure_signs", measure)
-    monkeypatch.setattr(staging, "_voxels_sha256", lambda *_: hashed.append(1) or "")
     before = threads()
     with pytest.raises(Cancelled):
         stage(*abdomen, model)
-    assert ended.is_set() and not hashed and threads() == before
+    assert ended.is_set() and threads() == before
+
+
+def test_the_models_are_opened_while_the_ct_is_read(abdomen, model_path, monkeypatch):
+    opened = threading.Event()
+
+    def network(*_):
+        opened.set()
+        raise StagingError("No network.")
+
+    def read(*_):
+        assert opened.wait(30)
+        return abdomen[0]
+
+    monkeypatch.setattr(staging, "shipped_network", network)
+    monkeypatch.setattr(staging, "read_ct", read)
+    before = threads()
+    with pytest.raises(StagingError, match=r"^No network\.$"):
+        stage("ct.nii.gz", model=model_path)
+    assert threads() == before
+
+
+def test_refusals_keep_their_order(abdomen, model_path, tmp_path, monkeypatch):
+    """The model's first, then the CT's, then the segmentation network's."""
+
+    def network(*_):
+        raise StagingError("No network.")
+
+    monkeypatch.setattr(staging, "shipped_network", network)
+    absent = tmp_path / "absent.nii.gz"
+    before = threads()
+    with pytest.raises(StagingError, match=r"absent\.onnx"):
+        stage(absent, model=tmp_path / "absent.onnx")
+    with pytest.raises(StagingError, match=r"absent\.nii\.gz"):
+        stage(absent, model=model_path)
+    with pytest.raises(StagingError, match="slices over"):
+        stage(abdomen[0][:, :, :5], model=model_path)
+    assert threads() == before
 
 
 def test_the_measuring_overlaps_the_steps_and_is_waited_for(abdomen, model, monkeypatch):

@@ -137,9 +137,15 @@ def _inside(mask: sitk.Image, box: tuple[slice, slice, slice], labels: Sequence[
 
 def _mask_image(part: np.ndarray, box: tuple[slice, slice, slice], grid: sitk.Image) -> sitk.Image:
     """A uint8 mask on a grid, 0 outside of a box."""
+    found = empty_mask(grid)
+    paste(part, found, box)
+    return found
+
+
+def empty_mask(grid: sitk.Image) -> sitk.Image:
+    """A uint8 mask on a grid, all 0."""
     found = sitk.Image(grid.GetSize(), sitk.sitkUInt8)
     found.CopyInformation(grid)
-    paste(part, found, box)
     return found
 
 

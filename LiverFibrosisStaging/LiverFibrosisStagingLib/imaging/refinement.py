@@ -7,15 +7,18 @@ resampled to the CT.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import SimpleITK as sitk
 
 from ..errors import CancelToken, check_cancel
 from .grid import bounding_box, box_on_ct, paste, widened
-from .masks import largest
+from .masks import empty_mask, largest
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .resampling import planes
+from .voxels import Voxels
 
 LABELS = (LIVER_LABEL, SPLEEN_LABEL)
 # Chosen on four patients, each with a network not trained on that patient; results change little
@@ -154,42 +157,66 @@ def _histogram(bins: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (smooth / smooth.sum()).astype(np.float32)
 
 
-def organ_on_ct(
+def organs_on_ct(
+    probabilities: np.ndarray,
+    grid: sitk.Image,
+    ct: sitk.Image,
+    cancel: CancelToken | None = None,
+) -> tuple[sitk.Image, sitk.Image]:
+    """Masks, uint8 on the CT's grid, of liver and spleen, where each is the most probable class.
+
+    grid: of the probabilities. One component of each remains, without holes (`_clean_margin`);
+    voxels of both are the liver's. Raises Cancelled.
+    """
+    with ThreadPoolExecutor(1) as beside:  # each organ takes one core
+        finding = beside.submit(_voxels_on_ct, probabilities, SPLEEN_LABEL, grid, ct, cancel)
+        making = beside.submit(empty_mask, ct)  # zeros for a long scan take as long as the spleen
+        inside, box = _voxels_on_ct(probabilities, LIVER_LABEL, grid, ct, cancel)
+        check_cancel(cancel)
+        part = largest(inside).view(np.uint8)
+        check_cancel(cancel)
+        liver = empty_mask(ct)  # only now that the memory of what led to it is free again
+        paste(part, liver, box)
+        inside, box = finding.result()
+        spleen = making.result()
+    check_cancel(cancel)
+    inside &= sitk.GetArrayViewFromImage(liver)[box] == 0
+    paste(largest(inside).view(np.uint8), spleen, box)
+    return liver, spleen
+
+
+def _voxels_on_ct(
     probabilities: np.ndarray,
     label: int,
     grid: sitk.Image,
     ct: sitk.Image,
-    other: sitk.Image | None = None,
-    cancel: CancelToken | None = None,
-) -> sitk.Image:
-    """Mask, uint8 on the CT's grid, of an organ, where it is the most probable class.
+    cancel: CancelToken | None,
+) -> tuple[np.ndarray, tuple[slice, slice, slice]]:
+    """Where an organ is the most probable class, bool, within a box [slice, row, column] of the CT.
 
-    grid: of the probabilities. One component remains, without holes (`_clean_margin`). other: mask
-    of an organ whose voxels are left to it. Raises Cancelled.
+    On the grid of the probabilities it is one component, without holes. Raises Cancelled.
     """
-    mask = sitk.Image(ct.GetSize(), sitk.sitkUInt8)
-    mask.CopyInformation(ct)
+    nowhere = np.zeros((1, 1, 1), bool), (slice(1), slice(1), slice(1))
     margin = probabilities[label] - np.delete(probabilities, label, axis=0).max(axis=0)
     around = bounding_box(margin > 0)
     if around is None:
-        return mask
+        return nowhere
     around = widened(around, (1, 1, 1))
     margin[around] = _clean_margin(margin[around], CORE_RADIUS_MM[label], grid.GetSpacing())
     if not (margin > 0).any():
-        return mask
+        return nowhere
     first, size = box_on_ct(margin > 0, grid, ct)
     box = tuple(slice(start, start + count) for start, count in zip(first, size))[::-1]
+    scan = Voxels.of(ct)
+    origin = scan.places(np.array(first)[:, None])[:, 0]
+    part = replace(scan, array=scan.array[box], origin=origin)
     image = sitk.GetImageFromArray(margin)
     image.CopyInformation(grid)
     inside = np.empty(size[::-1], bool)
-    for plane, values in zip(inside, planes(image, sitk.RegionOfInterest(mask, size, first), -1.0)):
+    for plane, values in zip(inside, planes(image, part, -1.0)):
         check_cancel(cancel)
         np.greater(values, 0, out=plane)
-    if other is not None:
-        inside &= sitk.GetArrayViewFromImage(other)[box] == 0
-    check_cancel(cancel)
-    paste(largest(inside).view(np.uint8), mask, box)
-    return mask
+    return inside, box
 
 
 def _clean_margin(margin: np.ndarray, radius_mm: float, spacing: tuple[float, ...]) -> np.ndarray:

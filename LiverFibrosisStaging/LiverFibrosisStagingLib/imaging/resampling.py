@@ -53,7 +53,7 @@ def linear(
 
 def planes(
     image: sitk.Image | Voxels,
-    reference: sitk.Image,
+    reference: sitk.Image | Voxels,
     outside: float = 0.0,
     factors: Sequence[int] = (1, 1, 1),
 ) -> Iterator[np.ndarray]:

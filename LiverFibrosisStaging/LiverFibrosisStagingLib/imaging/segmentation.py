@@ -40,10 +40,10 @@ from .checks import check_ct, check_organs
 from .grid import body_bounds, lps_grid, patch_starts, resample_ct
 from .input_checks import concerns, input_checks
 from .masks import largest, volume_ml
-from .organs import LIVER_LABEL, SPLEEN_LABEL
+from .organs import SPLEEN_LABEL
 from .plausibility import GAS_HU, LUNG_HU, landmarks, without_heart
 from .reading import NAME_KEY, notes, read_ct
-from .refinement import organ_on_ct, refine_em_mrf
+from .refinement import organs_on_ct, refine_em_mrf
 from .voxels import Voxels
 
 METADATA_KEY = "liver_segmentation"
@@ -216,7 +216,9 @@ def segment_checked(
     clamped = sitk.Clamp(grid, lowerBound=card.window_hu[0], upperBound=card.window_hu[1])
     probabilities = without_heart(refine_em_mrf(probabilities, clamped), marks)
     begin(0.87, refining)
-    liver = organ_on_ct(probabilities, LIVER_LABEL, grid, ct, cancel=cancel)
+    spleen: sitk.Image | None
+    liver, spleen = organs_on_ct(probabilities, grid, ct, cancel)
+    begin(0.95, refining)
     volumes = {"liver": volume_ml(liver)}
     if volumes["liver"] < MIN_ORGAN_ML["liver"]:
         raise StagingError(
@@ -224,8 +226,6 @@ def segment_checked(
             f"{MIN_ORGAN_ML['liver']:g} mL expected); a CT of the abdomen, or a liver mask, is "
             "needed."
         )
-    begin(0.94, refining)
-    spleen: sitk.Image | None = organ_on_ct(probabilities, SPLEEN_LABEL, grid, ct, liver, cancel)
     volumes["spleen"] = volume_ml(spleen)
     if volumes["spleen"] < MIN_ORGAN_ML["spleen"]:
         spleen, volumes["spleen"] = None, 0.0
