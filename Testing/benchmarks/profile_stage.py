@@ -98,6 +98,7 @@ class Profile:
         self.costs: dict[str, list[float]] = {}
         self.shapes: dict[str, list[list[int]]] = {}
         self._open: list[list[float]] = []
+        self._peaks: list[float] = []  # of the memory, of the steps that are open
 
     def step(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, with its cost added to the step."""
@@ -106,8 +107,10 @@ class Profile:
         def measured(*args: Any, **named: Any) -> Any:
             begun = _now()
             resident = memory("VmRSS")
-            highest = memory("VmHWM")
+            if self._peaks:  # up to here, the peak is that of the step around
+                self._peaks[-1] = max(self._peaks[-1], memory("VmHWM"))
             _forget_peak()
+            self._peaks.append(0.0)
             self._open.append([0.0, 0.0])
             made = None
             before = _now()
@@ -117,11 +120,14 @@ class Profile:
             finally:
                 spent = _since(before)
                 own = [a - b for a, b in zip(spent, self._open.pop())]
-                rise = max(memory("VmHWM"), highest if self._open else 0.0) - resident
+                peak = max(memory("VmHWM"), self._peaks.pop())
+                if self._peaks:
+                    self._peaks[-1] = max(self._peaks[-1], peak)
+                _forget_peak()
                 found = self.costs.setdefault(name, [0.0] * 4)
                 touched = _bytes((args, named, made), set())
                 found[:3] = [a + b for a, b in zip(found, (*own, touched))]
-                found[3] = max(found[3], rise)
+                found[3] = max(found[3], peak - resident)
                 if name in NETWORKS:
                     self.shapes.setdefault(name, []).append(list(args[1].shape))
                 if self._open:  # what the measuring takes is no cost of the step around
