@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -190,15 +191,14 @@ class StagingResult:
 
     def overview(self) -> np.ndarray:
         """Overview picture of the result, uint8 RGB [1000, 1600, 3]."""
-        return self._overview(self.map_on_ct.bands_in_box())
+        return self._overview(None)
 
-    def _overview(self, bands: np.ndarray, cancel: CancelToken | None = None) -> np.ndarray:
-        """`overview`, from `MapOnCt.bands_in_box`."""
+    def _overview(self, cancel: CancelToken | None) -> np.ndarray:
         from .report.overview import render_overview
 
         return render_overview(
             ct=self.ct,
-            label_map=self.map_on_ct.box_image(bands),
+            location_map=self.map_on_ct,
             liver=self.liver,
             spleen=self.spleen,
             probabilities=self.probabilities,
@@ -290,18 +290,26 @@ class StagingResult:
         from .report.drawing import write_png
 
         def write(partial: Path) -> None:
-            bands = _write_maps(self.map_on_ct, partial, cancel)
-            self._write_organs(partial / FILES[2], cancel)
-            write_png(self._overview(bands, cancel), partial / FILES[3])
-            check_cancel(cancel)
-            if report:
-                self._write_report(partial, bands, cancel)
+            def write_pictures() -> None:  # both: VTK's fonts are for one thread at a time
+                write_png(self._overview(cancel), partial / FILES[3])
+                check_cancel(cancel)
+                if report:
+                    self._write_report(partial, cancel)
+
+            def write_objects() -> None:
+                if dicom is not None:
+                    target = partial / DICOM_FOLDER
+                    target.mkdir()
+                    self.write_dicom(target, dicom)
+
+            _side_by_side(
+                lambda: _write_maps(self.map_on_ct, partial, cancel),
+                write_pictures,
+                lambda: self._write_organs(partial / FILES[2], cancel),
+                write_objects,
+            )
             text = json.dumps(self.summary(), indent=2, ensure_ascii=False)
             (partial / FILES[4]).write_text(text + "\n", encoding="utf-8")
-            if dicom is not None:
-                target = partial / DICOM_FOLDER
-                target.mkdir()
-                self.write_dicom(target, dicom)
             check_cancel(cancel)
 
         in_dicom = tuple(f"{DICOM_FOLDER}/{name}" for name in DICOM_FILES)
@@ -330,22 +338,17 @@ class StagingResult:
 
         return write_folder(folder, REPORT_FILES, self._write_report) / REPORT_FILES[-1]
 
-    def _write_report(
-        self, folder: Path, bands: np.ndarray | None = None, cancel: CancelToken | None = None
-    ) -> None:
-        """bands: `MapOnCt.bands_in_box`, if they are known."""
+    def _write_report(self, folder: Path, cancel: CancelToken | None = None) -> None:
         from .report.content import report_content
         from .report.documents import write_report
 
-        bands = self.map_on_ct.bands_in_box() if bands is None else bands
         card = self.forward_pass.model.card
         content = report_content(self.summary(), self.signs, card.reference, card.training)
         write_report(
             folder,
             content,
             ct=self.ct,
-            location_map=self.map_on_ct.box_image(self.map_on_ct.relative_in_box(cancel)),
-            label_map=self.map_on_ct.box_image(bands),
+            location_map=self.map_on_ct,
             liver=self.liver,
             spleen=self.spleen,
             cancel=cancel,
@@ -366,19 +369,28 @@ def one_line(result: StagingResult) -> str:
     return line if result.supported else f"Not supported: {line}. {' '.join(result.reasons)}"
 
 
-def _write_maps(map_on_ct: MapOnCt, folder: Path, cancel: CancelToken | None) -> np.ndarray:
-    """Write location map and bands; returns the bands in their box."""
-    ct, (column, row, first) = map_on_ct.ct, map_on_ct.first
-    bands = np.empty(map_on_ct.size[::-1], np.uint8)
+def _side_by_side(*parts: Callable[[], None]) -> None:
+    """Call functions in two threads; after an error those that wait are left out, and the error of
+    the first is raised.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(part) for part in parts]
+        try:
+            for call in calls:
+                call.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _write_maps(map_on_ct: MapOnCt, folder: Path, cancel: CancelToken | None) -> None:
+    """Write location map and bands."""
+    ct, (column, row, _) = map_on_ct.ct, map_on_ct.first
     with (
         NrrdWriter(folder / FILES[0], ct, np.float32) as relative_file,
         NrrdWriter(folder / FILES[1], ct, np.uint8) as bands_file,
     ):
         for at, relative in map_on_ct.slabs():
-            found = bands[at - first :][: len(relative)]
-            found[:] = map_on_ct.bands(relative)
-            for number, planes in enumerate(zip(relative, found), start=at):
+            for number, planes in enumerate(zip(relative, map_on_ct.bands(relative)), start=at):
                 check_cancel(cancel)
                 for file, plane in zip((relative_file, bands_file), planes):
                     file.write(number, plane, row, column)
-    return bands

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from LiverFibrosisStagingLib.errors import StagingError
+from LiverFibrosisStagingLib.location_map import LocationMap, MapOnCt
 from LiverFibrosisStagingLib.report import drawing, overview, slices
 from LiverFibrosisStagingLib.report.colors import BANDS, band_rgba, color_slice
 from LiverFibrosisStagingLib.report.drawing import write_png
@@ -53,6 +54,14 @@ def lps_case(direction=None):
     }
 
 
+def shown(case, maximum=10.0):
+    """What a picture is made of; the map has the values of the labels."""
+    labels, others = case["label_map"], {k: v for k, v in case.items() if k != "label_map"}
+    location = LocationMap(sitk.Cast(labels, sitk.sitkFloat32), 1.0)
+    on_ct = MapOnCt(location, labels > 0, case["ct"], (0, 0, 0), labels.GetSize(), maximum)
+    return {**others, "location_map": on_ct}
+
+
 def findings(**changed):
     return {
         "probabilities": np.array([0.05, 0.05, 0.1, 0.2, 0.6]),
@@ -79,7 +88,7 @@ def case():
 
 @pytest.fixture(scope="module")
 def picture(case):
-    return render_overview(**case, **findings())
+    return render_overview(**shown(case), **findings())
 
 
 def cell(picture, number):
@@ -172,7 +181,7 @@ def test_coronal_has_the_head_up(case):
     labels[middle:] *= 10
     upper = sitk.GetImageFromArray(labels)
     upper.CopyInformation(case["liver"])
-    drawn = render_overview(**(case | {"label_map": upper}), **findings())
+    drawn = render_overview(**shown(case | {"label_map": upper}), **findings())
     box = overview._CORONAL
     coronal = drawn[box.y : box.y + box.height, box.x : box.x + box.width].astype(float) / 255
     strong = np.nonzero(close_to(coronal, band_over(10, 110.0)))
@@ -193,7 +202,7 @@ def test_coronal_has_the_head_up(case):
 def test_picture_does_not_depend_on_the_arrays_orientation(case, picture, axes, flips):
     turned = {name: sitk.Flip(sitk.PermuteAxes(image, axes), flips) for name, image in case.items()}
     assert turned["ct"].GetDirection() != case["ct"].GetDirection() or axes == (0, 1, 2)
-    drawn = render_overview(**turned, **findings())
+    drawn = render_overview(**shown(turned), **findings())
     assert (drawn != picture).any(axis=2).mean() < 1e-3
 
 
@@ -208,7 +217,7 @@ def test_oblique_scan_is_drawn_along_the_patients_axes():
         method = sitk.sitkLinear if name == "ct" else sitk.sitkNearestNeighbor
         outside = -1000 if name == "ct" else 0
         oblique[name] = sitk.Resample(straight[name], image, sitk.Transform(), method, outside)
-    drawn = render_overview(**oblique, **findings())
+    drawn = render_overview(**shown(oblique), **findings())
     found = cell(drawn, 2)
     strong = np.nonzero(close_to(found, band_over(10, 110.0)))
     weak = np.nonzero(close_to(found, band_over(1, 110.0)))
@@ -219,7 +228,7 @@ def test_oblique_scan_is_drawn_along_the_patients_axes():
 
 
 def test_levels_are_the_cts_own_slices_spread_over_the_liver(case):
-    scene = slices.Slices.of(case["ct"], case["label_map"], case["liver"], case["spleen"])
+    scene = slices.Slices.of(**shown(case))
     own = ORIGIN[2] + SPACING[2] * np.arange(SIZE[2])
     assert len(scene.levels) == overview.LEVELS
     assert np.abs(own[:, None] - scene.levels).min(axis=0).max() < 1e-3
@@ -232,7 +241,7 @@ def test_probabilities_change_their_panel_only(case, picture):
         probabilities=np.array([0.6, 0.2, 0.1, 0.05, 0.05]),
         scores={"significant": 0.2, "advanced": 0.1, "cirrhosis": 0.05},
     )
-    drawn = render_overview(**case, **changed)
+    drawn = render_overview(**shown(case), **changed)
     differs = (drawn != picture).any(axis=2)
     for box in overview._PANELS:
         assert differs[box.y : box.y + box.height, box.x : box.x + box.width].sum() > 500
@@ -257,7 +266,7 @@ def test_an_unsupported_stage_is_grey_with_its_reasons(case, picture):
         return int(close_to(part / 255.0, drawing.ACCENT).sum())
 
     reason = "85 % of the location map's weight lies outside liver and spleen."
-    drawn = render_overview(**case, **findings(reasons=(reason,)))
+    drawn = render_overview(**shown(case), **findings(reasons=(reason,)))
     for box in overview._PANELS:
         assert accent(drawn, box) == 0 < accent(picture, box)
     letters = drawing.Box(20, 10, 70, 30)  # of the stage, where it is supported
@@ -266,7 +275,7 @@ def test_an_unsupported_stage_is_grey_with_its_reasons(case, picture):
     assert accent(drawn, title) > 200, "the reason"
     below = slice(overview._AXIALS.y, overview._PANELS[0].y)
     assert np.array_equal(drawn[below], picture[below]), "slices are the same"
-    long = render_overview(**case, **findings(reasons=[reason] * 9))
+    long = render_overview(**shown(case), **findings(reasons=[reason] * 9))
     changed = np.nonzero((long != drawn).any(axis=2))
     assert changed[0].max() < overview._AXIALS.y
     right = 20 + overview._TITLE_WIDTH + 5
@@ -278,7 +287,7 @@ def test_signs_stay_in_their_panel(case, picture):
     sentence = "Spleen (228 mL) is within the range of F0 to F2, not of the predicted stage F4." * 2
     warnings = ["A warning that is as long as a line of the panel, or even longer than that."] * 3
     for given in ((), warnings):
-        drawn = render_overview(**case, **findings(agreement=sentence, warnings=given))
+        drawn = render_overview(**shown(case), **findings(agreement=sentence, warnings=given))
         differs = (drawn != picture).any(axis=2)
         box = overview._LOWER_PANELS[1]
         differs[box.y : box.y + box.height, box.x : box.x + box.width] = False
@@ -287,7 +296,7 @@ def test_signs_stay_in_their_panel(case, picture):
 
 def test_no_spleen(case, picture):
     measurements = {k: v for k, v in findings()["measurements"].items() if k != "spleen"}
-    drawn = render_overview(**(case | {"spleen": None}), **findings(measurements=measurements))
+    drawn = render_overview(**shown(case | {"spleen": None}), **findings(measurements=measurements))
     line = np.array(slices.SPLEEN_COLOR)
     assert close_to(cell(picture, 2), line, 0.1).sum() > 50
     assert close_to(drawn / 255.0, line, 0.1).sum() == 0
@@ -298,7 +307,7 @@ def test_long_and_many_warnings_stay_in_their_panel(case, picture):
     many = [long, "x" * 400, *(f"Warning {number}" for number in range(20))]
     box = overview._LOWER_PANELS[1]
     for warnings in ([long], many, many[1:], ["short"] * 7):
-        drawn = render_overview(**case, **findings(warnings=warnings))
+        drawn = render_overview(**shown(case), **findings(warnings=warnings))
         differs = (drawn != picture).any(axis=2)
         assert differs[box.y : box.y + box.height, box.x : box.x + box.width].any()
         differs[box.y : box.y + box.height, box.x : box.x + box.width] = False
@@ -308,8 +317,10 @@ def test_long_and_many_warnings_stay_in_their_panel(case, picture):
 def test_reasons_are_written_in_full_and_not_again_as_warnings(case):
     reason = "The HU are those of an arterial CT (HU: aorta 312, liver 54); another is needed."
     second = "91 % of the location map's weight lies outside liver and spleen."
-    one = render_overview(**case, **findings(reasons=(reason,)))
-    two = render_overview(**case, **findings(reasons=(reason, second), warnings=(reason, second)))
+    one = render_overview(**shown(case), **findings(reasons=(reason,)))
+    two = render_overview(
+        **shown(case), **findings(reasons=(reason, second), warnings=(reason, second))
+    )
     top = overview._AXIALS.y
     assert np.array_equal(one[top:], two[top:])
     assert close_to(two[66:top, :400] / 255.0, np.array(drawing.ACCENT), 0.1).sum() > 50
@@ -317,7 +328,9 @@ def test_reasons_are_written_in_full_and_not_again_as_warnings(case):
 
 
 def test_long_training_text_does_not_touch_the_research_sentence(case, picture):
-    drawn = render_overview(**case, **findings(model_training="a very long list of sources " * 50))
+    drawn = render_overview(
+        **shown(case), **findings(model_training="a very long list of sources " * 50)
+    )
     differs = np.nonzero((drawn != picture).any(axis=2))
     pen = drawing.Pen(np.zeros((4, 4, 3), np.float32))
     research = pen.width(overview.RESEARCH_USE, 18, bold=True)
@@ -327,11 +340,11 @@ def test_long_training_text_does_not_touch_the_research_sentence(case, picture):
 
 def test_few_slices_and_a_tiny_liver(case):
     thin = {name: image[:, :, 22:25] for name, image in case.items()}
-    assert render_overview(**thin, **findings()).shape == (1000, 1600, 3)
+    assert render_overview(**shown(thin), **findings()).shape == (1000, 1600, 3)
     dot = sitk.Image(case["liver"].GetSize(), sitk.sitkUInt8)
     dot.CopyInformation(case["liver"])
     dot[40, 70, 25] = 1
-    drawn = render_overview(**(case | {"liver": dot}), **findings())
+    drawn = render_overview(**shown(case | {"liver": dot}), **findings())
     assert cell(drawn, 2).max(axis=2).mean() > 0.2  # the body is there
 
 
@@ -352,6 +365,7 @@ def test_needs_no_display_and_no_graphics_library():
     """In a process without DISPLAY; none of VTK's OpenGL and X11 modules are loaded."""
     code = """
 import numpy as np, sys
+from LiverFibrosisStagingLib.location_map import LocationMap, MapOnCt
 from LiverFibrosisStagingLib.report import drawing, overview, slices
 assert not any(name.startswith("vtk") for name in sys.modules), "vtk imported at file scope"
 canvas = np.zeros((60, 300, 3), np.float32)

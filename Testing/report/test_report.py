@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from test_overview import lps_case
+from test_overview import lps_case, shown
 
 from LiverFibrosisStagingLib import staging
 from LiverFibrosisStagingLib.__main__ import main
@@ -66,8 +66,7 @@ def content_of(result, **changed):
 
 
 def viewer_of(result):
-    slices = Slices.of(result.ct, result.label_map, result.liver, result.spleen)
-    return viewer_slices(slices, result.location_map)
+    return viewer_slices(Slices.of(result.ct, result.map_on_ct, result.liver, result.spleen))
 
 
 def planes(viewer, index, folder):
@@ -89,12 +88,13 @@ def body():
     ramp = np.broadcast_to(np.linspace(0, 8, 150, dtype=np.float32), (50, 140, 150))
     weight = sitk.GetImageFromArray(np.ascontiguousarray(ramp))
     weight.CopyInformation(case["ct"])
-    slices = Slices.of(case["ct"], case["label_map"], case["liver"], case["spleen"])
-    return case, slices, weight, viewer_slices(slices, weight)
+    case["label_map"] = weight
+    slices = Slices.of(**shown(case, 8.0))
+    return case, slices, viewer_slices(slices)
 
 
 def test_slices_show_the_values_of_the_ct_the_map_and_the_masks(body, tmp_path):
-    case, slices, weight, viewer = body
+    case, slices, viewer = body
     middle = int(np.argmin(np.abs(np.array(viewer.levels) - 32)))
     hu, share, organs = planes(viewer, middle, tmp_path)
     assert hu.shape == (viewer.rows, viewer.columns)
@@ -108,7 +108,7 @@ def test_slices_show_the_values_of_the_ct_the_map_and_the_masks(body, tmp_path):
         at = pixel(x, y)
         voxel = case["ct"].TransformPhysicalPointToIndex((x, y, viewer.levels[middle]))
         assert hu[at] == pytest.approx(case["ct"][voxel], abs=STEP_HU / 2)
-        assert share[at] == pytest.approx(weight[voxel] / 8, abs=0.02)
+        assert share[at] == pytest.approx(case["label_map"][voxel] / 8, abs=0.02)
         assert organs[at] == (1 if case["liver"][voxel] else 2 if case["spleen"][voxel] else 0)
     area = np.count_nonzero(organs == 1) * viewer.mm**2
     plane = sitk.GetArrayFromImage(case["liver"])[
@@ -118,7 +118,7 @@ def test_slices_show_the_values_of_the_ct_the_map_and_the_masks(body, tmp_path):
 
 
 def test_slices_lie_on_the_planes_of_the_ct_around_both_organs(body):
-    case, _, _, viewer = body
+    case, _, viewer = body
     steps = np.diff(viewer.levels)
     assert np.allclose(steps, -3.0)  # cranial first, every slice of the CT
     planes_of_ct = -40.0 + 3.0 * np.arange(50)
@@ -131,10 +131,9 @@ def test_slices_lie_on_the_planes_of_the_ct_around_both_organs(body):
 
 @pytest.mark.parametrize("axes", ["RAI", "LPS", "PIR", "ASL"])
 def test_slices_do_not_depend_on_the_orientation_of_the_voxels(body, axes, tmp_path):
-    case, _, weight, viewer = body
+    case, _, viewer = body
     turned = {name: sitk.DICOMOrient(image, axes) for name, image in case.items()}
-    slices = Slices.of(turned["ct"], turned["label_map"], turned["liver"], turned["spleen"])
-    again = viewer_slices(slices, sitk.DICOMOrient(weight, axes))
+    again = viewer_slices(Slices.of(**shown(turned, 8.0)))
     assert again.levels == viewer.levels
     first, second = planes(viewer, 20, tmp_path), planes(again, 20, tmp_path)
     for one, other in zip(first, second):
@@ -150,8 +149,9 @@ def test_many_thin_slices_of_pure_noise_stay_below_the_limit():
     inside[20:280, 20:100, 20:70] = 1
     liver = sitk.GetImageFromArray(inside)
     liver.CopyInformation(ct)
-    weight = sitk.Cast(ct, sitk.sitkFloat32) + 250
-    slices = Slices.of(ct, liver, liver, None)
+    weight = sitk.SmoothingRecursiveGaussian(sitk.Cast(ct, sitk.sitkFloat32) + 250, 12.0)
+    case = {"ct": ct, "liver": liver, "spleen": None, "label_map": weight}
+    slices = Slices.of(**shown(case, float(sitk.GetArrayViewFromImage(weight).max())))
     # As fine as a CT of 512 x 512 would be sampled.
     fine = sitk.Resample(
         ct,
@@ -162,7 +162,7 @@ def test_many_thin_slices_of_pure_noise_stay_below_the_limit():
         (0.8, 0.8, 0.8),
     )
     slices = replace(slices, ct=fine)
-    viewer = viewer_slices(slices, sitk.SmoothingRecursiveGaussian(weight, 12.0))
+    viewer = viewer_slices(slices)
     assert len(viewer.levels) <= MAX_SLICES
     assert viewer.columns * viewer.rows * len(viewer.levels) > 6e6
     stills = sum(len(base64.b64encode(picture.rgb)) for picture in pictures(slices))
@@ -317,7 +317,7 @@ def test_pdf_pages_keep_everything_inside(staged_sample):
     from LiverFibrosisStagingLib.report.pdf import pdf_pages
 
     slices = Slices.of(
-        staged_sample.ct, staged_sample.label_map, staged_sample.liver, staged_sample.spleen
+        staged_sample.ct, staged_sample.map_on_ct, staged_sample.liver, staged_sample.spleen
     )
     stills = pictures(slices)
     warning = "A word of " + 120 * "x" + " and more. " + "The slices are thick. " * 9

@@ -159,13 +159,13 @@ def test_the_picture_has_the_grey_values_of_the_ct(page, staged_sample):
     set_slider(page, "opacity", 0)
     settled(page, COLOUR, "=== 0")
     ct = staged_sample.ct
-    slices = Slices.of(ct, staged_sample.label_map, staged_sample.liver, staged_sample.spleen)
+    slices = Slices.of(ct, staged_sample.map_on_ct, staged_sample.liver, staged_sample.spleen)
     width, rows, green = page.evaluate(
         f"(() => {{ {READ} const green = [...data].filter((_, i) => i % 4 === 1);"
         " return [copy.width, copy.height, green]; })()"
     )
     shown = np.reshape(green, (rows, width))
-    viewer = viewer_slices(slices, staged_sample.location_map)
+    viewer = viewer_slices(slices)
     scale = width / viewer.columns / viewer.mm  # canvas pixels per mm
     z = viewer.levels[position(page) - 1]
     smooth = sitk.Mean(ct, [2, 2, 0])

@@ -1,6 +1,7 @@
 """Writing of location maps and masks as NRRD files, slice by slice, on a grid of any length.
 
-Most voxels are 0, and a run of zeros is compressed once for all files. The gzip stream is put
+Most voxels are 0: a run of zeros is compressed once for all files, and its CRC is computed and not
+read from zeros, so that the time hardly depends on the grid. The gzip stream is put
 together from parts that are deflated by themselves (RFC 1951); it is one member (RFC 1952), since
 not all readers of NRRD accept several.
 """
@@ -8,7 +9,7 @@ not all readers of NRRD accept several.
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +22,7 @@ _GZIP_LAST = b"\x03\x00"  # an empty last block
 _STORED_BYTES = 1 << 15  # of a block that is not compressed; at most 65,535
 _SHORTEST_GAP = 256  # bytes; a run of zeros between two stored blocks takes about 20
 _ZEROS = (1 << 20, 1 << 16, 1 << 12)  # bytes of the longer runs of zeros, the longest first
+_CRC_POLYNOMIAL = 0xEDB88320  # RFC 1952; bit 31 is the coefficient of x^0
 
 
 class NrrdWriter:
@@ -67,27 +69,33 @@ class NrrdWriter:
         """
         self._skip_to(number)
         rows, columns = values.shape
-        self._plane[row : row + rows, column : column + columns] = values
-        self._crc = zlib.crc32(self._plane, self._crc)
-        parts = self._stored() if self._plane.dtype.kind == "f" else self._deflated()
-        self._file.write(b"".join(parts))
-        self._plane[row : row + rows, column : column + columns] = 0
+        part, width = self._plane[row : row + rows], self._plane[0].nbytes
+        part[:, column : column + columns] = values
+        self._skip(row * width)
+        self._crc = zlib.crc32(part, self._crc)
+        pieces = self._stored(part) if part.dtype.kind == "f" else self._deflated(part)
+        self._file.write(b"".join(pieces))
+        part[:, column : column + columns] = 0
+        self._skip((len(self._plane) - row - rows) * width)
         self._next += 1
 
     def _skip_to(self, number: int) -> None:
         """Slices of zeros up to this one."""
-        for _ in range(self._next, number):
-            self._crc = zlib.crc32(self._plane, self._crc)
-        self._zeros += (number - self._next) * self._plane.nbytes
+        self._skip((number - self._next) * self._plane.nbytes)
         self._next = number
 
-    def _stored(self) -> list[bytes | memoryview]:
-        """The slice with its values as they are: level 1 does not make floats smaller, and takes
-        ten times as long.
+    def _skip(self, count: int) -> None:
+        """Bytes that are 0."""
+        self._crc = _crc_after_zeros(self._crc, count)
+        self._zeros += count
+
+    def _stored(self, rows: np.ndarray) -> list[bytes | memoryview]:
+        """Rows of a slice with their values as they are: level 1 does not make floats smaller, and
+        takes ten times as long.
         """
-        voxels, done = memoryview(self._plane).cast("B"), 0
+        voxels, done = memoryview(rows).cast("B"), 0
         parts: list[bytes | memoryview] = []
-        for start, end in _filled(self._plane):
+        for start, end in _filled(rows):
             parts += _runs(self._zeros + start - done)
             self._zeros = 0
             parts += (
@@ -98,29 +106,29 @@ class NrrdWriter:
         self._zeros += len(voxels) - done
         return parts
 
-    def _deflated(self) -> list[bytes]:
-        """The slice with its rows compressed."""
-        used = np.flatnonzero(self._plane.any(axis=1))
+    def _deflated(self, rows: np.ndarray) -> list[bytes]:
+        """Rows of a slice, compressed."""
+        used = np.flatnonzero(rows.any(axis=1))
         if not used.size:
-            self._zeros += self._plane.nbytes
+            self._zeros += rows.nbytes
             return []
-        first, end, width = int(used[0]), int(used[-1]) + 1, self._plane[0].nbytes
+        first, end, width = int(used[0]), int(used[-1]) + 1, rows[0].nbytes
         parts = _runs(self._zeros + first * width)
-        self._zeros = self._plane.nbytes - end * width
-        return [*parts, _deflated(self._plane[first:end], 1, zlib.Z_RLE)]
+        self._zeros = rows.nbytes - end * width
+        return [*parts, _deflated(rows[first:end], 1, zlib.Z_RLE)]
 
 
-def _filled(plane: np.ndarray) -> Iterator[tuple[int, int]]:
-    """First byte and end of the parts of a slice without long runs of zeros, each short enough to
-    be stored as one block.
+def _filled(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """First byte and end of the parts of rows without long runs of zeros, each short enough to be
+    stored as one block.
     """
-    used = np.flatnonzero(plane.ravel() != 0) * plane.itemsize
+    used = np.flatnonzero(rows.ravel() != 0) * rows.itemsize
     if not used.size:
         return iter(())
     split = (np.diff(used) > _SHORTEST_GAP) | (np.diff(used // _STORED_BYTES) > 0)
     breaks = np.flatnonzero(split)
     starts, ends = np.append(used[0], used[breaks + 1]), np.append(used[breaks], used[-1])
-    return zip(starts.tolist(), (ends + plane.itemsize).tolist())
+    return zip(starts.tolist(), (ends + rows.itemsize).tolist())
 
 
 def _runs(count: int) -> list[bytes]:
@@ -142,6 +150,35 @@ def _deflated(data: bytes | np.ndarray, level: int, strategy: int) -> bytes:
     """Data compressed by themselves, to the end of a byte; others may follow."""
     made = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
     return made.compress(data) + made.flush(zlib.Z_FULL_FLUSH)
+
+
+def _crc_after_zeros(crc: int, count: int) -> int:
+    """The CRC-32 of data with the CRC `crc`, followed by zeros.
+
+    The register is a polynomial modulo 2; each bit that follows multiplies it by x, modulo the
+    CRC's own (Williams 1993, "A painless guide to CRC error detection algorithms").
+    """
+    return _product(crc ^ 0xFFFFFFFF, _power(count)) ^ 0xFFFFFFFF
+
+
+@lru_cache
+def _power(count: int) -> int:
+    """x to the number of bits in `count` bytes."""
+    power, square = 1 << 31, 1 << 23
+    while count:
+        if count & 1:
+            power = _product(power, square)
+        square, count = _product(square, square), count >> 1
+    return power
+
+
+def _product(one: int, other: int) -> int:
+    made = 0
+    for bit in range(31, -1, -1):
+        if one >> bit & 1:
+            made ^= other
+        other = other >> 1 ^ (_CRC_POLYNOMIAL if other & 1 else 0)
+    return made
 
 
 def _header(grid: sitk.Image, dtype: np.dtype, metadata: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import SimpleITK as sitk
 
@@ -13,6 +14,9 @@ from .page import report_page
 from .pictures import pictures
 from .slices import Slices
 from .viewer import viewer_slices
+
+if TYPE_CHECKING:
+    from ..location_map import MapOnCt
 
 # The page is written always, and last: its presence marks a complete report.
 REPORT_FILES = ("report.pdf", "report.html")
@@ -28,28 +32,26 @@ def write_report(
     report: Report,
     *,
     ct: sitk.Image,
-    location_map: sitk.Image,
-    label_map: sitk.Image,
+    location_map: MapOnCt,
     liver: sitk.Image,
     spleen: sitk.Image | None,
     cancel: CancelToken | None = None,
 ) -> None:
     """Write the REPORT_FILES into an existing folder.
 
-    ct: HU, any orientation; liver and spleen (non-zero inside) on its grid; location_map (0 outside
-    the body) and label_map (its bands 0..10) on its grid or the part of it that contains the map.
-    cancel: asked before each picture and page. Raises OSError, StagingError if a shipped file is
-    missing, and Cancelled.
+    ct: HU, any orientation; liver and spleen (non-zero inside) on its grid; location_map:
+    in its voxels. cancel: asked before each picture and page. Raises OSError, StagingError if a
+    shipped file is missing, and Cancelled.
     """
     check_cancel(cancel)
-    slices = Slices.of(ct, label_map, liver, spleen)
+    slices = Slices.of(ct, location_map, liver, spleen)
     stills = pictures(slices, cancel)
     if can_write_pdf():
         from .pdf import write_pdf
 
         write_pdf(folder / REPORT_FILES[0], report, stills, cancel)
     check_cancel(cancel)
-    page = report_page(report, stills, viewer_slices(slices, location_map, cancel))
+    page = report_page(report, stills, viewer_slices(slices, cancel))
     check_cancel(cancel)
     # The hashes in the page are those of its text with these line ends.
     (folder / REPORT_FILES[1]).write_text(page, encoding="utf-8", newline="\n")

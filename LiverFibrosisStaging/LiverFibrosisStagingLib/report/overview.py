@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,6 +18,9 @@ from .colors import BANDS, color_slice
 from .drawing import ACCENT, BLACK, MUTED, TRACK, WHITE, Box, Pen, blank
 from .slices import LEVELS, LIVER_COLOR, SPLEEN_COLOR, WINDOW_HU, Slices
 from .summary import REGION_NAMES, group_label
+
+if TYPE_CHECKING:
+    from ..location_map import MapOnCt
 
 WIDTH, HEIGHT = 1600, 1000
 
@@ -33,7 +36,7 @@ _FOOTER = Box(20, 954, 1560, 40)
 def render_overview(
     *,
     ct: sitk.Image,
-    label_map: sitk.Image,
+    location_map: MapOnCt,
     liver: sitk.Image,
     spleen: sitk.Image | None = None,
     probabilities: Sequence[float],
@@ -53,16 +56,16 @@ def render_overview(
 ) -> np.ndarray:
     """Picture of one staged CT, uint8 RGB [1000, 1600, 3].
 
-    ct: HU, any orientation; label_map (0..10), liver and spleen (non-zero inside) on its grid.
-    probabilities: F0..F4; stage: the predicted one; explained: the stage or group whose score the
-    map explains; scores: probability per group of `stages.GROUPS`; at_points: the same at the
+    ct: HU, any orientation; location_map: in its voxels; liver and spleen (non-zero inside) on its
+    grid. probabilities: F0..F4; stage: the predicted one; explained: the stage or group whose score
+    the map explains; scores: probability per group of `stages.GROUPS`; at_points: the same at the
     model's operating points (`stages.at_points`); measurements: region ->
     {"mean": relative weight, "share": 0..1}; reasons: why the stage is not supported, which is then
     greyed; pattern: of the map; agreement: a sentence on signs and stage; ensemble: agreement of
     its members (`ensemble.spread`), drawn as the range of their probabilities. Raises Cancelled.
     """
     pen = blank(WIDTH, HEIGHT)
-    slices = Slices.of(ct, label_map, liver, spleen)
+    slices = Slices.of(ct, location_map, liver, spleen)
 
     supported = not reasons
     _draw_title(pen, stage, float(probabilities[STAGES.index(stage)]), explained, reasons)

@@ -7,14 +7,19 @@ up. Physical points are in LPS millimetres.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
 
+from ..imaging.filters import opened
 from ..imaging.grid import AIR_HU, BODY_THRESHOLD_HU, bounding_box
 from ..imaging.masks import largest
 from .colors import color_slice
 from .drawing import Color
+
+if TYPE_CHECKING:
+    from ..location_map import MapOnCt
 
 WINDOW_HU = (-125.0, 225.0)
 LEVELS = 6
@@ -37,7 +42,7 @@ class Slices:
     """
 
     ct: sitk.Image
-    label_map: sitk.Image
+    location_map: MapOnCt
     liver: sitk.Image
     spleen: sitk.Image | None
     low: np.ndarray
@@ -48,7 +53,7 @@ class Slices:
 
     @classmethod
     def of(
-        cls, ct: sitk.Image, label_map: sitk.Image, liver: sitk.Image, spleen: sitk.Image | None
+        cls, ct: sitk.Image, location_map: MapOnCt, liver: sitk.Image, spleen: sitk.Image | None
     ) -> Slices:
         """Choose the slices on a coarse copy in patient axes, whatever the image's orientation."""
         liver, spleen = _binary(liver), None if spleen is None else _binary(spleen)
@@ -93,7 +98,7 @@ class Slices:
         most_liver = int(inside.sum(axis=(0, 2)).argmax())
         return cls(
             ct=ct,
-            label_map=label_map,
+            location_map=location_map,
             liver=liver,
             spleen=spleen,
             low=low,
@@ -123,10 +128,18 @@ class Slices:
         )
         return self._color(plane, np.s_[::-1, 0])
 
+    def weights(self, plane: Plane) -> np.ndarray:
+        """The location map at the points, float32 [z, y, x], 0 outside the body.
+
+        Interpolated from its working grid: on the CT's grid it would take 1 GB for a long scan.
+        """
+        inside = plane.sample(self.location_map.body, sitk.sitkNearestNeighbor) > 0
+        return plane.sample(self.location_map.location.relative) * inside
+
     def _color(self, plane: Plane, view: tuple | int) -> np.ndarray:
         low, high = WINDOW_HU
         hu = plane.sample(self.ct, outside=AIR_HU)[view]
-        labels = plane.sample(self.label_map, sitk.sitkNearestNeighbor)[view].astype(np.uint8)
+        labels = self.location_map.bands(self.weights(plane))[view]
         picture = color_slice(labels, np.clip((hu - low) / (high - low), 0.0, 1.0))
         for mask, color in ((self.spleen, SPLEEN_COLOR), (self.liver, LIVER_COLOR)):
             if mask is not None:
@@ -186,9 +199,7 @@ def _binary(mask: sitk.Image) -> sitk.Image:
 def _body(coarse: Plane, ct: sitk.Image) -> np.ndarray:
     """The body at the points: the largest part after opening, which detaches the table."""
     dense = coarse.sample(ct, outside=AIR_HU) > BODY_THRESHOLD_HU
-    image = sitk.GetImageFromArray(dense.view(np.uint8))
-    opened = sitk.GrayscaleMorphologicalOpening(image, [1, 1, 0], sitk.sitkBox)
-    return largest(sitk.GetArrayViewFromImage(opened) > 0)
+    return largest(opened(dense, (0, 1, 1)))
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:

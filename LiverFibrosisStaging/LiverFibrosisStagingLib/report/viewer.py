@@ -63,19 +63,15 @@ class ViewerSlices:
         }
 
 
-def viewer_slices(
-    slices: Slices, location_map: sitk.Image, cancel: CancelToken | None = None
-) -> ViewerSlices:
-    """The slices of a case; `location_map` is on the CT's grid, or the part of it outside of which
-    it is 0. Raises Cancelled.
-    """
+def viewer_slices(slices: Slices, cancel: CancelToken | None = None) -> ViewerSlices:
+    """The slices of a case. Raises Cancelled."""
     axis = int(np.abs(slices.ct.GetDirection()[6:]).argmax())
     levels = _levels(slices, axis)
     extent = (slices.high - slices.low)[:2]
     finest = min(np.delete(slices.ct.GetSpacing(), axis))
     mm = max(finest, math.sqrt(float(np.prod(extent)) * len(levels) / MAX_PIXELS))
     columns, rows = (max(1, math.floor(length / mm)) for length in extent)
-    maximum = float(sitk.GetArrayViewFromImage(location_map).max())
+    maximum = slices.location_map.maximum or 1.0
     tiles, liver_pixels = [], []
     for z in levels:
         check_cancel(cancel)
@@ -85,7 +81,7 @@ def viewer_slices(
             np.array([mm, mm, 1.0]),
         )
         hu = plane.sample(slices.ct, outside=AIR_HU)[0]
-        weight = plane.sample(location_map)[0] / (maximum or 1.0)
+        weight = np.minimum(slices.weights(plane)[0] / maximum, 1.0)
         organs = np.zeros((rows, columns), np.uint8)
         if slices.spleen is not None:
             organs[plane.sample(slices.spleen)[0] > INSIDE] = 2
