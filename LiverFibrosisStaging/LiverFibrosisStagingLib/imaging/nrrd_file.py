@@ -96,13 +96,8 @@ class NrrdWriter:
         voxels, done = memoryview(rows).cast("B"), 0
         parts: list[bytes | memoryview] = []
         for start, end in _filled(rows):
-            parts += _runs(self._zeros + start - done)
-            self._zeros = 0
-            parts += (
-                struct.pack("<BHH", 0, end - start, (end - start) ^ 0xFFFF),
-                voxels[start:end],
-            )
-            done = end
+            parts += (_block_start(self._zeros + start - done, end - start), voxels[start:end])
+            self._zeros, done = 0, end
         self._zeros += len(voxels) - done
         return parts
 
@@ -129,6 +124,12 @@ def _filled(rows: np.ndarray) -> Iterator[tuple[int, int]]:
     breaks = np.flatnonzero(split)
     starts, ends = np.append(used[0], used[breaks + 1]), np.append(used[breaks], used[-1])
     return zip(starts.tolist(), (ends + rows.itemsize).tolist())
+
+
+@lru_cache(1 << 14)
+def _block_start(zeros: int, size: int) -> bytes:
+    """A run of zeros, and what stands before a stored block; many rows have the same."""
+    return b"".join(_runs(zeros)) + struct.pack("<BHH", 0, size, size ^ 0xFFFF)
 
 
 def _runs(count: int) -> list[bytes]:
