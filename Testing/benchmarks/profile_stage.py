@@ -79,7 +79,7 @@ NETWORKS = {
 
 
 class _AtOnce(ThreadPoolExecutor):
-    """Work that `stage` does in a thread is done at once, so that the steps' costs stay apart."""
+    """Work that is given to a thread is done at once, so that the steps' costs stay apart."""
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:
         done: Future = Future()
@@ -137,9 +137,8 @@ class Profile:
 
     def attach(self) -> None:
         """Replace each function of STEPS wherever the library refers to it."""
-        for module in ("staging", "imaging.refinement"):
-            found = importlib.import_module(f"LiverFibrosisStagingLib.{module}")
-            found.ThreadPoolExecutor = _AtOnce
+        for name in ("staging", "result", "imaging.refinement"):
+            importlib.import_module(f"LiverFibrosisStagingLib.{name}").ThreadPoolExecutor = _AtOnce
         for name in STEPS:
             owner, last = _place(name)
             function = inspect.getattr_static(owner, last, None)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..batch.run import stage_folder
 from ..batch.table import columns_of
 from ..dicom_output.writing import FILES as DICOM_FILES
 from ..errors import CancelToken
@@ -131,6 +130,8 @@ def folder_job(
     """
 
     def job(progress: Progress, cancel: CancelToken) -> list[dict[str, Any]]:
+        from ..batch.run import stage_folder  # not needed, and so not loaded, with the panel
+
         return stage_folder(
             source,
             output,

@@ -1,0 +1,57 @@
+"""Scenes saved by versions whose maps covered the CT's whole grid."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import slicer
+from panel_steps import load_scene, save_scene
+from small_scene import add_volume, in_scene, on_grid_of
+
+from LiverFibrosisStagingLib import stage
+from LiverFibrosisStagingLib.report.colors import BANDS
+from LiverFibrosisStagingLib.scene.scene_display import Display, set_display, voxel_to_world
+from LiverFibrosisStagingLib.scene.scene_nodes import find_part, stored_summary
+from LiverFibrosisStagingLib.scene.scene_results import show_result
+from LiverFibrosisStagingLib.scene.suggestions import cts
+
+pytestmark = pytest.mark.usefixtures("scene")
+
+
+def test_maps_on_the_whole_grid_are_displayed_and_replaced(abdomen, model, views, tmp_path):
+    result = stage(*abdomen, model)
+    volume = add_volume(abdomen[0])
+    show_result(result, volume, Display(smooth=True))
+    size = volume.GetImageData().GetDimensions()
+    whole = {
+        "bands": sitk.GetArrayFromImage(result.label_map),
+        "smooth": sitk.GetArrayFromImage(result.location_map),
+    }
+    for part, values in whole.items():
+        node = find_part(volume, part)
+        assert node.GetImageData().GetDimensions() != size
+        slicer.util.updateVolumeFromArray(node, values)
+        node.SetOrigin(volume.GetOrigin())
+
+    load_scene(save_scene(tmp_path / "scene"))
+
+    (volume,) = cts()
+    bands, smooth = (find_part(volume, part) for part in whole)
+    for node, values in zip((bands, smooth), whole.values()):
+        np.testing.assert_array_equal(slicer.util.arrayFromVolume(node), values)
+    strongest = stored_summary(volume)["strongest_ijk"]
+    assert slicer.util.arrayFromVolume(bands)[tuple(strongest[::-1])] == 10
+    ras = voxel_to_world(volume, strongest)
+    slicer.util.setSliceViewerLayers(background=volume)
+    set_display(volume, Display())
+    before = in_scene()
+    for view in views:
+        with_map, grey = view.color(ras, label=True), view.color(ras, label=False)
+        color = 255 * np.array(BANDS[10].rgb)
+        expected = (1 - BANDS[10].opacity) * grey[:3] + BANDS[10].opacity * color
+        np.testing.assert_allclose(with_map[:3], expected, atol=2)
+
+    assert show_result(result, volume, Display(smooth=True)) is bands
+    assert in_scene() == before
+    for node, values in zip((bands, smooth), whole.values()):
+        assert node.GetImageData().GetDimensions() != size
+        np.testing.assert_array_equal(on_grid_of(volume, node), values)
