@@ -16,7 +16,7 @@ GROUND = {"errors", "files", "resources", "stages"}
 MAY_IMPORT = {
     "gradcam_onnx": {"errors"},
     "imaging": {"errors", "resources", "training_record", "gradcam_onnx"},
-    "report": {"errors", "files", "stages", "resources", "imaging", "signs"},
+    "report": {"errors", "files", "stages", "resources", "imaging", "signs", "location_map"},
     "signs": {"errors", "resources", "imaging"},
     "dicom_output": {"errors", "stages", "imaging", "signs"},
     "evaluation": {

@@ -386,9 +386,13 @@ class Panel(VTKObservationMixin):
         result, showable = value
         volume = slicer.mrmlScene.GetNodeByID(volume_id)
         since = time.perf_counter()
-        self.logic.showResult(showable, volume, self._shown_display[1])
+        self._keep(volume_id, result)  # first: new nodes update the panel
+        try:
+            self.logic.showResult(showable, volume, self._shown_display[1])
+        except Exception:
+            self._keep(None, None)
+            raise
         self._log.add("Showing the result", time.perf_counter() - since)
-        self._keep(volume_id, result)
 
     def _keep(self, volume_id: str | None, result: Any) -> None:
         """Keep the last result only: results are large."""
