@@ -197,7 +197,8 @@ def _organ(ct: sitk.Image, mask: sitk.Image | None, name: str) -> _Organ:
         slice(max(part.start - 1, 0), min(part.stop + 1, length))
         for part, length in zip(box, shape)
     )
-    core = eroded(mask[wide[::-1]], EROSION_MM)
+    first, size = zip(*((part.start, part.stop - part.start) for part in wide[::-1]))
+    core = eroded(sitk.RegionOfInterest(mask, size, first), EROSION_MM)
     hu = sitk.GetArrayViewFromImage(ct)[wide][core]
     count = len(hu)
     core_ml = count * voxel_ml

@@ -162,7 +162,7 @@ def edge_pieces(
     for number in range((last - first) // slab):
         check_cancel(cancel)
         part = slice(first + number * slab, first + (number + 1) * slab)
-        within = np.add.reduce(inside[(part, *box[1:])] != 0, axis=0, dtype=np.intp)
+        within = np.add.reduce(inside[(part, *box[1:])] != 0, axis=0, dtype=np.uint16)
         for outline in _outlines(2 * within > slab):
             points = (outline + corner) * frame.spacing[:2]
             for piece in _edges(_Slab(hu[part], kernel), points, frame, level):
@@ -347,13 +347,12 @@ def _edges(slab: _Slab, outline: np.ndarray, frame: _Frame, level: float) -> lis
     together = np.abs(np.diff(offset, append=offset[:1])) <= JUMP_MM * STEP_MM
     start = int(np.argmin(together)) + 1
     order = np.roll(np.arange(len(base)), -start)
-    breaks = np.flatnonzero(~together[order]) + 1
+    ends = np.concatenate([[0], np.flatnonzero(~together[order]) + 1, [len(order)]])
     edge = base + offset[:, None] * normal
-    return [
-        edge[piece]
-        for piece in np.split(order, breaks)
-        if len(piece) * STEP_MM >= PIECE_MM and np.isfinite(offset[piece]).all()
-    ]
+    # Most pieces are single points without an edge, so that only the long ones are looked at.
+    long = np.flatnonzero(np.diff(ends) * STEP_MM >= PIECE_MM)
+    pieces = (order[ends[k] : ends[k + 1]] for k in long)
+    return [edge[piece] for piece in pieces if np.isfinite(offset[piece]).all()]
 
 
 def _smoothed(outline: np.ndarray) -> np.ndarray | None:
