@@ -7,12 +7,13 @@ describe two patterns: the liver's surface in healthy livers; parenchyma and spl
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import SimpleITK as sitk
 
 from .card import Reference
+from .imaging.filters import gaussian
 from .imaging.grid import WorkingGrid, bounding_box
 from .imaging.masks import eroded
 from .location_map import LocationMap
@@ -205,15 +206,17 @@ def pattern(measurements: Measurements, limits: Thresholds) -> Pattern:
 def _smooth_depth(mask: sitk.Image, sigma: float) -> np.ndarray:
     """Smoothed distances in mm, positive inside, to the nearest voxel on the other side."""
 
-    def distance_to(other: sitk.Image) -> sitk.Image:
-        return sitk.SignedMaurerDistanceMap(
-            other, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+    def distances_to(other: sitk.Image) -> np.ndarray:
+        return sitk.GetArrayFromImage(
+            sitk.SignedMaurerDistanceMap(
+                other, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+            )
         )
 
-    inside, outside = sitk.Cast(mask, sitk.sitkFloat32), sitk.Cast(mask == 0, sitk.sitkFloat32)
-    depth = distance_to(mask == 0) * inside - distance_to(mask) * outside
-    once = sitk.SmoothingRecursiveGaussian(depth, sigma)
-    return sitk.GetArrayFromImage(2 * once - sitk.SmoothingRecursiveGaussian(once, sigma))
+    depth = np.where(_inside(mask), distances_to(mask == 0), -distances_to(mask))
+    smooth = partial(gaussian, sigma_mm=[sigma] * 3, spacing_mm=mask.GetSpacing()[::-1])
+    once = smooth(depth)
+    return 2 * once - smooth(once)
 
 
 def _beside_surface(depth: np.ndarray, step: np.ndarray, reach_mm: float) -> np.ndarray:

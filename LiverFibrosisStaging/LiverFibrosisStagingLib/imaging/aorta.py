@@ -184,7 +184,7 @@ def _best_path(scores: np.ndarray, moved: np.ndarray) -> np.ndarray:
         best = before[0] - cost[0]
         for move in range(1, len(moves)):
             option = before[move] - cost[move]
-            came[number][option > best] = move
+            np.copyto(came[number], move, where=option > best)
             np.maximum(best, option, out=best)
         total = scores[number] + best
     path = np.empty((len(scores), 2), int)
