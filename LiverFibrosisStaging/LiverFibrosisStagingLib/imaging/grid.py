@@ -221,15 +221,16 @@ def body_bounds(
 
 def bounding_box(where: np.ndarray) -> tuple[slice, slice, slice] | None:
     """The smallest box [slice, row, column] with all non-zero voxels; None if all are 0."""
-    box: tuple[slice, ...] = ()
-    for axis in range(3):
-        # Each axis is searched in the box that the axes before it have left.
-        others = tuple(other for other in range(3) if other != axis)
-        inside = np.flatnonzero(where[box].any(axis=others))
-        if not inside.size:
-            return None
-        box += (slice(int(inside[0]), int(inside[-1]) + 1),)
-    return box
+    levels = np.flatnonzero(where.any(axis=(1, 2)))
+    if not levels.size:
+        return None
+    # What is left is read once for both other axes.
+    plane = where[levels[0] : levels[-1] + 1].any(axis=0)
+    rows, columns = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
+    first, second, third = (
+        slice(int(inside[0]), int(inside[-1]) + 1) for inside in (levels, rows, columns)
+    )
+    return first, second, third
 
 
 def widened(box: tuple[slice, ...], margin: Sequence[int]) -> tuple[slice, ...]:

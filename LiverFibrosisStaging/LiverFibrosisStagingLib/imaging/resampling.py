@@ -186,8 +186,8 @@ def _means(slab: np.ndarray, blocks: Sequence[int], y: slice, x: slice) -> np.nd
     whole = slab.dtype.kind in "iu"
     kind = np.int64 if slab.dtype.itemsize > 2 else np.int32
     part = slab[:, y.start * high : y.stop * high, x.start * wide : x.stop * wide]
-    total = part.sum(axis=0, dtype=kind if whole else np.float64)
-    total = sum(total[k::high] for k in range(high))
+    rows = part.reshape(len(slab), -1, high, part.shape[2])
+    total = rows.sum(axis=(0, 2), dtype=kind if whole else np.float64)
     total = sum(total[:, k::wide] for k in range(wide))
     count = len(slab) * high * wide
     return (2 * total + count) // (2 * count) if whole else total / count
