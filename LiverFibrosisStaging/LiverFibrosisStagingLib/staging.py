@@ -133,11 +133,12 @@ def stage(
         liver, spleen, about_masks = organ_masks(ct, liver, spleen)
         steps.check()
         check_organs(ct, liver, spleen, name)
+        body = body_of(ct) if body is None else body
+        # Begun before the phase is known, which only the hint of steatosis depends on.
+        measuring = beside.submit(measure_signs, ct, liver, spleen, "", segments, body, cancel)
         phase, checks = input_checks(ct, liver, spleen, cancel)
         refuse(checks, name, strict, any_phase)
         warnings += [*about_masks, *concerns(checks)]
-        body = body_of(ct) if body is None else body
-        measuring = beside.submit(measure_signs, ct, liver, spleen, phase, segments, body, cancel)
 
         steps.begin(0.35, "Resampling to the network's grid")
         grid = working_grid(ct, liver, spleen, **card.preprocessing, cancel=cancel)
@@ -158,7 +159,7 @@ def stage(
             spleen_is_input="spleen" in card.channels,
         )
         steps.begin(0.95, "Measuring signs")  # what is left of it
-        signs, voxels_sha256 = measuring.result(), hashing.result()
+        signs, voxels_sha256 = measuring.result().in_phase(phase), hashing.result()
         steps.check()
     provenance = _provenance(model, ct, grid, voxels_sha256)
     provenance["segmentation"] = segmentation and {**segmentation, "organs": segmented}

@@ -5,7 +5,7 @@ A sign that cannot be measured has no value but a reason. Reasons and sentences 
 the input.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
@@ -107,6 +107,11 @@ class MeasuredSigns:
     def __getitem__(self, key: str) -> Measurement:
         return next(found for found in self.measurements if found.key == key)
 
+    def in_phase(self, phase: str) -> "MeasuredSigns":
+        """The same with the hint of steatosis of another contrast phase; see `measure_signs`."""
+        hint = _steatosis(self["liver_mean_hu"], self["spleen_mean_hu"], phase)
+        return replace(self, steatosis=hint)
+
 
 @dataclass(frozen=True)
 class _Organ:
@@ -171,7 +176,8 @@ def measure_signs(
         Measurement("spleen_sd_hu", of_spleen.sd, of_spleen.hu_reason),
         Measurement("liver_minus_spleen_hu", difference, hu_reason),
     )
-    return MeasuredSigns(found, _steatosis(of_liver, of_spleen, phase))
+    not_assessed = SteatosisHint(False, None, "")
+    return MeasuredSigns(found, not_assessed).in_phase(phase)
 
 
 def _organ(ct: sitk.Image, mask: sitk.Image | None, name: str) -> _Organ:
@@ -280,7 +286,7 @@ def _nodularity(
     ]
 
 
-def _steatosis(liver: _Organ, spleen: _Organ, phase: str) -> SteatosisHint:
+def _steatosis(liver: Measurement, spleen: Measurement, phase: str) -> SteatosisHint:
     """The published thresholds of the liver's mean HU; they hold in the portal-venous phase.
 
     Means are compared as they are written, in whole HU.
@@ -293,15 +299,15 @@ def _steatosis(liver: _Organ, spleen: _Organ, phase: str) -> SteatosisHint:
     if phase != PORTAL_VENOUS:
         reason = "the thresholds hold in the portal-venous phase only"
         reason += f", and this is the {phase} phase." if phase else ", and the phase is not known."
-    elif liver.mean is None or spleen.mean is None:
+    elif liver.value is None or spleen.value is None:
         # Without the spleen, a liver without contrast cannot be told from a steatotic one.
-        reason = f"the HU of liver and spleen are needed. {liver.hu_reason or spleen.hu_reason}"
-    elif round(spleen.mean) < ENHANCED_SPLEEN_HU:
-        reason = f"contrast is missing or weak, since the spleen has {spleen.mean:.0f} HU."
-    if reason or liver.mean is None:
+        reason = f"the HU of liver and spleen are needed. {liver.reason or spleen.reason}"
+    elif round(spleen.value) < ENHANCED_SPLEEN_HU:
+        reason = f"contrast is missing or weak, since the spleen has {spleen.value:.0f} HU."
+    if reason or liver.value is None:
         return SteatosisHint(False, None, f"Steatosis not assessed: {reason}")
-    start = f"Liver {liver.mean:.0f} HU"
-    below = next((cutoff for cutoff in cutoffs if round(liver.mean) < cutoff.value), None)
+    start = f"Liver {liver.value:.0f} HU"
+    below = next((cutoff for cutoff in cutoffs if round(liver.value) < cutoff.value), None)
     if below is None:
         highest = cutoffs[-1]
         return SteatosisHint(
