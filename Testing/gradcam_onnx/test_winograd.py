@@ -102,6 +102,45 @@ def test_other_convolutions_stay_as_they_are(settings):
     assert changed == content
 
 
+def pooled_network(after=(), **settings):
+    """A convolution of one channel with its pooling y, and z as in `network`."""
+    model = network(6, 1)
+    convolution, add = model.graph.node
+    convolution.output[0] = "c"
+    pooling = {"kernel_shape": [2] * 3, "strides": [2] * 3} | settings
+    pool = helper.make_node("MaxPool", ["c"], ["y"], **pooling)
+    del model.graph.node[:]
+    model.graph.node.extend([convolution, pool, add, *after])
+    return model
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 4), (7, 9, 5), (2, 3, 2), (3, 2, 2)])
+def test_pooled_convolutions_of_one_channel(shape):
+    content, changed = fast(pooled_network())
+    onnx.checker.check_model(onnx.load_from_string(changed), full_check=True)
+    assert [node.op for node in parse_onnx(changed, "changed").nodes].count("Conv") == 2
+    x = np.random.default_rng(1).normal(size=(2, 1, *shape)).astype(np.float32)
+    for ours, expected in zip(ran(changed, x), ran(content, x)):
+        assert ours.shape == expected.shape
+        np.testing.assert_allclose(ours, expected, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"after": [helper.make_node("Neg", ["c"], ["other"])]},
+        {"ceil_mode": 1},
+        {"pads": [1] * 6},
+        {"strides": [1, 2, 2]},
+        {"kernel_shape": [3, 2, 2]},
+    ],
+    ids=str,
+)
+def test_other_poolings_stay_as_they_are(settings):
+    content, changed = fast(pooled_network(**settings))
+    assert changed == content
+
+
 def test_weights_that_can_be_given_stay_as_they_are():
     model = network(16, 16)
     model.graph.input.append(

@@ -14,10 +14,14 @@ _TENSOR_TYPES = {np.dtype(np.float32): 1, np.dtype(np.int64): 7}
 
 def field_bytes(number: int, wire: int, value: int | bytes | memoryview) -> bytes:
     """A field of a message, as `onnx_file.message_fields` gives it."""
-    key = _varint(number << 3 | wire)
-    if wire == INT:
-        return key + _varint(value)
-    return b"".join([key, _varint(len(value)) if wire == BYTES else b"", value])
+    if wire == BYTES:
+        return length_bytes(number, len(value)) + value
+    return _varint(number << 3 | wire) + (_varint(value) if wire == INT else bytes(value))
+
+
+def length_bytes(number: int, length: int) -> bytes:
+    """What stands in front of a field's bytes, or of a message's fields."""
+    return _varint(number << 3 | BYTES) + _varint(length)
 
 
 def node_bytes(
@@ -39,12 +43,15 @@ def node_bytes(
     return field_bytes(NODE, BYTES, b"".join(found))
 
 
-def tensor_bytes(name: str, values: np.ndarray) -> bytes:
-    """A graph's initializer, float32 or int64."""
+def tensor_pieces(name: str, values: np.ndarray) -> list[bytes | memoryview]:
+    """A graph's initializer, float32 or int64, in pieces: the numbers are not copied."""
     found = [field_bytes(1, INT, size) for size in values.shape]
     found += [field_bytes(2, INT, _TENSOR_TYPES[values.dtype]), _text(8, name)]
-    found.append(field_bytes(9, BYTES, values.astype(values.dtype.newbyteorder("<")).tobytes()))
-    return field_bytes(INITIALIZER, BYTES, b"".join(found))
+    stored = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    found.append(length_bytes(9, stored.nbytes))
+    start = b"".join(found)
+    numbers = memoryview(stored.reshape(-1).view(np.uint8))
+    return [length_bytes(INITIALIZER, len(start) + len(numbers)), start, numbers]
 
 
 def _text(number: int, text: str) -> bytes:
@@ -53,6 +60,8 @@ def _text(number: int, text: str) -> bytes:
 
 def _varint(value: int) -> bytes:
     """Seven bits a byte, the lowest first; negative numbers as 64-bit two's complement."""
+    if 0 <= value <= 0x7F:
+        return bytes((value,))
     value &= (1 << 64) - 1
     found = bytearray()
     while value > 0x7F:

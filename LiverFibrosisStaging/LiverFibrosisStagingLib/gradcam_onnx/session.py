@@ -142,7 +142,8 @@ def run_session(
     (given,) = session.get_inputs()
     try:
         with _terminable(cancel) as options:
-            return session.run(outputs, {given.name: x}, options)
+            # Copies, as onnxruntime's own arrays would keep whole regions of its memory in use.
+            return [found.copy() for found in session.run(outputs, {given.name: x}, options)]
     except Exception as error:  # onnxruntime raises a class of its own for every status
         if cancel is not None and cancel.is_set():
             raise Cancelled("The run was cancelled.") from None

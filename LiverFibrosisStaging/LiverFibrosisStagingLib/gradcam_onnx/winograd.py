@@ -5,24 +5,33 @@ a matrix product of copies of the input. A 5 x 5 x 5 convolution is therefore co
 along the slices with the algorithm of Toom and Cook F(4, 5) (Winograd 1980, "Arithmetic complexity
 of computations"; Lavin and Gray 2016, CVPR, "Fast algorithms for convolutional neural networks"),
 which makes 4 slices of the output from 8 of the input with 8 two-dimensional convolutions instead
-of 20. Results differ by rounding (up to 5e-6 of the largest value). The file itself is not changed.
+of 20. Results differ by rounding (up to 5e-6 of the largest value). Convolutions of one channel,
+which gain little, are only made to need less memory. The file itself is not changed.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 
 from .onnx_file import Node, OnnxFile, message_fields
-from .onnx_write import INITIALIZER, NODE, field_bytes, node_bytes, tensor_bytes
+from .onnx_write import (
+    INITIALIZER,
+    NODE,
+    field_bytes,
+    length_bytes,
+    node_bytes,
+    tensor_pieces,
+)
 
 KERNEL, MADE = 5, 4  # slices of the kernel, and of the output that are made in one step
 POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))  # and infinity
 READ = len(POINTS) + 1  # slices of the input
 ONE = POINTS.index(1)  # what is added at this point is added to each slice of the output
 BLOCK = 16  # channels of a block with AVX-512
+TOGETHER = 2  # points: more need more memory, fewer more operators, which take time to load
 MIN_OPSET = 13  # older ones are not tested
 _GRAPH = 7  # field number of onnx.proto
 _DEFAULTS = {
@@ -33,6 +42,8 @@ _DEFAULTS = {
     "strides": [1] * 3,
 }
 _SETTINGS = _DEFAULTS | {"pads": [KERNEL // 2] * 6}  # of a convolution that is replaced
+_POOL_DEFAULTS = _DEFAULTS | {"kernel_shape": [], "ceil_mode": 0, "storage_order": 0}
+_POOL_SETTINGS = _POOL_DEFAULTS | {"kernel_shape": [2] * 3, "strides": [2] * 3}
 
 
 def with_fast_convolutions(file: OnnxFile) -> bytes:
@@ -40,32 +51,45 @@ def with_fast_convolutions(file: OnnxFile) -> bytes:
 
     All inputs, outputs and other tensors keep their names.
     """
-    replaced = {n: _replacement(c, file) for n, c in enumerate(file.nodes) if _fits(c, file)}
-    if not replaced or file.opset < MIN_OPSET:
+    fitting = [n for n, node in enumerate(file.nodes) if _fits(node, file)]
+    if not fitting or file.opset < MIN_OPSET:
         return bytes(file.content)
-    read, own = set(file.outputs), set()
+    graph = _Graph(f"{file.nodes[fitting[0]].outputs[0]}/winograd")
+    replaced, read, own = {}, set(file.outputs), set()
     for n, node in enumerate(file.nodes):
-        (own if n in replaced else read).update(node.inputs)
+        parts = n in fitting and file.weights[node.inputs[1]].shape[1] > 1
+        (own if parts else read).update(node.inputs)
+        if parts:
+            _replace(node, file, graph)
+        elif n in fitting and (pool := _pool(node, file)) is not None:
+            replaced[pool] = b""
+            _pool_halves(node, file.nodes[pool], graph)
+        if graph.nodes:
+            replaced[n], graph.nodes = b"".join(graph.nodes), []
+    if not replaced:
+        return bytes(file.content)
     unread = {n for n, name in enumerate(file.weights) if name in own - read}
-    model = []
+    # In pieces, so that weights are copied only once.
+    model: list[bytes | memoryview] = []
     for number, wire, value in message_fields(memoryview(file.content)):
         if number == _GRAPH:
-            value = _changed(value, replaced, unread)
-        model.append(field_bytes(number, wire, value))
+            pieces = [*_changed(value, replaced, unread), *graph.constants]
+            model += [length_bytes(number, sum(map(len, pieces))), *pieces]
+        else:
+            model.append(field_bytes(number, wire, value))
     return b"".join(model)
 
 
-def _changed(graph: memoryview, replaced: dict[int, bytes], unread: set[int]) -> bytes:
-    """A graph with other fields for the nodes, and without the weights, of these numbers."""
-    fields, node, weight = [], 0, 0
+def _changed(graph: memoryview, replaced: dict[int, bytes], unread: set[int]) -> Iterator[bytes]:
+    """Fields of a graph with others for the nodes, and without the weights, of these numbers."""
+    node = weight = 0
     for number, wire, value in message_fields(graph):
         if number == NODE:
-            fields.append(replaced.get(node) or field_bytes(number, wire, value))
+            yield replaced[node] if node in replaced else field_bytes(number, wire, value)
             node += 1
         elif number != INITIALIZER or weight not in unread:
-            fields.append(field_bytes(number, wire, value))
+            yield field_bytes(number, wire, value)
         weight += number == INITIALIZER
-    return b"".join(fields)
 
 
 def _fits(node: Node, file: OnnxFile) -> bool:
@@ -79,17 +103,51 @@ def _fits(node: Node, file: OnnxFile) -> bool:
     if any(values is None or values.dtype != np.float32 for values in (weight, *bias)):
         return False
     groups = node.attributes.get("group", 1)
-    found = {**_DEFAULTS, **node.attributes}
     return (
-        all(type(found[name]) is type(value) for name, value in _SETTINGS.items())
-        and all(found[name] == value for name, value in _SETTINGS.items())
+        _has(node, _DEFAULTS, _SETTINGS)
         and weight.shape[2:] == (KERNEL,) * 3
         and all(values.shape == weight.shape[:1] for values in bias)
         and isinstance(groups, int)
         and groups > 0
         and len(weight) > 0 == len(weight) % groups
-        and weight.shape[1] > 1
     )
+
+
+def _has(node: Node, defaults: dict[str, object], settings: dict[str, object]) -> bool:
+    """Whether a node has these attributes, of these types."""
+    found = {**defaults, **node.attributes}
+    return all(type(found[k]) is type(v) and found[k] == v for k, v in settings.items())
+
+
+def _pool(node: Node, file: OnnxFile) -> int | None:
+    """Number of the only node that reads a node's output, if it takes the largest of 2 x 2 x 2
+    voxels.
+    """
+    made = node.outputs[0]
+    readers = [n for n, other in enumerate(file.nodes) if made in other.inputs]
+    if len(readers) != 1 or made in file.outputs:
+        return None
+    pool = file.nodes[readers[0]]
+    fits = pool.op == "MaxPool" and len(pool.outputs) == 1
+    return readers[0] if fits and _has(pool, _POOL_DEFAULTS, _POOL_SETTINGS) else None
+
+
+def _pool_halves(node: Node, pool: Node, graph: "_Graph") -> None:
+    """Append a convolution and its pooling for even and odd slices apart, which needs half of the
+    memory; at the finest grid it is the network's largest need.
+    """
+    half, pooled = KERNEL // 2, []
+    for first in (0, 1):
+        convolved = graph.node(
+            "Conv",
+            node.inputs,
+            group=node.attributes.get("group", 1),
+            kernel_shape=[KERNEL] * 3,
+            strides=[2, 1, 1],
+            pads=[half - first, half, half, half - 1 + first, half, half],
+        )
+        pooled.append(graph.node("MaxPool", [convolved], kernel_shape=[1, 2, 2], strides=[1, 2, 2]))
+    graph.node("Max", pooled, pool.outputs[0])
 
 
 @lru_cache(maxsize=1)
@@ -115,124 +173,151 @@ def transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tuple(np.array([[float(v) for v in row] for row in m]) for m in (given, kernel, made))
 
 
-def _replacement(node: Node, file: OnnxFile) -> bytes:
-    """Fields of a graph, nodes and weights, that compute what a convolution computes.
+def _replace(node: Node, file: OnnxFile, graph: "_Graph") -> None:
+    """Append nodes and weights that compute what a convolution computes."""
+    x, given_weight, *given_bias = node.inputs
+    weight = file.weights[given_weight]
+    bias = file.weights[given_bias[0]] if any(given_bias) else np.zeros(len(weight))
+    groups = node.attributes.get("group", 1)
+    outputs, inputs = len(weight) // groups, weight.shape[1]  # of a group
+    shape = graph.node("Shape", [x])
+    # Two rows are computed as further channels if a block would not be full otherwise.
+    rows = 2 if 2 * outputs <= BLOCK else 1
+    if inputs % BLOCK == 0 and rows * outputs % BLOCK == 0:
+        _convolve(graph, x, shape, weight, bias, groups, rows, node.outputs[0])
+        return
+    # onnxruntime has no blocks for groups that do not fill them. One after the other, the groups
+    # also need less memory.
+    parts = []
+    for n, (w, b) in enumerate(zip(np.split(weight, groups), np.split(bias, groups))):
+        part = x
+        if groups > 1:
+            bounds = [[n * inputs], [(n + 1) * inputs], [1]]
+            part = graph.node("Slice", [x, *map(graph.whole, bounds)])
+        parts.append(_convolve(graph, part, shape, w, b, 1, rows))
+    graph.node("Concat", parts, node.outputs[0], axis=1)
+
+
+def _convolve(
+    graph: "_Graph",
+    x: str,
+    shape: str,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    groups: int,
+    rows: int,
+    output: str = "",
+) -> str:
+    """Append the convolution of x, of `shape` (its channels aside); returns its output.
 
     T below: the number of steps of MADE slices that cover the input; slices that they make beyond
     it are cut off at the end.
     """
-    x, given_weight, *given_bias = node.inputs
-    weight = file.weights[given_weight]
-    bias = file.weights[given_bias[0]] if any(given_bias) else np.zeros(len(weight))
-    groups, half = node.attributes.get("group", 1), KERNEL // 2
-    outputs, inputs = len(weight) // groups, weight.shape[1]  # of a group
     given, _, made = transforms()
-    # Two rows are computed as further channels if a block would not be full otherwise.
-    rows = 2 if 2 * outputs <= BLOCK else 1
-    # onnxruntime has no blocks for groups that do not fill them, so each is computed alone.
-    fills = inputs % BLOCK == 0 and rows * outputs % BLOCK == 0
-    alone, together = (1, groups) if fills else (groups, 1)
-    graph = _Fields(f"{node.outputs[0]}/winograd")
+    half, inputs, channels = KERNEL // 2, weight.shape[1], groups * weight.shape[1]
+    count, size = graph.part(shape, 0, 1), graph.part(shape, 3, 5)
 
-    shape = graph.node("Shape", [x])
-    count, slices, size = graph.part(shape, 0, 1), graph.part(shape, 2, 3), graph.part(shape, 3, 5)
-
-    # The input [N, channels, slices, rows, columns] by slices, as images of one channel. (In two
+    # The input [N, channels, slices, rows, columns] by slices, as an image of one channel. (In two
     # dimensions onnxruntime would use blocks, of which this channel fills a part only.)
-    sliced = graph.node("Transpose", [x], perm=[0, 2, 1, 3, 4])
-    images = graph.reshape(sliced, count, [1], slices, [groups * inputs, -1])
-    mixed = graph.node(
-        "Conv",
-        [images, graph.weight(given[:, None, :, None, None])],
-        kernel_shape=[READ, 1, 1],
-        strides=[MADE, 1, 1],
-        pads=[half, 0, 0, half + MADE - 1, 0, 0],
-    )
-    steps = graph.part(graph.node("Shape", [mixed]), 2, 3)
-    # [N, READ, T, groups computed alone, channels, rows, columns]
-    apart = graph.reshape(mixed, [0, READ], steps, [alone, -1], size)
+    sliced = graph.node("Transpose", [x], perm=[2, 0, 1, 3, 4])
+    image = graph.node("Unsqueeze", [sliced, graph.whole([0, 1])])
+    image = graph.reshape(image, [0, 0, 0, channels, -1])
     weights, biases = _at_points(weight, bias, groups, rows)
-    weights = weights.reshape(READ * alone, -1, *weights.shape[-3:])
-    biases = biases.reshape(READ * alone, -1)
-    plane = graph.sizes([-1, together * inputs], size)
+    each = rows * len(bias)  # outputs at a point
+    fills = inputs % BLOCK == 0 and each // groups % BLOCK == 0
     convolved = []
-    for part, (w, b) in enumerate(zip(weights, biases)):
-        first = [part // alone, part % alone]
-        bounds = [first, [n + 1 for n in first], [1, 3]]
-        one = graph.node("Slice", [apart, *map(graph.whole, bounds)])
-        one = graph.node("Reshape", [one, plane])
-        one = graph.node(
+    for first in range(0, READ, TOGETHER):
+        mixed = graph.node(
             "Conv",
-            [one, graph.weight(w), graph.weight(b)],
-            group=together,
-            kernel_shape=[KERNEL + rows - 1, KERNEL],
-            strides=[rows, 1],
-            pads=[half, half, half + rows - 1, half],
+            [image, graph.weight(given[first : first + TOGETHER, None, :, None, None])],
+            kernel_shape=[READ, 1, 1],
+            strides=[MADE, 1, 1],
+            pads=[half, 0, 0, half + MADE - 1, 0, 0],
         )
-        convolved.append(one)
-    lines = [graph.reshape(one, [1, -1]) for one in convolved]
-    joined = graph.reshape(graph.node("Concat", lines, axis=0), [READ, -1])
-    found = graph.node("MatMul", [graph.weight(made), joined])
-    made_size = graph.part(graph.node("Shape", [convolved[0]]), 2, 4)
-    apart = graph.reshape(found, [MADE, alone, -1], steps, [together, rows, outputs], made_size)
-    turned = graph.node("Transpose", [apart], perm=[2, 1, 4, 6, 3, 0, 7, 5, 8])
+        # [T x N, points, channels, rows, columns]
+        apart = graph.reshape(mixed, [TOGETHER, -1, channels], size)
+        apart = graph.node("Transpose", [apart], perm=[1, 0, 2, 3, 4])
+        # Points are groups of one convolution, or convolved one by one if they do not fill blocks.
+        points = TOGETHER if fills else 1
+        for n in range(0, TOGETHER, points):
+            bounds = [[n], [n + points], [1]]
+            one = apart if fills else graph.node("Slice", [apart, *map(graph.whole, bounds)])
+            chosen = slice((first + n) * each, (first + n + points) * each)
+            planes = graph.reshape(one, [0, points * channels], size)
+            constants = [graph.weight(weights[chosen]), graph.weight(biases[chosen])]
+            one = graph.node(
+                "Conv",
+                [planes, *constants],
+                group=points * groups,
+                kernel_shape=[KERNEL + rows - 1, KERNEL],
+                strides=[rows, 1],
+                pads=[half, half, half + rows - 1, half],
+            )
+            convolved.append(one)
+    found = graph.node("Concat", convolved, axis=1)
+    made_size = graph.part(graph.node("Shape", [found]), 2, 4)
+    found = graph.reshape(found, [0, READ, -1])
+    found = graph.node("MatMul", [graph.weight(made), found])
+    found = graph.reshape(found, [-1], count, [MADE, groups, rows, len(bias) // groups], made_size)
+    turned = graph.node("Transpose", [found], perm=[1, 3, 5, 0, 2, 6, 4, 7])
     # The numbers of slices and rows are one axis each after two steps, as both are unknown.
     by_rows = graph.node("Shape", [turned])
-    ordered = graph.reshape(turned, [0, groups * outputs, -1], graph.part(by_rows, 6, 9))
+    ordered = graph.reshape(turned, [0, len(bias), -1], graph.part(by_rows, 5, 8))
     whole = graph.reshape(ordered, [0, 0, 0, -1], graph.part(shape, 4, 5))
     bounds = [graph.whole([0, 0]), graph.part(shape, 2, 4), graph.whole([2, 3])]
-    graph.node("Slice", [whole, *bounds], node.outputs[0])
-    return b"".join(graph.fields)
+    return graph.node("Slice", [whole, *bounds], output)
 
 
 def _at_points(
     weight: np.ndarray, bias: np.ndarray, groups: int, rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Kernels [READ, groups, rows, outputs, inputs, rows', columns'] of the convolutions, and their
-    biases [READ, groups, rows, outputs]; outputs and inputs are those of a group. The kernel of the
-    second row is that of the first, a row lower.
+    """Kernels [READ x groups x rows x outputs, inputs, rows', columns'] of the convolutions, and
+    their biases; outputs and inputs are those of a group. The kernel of the second row is that of
+    the first, a row lower.
     """
-    _, kernel, _ = transforms()
-    mixed = np.tensordot(kernel, weight, axes=(1, 2))
-    mixed = mixed.reshape(READ, groups, -1, *mixed.shape[2:])
-    taller = (*mixed.shape[:2], rows, *mixed.shape[2:4], KERNEL + rows - 1, KERNEL)
-    weights = np.zeros(taller)
+    kernel = transforms()[1].astype(np.float32)
+    mixed = kernel @ np.moveaxis(weight, 2, 0).reshape(KERNEL, -1)
+    mixed = mixed.reshape(READ, groups, -1, weight.shape[1], KERNEL, KERNEL)
+    taller = (READ, groups, rows, *mixed.shape[2:4], KERNEL + rows - 1, KERNEL)
+    weights = np.zeros(taller, np.float32)
     for row in range(rows):
         weights[:, :, row, ..., row : row + KERNEL, :] = mixed
     biases = np.zeros(taller[:4])
     biases[ONE] = bias.reshape(groups, 1, -1)
-    return weights, biases
+    return weights.reshape(-1, *taller[4:]), biases.reshape(-1)
 
 
-class _Fields:
-    """Fields of a graph, as bytes; tensors are numbered, and named after `prefix`."""
+class _Graph:
+    """Writer of nodes and of the constants that they read, which have names after `prefix`."""
 
     def __init__(self, prefix: str) -> None:
-        self.fields: list[bytes] = []
-        self._prefix = prefix
+        self.nodes: list[bytes] = []
+        self.constants: list[bytes | memoryview] = []
+        self._prefix, self._names = prefix, 0
+        self._known: dict[str, str] = {}
 
     def node(self, op: str, inputs: Sequence[str], output: str = "", **attributes: object) -> str:
         """Append a node; returns its output."""
         output = output or self._name()
-        self.fields.append(node_bytes(op, inputs, [output], **attributes))
+        self.nodes.append(node_bytes(op, inputs, [output], **attributes))
         return output
 
-    def sizes(self, *sizes: list[int] | str) -> str:
-        """A shape of numbers and of tensors of numbers, one after the other."""
-        named = [size if isinstance(size, str) else self.whole(size) for size in sizes]
-        return self.node("Concat", named, axis=0) if len(named) > 1 else named[0]
-
     def reshape(self, source: str, *sizes: list[int] | str) -> str:
-        """Sizes as for `sizes`; 0 keeps an axis, -1 is what is left."""
-        return self.node("Reshape", [source, self.sizes(*sizes)])
+        """Sizes: numbers, and tensors of numbers; 0 keeps an axis, -1 is what is left."""
+        named = [size if isinstance(size, str) else self.whole(size) for size in sizes]
+        shape = self.node("Concat", named, axis=0) if len(named) > 1 else named[0]
+        return self.node("Reshape", [source, shape])
 
     def part(self, shape: str, first: int, end: int) -> str:
         """Some of the sizes in a shape."""
         return self.node("Slice", [shape, self.whole([first]), self.whole([end])])
 
-    def whole(self, numbers: list[int]) -> str:
-        """A constant of whole numbers."""
-        return self._constant(np.array(numbers, np.int64))
+    def whole(self, numbers: list[int] | int) -> str:
+        """A constant of whole numbers, written once."""
+        key = str(numbers)
+        if key not in self._known:
+            self._known[key] = self._constant(np.array(numbers, np.int64))
+        return self._known[key]
 
     def weight(self, values: np.ndarray) -> str:
         """A constant of float32."""
@@ -240,8 +325,9 @@ class _Fields:
 
     def _constant(self, values: np.ndarray) -> str:
         name = self._name()
-        self.fields.append(tensor_bytes(name, values))
+        self.constants += tensor_pieces(name, values)
         return name
 
     def _name(self) -> str:
-        return f"{self._prefix}/{len(self.fields)}"
+        self._names += 1
+        return f"{self._prefix}/{self._names}"
