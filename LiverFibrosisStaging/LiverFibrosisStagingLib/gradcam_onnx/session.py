@@ -97,6 +97,8 @@ def open_session(file: OnnxFile, path: Path, threads: int, device: str = CPU) ->
     # Planned in one block, the memory of convolutions by parts would be twice what they need; and
     # DirectML refuses to run with it.
     options.enable_mem_pattern = False
+    # Idle threads would spin, while other steps could use the processor, and gain nothing.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Otherwise bytes that also match onnxruntime's own format would be loaded as such.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     if device == "directml":
@@ -142,8 +144,7 @@ def run_session(
     (given,) = session.get_inputs()
     try:
         with _terminable(cancel) as options:
-            # Copies, as onnxruntime's own arrays would keep whole regions of its memory in use.
-            return [found.copy() for found in session.run(outputs, {given.name: x}, options)]
+            return session.run(outputs, {given.name: x}, options)
     except Exception as error:  # onnxruntime raises a class of its own for every status
         if cancel is not None and cancel.is_set():
             raise Cancelled("The run was cancelled.") from None

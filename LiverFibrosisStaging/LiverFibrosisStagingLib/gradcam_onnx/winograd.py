@@ -234,16 +234,18 @@ def _convolve(
             strides=[MADE, 1, 1],
             pads=[half, 0, 0, half + MADE - 1, 0, 0],
         )
-        # [T x N, points, channels, rows, columns]
+        # [points, T x N, channels, rows, columns]
         apart = graph.reshape(mixed, [TOGETHER, -1, channels], size)
-        apart = graph.node("Transpose", [apart], perm=[1, 0, 2, 3, 4])
         # Points are groups of one convolution, or convolved one by one if they do not fill blocks.
         points = TOGETHER if fills else 1
         for n in range(0, TOGETHER, points):
-            bounds = [[n], [n + points], [1]]
-            one = apart if fills else graph.node("Slice", [apart, *map(graph.whole, bounds)])
+            if fills:
+                one = graph.node("Transpose", [apart], perm=[1, 0, 2, 3, 4])
+            else:
+                bounds = [[n], [n + 1], [0]]
+                one = graph.node("Slice", [apart, *map(graph.whole, bounds)])
             chosen = slice((first + n) * each, (first + n + points) * each)
-            planes = graph.reshape(one, [0, points * channels], size)
+            planes = graph.reshape(one, [-1, points * channels], size)
             constants = [graph.weight(weights[chosen]), graph.weight(biases[chosen])]
             one = graph.node(
                 "Conv",
