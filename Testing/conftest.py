@@ -204,4 +204,8 @@ def views():
     """Three slice views whose pixels can be read."""
     import slicer_host
 
-    return [slicer_host.SliceView(name) for name in ("Axial", "Sagittal", "Coronal")]
+    made = [slicer_host.SliceView(name) for name in ("Axial", "Sagittal", "Coronal")]
+    yield made
+    for view in made:  # otherwise they and the layout's views change each other in later scenes
+        view.logic.SetSliceNode(None)
+        view.logic.SetMRMLScene(None)

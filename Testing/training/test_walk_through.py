@@ -67,7 +67,7 @@ def outlined(ct, *_):
     return Segmentation(made == 1, made == 2, {"liver": 1500.0, "spleen": 200.0}, (), {})
 
 
-def phase(ct, liver, _):
+def phase(ct, liver, *_):
     if sitk.GetArrayFromImage(ct)[sitk.GetArrayFromImage(liver) > 0].mean() > 50:
         return "portal-venous", ()
     return "unenhanced", (Check("phase", "Contrast phase", REFUSE, ""),)
