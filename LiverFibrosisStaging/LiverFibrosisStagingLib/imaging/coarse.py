@@ -17,6 +17,7 @@ from .grid import (
     bounds,
     lps_grid,
     resample_ct,
+    widened,
 )
 from .masks import eroded
 from .resampling import nearest
@@ -101,7 +102,7 @@ def _core(organ: np.ndarray) -> np.ndarray:
     if box is None:
         return core
     # One voxel around the organ holds the nearest voxels outside.
-    box = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in box)
+    box = widened(box, (1, 1, 1))
     inside = sitk.GetImageFromArray(organ[box].astype(np.uint8))
     inside.SetSpacing(STEP_MM[::-1])
     core[box] = eroded(inside, _DEPTH_MM)

@@ -31,13 +31,14 @@ below CORNER_MM (tips, fissures, the gallbladder's fossa) they do not count.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
 
 from ..errors import CancelToken, check_cancel
-from ..imaging.grid import bounding_box, reorient_to_lps
+from ..imaging.grid import bounding_box
+from ..imaging.voxels import Voxels
 
 SLAB_MM = 2.5
 SMOOTHING_MM = 1.0
@@ -107,7 +108,7 @@ def nodularity(
     less than MIN_CONTRAST_HU above fat, an edge shorter than MIN_EDGE_MM or in fewer slices than
     MIN_SLICES.
     """
-    *pixels, slice_mm = _Frame.of(ct).spacing
+    *pixels, slice_mm = Voxels.of(ct).lps().spacing
     pixel = max(pixels)
     if slice_mm > MAX_SLICE_MM * _TOLERANCE or pixel > MAX_PIXEL_MM * _TOLERANCE:
         return Nodularity(
@@ -148,14 +149,14 @@ def edge_pieces(
 
     Parameters as for `nodularity`. slice_number counts the slabs of the module's description.
     """
-    frame = _Frame.of(ct)
-    inside, hu = (frame.view(sitk.GetArrayViewFromImage(image)) for image in (liver, ct))
+    scan = Voxels.of(ct).lps()
+    inside, hu = Voxels.of(liver).lps().array, scan.array
     box = bounding_box(inside)
     if box is None:
         return ()
     first, last = box[0].start, box[0].stop
-    slab = min(round(SLAB_MM / frame.spacing[2]), last - first) or 1
-    frame = frame.of_slabs(first, slab)
+    slab = min(round(SLAB_MM / scan.spacing[2]), last - first) or 1
+    frame = _Frame.of_slabs(scan, first, slab)
     kernel = [_gaussian(SMOOTHING_MM / spacing) for spacing in frame.spacing[1::-1]]
     corner = np.array([box[2].start, box[1].start])
     found = []
@@ -172,45 +173,18 @@ def edge_pieces(
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """An image's grid with its axes reordered towards LPS, whatever their order in the file.
+    """A grid of slabs: LPS mm of the first voxel; cosines, in columns; spacing x, y, z in mm."""
 
-    order: the array's axes as slice, row, column; flips: a step of 1 or -1 for each of them;
-    origin: LPS mm of the first voxel; direction: cosines, in columns; spacing: x, y, z in mm.
-    """
-
-    order: tuple[int, ...]
-    flips: tuple[slice, ...]
     origin: np.ndarray
     direction: np.ndarray
     spacing: np.ndarray
 
     @classmethod
-    def of(cls, image: sitk.Image) -> "_Frame":
-        """The frame of an image, from one of its voxels: a view needs no copy of the image."""
-        voxel = reorient_to_lps(image[:1, :1, :1])
-        own, lps = (np.array(each.GetDirection()).reshape(3, 3) for each in (image, voxel))
-        turn = np.rint(lps.T @ own).astype(int)  # from the image's axes to x, y and z
-        axes, signs = np.abs(turn).argmax(axis=1), turn.sum(axis=1)
-        corner = [0, 0, 0]
-        for axis, sign in zip(axes.tolist(), signs):
-            corner[axis] = 0 if sign > 0 else image.GetSize()[axis] - 1
-        return cls(
-            tuple(2 - axes[::-1]),
-            tuple(slice(None, None, int(sign)) for sign in signs[::-1]),
-            np.array(image.TransformIndexToPhysicalPoint(corner)),
-            lps,
-            np.array(voxel.GetSpacing()),
-        )
-
-    def view(self, array: np.ndarray) -> np.ndarray:
-        """The voxels [slice, row, column] of an image with this grid."""
-        return array.transpose(self.order)[self.flips]
-
-    def of_slabs(self, first: int, count: int) -> "_Frame":
-        """The frame of slabs of `count` slices from slice `first` on."""
-        middle = self.spacing[2] * (first + (count - 1) / 2)
-        origin = self.origin + middle * self.direction[:, 2]
-        return replace(self, origin=origin, spacing=self.spacing * [1, 1, count])
+    def of_slabs(cls, scan: Voxels, first: int, count: int) -> "_Frame":
+        """The frame of slabs of `count` slices from slice `first` of a scan on."""
+        middle = scan.spacing[2] * (first + (count - 1) / 2)
+        origin = scan.origin + middle * scan.direction[:, 2]
+        return cls(origin, scan.direction, scan.spacing * [1, 1, count])
 
     def in_patient(self, points: np.ndarray, number: int) -> np.ndarray:
         """Points [n, 2] in a slice, in mm from its first pixel, as LPS [n, 3]."""
