@@ -134,17 +134,18 @@ def stage(
         steps.check()
         check_organs(ct, liver, spleen, name)
         body = body_of(ct) if body is None else body
+        # Both consist of many small operations on one core; the network and its preparation do not.
+        checking = beside.submit(input_checks, ct, liver, spleen, cancel)
         # Begun before the phase is known, which only the hint of steatosis depends on.
         measuring = beside.submit(measure_signs, ct, liver, spleen, "", segments, body, cancel)
-        phase, checks = input_checks(ct, liver, spleen, cancel)
-        refuse(checks, name, strict, any_phase)
-        warnings += [*about_masks, *concerns(checks)]
 
         steps.begin(0.35, "Resampling to the network's grid")
         grid = working_grid(ct, liver, spleen, **card.preprocessing, cancel=cancel)
-        warnings += grid.warnings
-
         forward_pass = run_network(model, grid, steps)
+        phase, checks = checking.result()
+        refuse(checks, name, strict, any_phase)
+        warnings += [*about_masks, *concerns(checks), *grid.warnings]
+
         probabilities = forward_pass.probabilities
         probabilities.flags.writeable = False
         predicted = STAGES[forward_pass.predicted]

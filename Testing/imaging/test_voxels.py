@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from LiverFibrosisStagingLib.imaging.grid import bounding_box
 from LiverFibrosisStagingLib.imaging.resampling import linear, nearest
 from LiverFibrosisStagingLib.imaging.voxels import Voxels
 
@@ -110,3 +111,16 @@ def test_oblique_in_parts_as_at_once() -> None:
     found = sitk.GetArrayFromImage(linear(scan, grid, -7.0, (2, 1, 2)))
     assert 0 < np.count_nonzero(found == -7.0) < found.size
     np.testing.assert_allclose(found, sitk.GetArrayFromImage(expected), atol=1e-3)
+
+
+@pytest.mark.parametrize("axes", itertools.permutations(range(3)))
+@pytest.mark.parametrize("steps", itertools.product((1, -1), repeat=3))
+def test_the_box_around_voxels_does_not_depend_on_how_they_lie_in_memory(
+    axes: tuple[int, ...], steps: tuple[int, ...]
+) -> None:
+    stored = np.zeros((5, 6, 7), np.uint8)
+    seen = stored.transpose(axes)[tuple(slice(None, None, step) for step in steps)]
+    assert bounding_box(seen) is None
+    for inside in ((1, 2, 0), (3, 2, 4)):
+        seen[inside] = 3
+    assert bounding_box(seen) == (slice(1, 4), slice(2, 3), slice(0, 5))

@@ -221,14 +221,19 @@ def body_bounds(
 
 def bounding_box(where: np.ndarray) -> tuple[slice, slice, slice] | None:
     """The smallest box [slice, row, column] with all non-zero voxels; None if all are 0."""
-    levels = np.flatnonzero(where.any(axis=(1, 2)))
+    # Searched as it lies in memory: backwards, as flipped axes are, takes five times as long.
+    steps = [-1 if stride < 0 else 1 for stride in where.strides]
+    stored = where[tuple(slice(None, None, step) for step in steps)]
+    levels = np.flatnonzero(stored.any(axis=(1, 2)))
     if not levels.size:
         return None
     # What is left is read once for both other axes.
-    plane = where[levels[0] : levels[-1] + 1].any(axis=0)
-    rows, columns = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
+    plane = stored[levels[0] : levels[-1] + 1].any(axis=0)
+    found = (levels, *(np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0)))
+    ends = [(int(inside[0]), int(inside[-1]) + 1) for inside in found]
     first, second, third = (
-        slice(int(inside[0]), int(inside[-1]) + 1) for inside in (levels, rows, columns)
+        slice(*end) if step > 0 else slice(length - end[1], length - end[0])
+        for end, step, length in zip(ends, steps, where.shape)
     )
     return first, second, third
 
