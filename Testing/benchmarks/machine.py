@@ -33,10 +33,14 @@ def described() -> str:
 
 
 def environment(threads: int, checkout: Path) -> dict[str, str]:
-    """Variables of a process that uses this checkout's library and so many threads."""
+    """Variables of a process that uses this checkout's library and so many threads.
+
+    Python keeps compiled modules, as it does for users, whose second run compiles nothing.
+    """
     return {
         **os.environ,
         "PYTHONPATH": str(checkout / "LiverFibrosisStaging"),
+        "PYTHONDONTWRITEBYTECODE": "",
         **{f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "OPENBLAS", "MKL")},
         "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
     }

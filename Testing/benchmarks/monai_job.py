@@ -9,6 +9,7 @@ runs on the body's box at once. Neither checks its input, refines the outlined o
 anything.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from torch.nn import functional as F
 from torch_twin import TorchTwin
 
 from LiverFibrosisStagingLib.card import Card
+from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import read_onnx
 from LiverFibrosisStagingLib.imaging.grid import AIR_HU, BODY_THRESHOLD_HU, patch_starts
-from LiverFibrosisStagingLib.imaging.segmentation import shipped_network
+from LiverFibrosisStagingLib.imaging.segmentation import METADATA_KEY
 from LiverFibrosisStagingLib.model import read_card
 from LiverFibrosisStagingLib.report.colors import BAND_COUNT
+from LiverFibrosisStagingLib.resources import default_model_path
 
 EXPLAINED = 4
 
@@ -76,19 +79,20 @@ def stage_with_monai(ct: str, liver: str | None, model: Path, plain: bool = Fals
 
 def outlined(scan: MetaTensor) -> MetaTensor:
     """Labels of liver and spleen by the V-Net; its probabilities are resampled to the CT."""
-    card = shipped_network().card
-    network = TorchTwin(shipped_network().path).eval()
+    path = default_model_path("VNet.onnx")
+    card = json.loads(read_onnx(path).metadata[METADATA_KEY])
+    network = TorchTwin(path).eval()
     coarse = mt.Compose(
         [
-            mt.Spacing(card.spacing_mm[::-1]),
+            mt.Spacing(card["spacing_mm"][::-1]),
             mt.CropForeground(
                 select_fn=lambda hu: hu > BODY_THRESHOLD_HU,
-                k_divisible=card.multiple_of,
+                k_divisible=card["multiple_of"],
                 constant_values=AIR_HU,
             ),
         ]
     )(scan)
-    windowed = mt.ScaleIntensityRange(*card.window_hu, 0.0, 1.0, clip=True)(coarse)
+    windowed = mt.ScaleIntensityRange(*card["window_hu"], 0.0, 1.0, clip=True)(coarse)
     with torch.inference_mode():
         found = network(windowed.as_tensor().permute(0, 3, 2, 1)[None])[0].permute(0, 3, 2, 1)
         probabilities = mt.ResampleToMatch()(MetaTensor(found, affine=coarse.affine), scan)
