@@ -209,6 +209,22 @@ def eroded(inside: sitk.Image, depth_mm: float) -> np.ndarray:
     return np.unpackbits(kept, axis=2, count=within.shape[2]).view(bool)
 
 
+def eroded_by_ball(inside: np.ndarray, radius: Sequence[int]) -> np.ndarray:
+    """A mask eroded by an ellipsoid, as by sitk.BinaryErode with sitkBall, in less time.
+
+    inside: bool, [slice, row, column]; radius: in voxels along each axis. Beyond the array, all is
+    inside.
+    """
+    image = sitk.GetImageFromArray(inside.view(np.uint8))
+    image.SetSpacing([1 / (reach + 0.5) for reach in radius[::-1]])
+    return eroded(image, 1.0)
+
+
+def dilated_by_ball(inside: np.ndarray, radius: Sequence[int]) -> np.ndarray:
+    """A mask dilated by an ellipsoid, as by sitk.BinaryDilate; see `eroded_by_ball`."""
+    return ~eroded_by_ball(~inside, radius)
+
+
 def _narrower(rows: np.ndarray) -> np.ndarray:
     """The bits of packed rows whose neighbours in the row are set too."""
     before, after = rows >> 1, rows << 1

@@ -6,14 +6,13 @@ nothing is changed. Arrays are [slice, row, column] along LPS axes, on the netwo
 probabilities [class, slice, row, column] as in `refinement`.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 
 from .grid import BODY_THRESHOLD_HU, bounding_box, widened
-from .masks import components, largest
+from .masks import components, dilated_by_ball, eroded_by_ball, largest
 
 # Chosen on the eight CTs with masks and 115 cases painted into them (100 to 1250
 # mL of spleen): seen from the spine, the centre of a spleen lies at most 34 degrees in front of the
@@ -120,12 +119,12 @@ def _split(
     if box is None:
         return likely, heart
     box = widened(box, (1, 1, 1))
-    parts, sizes = components(_changed(sitk.BinaryErode, spleen[box], (1, 1, 1)))
+    parts, sizes = components(eroded_by_ball(spleen[box], (1, 1, 1)))
     top = np.flatnonzero(liver.any(axis=(1, 2)))[-1] if liver.any() else len(liver)
     least = 1000 * MIN_SPLEEN_ML / np.prod(marks.spacing)
     for number in range(1, len(sizes)):
         core = parts == number
-        part = _changed(sitk.BinaryDilate, core, (2, 2, 2)) & spleen[box]
+        part = dilated_by_ball(core, (2, 2, 2)) & spleen[box]
         if np.count_nonzero(part) < least:
             continue
         places = np.argwhere(core) + [each.start for each in box]
@@ -149,21 +148,36 @@ def _heart_in_liver(liver: np.ndarray, marks: Landmarks) -> np.ndarray:
     sections = np.flatnonzero(liver.any(axis=(1, 2)) & marks.lungs.any(axis=(1, 2)))
     if not sections.size:
         return heart
-    parts, count = _in_sections(_changed(sitk.BinaryErode, liver[sections], (0, 1, 1)))
+    inside = liver[sections]
+    _, rows, columns = box = widened(bounding_box(inside), (0, 2, 2))
+    inside = inside[box]
+    parts, count = _in_sections(eroded_by_ball(inside, (0, 1, 1)))
+    right = parts[:, :, : max(lobe - columns.start, 0)]
+    # Of each part, its section and centre: in one pass, not one for each.
+    section, row, column = places = np.nonzero(parts)
+    numbers = parts[places]
+    size = np.maximum(np.bincount(numbers, minlength=count + 1), 1)
+    section_of = np.zeros(count + 1, np.intp)
+    section_of[numbers] = section
+    front = marks.row - rows.start - np.bincount(numbers, row, count + 1) / size
+    front *= marks.spacing[1]
+    left = np.bincount(numbers, column, count + 1) / size + columns.start - marks.column
+    left *= marks.spacing[2]
+    there = (HEART_MM[0] < left) & (left < np.minimum(HEART_MM[1], front))
+    there &= right.any(axis=(1, 2))[section_of]
+    there[0] = False
+    there[right] = False
     cores = np.zeros(parts.shape, bool)
-    for number in np.setdiff1d(np.arange(1, count + 1), parts[:, :, :lobe]):
-        section, rows, columns = np.nonzero(parts == number)
-        section = section[0]
-        left = (columns.mean() - marks.column) * marks.spacing[2]
-        front = (marks.row - rows.mean()) * marks.spacing[1]
-        if not HEART_MM[0] < left < min(HEART_MM[1], front) or not parts[section, :, :lobe].any():
-            continue
-        right = marks.lungs[sections[section], np.unique(rows), : columns.min()]
-        if right.any(axis=1).mean() >= LUNG_BETWEEN:
-            cores[section] |= parts[section] == number
+    for number in np.flatnonzero(there):
+        at = section_of[number]
+        part = parts[at] == number
+        height, across = np.nonzero(part)
+        lung = marks.lungs[sections[at], rows, : columns.start + across.min()]
+        if lung[np.unique(height)].any(axis=1).mean() >= LUNG_BETWEEN:
+            cores[at] |= part
     if not cores.any():
         return heart
-    heart[sections] = _changed(sitk.BinaryDilate, cores, (0, 2, 2)) & liver[sections]
+    heart[sections, rows, columns] = dilated_by_ball(cores, (0, 2, 2)) & inside
     parts, sizes = components(heart)
     for number in range(1, len(sizes)):
         part = parts == number
@@ -191,11 +205,3 @@ def _in_sections(inside: np.ndarray) -> tuple[np.ndarray, int]:
     apart[::2] = inside
     parts, sizes = components(apart)
     return parts[::2], len(sizes) - 1
-
-
-def _changed(
-    operation: Callable[..., sitk.Image], inside: np.ndarray, radius: tuple[int, int, int]
-) -> np.ndarray:
-    """A mask eroded or dilated by an ellipsoid; radius: in voxels (slice, row, column)."""
-    image = sitk.GetImageFromArray(inside.astype(np.uint8))
-    return sitk.GetArrayFromImage(operation(image, radius[::-1], sitk.sitkBall)).view(bool)

@@ -6,16 +6,17 @@ fast; the margin of each organ's probability over the other classes, not the lab
 resampled to the CT.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 
 from ..errors import CancelToken, check_cancel
 from .grid import bounding_box, box_on_ct, paste, widened
-from .masks import empty_mask, largest
+from .masks import dilated_by_ball, empty_mask, eroded, eroded_by_ball, largest
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .resampling import planes
 from .voxels import Voxels
@@ -55,58 +56,83 @@ def refine_em_mrf(probabilities: np.ndarray, grid: sitk.Image) -> np.ndarray:
     """
     hu = sitk.GetArrayViewFromImage(grid)
     spacing = grid.GetSpacing()
-    allowed = np.ones(probabilities.shape, bool)
-    for label in LABELS:
-        allowed[label] = _within(probabilities[label] > 0.5, MAX_GROWTH_MM[label], spacing)
+    allowed = [
+        _within(probabilities[label] > 0.5, MAX_GROWTH_MM[label], spacing) for label in LABELS
+    ]
     refined = np.zeros_like(probabilities)
     refined[0] = 1.0
-    box = bounding_box(allowed[1:].any(axis=0))
-    if box is not None:
-        part = (slice(None), *box)
-        refined[part] = _iterate(probabilities[part], hu[box], allowed[part], spacing)
+    near = np.logical_or.reduce(allowed)
+    box = bounding_box(near)
+    if box is None:
+        return refined
+    bins = ((hu[box] - hu[box].min()) / BIN_HU).astype(np.intp)
+    smoothers = [_smoother(length, step) for length, step in zip(bins.shape, spacing[::-1])]
+    # Elsewhere all is background, whatever the HU: the iterations are for these voxels alone.
+    refined[:, near] = _iterate(
+        probabilities[:, near],
+        hu[near],
+        bins[near[box]],
+        int(bins.max()) + 1,
+        [_Organ.of(near[box], each[box], smoothers) for each in allowed],
+    )
     return refined
 
 
+class _Organ(NamedTuple):
+    """Where an organ may be: among the voxels near any organ, bool [n], and in a box of its own.
+
+    smoothers: for the box, see `_smooth`.
+    """
+
+    allowed: np.ndarray
+    in_box: np.ndarray
+    smoothers: list[np.ndarray]
+
+    @classmethod
+    def of(cls, near: np.ndarray, allowed: np.ndarray, smoothers: list[np.ndarray]) -> "_Organ":
+        box = bounding_box(allowed) or (slice(0),) * 3
+        parts = [along[part, part] for along, part in zip(smoothers, box)]
+        return cls(allowed[near], allowed[box], parts)
+
+
 def _iterate(
-    network: np.ndarray, hu: np.ndarray, allowed: np.ndarray, spacing: tuple[float, ...]
+    network: np.ndarray, hu: np.ndarray, bins: np.ndarray, count: int, organs: list[_Organ]
 ) -> np.ndarray:
-    """The iterations of `refine_em_mrf`, within a box; spacing: x, y, z in mm."""
-    bins = ((hu - hu.min()) / BIN_HU).astype(np.intp)
-    near = allowed[1:].any(axis=0)
-    boxes = {label: bounding_box(allowed[label]) for label in LABELS if allowed[label].any()}
-    smoothers = [_smoother(length, step) for length, step in zip(hu.shape, spacing[::-1])]
-    prior = posterior = _restricted(network, hu, allowed)
+    """The iterations of `refine_em_mrf`, for voxels in any order: [class, n], [n].
+
+    bins: of the HU in the histograms, of `count` bins.
+    """
+    prior = posterior = _restricted(network, hu, organs)
     for iteration in range(ITERATIONS):
         if iteration:
             mixed = NETWORK_WEIGHT * network
-            for label, box in boxes.items():
-                # Outside the box, the organ's probability is 0 before and after.
-                parts = [along[part, part] for along, part in zip(smoothers, box)]
-                mixed[label][box] += (1 - NETWORK_WEIGHT) * _smooth(posterior[label][box], parts)
-            prior = _restricted(mixed, hu, allowed)
+            for label, organ in zip(LABELS, organs):
+                if not organ.in_box.size:
+                    continue
+                values = np.zeros(organ.in_box.shape, np.float32)
+                values[organ.in_box] = posterior[label][organ.allowed]
+                around = _smooth(values, organ.smoothers)[organ.in_box]
+                mixed[label][organ.allowed] += (1 - NETWORK_WEIGHT) * around
+            prior = _restricted(mixed, hu, organs)
         likelihood = np.empty_like(posterior)
         for label, probability in enumerate(posterior):
-            weights = probability * (near & ((probability > 0.5) | (label == 0)))
-            likelihood[label] = _histogram(bins, weights)[bins]
+            weights = probability * (probability > 0.5) if label else probability
+            likelihood[label] = _histogram(bins, weights, count)[bins]
         posterior = prior * likelihood
         posterior /= posterior.sum(axis=0)
     return posterior
 
 
-def _restricted(probabilities: np.ndarray, hu: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Organ probabilities set to 0 outside `allowed` and where the HU are far from the organ's."""
-    kept = probabilities * allowed
-    for label in LABELS:
+def _restricted(probabilities: np.ndarray, hu: np.ndarray, organs: list[_Organ]) -> np.ndarray:
+    """Organ probabilities set to 0 where none may be and where the HU are far from the organ's."""
+    kept = probabilities.copy()
+    for label, organ in zip(LABELS, organs):
+        kept[label] *= organ.allowed
         sure = kept[label] > 0.5
         if sure.any():
             kept[label][np.abs(hu - np.median(hu[sure])) > MAX_DEVIATION_HU] = 0.0
-    return _with_background(kept)
-
-
-def _with_background(probabilities: np.ndarray) -> np.ndarray:
-    """Set the background's probability to the rest of the organs'."""
-    probabilities[0] = 1.0 - probabilities[1:].sum(axis=0)
-    return probabilities
+    kept[0] = 1.0 - kept[1:].sum(axis=0)
+    return kept
 
 
 def _within(inside: np.ndarray, reach_mm: float, spacing: tuple[float, ...]) -> np.ndarray:
@@ -115,10 +141,9 @@ def _within(inside: np.ndarray, reach_mm: float, spacing: tuple[float, ...]) -> 
     box = bounding_box(inside)
     if box is not None:
         box = widened(box, [int(reach_mm / step) + 1 for step in spacing[::-1]])
-        mask = sitk.GetImageFromArray(inside[box].view(np.uint8))
-        mask.SetSpacing(spacing)
-        distance = sitk.SignedMaurerDistanceMap(mask, squaredDistance=False, useImageSpacing=True)
-        near[box] = sitk.GetArrayViewFromImage(distance) <= reach_mm
+        outside = sitk.GetImageFromArray((~inside[box]).view(np.uint8))
+        outside.SetSpacing(spacing)
+        near[box] = ~eroded(outside, reach_mm)
     return near
 
 
@@ -137,18 +162,20 @@ def _smooth(values: np.ndarray, along: Sequence[np.ndarray]) -> np.ndarray:
     for axis, weights in enumerate(along):
         values = np.moveaxis(values, axis, 0)
         total = np.zeros_like(values)
+        product = np.empty_like(values)  # once, not for each shift
         reach = np.flatnonzero(weights[0])[-1]
         for shift in range(-reach, reach + 1):
             first, last = max(-shift, 0), len(values) - max(shift, 0)
             shifted = values[first + shift : last + shift]
-            total[first:last] += weights.diagonal(shift)[:, None, None] * shifted
+            part = product[first:last]
+            total[first:last] += np.multiply(weights.diagonal(shift)[:, None, None], shifted, part)
         values = np.moveaxis(total, 0, axis)
     return values
 
 
-def _histogram(bins: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """A smoothed histogram, float32 of sum 1; uniform if all weights are 0."""
-    found = np.bincount(bins.ravel(), weights.ravel())
+def _histogram(bins: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
+    """A smoothed histogram of `count` bins, float32 of sum 1; uniform if all weights are 0."""
+    found = np.bincount(bins, weights, count)
     width = HISTOGRAM_SIGMA_HU / BIN_HU
     steps = np.arange(-round(4 * width), round(4 * width) + 1)
     smooth = np.convolve(found, np.exp(-0.5 * (steps / width) ** 2), "full")
@@ -227,21 +254,13 @@ def _clean_margin(margin: np.ndarray, radius_mm: float, spacing: tuple[float, ..
     within the organ, restores the boundary.
     """
     inside = margin > 0
-    image = sitk.GetImageFromArray(largest(inside).view(np.uint8))
-    core = largest(_morphology(sitk.BinaryErode, image, radius_mm, spacing), MIN_LOBE_FRACTION)
-    image = sitk.GetImageFromArray(core.view(np.uint8))
-    organ = _morphology(sitk.BinaryDilate, image, radius_mm + CORE_MARGIN_MM, spacing) & inside
+    thin, wide = (
+        [max(1, round(radius / step)) for step in spacing[::-1]]
+        for radius in (radius_mm, radius_mm + CORE_MARGIN_MM)
+    )
+    core = largest(eroded_by_ball(largest(inside), thin), MIN_LOBE_FRACTION)
+    organ = dilated_by_ball(core, wide) & inside
     filled = sitk.BinaryFillhole(sitk.GetImageFromArray(organ.view(np.uint8)))
     kept = np.where(inside & ~organ, np.float32(-1.0), margin)
     holes = (sitk.GetArrayViewFromImage(filled) > 0) & ~inside
     return np.where(holes, np.float32(1.0), kept)
-
-
-def _morphology(
-    operation: Callable[..., sitk.Image],
-    image: sitk.Image,
-    radius_mm: float,
-    spacing: tuple[float, ...],
-) -> np.ndarray:
-    radius = [max(1, round(radius_mm / step)) for step in spacing]
-    return sitk.GetArrayFromImage(operation(image, radius, sitk.sitkBall)) > 0
