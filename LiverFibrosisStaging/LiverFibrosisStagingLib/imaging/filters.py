@@ -35,11 +35,11 @@ def gaussian(
         single = sitk.GetImageFromArray(np.eye(length, dtype=np.float32))
         single.SetSpacing((step, step))
         answers = sitk.GetArrayFromImage(sitk.RecursiveGaussian(single, sigma, direction=0))
-        found = np.moveaxis(_times(np.moveaxis(found, axis, -1), answers[:, part]), -1, axis)
+        found = np.moveaxis(times(np.moveaxis(found, axis, -1), answers[:, part]), -1, axis)
     return np.ascontiguousarray(found)
 
 
-def _times(lines: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def times(lines: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """The matrix product of lines [..., n] and a matrix [n, m], float32 [..., m]."""
     matrix = np.ascontiguousarray(matrix)
     rows = lines.reshape(-1, len(matrix))
