@@ -137,7 +137,7 @@ class Profile:
 
     def attach(self) -> None:
         """Replace each function of STEPS wherever the library refers to it."""
-        for name in ("staging", "result", "imaging.refinement"):
+        for name in ("staging", "result", "imaging.refinement", "imaging.segmentation"):
             importlib.import_module(f"LiverFibrosisStagingLib.{name}").ThreadPoolExecutor = _AtOnce
         for name in STEPS:
             owner, last = _place(name)

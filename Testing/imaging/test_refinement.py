@@ -6,6 +6,7 @@ import SimpleITK as sitk
 from sklearn.naive_bayes import CategoricalNB
 
 from LiverFibrosisStagingLib.imaging import refinement
+from LiverFibrosisStagingLib.imaging.masks import components, dilated_by_ball, eroded_by_ball
 from LiverFibrosisStagingLib.imaging.refinement import BIN_HU, organs_on_ct
 
 SIZE = (20, 40, 48)
@@ -133,11 +134,13 @@ def masks(liver, spleen, grid):
     ct.SetOrigin((-1.0, -1.0, -1.0))
     none = ~(liver | spleen)
     sure = np.stack([none, liver, spleen]).astype(np.float32)
-    found = organs_on_ct(sure, grid, ct)
-    for mask in found:
-        assert mask.GetSize() == ct.GetSize() and mask.GetOrigin() == ct.GetOrigin()
-        assert sitk.GetArrayFromImage(sitk.ConnectedComponent(mask)).max() <= 1
-    return [sitk.GetArrayFromImage(mask)[::2, ::2, ::2] == 1 for mask in found]
+    found = []
+    for part in organs_on_ct(sure, grid, ct):
+        assert components(part.inside)[0].max() <= 1
+        mask = np.zeros(ct.GetSize()[::-1], bool)
+        mask[part.box] = part.inside
+        found.append(mask[::2, ::2, ::2])
+    return found
 
 
 def labelled(liver, grid):
@@ -171,3 +174,16 @@ def test_parts_beyond_a_thin_bridge_are_removed(grid):
 
 def test_without_an_organ_there_is_no_label(grid):
     assert not labelled(np.zeros(SIZE, bool), grid).any()
+
+
+@pytest.mark.parametrize("radius", [(1, 1, 1), (0, 2, 2), (2, 2, 2), (3, 3, 3), (1, 4, 3)])
+def test_balls_are_those_of_simpleitk(radius):
+    """At the array's edges as well."""
+    inside = np.random.default_rng(0).random((12, 17, 21)) < 0.5
+    few, many = inside & np.roll(inside, 1, 0) & np.roll(inside, 2, 1), LIVER[:12] | STOMACH[:12]
+    for mask in (few, many, ~few):
+        image = sitk.GetImageFromArray(mask.view(np.uint8))
+        thin = sitk.BinaryErode(image, radius[::-1], sitk.sitkBall)
+        wide = sitk.BinaryDilate(image, radius[::-1], sitk.sitkBall)
+        assert (eroded_by_ball(mask, radius) == sitk.GetArrayFromImage(thin)).all()
+        assert (dilated_by_ball(mask, radius) == sitk.GetArrayFromImage(wide)).all()

@@ -260,10 +260,14 @@ def _sizes(numbers: np.ndarray) -> np.ndarray:
 
 
 def largest(inside: np.ndarray, share: float = 1.0) -> np.ndarray:
-    """The largest component of a mask, bool, and those of at least this share of its size."""
-    image = sitk.ConnectedComponent(sitk.GetImageFromArray(inside.view(np.uint8)))
+    """The largest component of a mask, bool, and those of at least this share of its size.
+
+    The mask itself, not a copy, if it has no others.
+    """
+    search = sitk.ConnectedComponentImageFilter()
+    image = search.Execute(sitk.GetImageFromArray(inside.view(np.uint8)))
+    if search.GetObjectCount() <= 1:
+        return inside
     numbers = sitk.GetArrayViewFromImage(image)
-    if numbers.max() == 1:
-        return numbers > 0
     sizes = _sizes(numbers)
     return (sizes >= share * max(1, sizes.max()))[numbers]

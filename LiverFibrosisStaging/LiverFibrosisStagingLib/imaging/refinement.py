@@ -16,8 +16,8 @@ import SimpleITK as sitk
 
 from ..errors import CancelToken, check_cancel
 from .filters import times
-from .grid import bounding_box, box_on_ct, paste, widened
-from .masks import dilated_by_ball, empty_mask, eroded, eroded_by_ball, largest
+from .grid import bounding_box, box_on_ct, widened
+from .masks import dilated_by_ball, eroded, eroded_by_ball, largest
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .resampling import planes
 from .voxels import Voxels
@@ -41,6 +41,13 @@ NETWORK_WEIGHT = 0.75
 CORE_RADIUS_MM = {LIVER_LABEL: 8.0, SPLEEN_LABEL: 4.0}
 CORE_MARGIN_MM = 4.0
 MIN_LOBE_FRACTION = 0.08  # of the largest component: a lobe separated by a fissure or a tumour
+
+
+class Part(NamedTuple):
+    """An organ on the CT: its voxels, bool, within a box [slice, row, column]; 0 elsewhere."""
+
+    inside: np.ndarray
+    box: tuple[slice, slice, slice]
 
 
 def refine_em_mrf(probabilities: np.ndarray, grid: sitk.Image) -> np.ndarray:
@@ -183,27 +190,29 @@ def organs_on_ct(
     grid: sitk.Image,
     ct: sitk.Image,
     cancel: CancelToken | None = None,
-) -> tuple[sitk.Image, sitk.Image]:
-    """Masks, uint8 on the CT's grid, of liver and spleen, where each is the most probable class.
+) -> tuple[Part, Part]:
+    """Liver and spleen on the CT's grid, where each is the most probable class.
 
     grid: of the probabilities. One component of each remains, without holes (`_clean_margin`);
     voxels of both are the liver's. Raises Cancelled.
     """
     with ThreadPoolExecutor(1) as beside:  # each organ takes one core
         finding = beside.submit(_voxels_on_ct, probabilities, SPLEEN_LABEL, grid, ct, cancel)
-        making = beside.submit(empty_mask, ct)  # zeros for a long scan take as long as the spleen
         inside, box = _voxels_on_ct(probabilities, LIVER_LABEL, grid, ct, cancel)
         check_cancel(cancel)
-        part = largest(inside).view(np.uint8)
-        check_cancel(cancel)
-        liver = empty_mask(ct)  # only now that the memory of what led to it is free again
-        paste(part, liver, box)
+        liver = Part(largest(inside), box)
         inside, box = finding.result()
-        spleen = making.result()
     check_cancel(cancel)
-    inside &= sitk.GetArrayViewFromImage(liver)[box] == 0
-    paste(largest(inside).view(np.uint8), spleen, box)
-    return liver, spleen
+    inside[_within_box(liver.box, box)] &= ~liver.inside[_within_box(box, liver.box)]
+    return liver, Part(largest(inside), box)
+
+
+def _within_box(other: tuple[slice, ...], box: tuple[slice, ...]) -> tuple[slice, ...]:
+    """Where a box has voxels of another one, from its own first voxel on."""
+    return tuple(
+        slice(max(b.start - a.start, 0), max(min(b.stop, a.stop) - a.start, 0))
+        for a, b in zip(box, other)
+    )
 
 
 def _voxels_on_ct(
@@ -212,12 +221,12 @@ def _voxels_on_ct(
     grid: sitk.Image,
     ct: sitk.Image,
     cancel: CancelToken | None,
-) -> tuple[np.ndarray, tuple[slice, slice, slice]]:
-    """Where an organ is the most probable class, bool, within a box [slice, row, column] of the CT.
+) -> Part:
+    """Where an organ is the most probable class.
 
     On the grid of the probabilities it is one component, without holes. Raises Cancelled.
     """
-    nowhere = np.zeros((1, 1, 1), bool), (slice(1), slice(1), slice(1))
+    nowhere = Part(np.zeros((1, 1, 1), bool), (slice(0, 1),) * 3)
     margin = probabilities[label] - np.delete(probabilities, label, axis=0).max(axis=0)
     around = bounding_box(margin > 0)
     if around is None:
@@ -237,7 +246,7 @@ def _voxels_on_ct(
     for plane, values in zip(inside, planes(image, part, -1.0)):
         check_cancel(cancel)
         np.greater(values, 0, out=plane)
-    return inside, box
+    return Part(inside, box)
 
 
 def _clean_margin(margin: np.ndarray, radius_mm: float, spacing: tuple[float, ...]) -> np.ndarray:

@@ -12,6 +12,7 @@ the fields of `SegmentationCard`.
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -37,9 +38,9 @@ from ..gradcam_onnx.session import CPU, check_weights, described, open_session, 
 from ..resources import default_model_path
 from ..training_record import TRAINING, Training
 from .checks import check_ct, check_organs
-from .grid import body_bounds, lps_grid, patch_starts, resample_ct
+from .grid import body_bounds, lps_grid, paste, patch_starts, resample_ct
 from .input_checks import concerns, input_checks
-from .masks import largest, volume_ml
+from .masks import empty_mask, largest
 from .organs import SPLEEN_LABEL
 from .plausibility import GAS_HU, LUNG_HU, landmarks, without_heart
 from .reading import NAME_KEY, notes, read_ct
@@ -210,23 +211,33 @@ def segment_checked(
     probabilities = _run(model, grid, begin, cancel)
     refining = "Refining the segmentation"
     begin(0.8, refining)
+    # Zeros for a long scan take as long as the refinement: made beside it, now that the network's
+    # memory is free again.
+    making = ThreadPoolExecutor(1)
+    empty = [making.submit(empty_mask, ct) for _ in MIN_ORGAN_ML]
+    making.shutdown(wait=False)  # the thread ends with the work, also if the user cancels
     marks = landmarks(probabilities, grid)
     probabilities = without_heart(probabilities, marks)
     begin(0.83, refining)
     clamped = sitk.Clamp(grid, lowerBound=card.window_hu[0], upperBound=card.window_hu[1])
     probabilities = without_heart(refine_em_mrf(probabilities, clamped), marks)
     begin(0.87, refining)
-    spleen: sitk.Image | None
-    liver, spleen = organs_on_ct(probabilities, grid, ct, cancel)
+    parts = organs_on_ct(probabilities, grid, ct, cancel)
     begin(0.95, refining)
-    volumes = {"liver": volume_ml(liver)}
+    voxel_ml = math.prod(ct.GetSpacing()) / 1000.0
+    volumes = {
+        organ: float(np.count_nonzero(part.inside) * voxel_ml)
+        for organ, part in zip(MIN_ORGAN_ML, parts)
+    }
     if volumes["liver"] < MIN_ORGAN_ML["liver"]:
         raise StagingError(
             f"{name}: no liver was found ({volumes['liver']:.0f} mL segmented, at least "
             f"{MIN_ORGAN_ML['liver']:g} mL expected); a CT of the abdomen, or a liver mask, is "
             "needed."
         )
-    volumes["spleen"] = volume_ml(spleen)
+    liver, spleen = (mask.result() for mask in empty)
+    paste(parts[0].inside.view(np.uint8), liver, parts[0].box)
+    paste(parts[1].inside.view(np.uint8), spleen, parts[1].box)
     if volumes["spleen"] < MIN_ORGAN_ML["spleen"]:
         spleen, volumes["spleen"] = None, 0.0
     begin(1.0, "Done")
