@@ -235,9 +235,10 @@ def segment_checked(
             f"{MIN_ORGAN_ML['liver']:g} mL expected); a CT of the abdomen, or a liver mask, is "
             "needed."
         )
-    liver, spleen = (mask.result() for mask in empty)
-    paste(parts[0].inside.view(np.uint8), liver, parts[0].box)
-    paste(parts[1].inside.view(np.uint8), spleen, parts[1].box)
+    spleen: sitk.Image | None
+    liver, spleen = masks = [mask.result() for mask in empty]
+    for part, mask in zip(parts, masks):
+        paste(part.inside.view(np.uint8), mask, part.box)
     if volumes["spleen"] < MIN_ORGAN_ML["spleen"]:
         spleen, volumes["spleen"] = None, 0.0
     begin(1.0, "Done")
