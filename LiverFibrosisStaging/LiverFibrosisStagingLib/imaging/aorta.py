@@ -9,6 +9,7 @@ nine patients, one without contrast and one also in the arterial phase, and on s
 Arrays are [slice, row, column] on the grid of `coarse.CoarseScan`.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,16 +64,22 @@ def find_aorta(scan: CoarseScan, spine: np.ndarray) -> Aorta | None:
         for (low, high), step in zip((_BEHIND_MM, _LEFT_MM), STEP_MM[1:])
     )
     windows, margin = _windows(scan.hu, spine, rows, columns)
-    found = [_disks(windows, margin, radius) for radius in RADII_MM]
-    scores, drops, means = (np.stack(kind) for kind in zip(*found))
-    scores -= ((columns * STEP_MM[2] - _USUAL_LEFT_MM) / _SPREAD_MM) ** 2
-    scores -= np.where(means > _MAX_BLOOD_HU, _NEVER, 0.0)
-    best = scores.max(axis=0)
-    path = _best_path(best, np.diff(spine, axis=0))
+    sums = zip(RADII_MM, _disk_means(windows, margin), _disk_means(windows**2, margin))
+    found = [_disks(windows, margin, *each) for each in sums]
+    away = ((columns * STEP_MM[2] - _USUAL_LEFT_MM) / _SPREAD_MM) ** 2
+    for score, _, mean in found:
+        score -= away[:, None].astype(np.float32)
+        score[mean > _MAX_BLOOD_HU] -= _NEVER
+    best = np.maximum.reduce([score for score, _, _ in found])
+    path = _best_path(np.moveaxis(best, -1, 0), np.diff(spine, axis=0))
 
     slices = np.arange(len(path))
-    radius = scores.argmax(axis=0)[slices, path[:, 0], path[:, 1]]
-    at = (radius, slices, path[:, 0], path[:, 1])
+    # On the path, [radius, slice].
+    scores, drops, means = (
+        np.stack([each[path[:, 0], path[:, 1], slices] for each in kind]) for kind in zip(*found)
+    )
+    radius = scores.argmax(axis=0)
+    at = (radius, slices)
     clear = (drops[at] >= _CLEAR) & (scores[at] > 0)
     length = float(np.count_nonzero(clear) * STEP_MM[0])
     if length < MIN_LENGTH_MM or clear.mean() < _MIN_CLEAR:
@@ -125,35 +132,51 @@ def _windows(
     return np.ascontiguousarray(np.moveaxis(windows, 0, -1)), margin
 
 
+def _disk_means(values: np.ndarray, margin: int) -> list[np.ndarray]:
+    """Means of values [row, column, slice] in the disks of each of RADII_MM around all places.
+
+    A disk is added up row by row. The sums of 1, 3, 5... neighbours in a row serve all disks.
+    """
+    height, width = (length - 2 * margin for length in values.shape[:2])
+    limits = [0.75 * radius / STEP_MM[1] for radius in RADII_MM]
+    rows = [values[:, margin : margin + width]]
+    for half in range(1, int(limits[-1]) + 1):
+        left, right = (values[:, margin + side :][:, :width] for side in (-half, half))
+        rows.append(rows[-1] + left)
+        rows[-1] += right
+    means = []
+    for limit in limits:
+        total, count = np.zeros((height, width, values.shape[2]), values.dtype), 0
+        for down in range(-int(limit), int(limit) + 1):
+            half = int(math.sqrt(limit**2 - down**2))
+            total += rows[half][margin + down : margin + down + height]
+            count += 2 * half + 1
+        total /= count
+        means.append(total)
+    return means
+
+
 def _disks(
-    windows: np.ndarray, margin: int, radius: float
+    windows: np.ndarray, margin: int, radius: float, mean: np.ndarray, mean_square: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Score, share of the directions with a drop, and mean HU of the disks of one radius."""
-    height, width = (length - 2 * margin for length in windows.shape[:2])
+    """Score, share of the directions with a drop, and mean HU of the disks of one radius.
+
+    mean, mean_square: of the HU in the disks. All [row, column, slice].
+    """
+    height, width = mean.shape[:2]
     step = STEP_MM[1]
 
-    def shifted(values: np.ndarray, down: float, right: float) -> np.ndarray:
+    def shifted(down: float, right: float) -> np.ndarray:
         row, column = margin + round(down / step), margin + round(right / step)
-        return values[row : row + height, column : column + width]
+        return windows[row : row + height, column : column + width]
 
-    grid = step * np.arange(-int(radius / step), int(radius / step) + 1)
-    inside = [(y, x) for y in grid for x in grid if np.hypot(y, x) <= 0.75 * radius]
-
-    def mean_inside(values: np.ndarray) -> np.ndarray:
-        total = np.zeros((height, width, values.shape[2]), values.dtype)
-        for place in inside:
-            total += shifted(values, *place)
-        return total / len(inside)
-
-    mean = mean_inside(windows)
-    variance = mean_inside(windows**2) - mean**2
-    scatter = np.sqrt(np.maximum(variance, 0.0))
+    scatter = np.sqrt(np.maximum(mean_square - mean**2, 0.0))
     needed = np.maximum(_MIN_DROP * mean, np.maximum(_MIN_DROP_SD * scatter, _MIN_DROP_HU))
     lowest, highest = mean - needed, mean + _RIM_HU
     found = np.zeros(mean.shape, np.uint8)
     for angle in 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS:
         near, *ray = (
-            shifted(windows, distance * np.sin(angle), distance * np.cos(angle))
+            shifted(distance * np.sin(angle), distance * np.cos(angle))
             for distance in radius + np.array((-1.0, 1.0, 3.0, 5.0))
         )
         lower = np.minimum(ray[1], ray[2]) < lowest
@@ -163,7 +186,6 @@ def _disks(
     drops = found / np.float32(_DIRECTIONS)
     brightness = np.clip((mean - _DARK_HU) / (_BRIGHT_HU - _DARK_HU), -1.0, 1.0)
     score = drops - _CLEAR - scatter / _SCATTER_HU + _BRIGHTNESS * brightness + _PER_MM * radius
-    score, drops, mean = (np.moveaxis(kind, -1, 0) for kind in (score, drops, mean))
     return score, drops, mean
 
 
@@ -172,24 +194,31 @@ def _best_path(scores: np.ndarray, moved: np.ndarray) -> np.ndarray:
 
     moved: by how many rows and columns the scores' origin moves to the next slice.
     """
-    moves = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-    cost = _TURN * np.abs(moves).sum(axis=1)
     moved = np.clip(moved, 1 - _REACH, _REACH - 1)
     height, width = scores.shape[1:]
-    total, came = scores[0], np.zeros(scores.shape, np.int8)
+    # By slice, the highest sum of a path up to each voxel; with a border, which none crosses.
+    reach = _REACH + 1
+    totals = np.full((len(scores), height + 2 * reach, width + 2 * reach), -np.inf)
+    inner = totals[:, reach:-reach, reach:-reach]
+    inner[0] = scores[0]
+
+    def before(number: int) -> np.ndarray:
+        """Sums in the slice before this one, at its voxels and one around."""
+        y, x = _REACH + moved[number - 1]
+        return totals[number - 1, y : y + height + 2, x : x + width + 2]
+
     for number in range(1, len(scores)):
-        padded = np.pad(total, _REACH, constant_values=-np.inf)
-        rows, columns = (_REACH + moved[number - 1] + moves).T
-        before = [padded[y : y + height, x : x + width] for y, x in zip(rows, columns)]
-        best = before[0] - cost[0]
-        for move in range(1, len(moves)):
-            option = before[move] - cost[move]
-            np.copyto(came[number], move, where=option > best)
-            np.maximum(best, option, out=best)
-        total = scores[number] + best
+        # A move costs as much as its parts along rows and columns, so that each is chosen alone.
+        best = before(number)
+        best = np.maximum(best[:, 1:-1], np.maximum(best[:, :-2], best[:, 2:]) - _TURN)
+        best = np.maximum(best[1:-1], np.maximum(best[:-2], best[2:]) - _TURN)
+        np.add(scores[number], best, out=inner[number])
+    cost = _TURN * np.add.outer([1, 0, 1], [1, 0, 1])
     path = np.empty((len(scores), 2), int)
-    path[-1] = np.unravel_index(total.argmax(), total.shape)
+    path[-1] = np.unravel_index(inner[-1].argmax(), inner[-1].shape)
     for number in range(len(scores) - 1, 0, -1):
-        move = moves[came[(number, *path[number])]]
-        path[number - 1] = path[number] + moved[number - 1] + move
+        y, x = path[number]
+        options = before(number)[y : y + 3, x : x + 3] - cost
+        move = np.unravel_index(options.argmax(), options.shape)
+        path[number - 1] = path[number] + moved[number - 1] + np.subtract(move, 1)
     return path

@@ -45,8 +45,13 @@ def times(lines: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     rows = lines.reshape(-1, len(matrix))
     made = np.empty((len(rows), matrix.shape[1]), np.float32)
     some = max(1, _ONE_THREAD // max(1, matrix.size))
-    for first in range(0, len(rows), some):
-        np.dot(rows[first : first + some], matrix, out=made[first : first + some])
+    # All in one call, as a stack of products that are small enough, and what is left.
+    count, rest = divmod(len(rows), some)
+    stacked, target = (
+        each[: count * some].reshape(count, some, each.shape[1]) for each in (rows, made)
+    )
+    np.matmul(stacked, matrix, out=target)
+    np.matmul(rows[len(rows) - rest :], matrix, out=made[len(rows) - rest :])
     return made.reshape(*lines.shape[:-1], -1)
 
 
