@@ -52,7 +52,7 @@ def times(lines: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     )
     np.matmul(stacked, matrix, out=target)
     np.matmul(rows[len(rows) - rest :], matrix, out=made[len(rows) - rest :])
-    return made.reshape(*lines.shape[:-1], -1)
+    return made.reshape(*lines.shape[:-1], matrix.shape[1])
 
 
 def dilated(inside: np.ndarray, radius: Sequence[int]) -> np.ndarray:

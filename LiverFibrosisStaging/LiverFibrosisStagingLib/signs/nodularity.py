@@ -30,11 +30,11 @@ below CORNER_MM (tips, fissures, the gallbladder's fossa) they do not count.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ..errors import CancelToken, check_cancel
 from ..imaging.grid import bounding_box
@@ -157,18 +157,22 @@ def edge_pieces(
     first, last = box[0].start, box[0].stop
     slab = min(round(SLAB_MM / scan.spacing[2]), last - first) or 1
     frame = _Frame.of_slabs(scan, first, slab)
-    kernel = [_gaussian(SMOOTHING_MM / spacing) for spacing in frame.spacing[1::-1]]
+    kernels = [_gaussian(SMOOTHING_MM / spacing) for spacing in frame.spacing[1::-1]]
     corner = np.array([box[2].start, box[1].start])
-    found = []
-    for number in range((last - first) // slab):
+    parts = [slice(k, k + slab) for k in range(first, last - slab + 1, slab)]
+    stack = np.empty((len(parts), *inside[(0, *box[1:])].shape), bool)
+    for within, part in zip(stack, parts):
         check_cancel(cancel)
-        part = slice(first + number * slab, first + (number + 1) * slab)
-        within = np.add.reduce(inside[(part, *box[1:])] != 0, axis=0, dtype=np.uint16)
-        for outline in _outlines(2 * within > slab):
-            points = (outline + corner) * frame.spacing[:2]
-            for piece in _edges(_Slab(hu[part], kernel), points, frame, level):
-                found.append(_fitted(piece, number, frame))
-    return tuple(found)
+        voxels = np.add.reduce(inside[(part, *box[1:])] != 0, axis=0, dtype=np.uint16)
+        np.greater(2 * voxels, slab, out=within)
+    outlines = _outlines(stack)
+    found = []
+    for number, part in enumerate(parts):
+        check_cancel(cancel)
+        places = [(each + corner) * frame.spacing[:2] for each in outlines[number]]
+        edges = _edges(_Slab(hu[part], kernels), places, frame, level)
+        found += [(number, points) for points in edges]
+    return _fitted(found, frame)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,8 +209,10 @@ class _Slab:
         Bilinear between pixels; only those around the places are smoothed.
         """
         _, rows, columns = self.slices.shape
-        outside = (x < 0) | (x > columns - 1) | (y < 0) | (y > rows - 1)
-        x, y = np.clip(x, 0, columns - 1), np.clip(y, 0, rows - 1)
+        outside = None
+        if min(x.min(), y.min()) < 0 or x.max() > columns - 1 or y.max() > rows - 1:
+            outside = (x < 0) | (x > columns - 1) | (y < 0) | (y > rows - 1)
+            x, y = np.clip(x, 0, columns - 1), np.clip(y, 0, rows - 1)
         column, row = x.astype(np.intp), y.astype(np.intp)
         x, y = x - column, y - row
         left, top = column.min(), row.min()
@@ -214,24 +220,33 @@ class _Slab:
         values = self._smoothed((top, left), (row.max() + 2, column.max() + 2))
         width = values.shape[1]
         place = (row - top) * width + (column - left)
+        # Each pixel with the one to its right, and the one below.
         values = values.ravel()
-        upper = values[place] * (1 - x) + values[place + 1] * x
-        lower = values[place + width] * (1 - x) + values[place + width + 1] * x
-        return np.where(outside, np.nan, upper * (1 - y) + lower * y)
+        values, steps = values[:-1], np.diff(values)
+        upper, lower = (values.take(each) + steps.take(each) * x for each in (place, place + width))
+        found = upper + (lower - upper) * y
+        if outside is not None:
+            found[outside] = np.nan
+        return found
 
     def _smoothed(self, low: tuple[int, int], high: tuple[int, int]) -> np.ndarray:
         """The pixels from (row, column) `low` up to `high`; the slices' edges are repeated."""
-        reach = [len(kernel) // 2 for kernel in self.kernels]
-        start, stop = np.subtract(low, reach), np.add(high, reach)
-        inner = np.maximum(start, 0), np.minimum(stop, self.slices.shape[1:])
-        part = self.slices[(slice(None), *map(slice, *inner))].mean(axis=0, dtype=np.float64)
-        values = np.pad(part, np.stack([inner[0] - start, stop - inner[1]], axis=1), mode="edge")
-        for axis, kernel in enumerate(self.kernels):
-            count = values.shape[axis] - len(kernel) + 1
-            lines = np.moveaxis(values, axis, 0)
-            lines = sum(weight * lines[k : k + count] for k, weight in enumerate(kernel))
-            values = np.moveaxis(lines, 0, axis)
-        return values
+        rows, columns = (
+            np.arange(start - len(kernel) // 2, stop + len(kernel) // 2).clip(0, length - 1)
+            for start, stop, length, kernel in zip(low, high, self.slices.shape[1:], self.kernels)
+        )
+        part = self.slices[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        values = part.mean(axis=0, dtype=np.float64)
+        values = values[np.ix_(rows - rows[0], columns - columns[0])]
+        for_rows, for_columns = self.kernels
+        count = high[0] - low[0]
+        lines = for_rows[0] * values[:count]
+        for k, weight in enumerate(for_rows[1:], 1):
+            lines += weight * values[k : k + count]
+        # All lines at once, one behind the other; the ends, where they overlap, are cut off.
+        lines = np.correlate(lines.ravel(), for_columns, "same").reshape(lines.shape)
+        reach = len(for_columns) // 2
+        return lines[:, reach : lines.shape[1] - reach]
 
 
 def _gaussian(sigma: float) -> np.ndarray:
@@ -244,169 +259,197 @@ def _gaussian(sigma: float) -> np.ndarray:
     return weights[weights > 0]
 
 
-def _outlines(inside: np.ndarray) -> list[np.ndarray]:
-    """Closed outlines of a mask [row, column] along the borders of its pixels.
+def _outlines(inside: np.ndarray) -> list[list[np.ndarray]]:
+    """Closed outlines of each slice of a mask [slice, row, column] along the borders of its pixels.
 
     Each is float64 [n, 2], corners (column, row) in pixels, pixel centres at whole numbers. The
     inside is on the right of the way when x points right and y down.
     """
-    padded = np.pad(inside, 1)
-    width = padded.shape[1] + 1
-    # Directed borders between corners, numbered row by row; rows and columns of corners count from
-    # the padding.
-    starts, ends = [], []
-    for axis, to_right, to_left in ((0, (0, 1), (1, 0)), (1, (width, 0), (0, width))):
-        first, second = np.moveaxis(padded, axis, 0)[:-1], np.moveaxis(padded, axis, 0)[1:]
-        change = np.moveaxis(first != second, 0, axis)
-        rows, columns = np.divmod(np.flatnonzero(change), change.shape[1])
-        corner = (rows + (axis == 0)) * width + columns + (axis == 1)
-        enters = ~padded[rows, columns]
-        for chosen, (start, end) in ((enters, to_right), (~enters, to_left)):
-            starts.append(corner[chosen] + start)
-            ends.append(corner[chosen] + end)
-    begin, finish = np.concatenate(starts), np.concatenate(ends)
-    after = dict(zip(begin.tolist(), finish.tolist()))
-    # Where two pixels touch at a corner, two borders begin; `after` has the later one.
-    earlier = {}
-    if len(after) < len(begin):
-        first_of = np.unique(begin, return_index=True)[1]
-        earlier = {
-            start: end
-            for start, end in zip(begin[first_of].tolist(), finish[first_of].tolist())
-            if after[start] != end
-        }
-    outlines = []
-    while after:
-        first = here = next(iter(after))
-        way = []
-        while True:
-            way.append(here)
-            end = after[here]
-            if here in earlier:
-                after[here] = earlier.pop(here)
-            else:
-                del after[here]
-            here = end
-            if here == first:
-                break
-        rows, columns = np.divmod(way, width)
-        outlines.append(np.stack([columns, rows], axis=1) - 1.5)
+    padded = np.pad(inside, ((0, 0), (1, 1), (1, 1)))
+    width = padded.shape[2]
+    # All slices are searched at once. A corner has the number of the pixel above and to the left;
+    # the padding of one slice ends where that of the next begins.
+    pixels = padded.ravel()
+    to_right = np.flatnonzero(pixels[:-width] < pixels[width:]) - 1
+    to_left = np.flatnonzero(pixels[:-width] > pixels[width:])
+    up = np.flatnonzero(pixels[:-1] < pixels[1:])
+    down = np.flatnonzero(pixels[:-1] > pixels[1:]) - width
+    begin = np.concatenate([to_right, to_left, up, down])
+    finish = np.concatenate([to_right + 1, to_left - 1, up - width, down + width])
+    order = begin.argsort(kind="stable")
+    begin, finish = begin[order], finish[order]
+    # Where two pixels touch at a corner, two borders begin: first the later one is followed.
+    last = np.diff(begin, append=-1) != 0
+    corners = begin[last]
+    after = corners.searchsorted(finish[last]).tolist()
+    second: list[int | None] = [None] * len(after)
+    for corner, end in zip(*(corners.searchsorted(each[~last]) for each in (begin, finish))):
+        second[corner] = end
+    slices, places = np.divmod(corners, padded.shape[1] * width)
+    places = np.stack(np.divmod(places, width)[::-1], axis=1) - 0.5
+    outlines: list[list[np.ndarray]] = [[] for _ in inside]
+    # Each outline has a border to the right. Each border is followed once.
+    for start in corners.searchsorted(to_right).tolist():
+        while after[start] is not None:
+            way, here = [], start
+            while True:
+                way.append(here)
+                after[here], second[here], here = second[here], None, after[here]
+                if here == start:
+                    break
+            outlines[slices[start]].append(places[way])
     return outlines
 
 
-def _edges(slab: _Slab, outline: np.ndarray, frame: _Frame, level: float) -> list[np.ndarray]:
-    """Pieces [n, 2] of the edge near one outline [m, 2], in mm from the slice's first pixel."""
-    base = _smoothed(outline)
-    if base is None:
+def _edges(
+    slab: _Slab, outlines: list[np.ndarray], frame: _Frame, level: float
+) -> list[np.ndarray]:
+    """Pieces [n, 2] of the edge near outlines [m, 2] of one slab, in mm from its first pixel."""
+    curves = [curve for curve in map(_smoothed, outlines) if curve is not None]
+    if not curves:
         return []
-    tangent = np.roll(base, -1, 0) - np.roll(base, 1, 0)
+    # All curves one behind the other, with the first place and the length of each one's own.
+    base = np.concatenate(curves)
+    counts = np.array([len(curve) for curve in curves])
+    starts = counts.cumsum() - counts
+    first, count = starts.repeat(counts), counts.repeat(counts)
+
+    def beside(places: np.ndarray, steps: int | np.ndarray) -> np.ndarray:
+        """The places so many steps further along their closed curves."""
+        return first[places] + (places - first[places] + steps) % count[places]
+
+    every = np.arange(len(base))
+    tangent = base[beside(every, 1)] - base[beside(every, -1)]
     normal = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
     normal /= np.hypot(*normal.T)[:, None]
     anterior = -frame.direction[1, :2] / np.linalg.norm(frame.direction[1, :2])
-    ahead = normal @ anterior >= math.cos(math.radians(ANTERIOR_DEGREES))
-    if not ahead.any():
+    ahead = np.flatnonzero(normal @ anterior >= math.cos(math.radians(ANTERIOR_DEGREES)))
+    if not ahead.size:
         return []
     at = np.arange(-SEARCH_MM - INSIDE_MM[0], SEARCH_MM + OUTSIDE_MM + PROFILE_MM / 2, PROFILE_MM)
-
-    def profiles(places: np.ndarray) -> np.ndarray:
-        x, y = (
-            (base[places, axis, None] + at * normal[places, axis, None]) / frame.spacing[axis]
-            for axis in (0, 1)
-        )
-        return slab.at(x, y)
-
+    reach = math.ceil(3 * ALONG_MM / STEP_MM)
+    steps = np.arange(-reach, reach + 1)
+    weights = np.exp(-((steps * STEP_MM / ALONG_MM) ** 2) / 2)
+    weights /= weights.sum()
+    around = beside(ahead, steps[:, None])
+    needed = np.zeros(len(base), bool)
+    needed[around] = True
+    x, y = (
+        (base[needed, axis, None] + at * normal[needed, axis, None]) / frame.spacing[axis]
+        for axis in (0, 1)
+    )
+    profiles = slab.at(x, y)
+    around = (needed.cumsum() - 1)[around]
+    averaged = sum(weight * profiles.take(each, axis=0) for weight, each in zip(weights, around))
     offset = np.full(len(base), np.nan)
-    offset[ahead] = _offsets(_along(profiles, ahead), at, level)
-    # Start behind a gap, so that no piece runs over the end of the closed outline.
+    offset[ahead] = _offsets(averaged, at, level)
+    edge = base + offset[:, None] * normal
+    parts = (slice(start, start + length) for start, length in zip(starts, counts))
+    return [edge[part][piece] for part in parts for piece in _pieces(offset[part])]
+
+
+def _pieces(offset: np.ndarray) -> list[np.ndarray]:
+    """The places, in order, of each piece of the edge along a closed curve with these offsets."""
+    if np.count_nonzero(np.isfinite(offset)) * STEP_MM < PIECE_MM:
+        return []
+    # Start behind a gap, so that no piece runs over the end of the closed curve.
     together = np.abs(np.diff(offset, append=offset[:1])) <= JUMP_MM * STEP_MM
     start = int(np.argmin(together)) + 1
-    order = np.roll(np.arange(len(base)), -start)
+    order = np.roll(np.arange(len(offset)), -start)
     ends = np.concatenate([[0], np.flatnonzero(~together[order]) + 1, [len(order)]])
-    edge = base + offset[:, None] * normal
     # Most pieces are single points without an edge, so that only the long ones are looked at.
     long = np.flatnonzero(np.diff(ends) * STEP_MM >= PIECE_MM)
     pieces = (order[ends[k] : ends[k + 1]] for k in long)
-    return [edge[piece] for piece in pieces if np.isfinite(offset[piece]).all()]
+    return [piece for piece in pieces if np.isfinite(offset[piece]).all()]
 
 
 def _smoothed(outline: np.ndarray) -> np.ndarray | None:
     """A closed outline in steps of STEP_MM, smoothed by OUTLINE_MM; None if it is too short."""
-    closed = np.concatenate([outline, outline[:1]])
-    length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(closed, axis=0).T))])
+    closed, length = _closed(outline)
     if length[-1] < 2 * PIECE_MM:
         return None
     fine = np.arange(0, length[-1], PROFILE_MM)
     dense = np.stack([np.interp(fine, length, along) for along in closed.T])
     frequency = np.fft.rfftfreq(len(fine), length[-1] / len(fine))
     weight = np.exp(-2 * (np.pi * frequency * OUTLINE_MM) ** 2)
-    smooth = np.fft.irfft(np.fft.rfft(dense) * weight, len(fine)).T
     # The borders of pixels are longer than the line they stand for.
-    closed = np.concatenate([smooth, smooth[:1]])
-    length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(closed, axis=0).T))])
+    closed, length = _closed(np.fft.irfft(np.fft.rfft(dense) * weight, len(fine)).T)
     even = np.linspace(0, length[-1], max(round(length[-1] / STEP_MM), 1), endpoint=False)
-    return np.stack([np.interp(even, length, closed[:, axis]) for axis in (0, 1)], axis=1)
+    return np.stack([np.interp(even, length, along) for along in closed.T], axis=1)
 
 
-def _along(profiles: Callable[[np.ndarray], np.ndarray], chosen: np.ndarray) -> np.ndarray:
-    """Profiles [n, m] at the chosen places of a closed outline, averaged along it by ALONG_MM.
-
-    profiles: those at places, int [k], as [k, m]; chosen: bool, of every place.
-    """
-    reach = math.ceil(3 * ALONG_MM / STEP_MM)
-    steps = np.arange(-reach, reach + 1)
-    weights = np.exp(-((steps * STEP_MM / ALONG_MM) ** 2) / 2)
-    weights /= weights.sum()
-    around = (np.flatnonzero(chosen) - steps[:, None]) % len(chosen)
-    needed, place = np.unique(around, return_inverse=True)
-    found = profiles(needed)
-    return sum(weight * found[each] for weight, each in zip(weights, place.reshape(around.shape)))
+def _closed(outline: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A closed outline with its first point again at the end, and the length up to each point."""
+    closed = np.concatenate([outline, outline[:1]])
+    steps = closed[1:] - closed[:-1]
+    length = np.zeros(len(closed))
+    np.cumsum(np.hypot(steps[:, 0], steps[:, 1]), out=length[1:])
+    return closed, length
 
 
 def _offsets(profiles: np.ndarray, at: np.ndarray, level: float) -> np.ndarray:
     """Where each profile [n, m] crosses the liver's edge, mm; NaN where it has no usable edge."""
     middle = (level + FAT_HU) / 2
-    lines = np.arange(len(profiles))
     possible = (at >= -SEARCH_MM) & (at <= SEARCH_MM)
     below = (profiles < middle) & possible
     after = below.argmax(axis=1)  # at least INSIDE_MM[0] behind the profile's first place
     before = after - 1
-    high, low = profiles[lines, before], profiles[lines, after]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        offset = at[before] + PROFILE_MM * (high - middle) / (high - low)
-        slope = (high - low) / PROFILE_MM
-        apart = at - offset[:, None]
-        inside = (apart >= -INSIDE_MM[0]) & (apart <= -INSIDE_MM[1])
-        outside = (apart > 0) & (apart <= OUTSIDE_MM)
-        liver = np.where(inside, profiles, 0).sum(axis=1) / inside.sum(axis=1)
-        lowest = np.where(outside, profiles, np.inf).min(axis=1)
-        good = (
-            below.any(axis=1)
-            & (high >= middle)
-            & (np.abs(liver - level) <= LIVER_HU)
-            & (lowest <= FAT_SEEN_HU)
-            & (lowest > AIR_HU)
-            & ((level - FAT_HU) / slope <= BLUR_MM)
-        )
-    return np.where(good, offset, np.nan)
+    every = np.arange(len(profiles))
+    lines = np.flatnonzero(below[every, after] & (profiles[every, before] >= middle))
+    offsets = np.full(len(profiles), np.nan)
+    # From here on only those that cross the edge.
+    profiles, before, after = profiles[lines], before[lines], after[lines]
+    every = every[: len(lines)]
+    high, low = profiles[every, before], profiles[every, after]
+    offset = at[before] + PROFILE_MM * (high - middle) / (high - low)
+    slope = (high - low) / PROFILE_MM
+    apart = at - offset[:, None]
+    inside = (apart >= -INSIDE_MM[0]) & (apart <= -INSIDE_MM[1])
+    outside = (apart > 0) & (apart <= OUTSIDE_MM)
+    liver = np.where(inside, profiles, 0).sum(axis=1) / inside.sum(axis=1)
+    lowest = np.where(outside, profiles, np.inf).min(axis=1)
+    good = (
+        (np.abs(liver - level) <= LIVER_HU)
+        & (lowest <= FAT_SEEN_HU)
+        & (lowest > AIR_HU)
+        & ((level - FAT_HU) / slope <= BLUR_MM)
+    )
+    offsets[lines[good]] = offset[good]
+    return offsets
 
 
-def _fitted(points: np.ndarray, number: int, frame: _Frame) -> EdgePiece:
-    """The curve through the points [n, 2] of one piece, and their distances from it."""
-    at = STEP_MM * np.arange(len(points))
-    apart = (at[None] - at[:, None]) / FIT_MM
-    weight = np.exp(-(apart**2) / 2)
-    powers = apart[..., None] ** np.arange(3)
-    normal = np.einsum("ij,ijk,ijl->ikl", weight, powers, powers)
-    moments = np.einsum("ij,ijk,jc->ikc", weight, powers, points)
-    curve, first, half_second = np.moveaxis(np.linalg.solve(normal, moments), 1, 0)
-    speed = np.linalg.norm(first, axis=1)
+def _fitted(pieces: list[tuple[int, np.ndarray]], frame: _Frame) -> tuple[EdgePiece, ...]:
+    """Each piece, a slab's number and points [n, 2], with its curve and distances from it."""
+    if not pieces:
+        return ()
+    systems = [_normal_equations(points) for _, points in pieces]
+    normal, moments = (np.concatenate(each) for each in zip(*systems))
+    curve, first, half_second = np.linalg.solve(normal, moments).transpose(1, 0, 2)
+    speed = np.hypot(*first.T)
     bend = np.abs(first[:, 0] * half_second[:, 1] - first[:, 1] * half_second[:, 0]) * 2
     across = np.stack([first[:, 1], -first[:, 0]], axis=1) / speed[:, None]
-    distances = ((points - curve) * across).sum(axis=1)
-    return EdgePiece(
-        number,
-        frame.in_patient(points, number),
-        frame.in_patient(curve, number),
-        distances,
-        bend * CORNER_MM <= speed**3,
+    distances = ((np.concatenate([points for _, points in pieces]) - curve) * across).sum(axis=1)
+    counted = bend * CORNER_MM <= speed**3
+    ends = np.cumsum([len(points) for _, points in pieces])[:-1]
+    parts = zip(pieces, *(np.split(each, ends) for each in (curve, distances, counted)))
+    return tuple(
+        EdgePiece(
+            number,
+            frame.in_patient(points, number),
+            frame.in_patient(line, number),
+            apart,
+            counts,
+        )
+        for (number, points), line, apart, counts in parts
     )
+
+
+def _normal_equations(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices [n, 3, 3] and right sides [n, 3, 2] of the quadratic regression at each point."""
+    count = len(points)
+    apart = STEP_MM * np.arange(1 - count, count) / FIT_MM
+    powers = np.exp(-(apart**2) / 2) * apart ** np.arange(5)[:, None]
+    # [power, point, other point]: the same numbers, read from another place for each point.
+    weighted = sliding_window_view(powers, count, axis=1)[:, ::-1]
+    normal = weighted.sum(axis=2)[np.add.outer(range(3), range(3))]
+    return np.moveaxis(normal, -1, 0), np.moveaxis(weighted[:3] @ points, 0, 1)
