@@ -237,16 +237,19 @@ class _Slab:
         )
         part = self.slices[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         values = part.mean(axis=0, dtype=np.float64)
-        values = values[np.ix_(rows - rows[0], columns - columns[0])]
-        for_rows, for_columns = self.kernels
-        count = high[0] - low[0]
-        lines = for_rows[0] * values[:count]
-        for k, weight in enumerate(for_rows[1:], 1):
-            lines += weight * values[k : k + count]
-        # All lines at once, one behind the other; the ends, where they overlap, are cut off.
-        lines = np.correlate(lines.ravel(), for_columns, "same").reshape(lines.shape)
-        reach = len(for_columns) // 2
-        return lines[:, reach : lines.shape[1] - reach]
+        if values.shape != (len(rows), len(columns)):
+            values = values[np.ix_(rows - rows[0], columns - columns[0])]
+        for kernel in self.kernels:
+            # The first axis is the last one afterwards, so that both have their turn.
+            reach = len(kernel) // 2
+            values = _along_rows(values.T, kernel)[:, reach : len(values) - reach]
+        return np.ascontiguousarray(values)
+
+
+def _along_rows(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sums of neighbours along the rows of an array; not valid at the rows' ends."""
+    # All rows at once, one behind the other.
+    return np.correlate(values.ravel(), weights, "same").reshape(values.shape)
 
 
 def _gaussian(sigma: float) -> np.ndarray:
@@ -308,41 +311,37 @@ def _edges(
     curves = [curve for curve in map(_smoothed, outlines) if curve is not None]
     if not curves:
         return []
-    # All curves one behind the other, with the first place and the length of each one's own.
+    # All curves one behind the other. In `ring`, each has before and behind it some places of its
+    # other end, so that the neighbours of its own places are beside them.
     base = np.concatenate(curves)
     counts = np.array([len(curve) for curve in curves])
     starts = counts.cumsum() - counts
-    first, count = starts.repeat(counts), counts.repeat(counts)
-
-    def beside(places: np.ndarray, steps: int | np.ndarray) -> np.ndarray:
-        """The places so many steps further along their closed curves."""
-        return first[places] + (places - first[places] + steps) % count[places]
-
-    every = np.arange(len(base))
-    tangent = base[beside(every, 1)] - base[beside(every, -1)]
+    reach = math.ceil(3 * ALONG_MM / STEP_MM)
+    ring = np.concatenate(
+        [start + np.arange(-reach, count + reach) % count for start, count in zip(starts, counts)]
+    )
+    own = np.arange(len(base)) + reach + (2 * reach * np.arange(len(counts))).repeat(counts)
+    tangent = base[ring[own + 1]] - base[ring[own - 1]]
     normal = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
     normal /= np.hypot(*normal.T)[:, None]
     anterior = -frame.direction[1, :2] / np.linalg.norm(frame.direction[1, :2])
-    ahead = np.flatnonzero(normal @ anterior >= math.cos(math.radians(ANTERIOR_DEGREES)))
-    if not ahead.size:
+    ahead = normal @ anterior >= math.cos(math.radians(ANTERIOR_DEGREES))
+    if not ahead.any():
         return []
-    at = np.arange(-SEARCH_MM - INSIDE_MM[0], SEARCH_MM + OUTSIDE_MM + PROFILE_MM / 2, PROFILE_MM)
-    reach = math.ceil(3 * ALONG_MM / STEP_MM)
+    used = np.zeros(len(ring), bool)
+    used[own] = ahead
     steps = np.arange(-reach, reach + 1)
-    weights = np.exp(-((steps * STEP_MM / ALONG_MM) ** 2) / 2)
-    weights /= weights.sum()
-    around = beside(ahead, steps[:, None])
-    needed = np.zeros(len(base), bool)
-    needed[around] = True
+    needed = np.convolve(used, np.ones(len(steps)), "same") > 0.5
+    at = np.arange(-SEARCH_MM - INSIDE_MM[0], SEARCH_MM + OUTSIDE_MM + PROFILE_MM / 2, PROFILE_MM)
     x, y = (
-        (base[needed, axis, None] + at * normal[needed, axis, None]) / frame.spacing[axis]
+        (base[ring[needed], axis] + at[:, None] * normal[ring[needed], axis]) / frame.spacing[axis]
         for axis in (0, 1)
     )
-    profiles = slab.at(x, y)
-    around = (needed.cumsum() - 1)[around]
-    averaged = sum(weight * profiles.take(each, axis=0) for weight, each in zip(weights, around))
+    weights = np.exp(-((steps * STEP_MM / ALONG_MM) ** 2) / 2)
+    # Profiles [place along the normal, place along the curve], averaged along the curve.
+    profiles = _along_rows(slab.at(x, y), weights / weights.sum())[:, used[needed]]
     offset = np.full(len(base), np.nan)
-    offset[ahead] = _offsets(averaged, at, level)
+    offset[ahead] = _offsets(profiles.T, at, level)
     edge = base + offset[:, None] * normal
     parts = (slice(start, start + length) for start, length in zip(starts, counts))
     return [edge[part][piece] for part in parts for piece in _pieces(offset[part])]
