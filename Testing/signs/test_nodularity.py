@@ -196,3 +196,30 @@ def test_real_cts(shared_data):
 
     assert 2.0 < value("hcc011_cirrA_pv") < 4.5
     assert value("hcc009_noncirr_bl_pv") < value("hcc011_cirrA_pv")
+
+
+def test_outlines_follow_every_border_once_with_the_inside_on_the_right():
+    inside = np.random.default_rng(3).random((4, 9, 11)) > 0.45  # many pixels touch at corners
+    inside[1] = False
+    found = module._outlines(inside)
+    assert [bool(outlines) for outlines in found] == [True, False, True, True]
+    for mask, outlines in zip(inside, found):
+        # From each pixel's four sides: start and end of a border, both (column, row).
+        borders = []
+        for row, column in zip(*np.nonzero(mask)):
+            left, right, top, bottom = column - 0.5, column + 0.5, row - 0.5, row + 0.5
+            for beside, border in (
+                ((row - 1, column), ((left, top), (right, top))),
+                ((row, column + 1), ((right, top), (right, bottom))),
+                ((row + 1, column), ((right, bottom), (left, bottom))),
+                ((row, column - 1), ((left, bottom), (left, top))),
+            ):
+                within = all(0 <= at < n for at, n in zip(beside, mask.shape))
+                if not (within and mask[beside]):
+                    borders.append(border)
+        followed = [
+            (tuple(start), tuple(end))
+            for outline in outlines
+            for start, end in zip(outline.tolist(), np.roll(outline, -1, axis=0).tolist())
+        ]
+        assert sorted(followed) == sorted(borders)
