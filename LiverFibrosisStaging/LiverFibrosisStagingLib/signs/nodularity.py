@@ -291,8 +291,8 @@ def _outlines(inside: np.ndarray) -> list[list[np.ndarray]]:
     slices, places = np.divmod(corners, padded.shape[1] * width)
     places = np.stack(np.divmod(places, width)[::-1], axis=1) - 0.5
     outlines: list[list[np.ndarray]] = [[] for _ in inside]
-    # Each outline has a border to the right, and is found where the first one begins. A corner where
-    # two pixels touch can begin two outlines.
+    # Each outline has a border to the right, and is found where the first one begins. Two can begin
+    # at a corner where two pixels touch.
     for start in corners.searchsorted(to_right).tolist():
         while after[start] is not None:
             way, here = [], start
