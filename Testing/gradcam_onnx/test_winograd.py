@@ -4,11 +4,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import scipy.special
 from onnx import TensorProto, helper, numpy_helper
 
 from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import parse_onnx
 from LiverFibrosisStagingLib.gradcam_onnx.winograd import transforms, with_fast_convolutions
 
+ROUNDING = 1e-5  # of the largest value
 SETTINGS = {"kernel_shape": [5, 5, 5], "pads": [2] * 6}
 
 
@@ -45,9 +47,9 @@ def fast(model):
 
 def test_transforms_give_the_correlation():
     given, kernel, made = transforms()
-    d, g = np.random.default_rng(0).normal(size=(2, 8))
-    found = made @ ((kernel @ g[:5]) * (given @ d))
-    np.testing.assert_allclose(found, np.correlate(d, g[:5], "valid"), atol=1e-13)
+    d, g = (np.random.default_rng(0).normal(size=size) for size in (10, 5))
+    found = made @ ((kernel @ g) * (given @ d))
+    np.testing.assert_allclose(found, np.correlate(d, g, "valid"), atol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_results_are_those_of_the_convolution(outputs, inputs, groups, shape, bi
     x = np.random.default_rng(1).normal(size=(2, inputs, *shape)).astype(np.float32)
     for ours, expected in zip(ran(changed, x), ran(content, x)):
         assert ours.shape == expected.shape
-        np.testing.assert_allclose(ours, expected, atol=5e-6 * np.abs(expected).max())
+        np.testing.assert_allclose(ours, expected, atol=ROUNDING * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("opset", [13, 18])
@@ -79,7 +81,36 @@ def test_opsets(opset):
     assert changed != content
     x = np.ones((1, 16, 4, 4, 4), np.float32)
     for ours, expected in zip(ran(changed, x), ran(content, x)):
-        np.testing.assert_allclose(ours, expected, atol=5e-6 * np.abs(expected).max())
+        np.testing.assert_allclose(ours, expected, atol=ROUNDING * np.abs(expected).max())
+
+
+def softmax_network(axis, opset=17):
+    """A convolution's softmax y, and twice the convolution, z."""
+    model = network(16, 16, opset=opset)
+    convolution, add = model.graph.node
+    convolution.output[0] = "c"
+    add.input[:] = ["c", "c"]
+    del model.graph.node[:]
+    softmax = helper.make_node("Softmax", ["c"], ["y"], axis=axis)
+    model.graph.node.extend([convolution, softmax, add])
+    return model
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_softmax_of_channels(opset):
+    _, changed = fast(softmax_network(1, opset))
+    assert "Softmax" not in {node.op for node in parse_onnx(changed, "changed").nodes}
+    x = 100 * np.random.default_rng(1).normal(size=(2, 16, 4, 4, 4)).astype(np.float32)
+    found, doubled = ran(changed, x)
+    logits = doubled.astype(np.float64) / 2
+    assert logits.max() > 89  # whose exp() is infinite in float32
+    np.testing.assert_allclose(found, scipy.special.softmax(logits, axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [2, -1])
+def test_softmax_of_another_axis_stays_as_it_is(axis):
+    _, changed = fast(softmax_network(axis))
+    assert "Softmax" in {node.op for node in parse_onnx(changed, "changed").nodes}
 
 
 @pytest.mark.parametrize(
