@@ -309,7 +309,8 @@ def _run(
         slab = slice(start, start + slices)
         total[:, slab] += weight * model.run(volume[slab], cancel)
         count[slab] += weight
-        first, last = _near_organs(total[1:] > 0.5 * count, grid.GetSpacing())
+        if waiting:
+            first, last = _near_organs(total[1:] > 0.5 * count, grid.GetSpacing())
     total[0][count[:, 0, 0] == 0] = 1.0
     total /= np.maximum(count, 1.0)
     return total
