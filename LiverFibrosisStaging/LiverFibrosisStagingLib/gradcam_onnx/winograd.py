@@ -28,7 +28,7 @@ from .onnx_write import (
 )
 
 KERNEL, MADE = 5, 6  # slices of the kernel, and of the output that are made in one step
-# And infinity. Of many sets that were tried, the one with the smallest rounding errors.
+# And infinity: of many sets that were tried, the one with the smallest rounding errors.
 POINTS = (0, 1, -1, 2, Fraction(-1, 2), -3, Fraction(1, 3), Fraction(-4, 3), Fraction(3, 4))
 READ = len(POINTS) + 1  # slices of the input
 ONE = POINTS.index(1)  # what is added at this point is added to each slice of the output
@@ -158,7 +158,7 @@ def _pool_halves(node: Node, pool: Node, graph: "_Graph") -> None:
 def _of_channels(node: Node, convolved: set[str]) -> bool:
     """Whether a node is the softmax of the channels of a convolution's output."""
     softmax = (node.op, len(node.inputs), len(node.outputs)) == ("Softmax", 1, 1)
-    return softmax and node.inputs[0] in convolved and node.attributes.get("axis") == 1
+    return softmax and node.inputs[0] in convolved and _has(node, {"axis": -1}, {"axis": 1})
 
 
 def _softmax(node: Node, opset: int, graph: "_Graph") -> None:
