@@ -21,7 +21,7 @@ from .imaging.body import Body, body_of
 from .imaging.checks import check_copies, check_ct, check_organs
 from .imaging.dicom_files import path_of_series
 from .imaging.grid import WorkingGrid, working_grid
-from .imaging.input_checks import concerns, input_checks, refuse
+from .imaging.input_checks import concerns, input_checks, refuse, scan_checks
 from .imaging.masks import organ_masks, read_organ, volume_ml
 from .imaging.reading import NAME_KEY, notes, read_ct
 from .imaging.segmentation import (
@@ -108,6 +108,7 @@ def stage(
         steps.begin(0.25, "Checking")
         segmented = ["liver"] if liver is None and spleen is not None else ["liver", "spleen"]
         check_ct(ct, name)
+        of_scan = beside.submit(scan_checks, ct, cancel)
         steps.check()
         if card.fill is None:
             check_copies(ct, name, card.patch_size[0], card.spacing_mm[0])
@@ -135,7 +136,7 @@ def stage(
         check_organs(ct, liver, spleen, name)
         body = body_of(ct) if body is None else body
         # Both consist of many small operations on one core; the network and its preparation do not.
-        checking = beside.submit(input_checks, ct, liver, spleen, cancel)
+        checking = beside.submit(lambda: input_checks(ct, liver, spleen, cancel, of_scan.result()))
         # Begun before the phase is known, which only the hint of steatosis depends on.
         measuring = beside.submit(measure_signs, ct, liver, spleen, "", segments, body, cancel)
 

@@ -54,6 +54,7 @@ STEPS = (
     "imaging.checks.check_organs",
     "imaging.coarse.CoarseScan.of",
     "imaging.phase.phase_by_hu",
+    "imaging.input_checks.scan_checks",
     "imaging.input_checks.input_checks",
     "signs.measure.measure_signs",
     "imaging.grid.working_grid",

@@ -76,12 +76,15 @@ def input_checks(
     liver: sitk.Image,
     spleen: sitk.Image | None,
     cancel: CancelToken | None = None,
+    of_scan: tuple[Check, Check] | None = None,
 ) -> tuple[str, tuple[Check, ...]]:
     """The contrast phase ("" if unknown) and the checks, in the order in which they are shown.
 
     ct: HU, as checked by `checks.check_ct`; liver, spleen: masks on its grid, non-zero inside, as
-    checked by `checks.check_organs`. Raises Cancelled.
+    checked by `checks.check_organs`. of_scan: `scan_checks` of the CT, if they were begun before
+    the masks were known. Raises Cancelled.
     """
+    units, slices = of_scan or scan_checks(ct, cancel)
     scan = CoarseScan.of(ct, liver, spleen, cancel)
     check_cancel(cancel)
     phase, about_phase = _phase(ct, phase_by_hu(scan))
@@ -91,17 +94,25 @@ def input_checks(
     boxes = {organ: bounding_box(mask.array) for organ, mask in organs.items()}
     levels = boxes["liver"][0]
     return phase, (
-        _units(ct, cancel),
+        units,
         about_phase,
         _coverage(organs, levels),
         _liver_volume(liver),
         _thickness(ct),
-        _slices(ct, cancel),
+        slices,
         _tilt(ct),
         _field_of_view(ct, scan, organs, boxes),
         _dense(scan),
         _noise(scan),
     )
+
+
+def scan_checks(ct: sitk.Image, cancel: CancelToken | None = None) -> tuple[Check, Check]:
+    """The checks of units and of slices, which look at the whole scan, but not at its masks.
+
+    ct: as for `input_checks`. Raises Cancelled.
+    """
+    return _units(ct, cancel), _slices(ct, cancel)
 
 
 def concerns(checks: Iterable[Check]) -> tuple[str, ...]:
