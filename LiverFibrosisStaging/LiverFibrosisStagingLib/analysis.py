@@ -51,7 +51,7 @@ def measure(
     total = float(weight[_inside(grid.body)].sum(dtype=np.float64))
     voxel_ml = float(np.prod(grid.volume.GetSpacing())) / 1000
     found = {}
-    for name, region in _regions(grid, surface_mm).items():
+    for name, region in regions(grid, surface_mm).items():
         weights = weight[region]
         found[name] = {
             "mean": float(weights.mean(dtype=np.float64)) if weights.size else 0.0,
@@ -77,17 +77,17 @@ def outside_share(location: LocationMap, grid: WorkingGrid) -> float | None:
 
 
 @lru_cache(maxsize=1)
-def _regions(grid: WorkingGrid, surface_mm: float) -> Mapping[str, np.ndarray]:
+def regions(grid: WorkingGrid, surface_mm: float) -> Mapping[str, np.ndarray]:
     """The regions of `measure`, bool; kept, since every explanation of a case needs the same."""
     body = _inside(grid.body)
     liver = _inside(grid.liver) & body
     core = deeper_than(grid.liver, surface_mm) & liver
-    regions = {"liver": liver, "liver_surface": liver & ~core, "liver_core": core}
+    found = {"liver": liver, "liver_surface": liver & ~core, "liver_core": core}
     rest = body & ~liver
     if grid.spleen is not None:
-        regions["spleen"] = _inside(grid.spleen) & rest
-        rest = rest & ~regions["spleen"]
-    return {**regions, "rest": rest}
+        found["spleen"] = _inside(grid.spleen) & rest
+        rest = rest & ~found["spleen"]
+    return {**found, "rest": rest}
 
 
 def deeper_than(mask: sitk.Image, depth_mm: float) -> np.ndarray:

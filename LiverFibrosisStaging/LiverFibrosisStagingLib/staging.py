@@ -14,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from . import __version__
+from .analysis import regions
 from .ensemble import spread
 from .errors import CancelToken, StagingError, check_cancel
 from .explaining import Progress, Steps, explain_score, predicted_outside, run_network
@@ -143,6 +144,7 @@ def stage(
         steps.begin(0.35, "Resampling to the network's grid")
         grid = working_grid(ct, liver, spleen, **card.preprocessing, cancel=cancel)
         forward_pass = run_network(model, grid, steps)
+        regions(grid, surface_mm)  # while the checks end; kept for the map's measurements
         phase, checks = checking.result()
         refuse(checks, name, strict, any_phase)
         warnings += [*about_masks, *concerns(checks), *grid.warnings]

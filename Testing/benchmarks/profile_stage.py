@@ -62,6 +62,7 @@ STEPS = (
     "model.StagingModel.run",
     "model.StagingModel.location_map",
     "location_map.merge_patches",
+    "analysis.regions",
     "analysis.measure",
     "location_map.on_ct",
     "analysis.outside_share",

@@ -15,6 +15,7 @@ from LiverFibrosisStagingLib.imaging.input_checks import (
     concerns,
     input_checks,
     refuse,
+    scan_checks,
 )
 from LiverFibrosisStagingLib.imaging.reading import read_ct
 
@@ -186,6 +187,13 @@ def test_missing_and_repeated_slices_give_a_warning():
     hu[12] = hu[11]
     repeated = checked(image(hu[:24]))["slices"]
     assert repeated.outcome == WARN and repeated.values["repeated"] == 1
+
+
+@pytest.mark.parametrize("order", ["RAI", "PSR", "ASL", "SPL", "LIP"])
+def test_units_and_slices_do_not_depend_on_the_order_of_the_voxels(order):
+    hu = np.random.default_rng(0).integers(-150, 250, (25, 38, 43), dtype=np.int16)
+    ct = image(hu)
+    assert scan_checks(sitk.DICOMOrient(ct, order)) == scan_checks(ct)
 
 
 def test_the_end_of_an_organ_between_two_slices_is_no_missing_slice():
