@@ -230,6 +230,9 @@ def software() -> dict[str, str]:
 def _one_thread() -> Iterator[ThreadPoolExecutor]:
     """A thread for what takes one core beside the other steps. It has ended after the context; if
     that fails, what the thread has not begun is left out.
+
+    No SimpleITK filter may read the CT or a mask beside it: as long as one does, SimpleITK copies
+    the voxels for each new view, and frees those of earlier views, which other steps still read.
     """
     executor = ThreadPoolExecutor(1)
     try:

@@ -1,10 +1,17 @@
 """What `stage` does in a thread beside its steps: failures are passed on, nothing stays behind."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage, staging
+from LiverFibrosisStagingLib.imaging.grid import lps_grid
+from LiverFibrosisStagingLib.imaging.resampling import nearest
+from LiverFibrosisStagingLib.signs.measure import measure_signs
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +116,31 @@ def test_the_measuring_overlaps_the_steps_and_is_waited_for(abdomen, model, monk
     fractions = [fraction for fraction, _ in seen]
     assert fractions == sorted(fractions)
     assert seen[-2][1] == "Measuring signs" in result.provenance["seconds"]
+
+
+@pytest.mark.parametrize("step", ["measuring", "sampling an oblique mask"])
+def test_a_step_moves_no_voxels_that_other_threads_read(step):
+    """While a filter reads an image, SimpleITK copies its voxels for a new view."""
+    ct = sitk.Image([400, 400, 60], sitk.sitkInt16) + 100
+    liver, spleen = (sitk.Image(ct.GetSize(), sitk.sitkUInt8) for _ in range(2))
+    for mask in (liver, spleen):
+        mask[10:390, 10:390, 5:55] = sitk.Image([380, 380, 50], sitk.sitkUInt8) + 1
+    grid = lps_grid(np.array([200.0, 200.0, 30.0]), np.array([300, 300, 40]), np.ones(3))
+    if step == "measuring":
+        works = [partial(measure_signs, ct, liver, spleen, "")] * 2
+    else:
+        for image in (ct, liver, spleen):
+            image.SetDirection(sitk.VersorTransform((0, 0, 1), 0.3).GetMatrix())
+        works = [partial(nearest, mask, grid) for mask in (liver, spleen)] * 3
+
+    def places() -> list[int]:
+        views = map(sitk.GetArrayViewFromImage, (ct, liver, spleen))
+        return [view.__array_interface__["data"][0] for view in views]
+
+    before = places()
+    with ThreadPoolExecutor(1) as beside:
+        for work in works:
+            working = beside.submit(work)
+            while not working.done():
+                assert places() == before
+            working.result()

@@ -106,7 +106,11 @@ def _on_grid(
     cut.SetDirection(mask.GetDirection())
     cut.SetOrigin(mask.TransformIndexToPhysicalPoint([along.start for along in box[::-1]]))
     first, size = box_on_ct(part, cut, ct)
-    found = nearest(cut, sitk.RegionOfInterest(ct, size, first))
+    covered_ct = sitk.Image(size, sitk.sitkUInt8)
+    covered_ct.SetSpacing(ct.GetSpacing())
+    covered_ct.SetDirection(ct.GetDirection())
+    covered_ct.SetOrigin(ct.TransformIndexToPhysicalPoint(first))
+    found = nearest(cut, covered_ct)
     kept = volume_ml(found) / volume_ml(cut)
     if kept < 0.05:
         raise StagingError(

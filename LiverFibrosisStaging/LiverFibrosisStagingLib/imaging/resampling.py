@@ -96,8 +96,10 @@ def nearest(mask: sitk.Image | Voxels, reference: sitk.Image) -> sitk.Image:
     stored, grid = Voxels.of(mask), Voxels.of(reference)
     source = stored.along(grid.direction)
     if source is None:
+        corners = np.array(list(np.ndindex(2, 2, 2))).T * (grid.size[:, None] - 1)
+        image = _part(stored, grid.places(corners), np.ones(3, int))
         none = sitk.Transform()
-        return sitk.Resample(stored.image, reference, none, sitk.sitkNearestNeighbor, 0) != 0
+        return sitk.Resample(image, reference, none, sitk.sitkNearestNeighbor, 0) != 0
     along = _places(source, grid, np.ones(3, int))
     index = [each.nearest for each in along]
     found = source.array
@@ -119,7 +121,6 @@ def _oblique(
 ) -> Iterator[np.ndarray]:
     """`planes` by SimpleITK, a few at a time, from the part of the image around them."""
     columns, rows, slices = grid.size
-    blocks = source.size // steps
     for first in range(0, slices, _SLAB_SLICES):
         count = min(_SLAB_SLICES, slices - first)
         part = sitk.Image([int(columns), int(rows), int(count)], sitk.sitkUInt8)
@@ -128,16 +129,22 @@ def _oblique(
         part.SetOrigin(grid.places(np.array([[0], [0], [first]])).ravel().tolist())
         corners = np.array(list(np.ndindex(2, 2, 2))).T * (grid.size[:, None] - 1)
         corners[2] = first + corners[2].clip(max=count - 1)
-        # Whole blocks, with one more on each side for the interpolation.
-        within = source.indices(grid.places(corners)) / steps[:, None]
-        low = np.clip(np.floor(within.min(axis=1)).astype(int) - 1, 0, blocks - 1)
-        high = np.clip(np.ceil(within.max(axis=1)).astype(int) + 1, low, blocks - 1)
-        image = source.part(low * steps, (high + 1) * steps - 1)
+        image = _part(source, grid.places(corners), steps)
         if steps.max() > 1:
             image = sitk.BinShrink(image, steps.tolist())
         none = sitk.Transform()
         found = sitk.Resample(image, part, none, sitk.sitkLinear, outside, sitk.sitkFloat32)
         yield from sitk.GetArrayFromImage(found)
+
+
+def _part(source: Voxels, places: np.ndarray, steps: np.ndarray) -> sitk.Image:
+    """A copy of the part around places [3, n], in whole blocks of so many voxels."""
+    blocks = source.size // steps
+    within = source.indices(places) / steps[:, None]
+    # One more block on each side for the interpolation.
+    low = np.clip(np.floor(within.min(axis=1)).astype(int) - 1, 0, blocks - 1)
+    high = np.clip(np.ceil(within.max(axis=1)).astype(int) + 1, low, blocks - 1)
+    return source.part(low * steps, (high + 1) * steps - 1)
 
 
 def _places(source: Voxels, grid: Voxels, steps: np.ndarray) -> list[_Places]:

@@ -5,6 +5,7 @@ A sign that cannot be measured has no value but a reason. Reasons and sentences 
 the input.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -203,8 +204,9 @@ def _organ(ct: sitk.Image, mask: sitk.Image | None, name: str) -> _Organ:
         slice(max(part.start - 1, 0), min(part.stop + 1, length))
         for part, length in zip(box, shape)
     )
-    first, size = zip(*((part.start, part.stop - part.start) for part in wide[::-1]))
-    core = eroded(sitk.RegionOfInterest(mask, size, first), EROSION_MM)
+    around = sitk.GetImageFromArray(array[wide])
+    around.SetSpacing(ct.GetSpacing())
+    core = eroded(around, EROSION_MM)
     hu = sitk.GetArrayViewFromImage(ct)[wide][core]
     count = len(hu)
     core_ml = count * voxel_ml
@@ -260,7 +262,8 @@ def _ratios(
 def _other_liver(liver: sitk.Image, segments: LiverSegments) -> str:
     """Why the segments are not those of this liver; "" if they are."""
     on_grid = sitk.Resample(segments.labels, liver, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-    both = volume_ml(sitk.And(on_grid != 0, liver != 0))
+    found, inside = (sitk.GetArrayViewFromImage(image) != 0 for image in (on_grid, liver))
+    both = np.count_nonzero(found & inside) * math.prod(liver.GetSpacing()) / 1000
     of_liver = both / volume_ml(liver)
     of_segments = both / volume_ml(segments.labels)
     if min(of_liver, of_segments) >= MIN_OVERLAP:
