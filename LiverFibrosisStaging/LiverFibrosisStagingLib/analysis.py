@@ -70,7 +70,7 @@ def outside_share(location: LocationMap, grid: WorkingGrid) -> float | None:
     total = float(weight.sum(dtype=np.float64))
     if not total:
         return None
-    outside = eroded(grid.liver == 0, AROUND_MM)
+    outside = eroded(~_inside(grid.liver), AROUND_MM, grid.liver.GetSpacing()[::-1])
     if grid.spleen is not None:
         outside &= ~_inside(grid.spleen)
     return float((weight * outside).sum(dtype=np.float64)) / total

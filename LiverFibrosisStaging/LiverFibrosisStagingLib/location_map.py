@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import CancelToken, check_cancel
-from .imaging.grid import WorkingGrid, box_on_ct
+from .imaging.grid import WorkingGrid, box_grid, box_on_ct
 from .imaging.resampling import linear, nearest, planes
 from .report.colors import BAND_COUNT
 
@@ -144,10 +144,7 @@ class MapOnCt:
     def _slab(self, at: int) -> np.ndarray:
         columns, rows, slices = self.size
         count = min(SLAB_SLICES, self.first[2] + slices - at)
-        part = sitk.Image((columns, rows, count), sitk.sitkUInt8)
-        part.SetOrigin(self.ct.TransformIndexToPhysicalPoint((*self.first[:2], at)))
-        part.SetSpacing(self.ct.GetSpacing())
-        part.SetDirection(self.ct.GetDirection())
+        part = box_grid(self.ct, (*self.first[:2], at), (columns, rows, count))
         inside = nearest(self.body, part)
         values = np.empty((count, rows, columns), np.float32)
         found = zip(planes(self.location.relative, part), sitk.GetArrayViewFromImage(inside))

@@ -20,12 +20,11 @@ def test_depth_as_by_distances(spacing: tuple[float, ...], share: float) -> None
     )
     expected = sitk.GetArrayFromImage(distance) > 5.0
     assert 0 < np.count_nonzero(expected) < expected.size or share == 0.01
-    np.testing.assert_array_equal(eroded(mask, 5.0), expected)
+    np.testing.assert_array_equal(eroded(inside, 5.0, spacing[::-1]), expected)
 
 
 def test_the_edge_of_the_image_is_no_surface() -> None:
-    mask = sitk.GetImageFromArray(np.ones((2, 3, 5), np.uint8))
-    assert eroded(mask, 5.0).all()
+    assert eroded(np.ones((2, 3, 5), bool), 5.0, (1.0, 1.0, 1.0)).all()
 
 
 def test_largest_of_none_one_and_two_parts() -> None:

@@ -102,7 +102,7 @@ def test_depth_is_the_distance_to_the_nearest_voxel_outside(spacing):
     expected = np.zeros_like(inside)
     expected[tuple(np.argwhere(inside).T)] = depth > EROSION_MM
     assert expected.any() and (expected != inside).any()
-    found = eroded(image_of(inside.astype(np.uint8), spacing), EROSION_MM)
+    found = eroded(inside, EROSION_MM, steps)
     assert (found == expected).all()
 
 

@@ -57,7 +57,7 @@ def uniform_core(ct: sitk.Image, liver: sitk.Image) -> sitk.Image:
     """The CT with the liver's median in all of the liver that is deeper than CORE_MM."""
     hu = sitk.GetArrayFromImage(ct)
     inside = sitk.GetArrayViewFromImage(liver) != 0
-    hu[eroded(liver, CORE_MM) & inside] = np.median(hu[inside])
+    hu[eroded(inside, CORE_MM, liver.GetSpacing()[::-1]) & inside] = np.median(hu[inside])
     return _like(ct, hu)
 
 

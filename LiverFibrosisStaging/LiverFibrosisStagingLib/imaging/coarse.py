@@ -103,7 +103,5 @@ def _core(organ: np.ndarray) -> np.ndarray:
         return core
     # One voxel around the organ holds the nearest voxels outside.
     box = widened(box, (1, 1, 1))
-    inside = sitk.GetImageFromArray(organ[box].astype(np.uint8))
-    inside.SetSpacing(STEP_MM[::-1])
-    core[box] = eroded(inside, _DEPTH_MM)
+    core[box] = eroded(organ[box], _DEPTH_MM, STEP_MM)
     return core

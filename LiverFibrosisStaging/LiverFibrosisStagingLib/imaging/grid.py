@@ -263,6 +263,15 @@ def box_on_ct(where: np.ndarray, grid: sitk.Image, ct: sitk.Image) -> tuple[list
     return first.tolist(), (last - first + 1).tolist()
 
 
+def box_grid(ct: sitk.Image, first: Sequence[int], size: Sequence[int]) -> sitk.Image:
+    """An empty image in place of a box of a CT: first voxel and size along i, j, k."""
+    grid = sitk.Image(list(size), sitk.sitkUInt8)
+    grid.SetOrigin(ct.TransformIndexToPhysicalPoint(first))
+    grid.SetSpacing(ct.GetSpacing())
+    grid.SetDirection(ct.GetDirection())
+    return grid
+
+
 def coarse_body(
     ct: sitk.Image | Voxels,
     low: np.ndarray,

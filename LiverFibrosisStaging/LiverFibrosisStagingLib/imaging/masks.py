@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import CancelToken, StagingError
-from .grid import bounding_box, box_on_ct, paste
+from .grid import bounding_box, box_grid, box_on_ct, paste
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .reading import read_mask
 from .resampling import nearest
@@ -106,11 +106,7 @@ def _on_grid(
     cut.SetDirection(mask.GetDirection())
     cut.SetOrigin(mask.TransformIndexToPhysicalPoint([along.start for along in box[::-1]]))
     first, size = box_on_ct(part, cut, ct)
-    covered_ct = sitk.Image(size, sitk.sitkUInt8)
-    covered_ct.SetSpacing(ct.GetSpacing())
-    covered_ct.SetDirection(ct.GetDirection())
-    covered_ct.SetOrigin(ct.TransformIndexToPhysicalPoint(first))
-    found = nearest(cut, covered_ct)
+    found = nearest(cut, box_grid(ct, first, size))
     kept = volume_ml(found) / volume_ml(cut)
     if kept < 0.05:
         raise StagingError(
@@ -184,21 +180,20 @@ def same_grid(image: sitk.Image, other: sitk.Image) -> bool:
     return float(np.abs(apart).max()) < 0.05 * min(other.GetSpacing())
 
 
-def eroded(inside: sitk.Image, depth_mm: float) -> np.ndarray:
+def eroded(inside: np.ndarray, depth_mm: float, spacing: Sequence[float]) -> np.ndarray:
     """Where a mask is deeper than `depth_mm`: bool, [slice, row, column].
 
-    inside: 0 outside, non-zero inside. Depth is the distance in mm from a voxel's centre to the
-    centre of the nearest voxel outside, with the image's spacing along each axis. The edge of the
-    image is not a surface: nothing is known to lie outside of it.
+    inside: [slice, row, column], 0 outside, non-zero inside; spacing: mm, in the same order. Depth
+    is the distance in mm from a voxel's centre to the centre of the nearest voxel outside. The edge
+    of the array is not a surface: nothing is known to lie outside of it.
     """
-    within = sitk.GetArrayViewFromImage(inside)
-    steps = np.array(inside.GetSpacing()[::-1])
+    steps = np.array(spacing)
     square = depth_mm**2 * (1 + 1e-6)  # a voxel at this depth is not deeper
     reach = (math.sqrt(square) / steps).astype(int)
     # Eight voxels of a row in one byte; by how many voxels to both sides are inside. Beyond the
     # rows' ends, all are.
-    rows = [np.packbits(within, axis=2)]
-    rows[0][..., -1] |= 255 >> (within.shape[2] - 1) % 8 + 1
+    rows = [np.packbits(inside, axis=2)]
+    rows[0][..., -1] |= 255 >> (inside.shape[2] - 1) % 8 + 1
     for _ in range(reach[2]):
         rows.append(_narrower(rows[-1]))
     kept = np.full_like(rows[0], 255)
@@ -210,7 +205,7 @@ def eroded(inside: sitk.Image, depth_mm: float) -> np.ndarray:
                 row = rows[int(math.sqrt(left) / steps[2])]
                 _narrow(disk, row, along, 1)
         _narrow(kept, disk, up, 0)
-    return np.unpackbits(kept, axis=2, count=within.shape[2]).view(bool)
+    return np.unpackbits(kept, axis=2, count=inside.shape[2]).view(bool)
 
 
 def eroded_by_ball(inside: np.ndarray, radius: Sequence[int]) -> np.ndarray:
@@ -219,9 +214,7 @@ def eroded_by_ball(inside: np.ndarray, radius: Sequence[int]) -> np.ndarray:
     inside: bool, [slice, row, column]; radius: in voxels along each axis. Beyond the array, all is
     inside.
     """
-    image = sitk.GetImageFromArray(inside.view(np.uint8))
-    image.SetSpacing([1 / (reach + 0.5) for reach in radius[::-1]])
-    return eroded(image, 1.0)
+    return eroded(inside, 1.0, [1 / (reach + 0.5) for reach in radius])
 
 
 def dilated_by_ball(inside: np.ndarray, radius: Sequence[int]) -> np.ndarray:

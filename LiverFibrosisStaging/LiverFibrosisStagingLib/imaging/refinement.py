@@ -154,9 +154,7 @@ def _within(inside: np.ndarray, reach_mm: float, spacing: tuple[float, ...]) -> 
     box = bounding_box(inside)
     if box is not None:
         box = widened(box, [int(reach_mm / step) + 1 for step in spacing[::-1]])
-        outside = sitk.GetImageFromArray((~inside[box]).view(np.uint8))
-        outside.SetSpacing(spacing)
-        near[box] = ~eroded(outside, reach_mm)
+        near[box] = ~eroded(~inside[box], reach_mm, spacing[::-1])
     return near
 
 

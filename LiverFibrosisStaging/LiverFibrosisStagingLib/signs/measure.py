@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from ..errors import CancelToken, StagingError, check_cancel
 from ..imaging.body import Body
 from ..imaging.dicom_series import PORTAL_VENOUS
-from ..imaging.grid import bounding_box
+from ..imaging.grid import bounding_box, widened
 from ..imaging.masks import eroded, same_grid, volume_ml
 from ..imaging.segments import LiverSegments
 from .nodularity import Nodularity, nodularity
@@ -200,13 +200,8 @@ def _organ(ct: sitk.Image, mask: sitk.Image | None, name: str) -> _Organ:
             f"The {name} reaches the edge of the scan; its volume is at least {at_least:.0f} mL."
         )
     # One voxel around the organ holds the nearest voxels outside.
-    wide = tuple(
-        slice(max(part.start - 1, 0), min(part.stop + 1, length))
-        for part, length in zip(box, shape)
-    )
-    around = sitk.GetImageFromArray(array[wide])
-    around.SetSpacing(ct.GetSpacing())
-    core = eroded(around, EROSION_MM)
+    wide = widened(box, (1, 1, 1))
+    core = eroded(array[wide], EROSION_MM, ct.GetSpacing()[::-1])
     hu = sitk.GetArrayViewFromImage(ct)[wide][core]
     count = len(hu)
     core_ml = count * voxel_ml
