@@ -8,6 +8,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -60,6 +61,7 @@ class Page:
             pass_fds=(to_browser, from_browser),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         os.close(to_browser)
         os.close(from_browser)
@@ -185,8 +187,19 @@ class Page:
             time.sleep(pause)
 
     def close(self) -> None:
-        self._process.terminate()
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         os.close(self._to)
         os.close(self._from)
-        self._profile.cleanup()
+        self._until_removed()
+
+    def _until_removed(self) -> None:
+        """Remove the profile; the browser's own processes may still write in it for a moment."""
+        end = time.monotonic() + LIMIT
+        while True:
+            try:
+                return self._profile.cleanup()
+            except OSError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)

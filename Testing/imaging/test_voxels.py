@@ -113,8 +113,8 @@ def test_oblique_in_parts_as_at_once() -> None:
     np.testing.assert_allclose(found, sitk.GetArrayFromImage(expected), atol=1e-3)
 
 
-@pytest.mark.parametrize("axes", itertools.permutations(range(3)))
-@pytest.mark.parametrize("steps", itertools.product((1, -1), repeat=3))
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("steps", list(itertools.product((1, -1), repeat=3)))
 def test_the_box_around_voxels_does_not_depend_on_how_they_lie_in_memory(
     axes: tuple[int, ...], steps: tuple[int, ...]
 ) -> None:
