@@ -86,18 +86,16 @@ def stage(
     check_surface(surface_mm)
 
     with _one_thread() as beside:
-        # The networks are opened while the CT is read, which takes one core.
+        # The networks are opened, and masks read, while the CT is read, which takes one core.
         loading = beside.submit(_loaded, model)
         opening = None if liver is not None else beside.submit(_segmenting_network, loading)
+        masks = [beside.submit(_organ, mask, cancel) for mask in (liver, spleen)]
         try:
             steps.begin(0.0, "Reading")
             given = [_given(image) for image in (ct, liver, spleen)]
             name = "The CT" if given[0] is None else str(path_of_series(given[0]))
             ct = ct if isinstance(ct, sitk.Image) else read_ct(ct, cancel)
-            liver, spleen = (
-                mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask, cancel)
-                for mask in (liver, spleen)
-            )
+            liver, spleen = (mask.result() for mask in masks)
             steps.check()
             if isinstance(segments, str | Path):
                 segments = read_segments(segments, cancel)
@@ -190,6 +188,10 @@ def _loaded(model: StagingModel | str | Path | None) -> StagingModel:
     if isinstance(model, StagingModel):
         return model
     return StagingModel.load(default_model_path() if model is None else model)
+
+
+def _organ(mask: sitk.Image | str | Path | None, cancel: CancelToken | None) -> sitk.Image | None:
+    return mask if mask is None or isinstance(mask, sitk.Image) else read_organ(mask, cancel)
 
 
 def _segmenting_network(loading: Future[StagingModel]) -> SegmentationModel:
