@@ -282,9 +282,8 @@ class StagingResult:
         after a failure or a cancel, none, with an earlier result kept (`files.write_folder`).
         dicom: the files of the CT's DICOM slices, such as `source_files`, to write the result as
         DICOM too, into the subfolder dicom (`dicom_output.writing`). An earlier report, or DICOM,
-        that is not written again is removed. cancel: asked several times a second, but not while
-        DICOM is written. Raises StagingError if the folder cannot be written, and as `write_dicom`
-        does; and Cancelled.
+        that is not written again is removed. cancel: asked several times a second. Raises
+        StagingError if the folder cannot be written, and as `write_dicom` does; and Cancelled.
         """
         from .report.documents import REPORT_FILES
         from .report.drawing import write_png
@@ -300,7 +299,7 @@ class StagingResult:
                 if dicom is not None:
                     target = partial / DICOM_FOLDER
                     target.mkdir()
-                    self.write_dicom(target, dicom)
+                    self.write_dicom(target, dicom, cancel)
 
             _side_by_side(
                 lambda: _write_maps(self.map_on_ct, partial, cancel),
@@ -323,22 +322,27 @@ class StagingResult:
                 check_cancel(cancel)
                 file.write(number, plane, rows.start, columns.start)
 
-    def write_dicom(self, folder: Path, files: Sequence[str | Path]) -> None:
+    def write_dicom(
+        self, folder: Path, files: Sequence[str | Path], cancel: CancelToken | None = None
+    ) -> None:
         """Write the result as DICOM into an existing folder (`writing.write_dicom`)."""
         location = self.map_on_ct.box_image(self.map_on_ct.relative_in_box())
-        write_dicom(folder, files, self.organs, location, self.summary())
+        write_dicom(folder, files, self.organs, location, self.summary(), cancel)
 
-    def save_report(self, folder: str | Path) -> Path:
+    def save_report(self, folder: str | Path, cancel: CancelToken | None = None) -> Path:
         """Write the report into `folder`, created if missing; returns the path of report.html.
 
         report.html opens in any browser without a network, and prints; report.pdf is added where
-        matplotlib is installed. Raises StagingError if the folder cannot be written.
+        matplotlib is installed. Raises StagingError if the folder cannot be written, and Cancelled.
         """
         from .report.documents import REPORT_FILES
 
-        return write_folder(folder, REPORT_FILES, self._write_report) / REPORT_FILES[-1]
+        def write(partial: Path) -> None:
+            self._write_report(partial, cancel)
 
-    def _write_report(self, folder: Path, cancel: CancelToken | None = None) -> None:
+        return write_folder(folder, REPORT_FILES, write) / REPORT_FILES[-1]
+
+    def _write_report(self, folder: Path, cancel: CancelToken | None) -> None:
         from .report.content import report_content
         from .report.documents import write_report
 

@@ -15,7 +15,7 @@ from tiny_models import masked_model, written
 
 from LiverFibrosisStagingLib import Cancelled, StagingModel, stage, staging
 from LiverFibrosisStagingLib.errors import cancellable
-from LiverFibrosisStagingLib.imaging.reading import read_ct
+from LiverFibrosisStagingLib.imaging.reading import read_ct, source_files
 from LiverFibrosisStagingLib.report import documents
 from LiverFibrosisStagingLib.report.pdf import write_pdf
 from LiverFibrosisStagingLib.signs.nodularity import edge_pieces
@@ -130,12 +130,63 @@ def test_a_pdf_is_given_up_between_its_pages(tmp_path, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure").Figure
     pages = "LiverFibrosisStagingLib.report.pdf.pdf_pages"
     monkeypatch.setattr(pages, lambda *_: [figure(), figure()])
-    report = SimpleNamespace(headline="")
-    whole, part = tmp_path / "whole.pdf", tmp_path / "part.pdf"
-    write_pdf(whole, report, ())
+    token, file = Token(), tmp_path / "report.pdf"
+    write_pdf(file, SimpleNamespace(headline=""), (), token)
+    assert token.asked["_pdf"] == 2
+    file.unlink()
+    for number in (1, 2):
+        with pytest.raises(Cancelled):
+            write_pdf(file, SimpleNamespace(headline=""), (), Token("_pdf", number))
+        assert not file.exists()
+
+
+@pytest.fixture(scope="module")
+def from_dicom(tiny, abdomen, tmp_path_factory):
+    """A result whose CT was read from DICOM, and the files."""
+    folder = tmp_path_factory.mktemp("dicom") / "series"
+    (ct, *masks), made = abdomen, {"0020|0052": "1.2.3.9", "0020|000d": "1.2.3"}
+    ct = read_ct(write_slices(folder, ct, made))
+    return stage(ct, *masks, tiny, any_phase=True), source_files(ct)
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "highdicom"])
+def test_saving_does_not_wait_for_what_cannot_be_interrupted(
+    package, from_dicom, tmp_path, monkeypatch
+):
+    pytest.importorskip(package)
+    begun, go_on, cancel = threading.Event(), threading.Event(), threading.Event()
+
+    def endless(*_):
+        begun.set()
+        assert go_on.wait(60)
+        raise ValueError
+
+    replaced = {"matplotlib": "report.pdf.pdf_pages", "highdicom": "dicom_output.writing.report"}
+    monkeypatch.setattr(f"LiverFibrosisStagingLib.{replaced[package]}", endless)
+    before, (result, files) = set(threading.enumerate()), from_dicom
+    threading.Thread(target=lambda: begun.wait(60) and cancel.set()).start()
     with pytest.raises(Cancelled):
-        write_pdf(part, report, (), Token("write_pdf", 3))
-    assert part.stat().st_size < whole.stat().st_size
+        result.save(
+            tmp_path / "out",
+            report=package == "matplotlib",
+            dicom=files if package == "highdicom" else None,
+            cancel=cancel,
+        )
+    assert not go_on.is_set() and not (tmp_path / "out").exists()
+    go_on.set()
+    no_thread_more_than(before)
+
+
+def test_dicom_is_given_up_between_its_objects(from_dicom, tmp_path):
+    pytest.importorskip("highdicom")
+    token, (result, files) = Token(), from_dicom
+    result.write_dicom(tmp_path, files, token)
+    assert (token.asked["objects"], token.asked["write_dicom"]) == (3, 3)
+    for question in (("objects", 1), ("objects", 2), ("objects", 3), ("write_dicom", 1)):
+        (folder := tmp_path / "-".join(map(str, question))).mkdir()
+        with pytest.raises(Cancelled):
+            result.write_dicom(folder, files, Token(*question))
+        assert not list(folder.iterdir())
 
 
 def test_a_longer_scan_is_asked_more_often(run, abdomen, tmp_path):

@@ -11,14 +11,23 @@ LIBRARY = ROOT / "LiverFibrosisStaging" / PACKAGE
 TRAINING = ROOT / "Training"
 
 # Modules at the package's root that know nothing of a staged CT.
-GROUND = {"errors", "files", "resources", "stages"}
+GROUND = {"errors", "files", "resources", "settings", "stages"}
 # Wing -> what its modules may import besides each other: other wings, or modules at the root.
 MAY_IMPORT = {
     "gradcam_onnx": {"errors"},
-    "imaging": {"errors", "resources", "training_record", "gradcam_onnx"},
-    "report": {"errors", "files", "stages", "resources", "imaging", "signs", "location_map"},
+    "imaging": {"errors", "resources", "settings", "training_record", "gradcam_onnx"},
+    "report": {
+        "errors",
+        "files",
+        "stages",
+        "resources",
+        "settings",
+        "imaging",
+        "signs",
+        "location_map",
+    },
     "signs": {"errors", "resources", "imaging"},
-    "dicom_output": {"errors", "stages", "imaging", "signs"},
+    "dicom_output": {"errors", "settings", "stages", "imaging", "signs"},
     "evaluation": {
         "errors",
         "files",

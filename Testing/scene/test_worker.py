@@ -171,17 +171,27 @@ def test_the_seconds_of_each_step_come_with_the_end():
     assert outcome.seconds == {"Reading": 2.0, "Installing": 2.5}
 
 
-@pytest.mark.parametrize("how", ["cancel", "stop"])
-def test_a_job_that_writes_is_not_interrupted(how):
-    """Neither cancelling nor the end of Slicer interrupts a job that writes files."""
+def test_the_end_of_slicer_does_not_interrupt_a_job_that_writes():
     worker, outcomes, go_on = Worker(), [], threading.Event()
-    worker.start(until(go_on), outcomes.append, cancellable=False)
-    assert not worker.cancellable
+    worker.start(until(go_on), outcomes.append, writes=True)
     threading.Timer(0.1, go_on.set).start()
-    getattr(worker, how)()
+    worker.stop()
     finish(worker)
     assert outcomes == [Outcome(value="value")]
-    assert run(worker, lambda progress, cancel: 7) == Outcome(value=7) and worker.cancellable
+
+
+def test_a_job_that_writes_ends_as_its_files_are():
+    """Cancelled in time, they are not written; cancelled too late, they are."""
+    worker, outcomes, go_on = Worker(), [], threading.Event()
+    for job, cancelled in ((until_cancelled, True), (until(go_on), False)):
+        worker.start(job, outcomes.append, writes=True)
+        worker.cancel()
+        worker.pump()
+        if not cancelled:
+            assert worker.busy
+            go_on.set()
+        finish(worker)
+        assert outcomes.pop().cancelled == cancelled
 
 
 def test_jobs_explain_and_prepare_without_the_network(sample, model, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import StagingError
+from ..settings import shared
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -108,6 +109,7 @@ class Source:
         return place
 
 
+@shared
 @contextmanager
 def silent() -> Iterator[None]:
     """No message of pydicom or highdicom, since theirs quote values such as the patient's name."""

@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import SimpleITK as sitk
 
-from ..errors import StagingError
+from ..errors import CancelToken, StagingError, cancellable, check_cancel
 from .images import parametric_map, segmentation
 from .measurements import report
 from .source import CHARACTER_SET, read_source, silent
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 SEGMENTATION, LOCATION_MAP, MEASUREMENTS = FILES = (
     "segmentation.dcm",
@@ -35,6 +38,7 @@ def write_dicom(
     organs: sitk.Image,
     location_map: sitk.Image,
     summary: Mapping[str, Any],
+    cancel: CancelToken | None = None,
 ) -> None:
     """Write FILES into a folder: segmentation, location map and measurements.
 
@@ -43,15 +47,24 @@ def write_dicom(
     in staging.json. Patient and study are copied from the source; nothing of it is in a message.
 
     Raises StagingError without the packages, for unsuitable source files (`source.read_source`),
-    and if the images' grid is not that of the source's slices.
+    and if the images' grid is not that of the source's slices; and Cancelled, at once: highdicom
+    cannot be interrupted, so what it still makes is dropped.
     """
     check_packages()
-    with silent():
+
+    @silent()
+    def objects() -> list["Dataset"]:
         source = read_source(source_files)
+        check_cancel(cancel)
         place = source.placing(organs)
         segments = segmentation(source, place(organs)[1], summary)
+        check_cancel(cancel)
         mapped = parametric_map(source, *place(location_map), summary)
-        measured = report(source, segments, mapped, summary)
-        for name, found in zip(FILES, (segments, mapped, measured)):
-            found.SpecificCharacterSet = CHARACTER_SET
+        check_cancel(cancel)
+        return [segments, mapped, report(source, segments, mapped, summary)]
+
+    for name, found in zip(FILES, cancellable(objects, cancel)):
+        check_cancel(cancel)
+        found.SpecificCharacterSet = CHARACTER_SET
+        with silent():
             found.save_as(folder / name)

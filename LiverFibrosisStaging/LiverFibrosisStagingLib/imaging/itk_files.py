@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,35 +9,22 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from ..errors import StagingError
+from ..settings import shared
 
 _UTF8 = 65001  # Windows code page; set in Slicer, not in a plain Python
 _WINDOWS = os.name == "nt"
 
-_lock = threading.Lock()
-_reading = 0
-_shown_before = True
 
-
+@shared
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress ITK's warnings; problems that matter are reported by this library's own messages.
-
-    The setting is global to the process: of several threads, the first turns warnings off and the
-    last restores the setting.
-    """
-    global _reading, _shown_before
-    with _lock:
-        if _reading == 0:
-            _shown_before = sitk.ProcessObject.GetGlobalWarningDisplay()
-            sitk.ProcessObject.SetGlobalWarningDisplay(False)
-        _reading += 1
+    """Suppress ITK's warnings; problems that matter are reported by this library's own messages."""
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         yield
     finally:
-        with _lock:
-            _reading -= 1
-            if _reading == 0:
-                sitk.ProcessObject.SetGlobalWarningDisplay(_shown_before)
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
 def itk_path(path: Path) -> str:

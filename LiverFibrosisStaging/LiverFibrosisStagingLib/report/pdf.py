@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CancelToken, check_cancel
+from ..errors import CancelToken, cancellable, check_cancel
+from ..settings import shared
 from .colors import BANDS
 from .content import (
     OUTCOMES,
@@ -52,22 +55,30 @@ def write_pdf(
     path: Path, report: Report, pictures: Sequence[Picture], cancel: CancelToken | None = None
 ) -> None:
     """Write the report; needs matplotlib. Raises OSError if the file cannot be written, and
-    Cancelled.
+    Cancelled, at once: matplotlib cannot be interrupted, so what it still draws is dropped.
     """
-    from matplotlib import rc_context
+    path.write_bytes(cancellable(lambda: _pdf(report, pictures, cancel), cancel))
 
-    check_cancel(cancel)  # the first time, each of these imports takes as long as a page
+
+def _pdf(report: Report, pictures: Sequence[Picture], cancel: CancelToken | None) -> bytes:
     from matplotlib.backends.backend_pdf import PdfPages
 
+    content = BytesIO()
     # No date: the same result gives the same file.
     about = {"Title": f"{TITLE}: {report.headline}", "CreationDate": None}
-    with rc_context({"pdf.fonttype": 42}), path.open("wb") as file:
-        pages = PdfPages(file, metadata=about)
+    with _true_type(), PdfPages(content, metadata=about) as pages:
         for figure in pdf_pages(report, pictures, cancel):
             check_cancel(cancel)
             pages.savefig(figure)
-        check_cancel(cancel)
-        pages.close()  # only now: it embeds the fonts, which takes longer than a page
+    return content.getvalue()
+
+
+@shared
+def _true_type() -> AbstractContextManager[None]:
+    """Fonts whose text can be found and copied."""
+    from matplotlib import rc_context
+
+    return rc_context({"pdf.fonttype": 42})
 
 
 def pdf_pages(

@@ -88,7 +88,7 @@ def saving_job(result: StagingResult, folder: str | Path) -> Job:
 
     def job(progress: Progress, cancel: CancelToken) -> Path:
         progress(0.0, "Saving")
-        return result.save(folder, report=True)
+        return result.save(folder, report=True, cancel=cancel)
 
     return job
 
@@ -98,7 +98,7 @@ def report_job(result: StagingResult, folder: str | Path) -> Job:
 
     def job(progress: Progress, cancel: CancelToken) -> Path:
         progress(0.0, "Writing the report")
-        return result.save_report(folder)
+        return result.save_report(folder, cancel)
 
     return job
 
@@ -111,9 +111,11 @@ def dicom_job(result: StagingResult, source_files: Sequence[str], folder: str | 
 
     def job(progress: Progress, cancel: CancelToken) -> Path:
         progress(0.0, "Writing DICOM")
-        return write_folder(
-            folder, DICOM_FILES, lambda partial: result.write_dicom(partial, source_files)
-        )
+
+        def write(partial: Path) -> None:
+            result.write_dicom(partial, source_files, cancel)
+
+        return write_folder(folder, DICOM_FILES, write)
 
     return job
 

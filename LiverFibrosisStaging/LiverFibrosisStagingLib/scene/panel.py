@@ -236,7 +236,7 @@ class Panel(VTKObservationMixin):
         """Write the report to a new temporary folder and open it in the browser."""
         folder = tempfile.mkdtemp(prefix="LiverFibrosisStaging-", dir=slicer.app.temporaryPath)
         job = jobs.report_job(self._result[1], folder)
-        self._run("Writing the report", job, self._open, None, cancellable=False)
+        self._run("Writing the report", job, self._open, None, writes=True)
 
     def _open(self, page: Path) -> None:
         if not qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(page))):
@@ -247,14 +247,14 @@ class Panel(VTKObservationMixin):
         folder = self._chosen_folder()
         if folder is not None:
             job = jobs.saving_job(self._result[1], folder)
-            self._run("Saving", job, self._saved, None, cancellable=False)
+            self._run("Saving", job, self._saved, None, writes=True)
 
     def on_dicom(self) -> None:
         """Write the result as DICOM into the subfolder dicom of a folder named after the CT."""
         folder = self._chosen_folder(DICOM_FOLDER)
         if folder is not None:
             job = jobs.dicom_job(self._result[1], dicom_files(self._volume()), folder)
-            self._run("Writing DICOM", job, self._saved, None, cancellable=False)
+            self._run("Writing DICOM", job, self._saved, None, writes=True)
 
     def _chosen_folder(self, part: str = "") -> Path | None:
         """Where to write a result, or a part of it: a subfolder, named after the CT, of the folder
@@ -339,15 +339,16 @@ class Panel(VTKObservationMixin):
         job: Callable,
         done: Callable,
         volume_id: str | None,
-        cancellable: bool = True,
+        writes: bool = False,
     ) -> None:
         """Run a job, then call `done` with its value.
 
-        name: for the log. volume_id: of the CT that the job is for, if any.
+        name: for the log. volume_id: of the CT that the job is for, if any. writes: whether it
+        writes files.
         """
         self._job_volume_id = volume_id
         ended = partial(self._ended, name, done)
-        self._worker.start(job, ended, self._progressed, cancellable)
+        self._worker.start(job, ended, self._progressed, writes)
         self.ui.progressBar.maximum = self.ui.progressBar.value = 0
         self.ui.stepLabel.text = ""
         self._update()
@@ -430,7 +431,7 @@ class Panel(VTKObservationMixin):
             self._shown_id = volume and volume.GetID()
             self.ui.heightSpinBox.value = self.ui.weightSpinBox.value = 0
         summary, worker = self.logic.storedSummary(volume), self._worker
-        panel_content.fill_inputs(self.ui, volume, segmentation, worker.busy, worker.cancellable)
+        panel_content.fill_inputs(self.ui, volume, segmentation, worker.busy)
         refused = volume is not None and volume.GetID() == self._refused_id
         panel_content.offer_any_phase(self.ui, refused)
         if summary is not None and summary != self._shown_summary:

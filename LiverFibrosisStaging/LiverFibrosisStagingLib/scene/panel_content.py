@@ -44,7 +44,7 @@ def explained_names() -> list[str]:
     ]
 
 
-def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancellable: bool) -> None:
+def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool) -> None:
     """Show which input is missing and which segments are used, or that a job is running."""
     missing, sentence = volume is None, _("Choose a CT volume to stage.")
     ui.missingLabel.text = sentence
@@ -58,10 +58,8 @@ def fill_inputs(ui: Any, volume: Any, segmentation: Any, busy: bool, cancellable
         _allow(widget, _waiting() if busy else None)
     ui.stageButton.text = _("&Cancel") if busy else _("&Stage")
     if busy:
-        unsafe = _("The files are being written; wait until this is done.")
-        _allow(ui.stageButton, None if cancellable else unsafe)
-        if cancellable:
-            ui.stageButton.toolTip = _("Stop without changing the scene.")
+        _allow(ui.stageButton, None)
+        ui.stageButton.toolTip = _("Stop; the scene and earlier files stay as they are.")
     else:
         _allow(ui.stageButton, sentence if missing else None)
 

@@ -52,13 +52,13 @@ class Worker:
 
     A cancelled job ends at once for the caller. Its thread ends when the job next checks the cancel
     token; until then the next job's thread waits, so only one computes at a time. A job that writes
-    files is started as not cancellable.
+    files ends for the caller with its thread: cancelled too late, it has written them.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._thread: threading.Thread | None = None
-        self._cancel, self._cancellable = threading.Event(), True
+        self._cancel, self._writes = threading.Event(), False
         self._reports: queue.SimpleQueue[Progress | Outcome] = queue.SimpleQueue()
         self._starts: list[tuple[float, str]] = []  # time and name of each step that began
         self._progressed: Callable[[Progress], None] | None = None
@@ -70,11 +70,6 @@ class Worker:
         return self._ended is not None
 
     @property
-    def cancellable(self) -> bool:
-        """Whether `cancel` ends the job that was started last."""
-        return self._cancellable
-
-    @property
     def idle(self) -> bool:
         """Whether no thread is running, not even that of a cancelled job."""
         return not self.busy and (self._thread is None or not self._thread.is_alive())
@@ -84,13 +79,15 @@ class Worker:
         job: Job,
         ended: Callable[[Outcome], None],
         progressed: Callable[[Progress], None] | None = None,
-        cancellable: bool = True,
+        writes: bool = False,
     ) -> None:
-        """Start a job. Raises RuntimeError while another one is running."""
+        """Start a job; writes: whether it writes files. Raises RuntimeError while another one is
+        running.
+        """
         if self.busy:
             raise RuntimeError("A job is already running.")
         self._cancel, self._reports = threading.Event(), queue.SimpleQueue()
-        self._cancellable, self._starts = cancellable, []
+        self._writes, self._starts = writes, []
         self._progressed, self._ended = progressed, ended
         # Not a daemon: an interpreter that exits while onnxruntime computes would abort.
         self._thread = threading.Thread(
@@ -109,7 +106,7 @@ class Worker:
                 outcome = report
             else:
                 latest = report
-        if self.busy and self._cancel.is_set():  # a value that arrives now is not used
+        if self.busy and self._cancel.is_set() and not self._writes:  # a late value is not used
             outcome = Outcome(error=Cancelled("Cancelled."))
         if outcome is not None:
             self._finish(outcome)
@@ -117,13 +114,13 @@ class Worker:
             self._progressed(latest)
 
     def cancel(self) -> None:
-        """End the job as cancelled, if it is cancellable; `pump` delivers its end."""
-        if self._cancellable:
-            self._cancel.set()
+        """End the job as cancelled; `pump` delivers its end."""
+        self._cancel.set()
 
     def stop(self) -> None:
-        """Cancel the job, or let it finish if it is not cancellable, and wait for its thread."""
-        self.cancel()
+        """Cancel the job, or let it finish if it writes files, and wait for its thread."""
+        if not self._writes:
+            self.cancel()
         self.pump()
         if self._thread is not None:
             self._thread.join()
