@@ -218,8 +218,17 @@ def _organ(ct: sitk.Image, mask: sitk.Image | None, name: str) -> _Organ:
             "needed to measure HU.",
         )
     mean, sd = (float(found(hu, dtype=np.float64)) for found in (np.mean, np.std))
-    median = float(np.median(hu))
-    return _Organ(volume, volume_reason, at_least, mean, median, sd, "")
+    return _Organ(volume, volume_reason, at_least, mean, _median(hu), sd, "")
+
+
+def _median(hu: np.ndarray) -> float:
+    """As np.median; of the int16 of most CTs in a fifth of the time, from their histogram."""
+    if hu.dtype != np.int16:
+        return float(np.median(hu))
+    low = int(hu.min())
+    upto = np.bincount(np.subtract(hu, low, dtype=np.intp)).cumsum()
+    middle = upto.searchsorted([(len(hu) - 1) // 2, len(hu) // 2], side="right")
+    return low + float(middle.mean())
 
 
 def _per_surface(key: str, organ: _Organ, body: Body | None) -> Measurement:

@@ -164,15 +164,14 @@ def edge_pieces(
     for within, part in zip(stack, parts):
         check_cancel(cancel)
         voxels = np.add.reduce(inside[(part, *box[1:])] != 0, axis=0, dtype=np.uint16)
-        np.greater(2 * voxels, slab, out=within)
-    outlines = _outlines(stack)
-    found = []
-    for number, part in enumerate(parts):
+        np.greater(voxels, slab // 2, out=within)
+    curves = []
+    for number, outlines in enumerate(_outlines(stack, corner, frame.spacing[:2])):
         check_cancel(cancel)
-        places = [(each + corner) * frame.spacing[:2] for each in outlines[number]]
-        edges = _edges(_Slab(hu[part], kernels), places, frame, level)
-        found += [(number, points) for points in edges]
-    return _fitted(found, frame)
+        smoothed = map(_smoothed, outlines)
+        curves += [(number, curve) for curve in smoothed if curve is not None]
+    slabs = [_Slab(hu[part], kernels) for part in parts]
+    return _fitted(_edges(slabs, curves, frame, level, cancel), frame)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,17 +212,21 @@ class _Slab:
         if min(x.min(), y.min()) < 0 or x.max() > columns - 1 or y.max() > rows - 1:
             outside = (x < 0) | (x > columns - 1) | (y < 0) | (y > rows - 1)
             x, y = np.clip(x, 0, columns - 1), np.clip(y, 0, rows - 1)
-        column, row = x.astype(np.intp), y.astype(np.intp)
+        column, row = np.floor(x), np.floor(y)
         x, y = x - column, y - row
-        left, top = column.min(), row.min()
+        left, right, top, bottom = (
+            int(end) for end in (column.min(), column.max(), row.min(), row.max())
+        )
         # With the pixels behind the last ones.
-        values = self._smoothed((top, left), (row.max() + 2, column.max() + 2))
+        values = self._smoothed((top, left), (bottom + 2, right + 2))
         width = values.shape[1]
-        place = (row - top) * width + (column - left)
+        place = (row * width + (column - (top * width + left))).astype(np.intp)
         # Each pixel with the one to its right, and the one below.
         values = values.ravel()
-        values, steps = values[:-1], np.diff(values)
-        upper, lower = (values.take(each) + steps.take(each) * x for each in (place, place + width))
+        steps = values[1:] - values[:-1]
+        upper, lower = (
+            values[first:].take(place) + steps[first:].take(place) * x for first in (0, width)
+        )
         found = upper + (lower - upper) * y
         if outside is not None:
             found[outside] = np.nan
@@ -236,7 +239,7 @@ class _Slab:
             for start, stop, length, kernel in zip(low, high, self.slices.shape[1:], self.kernels)
         )
         part = self.slices[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        values = part.mean(axis=0, dtype=np.float64)
+        values = np.add.reduce(part, axis=0, dtype=np.float64) / len(part)
         if values.shape != (len(rows), len(columns)):
             values = values[np.ix_(rows - rows[0], columns - columns[0])]
         for kernel in self.kernels:
@@ -262,11 +265,12 @@ def _gaussian(sigma: float) -> np.ndarray:
     return weights[weights > 0]
 
 
-def _outlines(inside: np.ndarray) -> list[list[np.ndarray]]:
+def _outlines(inside: np.ndarray, first: np.ndarray, spacing: np.ndarray) -> list[list[np.ndarray]]:
     """Closed outlines of each slice of a mask [slice, row, column] along the borders of its pixels.
 
-    Each is float64 [n, 2], corners (column, row) in pixels, pixel centres at whole numbers. The
-    inside is on the right of the way when x points right and y down.
+    Each is complex [n], the corners x + iy in mm from pixel 0; first: the mask's first column and
+    row; spacing: mm along x and y. The inside is on the right of the way when x points right and y
+    down.
     """
     padded = np.pad(inside, ((0, 0), (1, 1), (1, 1)))
     width = padded.shape[2]
@@ -275,8 +279,8 @@ def _outlines(inside: np.ndarray) -> list[list[np.ndarray]]:
     pixels = padded.ravel()
     to_right = np.flatnonzero(pixels[:-width] < pixels[width:]) - 1
     to_left = np.flatnonzero(pixels[:-width] > pixels[width:])
-    up = np.flatnonzero(pixels[:-1] < pixels[1:])
-    down = np.flatnonzero(pixels[:-1] > pixels[1:]) - width
+    sideways = np.flatnonzero(pixels[:-1] != pixels[1:])
+    up, down = sideways[pixels[sideways + 1]], sideways[pixels[sideways]] - width
     begin = np.concatenate([to_right, to_left, up, down])
     finish = np.concatenate([to_right + 1, to_left - 1, up - width, down + width])
     order = begin.argsort(kind="stable")
@@ -289,7 +293,10 @@ def _outlines(inside: np.ndarray) -> list[list[np.ndarray]]:
     for corner, end in zip(*(corners.searchsorted(each[~last]) for each in (begin, finish))):
         second[corner] = end
     slices, places = np.divmod(corners, padded.shape[1] * width)
-    places = np.stack(np.divmod(places, width)[::-1], axis=1) - 0.5
+    rows, columns = np.divmod(places, width)
+    # Half a pixel before the pixels' centres.
+    x, y = ((at + start - 0.5) * mm for at, start, mm in zip((columns, rows), first, spacing))
+    places = x + 1j * y
     outlines: list[list[np.ndarray]] = [[] for _ in inside]
     # Each outline has a border to the right, and is found where the first one begins. Two can begin
     # at a corner where two pixels touch.
@@ -301,21 +308,27 @@ def _outlines(inside: np.ndarray) -> list[list[np.ndarray]]:
                 after[here], second[here], here = second[here], None, after[here]
                 if here == start:
                     break
-            outlines[slices[start]].append(places[way])
+            outlines[slices[start]].append(places.take(way))
     return outlines
 
 
 def _edges(
-    slab: _Slab, outlines: list[np.ndarray], frame: _Frame, level: float
-) -> list[np.ndarray]:
-    """Pieces [n, 2] of the edge near outlines [m, 2] of one slab, in mm from its first pixel."""
-    curves = [curve for curve in map(_smoothed, outlines) if curve is not None]
+    slabs: list[_Slab],
+    curves: list[tuple[int, np.ndarray]],
+    frame: _Frame,
+    level: float,
+    cancel: CancelToken | None,
+) -> list[tuple[int, np.ndarray]]:
+    """Pieces of the edge near closed curves: each slab's number and points [n, 2].
+
+    curves: slab's number, in rising order, and places x + iy, in mm from its first pixel.
+    """
     if not curves:
         return []
     # All curves one behind the other. In `ring`, each has before and behind it some places of its
     # other end, so that the neighbours of its own places are beside them.
-    base = np.concatenate(curves)
-    counts = np.array([len(curve) for curve in curves])
+    base = np.concatenate([curve for _, curve in curves])
+    counts = np.array([len(curve) for _, curve in curves])
     starts = counts.cumsum() - counts
     reach = math.ceil(3 * ALONG_MM / STEP_MM)
     ring = np.concatenate(
@@ -323,29 +336,40 @@ def _edges(
     )
     own = np.arange(len(base)) + reach + (2 * reach * np.arange(len(counts))).repeat(counts)
     tangent = base[ring[own + 1]] - base[ring[own - 1]]
-    normal = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
-    normal /= np.hypot(*normal.T)[:, None]
-    anterior = -frame.direction[1, :2] / np.linalg.norm(frame.direction[1, :2])
-    ahead = normal @ anterior >= math.cos(math.radians(ANTERIOR_DEGREES))
+    normal = -1j * tangent / np.abs(tangent)
+    anterior = -complex(*frame.direction[1, :2])
+    toward = (normal * anterior.conjugate()).real / abs(anterior)
+    ahead = toward >= math.cos(math.radians(ANTERIOR_DEGREES))
     if not ahead.any():
         return []
     used = np.zeros(len(ring), bool)
     used[own] = ahead
     steps = np.arange(-reach, reach + 1)
     needed = np.convolve(used, np.ones(len(steps)), "same") > 0.5
+    used, slab = used[needed], np.repeat([k for k, _ in curves], counts + 2 * reach)[needed]
+    start, way = base[ring[needed]], normal[ring[needed]]
     at = np.arange(-SEARCH_MM - INSIDE_MM[0], SEARCH_MM + OUTSIDE_MM + PROFILE_MM / 2, PROFILE_MM)
-    x, y = (
-        (base[ring[needed], axis] + at[:, None] * normal[ring[needed], axis]) / frame.spacing[axis]
-        for axis in (0, 1)
-    )
     weights = np.exp(-((steps * STEP_MM / ALONG_MM) ** 2) / 2)
-    # Profiles [place along the normal, place along the curve], averaged along the curve.
-    profiles = _along_rows(slab.at(x, y), weights / weights.sum())[:, used[needed]]
+    weights /= weights.sum()
+    offsets = []
+    for number in np.unique(slab):
+        check_cancel(cancel)
+        part = slice(*slab.searchsorted([number, number + 1]))
+        x, y = (
+            along(start[part]) / spacing + at[:, None] * (along(way[part]) / spacing)
+            for along, spacing in zip((np.real, np.imag), frame.spacing)
+        )
+        # Profiles [place along the normal, place along the curve], averaged along the curve.
+        profiles = _along_rows(slabs[number].at(x, y), weights)[:, used[part]]
+        offsets.append(_offsets(profiles.T, at, level))
     offset = np.full(len(base), np.nan)
-    offset[ahead] = _offsets(profiles.T, at, level)
-    edge = base + offset[:, None] * normal
-    parts = (slice(start, start + length) for start, length in zip(starts, counts))
-    return [edge[part][piece] for part in parts for piece in _pieces(offset[part])]
+    offset[ahead] = np.concatenate(offsets)
+    edge = base + offset * normal
+    return [
+        (number, edge[part][piece].view(float).reshape(-1, 2))
+        for (number, _), part in zip(curves, map(slice, starts, starts + counts))
+        for piece in _pieces(offset[part])
+    ]
 
 
 def _pieces(offset: np.ndarray) -> list[np.ndarray]:
@@ -368,22 +392,26 @@ def _smoothed(outline: np.ndarray) -> np.ndarray | None:
     closed, length = _closed(outline)
     if length[-1] < 2 * PIECE_MM:
         return None
-    fine = np.arange(0, length[-1], PROFILE_MM)
-    dense = np.stack([np.interp(fine, length, along) for along in closed.T])
-    frequency = np.fft.rfftfreq(len(fine), length[-1] / len(fine))
+    fine = np.interp(np.arange(0, length[-1], PROFILE_MM), length, closed)
+    # Continued at both ends, beyond the reach of the Gaussian, to a number of points of which the
+    # Fourier transform takes a third of the time that a prime number takes.
+    count, reach = len(fine), math.ceil(8 * OUTLINE_MM / PROFILE_MM)
+    total = math.ceil((count + 2 * reach) / 128) * 128
+    ring = fine.take(np.arange(-reach, total - reach), mode="wrap")
+    frequency = np.fft.fftfreq(total, length[-1] / count)
     weight = np.exp(-2 * (np.pi * frequency * OUTLINE_MM) ** 2)
+    smooth = np.fft.ifft(np.fft.fft(ring) * weight)[reach : reach + count]
     # The borders of pixels are longer than the line they stand for.
-    closed, length = _closed(np.fft.irfft(np.fft.rfft(dense) * weight, len(fine)).T)
-    even = np.linspace(0, length[-1], max(round(length[-1] / STEP_MM), 1), endpoint=False)
-    return np.stack([np.interp(even, length, along) for along in closed.T], axis=1)
+    closed, length = _closed(smooth)
+    count = max(round(length[-1] / STEP_MM), 1)
+    return np.interp(np.linspace(0, length[-1], count, endpoint=False), length, closed)
 
 
 def _closed(outline: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A closed outline with its first point again at the end, and the length up to each point."""
-    closed = np.concatenate([outline, outline[:1]])
-    steps = closed[1:] - closed[:-1]
+    closed = np.append(outline, outline[0])
     length = np.zeros(len(closed))
-    np.cumsum(np.hypot(steps[:, 0], steps[:, 1]), out=length[1:])
+    np.cumsum(np.abs(closed[1:] - closed[:-1]), out=length[1:])
     return closed, length
 
 
@@ -395,25 +423,19 @@ def _offsets(profiles: np.ndarray, at: np.ndarray, level: float) -> np.ndarray:
     after = below.argmax(axis=1)  # at least INSIDE_MM[0] behind the profile's first place
     before = after - 1
     every = np.arange(len(profiles))
-    lines = np.flatnonzero(below[every, after] & (profiles[every, before] >= middle))
-    offsets = np.full(len(profiles), np.nan)
-    # From here on only those that cross the edge.
-    profiles, before, after = profiles[lines], before[lines], after[lines]
-    every = every[: len(lines)]
     high, low = profiles[every, before], profiles[every, after]
+    sharp = BLUR_MM * (high - low) >= PROFILE_MM * (level - FAT_HU)
+    lines = np.flatnonzero(below[every, after] & (high >= middle) & sharp)
+    offsets = np.full(len(profiles), np.nan)
+    # From here on only those that cross a sharp edge.
+    profiles, before, high, low = profiles[lines], before[lines], high[lines], low[lines]
     offset = at[before] + PROFILE_MM * (high - middle) / (high - low)
-    slope = (high - low) / PROFILE_MM
     apart = at - offset[:, None]
     inside = (apart >= -INSIDE_MM[0]) & (apart <= -INSIDE_MM[1])
     outside = (apart > 0) & (apart <= OUTSIDE_MM)
     liver = np.where(inside, profiles, 0).sum(axis=1) / inside.sum(axis=1)
     lowest = np.where(outside, profiles, np.inf).min(axis=1)
-    good = (
-        (np.abs(liver - level) <= LIVER_HU)
-        & (lowest <= FAT_SEEN_HU)
-        & (lowest > AIR_HU)
-        & ((level - FAT_HU) / slope <= BLUR_MM)
-    )
+    good = (np.abs(liver - level) <= LIVER_HU) & (lowest <= FAT_SEEN_HU) & (lowest > AIR_HU)
     offsets[lines[good]] = offset[good]
     return offsets
 
