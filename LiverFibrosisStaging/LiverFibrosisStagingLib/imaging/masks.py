@@ -192,7 +192,7 @@ def eroded(inside: np.ndarray, depth_mm: float, spacing: Sequence[float]) -> np.
     reach = (math.sqrt(square) / steps).astype(int)
     # Eight voxels of a row in one byte; by how many voxels to both sides are inside. Beyond the
     # rows' ends, all are.
-    rows = [np.packbits(inside, axis=2)]
+    rows = [np.ascontiguousarray(np.packbits(inside, axis=2))]
     rows[0][..., -1] |= 255 >> (inside.shape[2] - 1) % 8 + 1
     for _ in range(reach[2]):
         rows.append(_narrower(rows[-1]))
@@ -224,10 +224,11 @@ def dilated_by_ball(inside: np.ndarray, radius: Sequence[int]) -> np.ndarray:
 
 def _narrower(rows: np.ndarray) -> np.ndarray:
     """The bits of packed rows whose neighbours in the row are set too."""
-    before, after = rows >> 1, rows << 1
-    before[..., 1:] |= rows[..., :-1] << 7
+    # Shifted as if they were one row, in half the time; then each row's ends are set right.
+    before, after, one = rows >> 1, rows << 1, rows.reshape(-1)
+    before.reshape(-1)[1:] |= one[:-1] << 7
     before[..., 0] |= 128
-    after[..., :-1] |= rows[..., 1:] >> 7
+    after.reshape(-1)[:-1] |= one[1:] >> 7
     after[..., -1] |= 1
     return rows & before & after
 
