@@ -277,10 +277,10 @@ def _outlines(inside: np.ndarray, first: np.ndarray, spacing: np.ndarray) -> lis
     # All slices are searched at once. A corner has the number of the pixel above and to the left;
     # the padding of one slice ends where that of the next begins.
     pixels = padded.ravel()
-    to_right = np.flatnonzero(pixels[:-width] < pixels[width:]) - 1
-    to_left = np.flatnonzero(pixels[:-width] > pixels[width:])
-    sideways = np.flatnonzero(pixels[:-1] != pixels[1:])
-    up, down = sideways[pixels[sideways + 1]], sideways[pixels[sideways]] - width
+    level = np.flatnonzero(pixels[:-width] != pixels[width:])
+    upright = np.flatnonzero(pixels[:-1] != pixels[1:])
+    to_right, to_left = level[pixels[level + width]] - 1, level[pixels[level]]
+    up, down = upright[pixels[upright + 1]], upright[pixels[upright]] - width
     begin = np.concatenate([to_right, to_left, up, down])
     finish = np.concatenate([to_right + 1, to_left - 1, up - width, down + width])
     order = begin.argsort(kind="stable")
