@@ -11,6 +11,7 @@ from LiverFibrosisStagingLib.imaging.masks import eroded
 from LiverFibrosisStagingLib.signs.measure import (
     EROSION_MM,
     UNITS,
+    _median,
     measure_signs,
 )
 
@@ -104,6 +105,11 @@ def test_depth_is_the_distance_to_the_nearest_voxel_outside(spacing):
     assert expected.any() and (expected != inside).any()
     found = eroded(inside, EROSION_MM, steps)
     assert (found == expected).all()
+
+
+@pytest.mark.parametrize("values", [[7], [-30000, 30000], [5, 5, 9, 9], [-1, 0, 4], [3, 8, -2, 8]])
+def test_the_median_of_int16_is_that_of_other_types(values):
+    assert _median(np.array(values, np.int16)) == _median(np.array(values, np.float32))
 
 
 def test_hu_are_exactly_those_of_the_eroded_organs():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter1d
 from scipy.stats import spearmanr
 
 from LiverFibrosisStagingLib.report.content import sign_text
@@ -223,3 +224,19 @@ def test_outlines_follow_every_border_once_with_the_inside_on_the_right():
             for start, end in zip(outline.tolist(), np.roll(outline, -1).tolist())
         ]
         assert sorted(followed) == sorted(borders)
+
+
+@pytest.mark.parametrize("radius", [10.0, 70.0])
+def test_outlines_are_smoothed_around_their_whole_length(radius):
+    angle = np.arange(0, 2 * np.pi, 0.7 / radius)
+    outline = (radius + np.random.default_rng(1).uniform(-1, 1, len(angle))) * np.exp(1j * angle)
+    closed = np.append(outline, outline[0])
+    length = np.append(0, np.abs(np.diff(closed)).cumsum())
+    fine = np.interp(np.arange(0, length[-1], module.PROFILE_MM), length, closed)
+    sigma = module.OUTLINE_MM * len(fine) / length[-1]
+    smooth = gaussian_filter1d(fine, sigma, mode="wrap", truncate=9.0)
+    closed = np.append(smooth, smooth[0])
+    length = np.append(0, np.abs(np.diff(closed)).cumsum())
+    even = np.linspace(0, length[-1], round(length[-1]), endpoint=False)
+    expected = np.interp(even, length, closed)
+    np.testing.assert_allclose(module._smoothed(outline), expected, rtol=1e-9)
