@@ -1,6 +1,8 @@
 """Filters of arrays along their axes, [slice, row, column] or of any other number of axes."""
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import SimpleITK as sitk
@@ -32,27 +34,44 @@ def gaussian(
         if not sigma or length < _FEWEST:
             found = found[(slice(None),) * axis + (part,)]
             continue
-        single = sitk.GetImageFromArray(np.eye(length, dtype=np.float32))
-        single.SetSpacing((step, step))
-        answers = sitk.GetArrayFromImage(sitk.RecursiveGaussian(single, sigma, direction=0))
-        found = np.moveaxis(times(np.moveaxis(found, axis, -1), answers[:, part]), -1, axis)
+        found = times(found, _answers(length, float(sigma), float(step))[:, part], axis)
     return np.ascontiguousarray(found)
 
 
-def times(lines: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The matrix product of lines [..., n] and a matrix [n, m], float32 [..., m]."""
-    matrix = np.ascontiguousarray(matrix)
-    rows = lines.reshape(-1, len(matrix))
-    made = np.empty((len(rows), matrix.shape[1]), np.float32)
+@lru_cache(maxsize=3)
+def _answers(length: int, sigma_mm: float, step_mm: float) -> np.ndarray:
+    """A Gaussian's answers [from, to] to single voxels; kept, since some smooth twice."""
+    single = sitk.GetImageFromArray(np.eye(length, dtype=np.float32))
+    single.SetSpacing((step_mm, step_mm))
+    return sitk.GetArrayFromImage(sitk.RecursiveGaussian(single, sigma_mm, direction=0))
+
+
+def times(array: np.ndarray, matrix: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The product with a matrix [n, m] along an axis of n voxels, float32, with m voxels there."""
+    axis %= array.ndim
+    shape = (*array.shape[:axis], matrix.shape[1], *array.shape[axis + 1 :])
+    made = np.empty(shape, np.float32)
     some = max(1, _ONE_THREAD // max(1, matrix.size))
+    if axis < array.ndim - 1:
+        # Without a copy of the array in another order.
+        planes, target = (
+            each.reshape(math.prod(shape[:axis]), each.shape[axis], -1) for each in (array, made)
+        )
+        across = np.ascontiguousarray(matrix.T)
+        for first in range(0, planes.shape[2], some):
+            part = slice(first, first + some)
+            np.matmul(across, planes[..., part], out=target[..., part])
+        return made
+    matrix = np.ascontiguousarray(matrix)
+    lines, target = (each.reshape(-1, each.shape[-1]) for each in (array, made))
     # All in one call, as a stack of products that are small enough, and what is left.
-    count, rest = divmod(len(rows), some)
-    stacked, target = (
-        each[: count * some].reshape(count, some, each.shape[1]) for each in (rows, made)
+    rest = len(lines) % some
+    stacked, found = (
+        each[: len(lines) - rest].reshape(-1, some, each.shape[1]) for each in (lines, target)
     )
-    np.matmul(stacked, matrix, out=target)
-    np.matmul(rows[len(rows) - rest :], matrix, out=made[len(rows) - rest :])
-    return made.reshape(*lines.shape[:-1], matrix.shape[1])
+    np.matmul(stacked, matrix, out=found)
+    np.matmul(lines[len(lines) - rest :], matrix, out=target[len(lines) - rest :])
+    return made
 
 
 def dilated(inside: np.ndarray, radius: Sequence[int]) -> np.ndarray:
