@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import product
 
 import numpy as np
 import SimpleITK as sitk
@@ -21,6 +22,8 @@ from .report.summary import AROUND_MM, REGION_NAMES, SURFACE_MM
 
 SURFACE, CORE_AND_SPLEEN, MIXED, ELSEWHERE = "surface", "core and spleen", "mixed", "elsewhere"
 MIN_CASES = 20  # of a stage, for a meaningful reference
+_PLANES = 8  # of distances that are worked on at once: they fit the processor's cache
+_FAR = np.int16(10**4)  # voxels
 
 Measurements = Mapping[str, Mapping[str, float]]
 
@@ -104,18 +107,18 @@ def deeper_than(mask: sitk.Image, depth_mm: float) -> np.ndarray:
     box = bounding_box(sitk.GetArrayViewFromImage(mask))
     if box is None:
         return deeper
-    sigma = float(np.prod(mask.GetSpacing())) ** (1 / 3)
-    margin = [1 + math.ceil(3 * sigma / spacing) for spacing in mask.GetSpacing()]
-    cropped = sitk.ConstantPad(mask[box[::-1]] != 0, margin, margin, 0)
-    inside = _inside(cropped)
-    step = np.array(cropped.GetSpacing()[::-1])
-    depth = _smooth_depth(cropped, sigma)
-    found = inside & (depth > depth_mm)
+    step = np.array(mask.GetSpacing()[::-1])
+    sigma = float(np.prod(step)) ** (1 / 3)
+    margin = [1 + math.ceil(3 * sigma / spacing) for spacing in step]
+    inside = np.pad(_inside(mask)[box], [(voxels, voxels) for voxels in margin])
     # Far from the limit the smoothed distances are good enough.
-    near = inside & (np.abs(depth - depth_mm) < 1.5 * np.linalg.norm(step)) & (depth > 0)
+    around = 1.5 * float(np.linalg.norm(step))
+    depth = _smooth_depth(inside, step, sigma, depth_mm + around)
+    found = inside & (depth > depth_mm)
+    near = inside & (depth > max(depth_mm - around, 0)) & (depth < depth_mm + around)
     if near.any():
-        found[near] = ~_beside_surface(depth, step, depth_mm)[near]
-    deeper[box] = found[tuple(slice(voxels, -voxels) for voxels in margin[::-1])]
+        np.copyto(found, ~_beside_surface(depth, step, depth_mm), where=near)
+    deeper[box] = found[tuple(slice(voxels, -voxels) for voxels in margin)]
     return deeper
 
 
@@ -203,20 +206,53 @@ def pattern(measurements: Measurements, limits: Thresholds) -> Pattern:
     return Pattern(name, sentence)
 
 
-def _smooth_depth(mask: sitk.Image, sigma: float) -> np.ndarray:
-    """Smoothed distances in mm, positive inside, to the nearest voxel on the other side."""
+def _smooth_depth(inside: np.ndarray, step: np.ndarray, sigma: float, most: float) -> np.ndarray:
+    """Smoothed distances in mm, positive inside, to the nearest voxel on the other side.
 
-    def distances_to(other: sitk.Image) -> np.ndarray:
-        return sitk.GetArrayFromImage(
-            sitk.SignedMaurerDistanceMap(
-                other, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
-            )
-        )
-
-    depth = np.where(_inside(mask), distances_to(mask == 0), -distances_to(mask))
-    smooth = partial(gaussian, sigma_mm=[sigma] * 3, spacing_mm=mask.GetSpacing()[::-1])
+    Distances above `most` may come out smaller, but not by so much that the 0 moves.
+    """
+    # Beyond twelve sigma, the filter's answers to a voxel are below 1e-6.
+    depth = _distances(inside, step, max(most, 12 * sigma))
+    smooth = partial(gaussian, sigma_mm=[sigma] * 3, spacing_mm=step)
     once = smooth(depth)
-    return 2 * once - smooth(once)
+    twice = smooth(once)
+    once *= 2
+    once -= twice
+    return once
+
+
+def _distances(inside: np.ndarray, step: np.ndarray, most: float) -> np.ndarray:
+    """Distances in mm, positive inside, to the nearest voxel on the other side, at most `most`.
+
+    In a row, from the last change of the mask before a voxel and the next one after it; then from
+    row to row and from slice to slice. Float32 [slice, row, column]; a third of the time of
+    sitk.SignedMaurerDistanceMap, which finds the distances of one side only.
+    """
+    at = np.arange(inside.shape[2] + 1, dtype=np.int16)
+    changes = np.diff(inside, axis=2, prepend=inside[..., :1], append=inside[..., -1:])
+    last = np.maximum.accumulate(np.where(changes, at, -_FAR), axis=2)[..., :-1]
+    ahead = np.where(changes, at, _FAR)[..., :0:-1]
+    following = np.minimum.accumulate(ahead, axis=2)[..., ::-1]
+    in_row = np.minimum(at[1:] - last, following - at[:-1]) * np.float32(step[2])
+    square = np.minimum(in_row, np.float32(most)) ** 2
+    within, outside = np.where(inside, square, 0), np.where(inside, 0, square)
+    for squares in (within, outside):
+        for axis in (1, 0):
+            _spread(np.moveaxis(squares, axis, 1), step[axis], most)
+        np.sqrt(squares, out=squares)
+    return np.subtract(within, outside, out=within)
+
+
+def _spread(squares: np.ndarray, step: float, most: float) -> None:
+    """Lower squared distances to the least sum of a square along axis 1 and of that on the way."""
+    for first in range(0, len(squares), _PLANES):
+        part = squares[first : first + _PLANES]
+        old = part.copy("K")
+        farther = np.empty_like(old)
+        for count in range(1, min(int(most / step), part.shape[1] - 1) + 1):
+            np.add(old, np.float32((count * step) ** 2), out=farther)
+            np.minimum(part[:, count:], farther[:, :-count], out=part[:, count:])
+            np.minimum(part[:, :-count], farther[:, count:], out=part[:, :-count])
 
 
 def _beside_surface(depth: np.ndarray, step: np.ndarray, reach_mm: float) -> np.ndarray:
@@ -227,31 +263,34 @@ def _beside_surface(depth: np.ndarray, step: np.ndarray, reach_mm: float) -> np.
     where intervals begin and end is exact, and much faster than a search for the nearest point.
     """
     beside = np.zeros(depth.shape, bool)
+    inside = depth > 0
+    one_more, one_less = np.int32(1), np.int32(-1)
     for axis in range(3):
-        lines = np.moveaxis(depth, axis, 2)
+        lines, kind, found = (np.moveaxis(each, axis, 2) for each in (depth, inside, beside))
         across, along = np.delete(step, axis), step[axis]
-        first, second = lines[..., :-1], lines[..., 1:]
-        at = np.nonzero((first > 0) != (second > 0))
-        row, column, before = at
-        place = before + first[at].astype(float) / (first[at] - second[at])
+        differ = kind[..., :-1] != kind[..., 1:]
+        # Much faster than np.nonzero of three axes.
+        row, column, before = np.unravel_index(np.flatnonzero(differ), differ.shape)
+        first, second = lines[row, column, before], lines[row, column, before + 1]
+        place = before + first.astype(float) / (first - second)
         # Lines beyond the image have room, so that none has to be left out.
         room = (reach_mm / across).astype(int)
         height, width, length = lines.shape
         size = (height + 2 * room[0], width + 2 * room[1], length + 1)
         line = (row * size[1] + column) * size[2]
-        changes = np.zeros(math.prod(size), int)
-        for up, aside in np.ndindex(*(2 * room + 1)):
-            square = reach_mm**2 - ((([up, aside] - room) * across) ** 2).sum()
+        changes = np.zeros(math.prod(size), np.int32)
+        for up, aside in np.ndindex(*(room + 1)):
+            square = reach_mm**2 - (([up, aside] * across) ** 2).sum()
             if square >= 0:
                 half = math.sqrt(square) / along
-                begin = np.ceil(place - half).clip(0, length).astype(int)
-                end = (np.floor(place + half) + 1).clip(0, length).astype(int)
-                beyond = line + (up * size[1] + aside) * size[2]
-                np.add.at(changes, beyond + begin, 1)
-                np.add.at(changes, beyond + end, -1)
-        covered = changes.reshape(size).cumsum(axis=2) > 0
-        inner = covered[room[0] : room[0] + height, room[1] : room[1] + width, :length]
-        beside |= np.moveaxis(inner, 2, axis)
+                begin = line + np.ceil(place - half).clip(0, length).astype(int)
+                end = line + (np.floor(place + half) + 1).clip(0, length).astype(int)
+                for y, x in product({-up, up}, {-aside, aside}):
+                    beyond = changes[((room[0] + y) * size[1] + room[1] + x) * size[2] :]
+                    np.add.at(beyond, begin, one_more)
+                    np.add.at(beyond, end, one_less)
+        covered = np.cumsum(changes, out=changes).reshape(size) > 0
+        found |= covered[room[0] : room[0] + height, room[1] : room[1] + width, :length]
     return beside
 
 

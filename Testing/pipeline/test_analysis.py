@@ -12,6 +12,7 @@ from LiverFibrosisStagingLib import analysis
 from LiverFibrosisStagingLib.analysis import (
     Thresholds,
     _beside_surface,
+    _distances,
     deeper_than,
     measure,
     outside_share,
@@ -141,6 +142,15 @@ def test_the_edge_of_the_grid_is_a_surface():
     whole.SetSpacing((2, 2, 2))
     assert deeper_than(whole + 1, 10.0).sum() == 30**3
     assert not deeper_than(whole, 10.0).any()
+
+
+@pytest.mark.parametrize("step, most", [((4, 2, 2), 9.0), ((1.5, 4, 2), 1e6), ((5, 0.9, 1.1), 20)])
+def test_distances_to_the_other_side(step, most):
+    rng = np.random.default_rng(5)
+    inside = gaussian_filter(rng.normal(size=(15, 50, 40)), 3) > 0.02  # rows without a change too
+    both = [distance_transform_edt(kind, sampling=step) for kind in (inside, ~inside)]
+    expected = np.subtract(*(each.clip(max=most) for each in both))
+    np.testing.assert_allclose(_distances(inside, np.array(step), most), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("step, reach_mm", [((4, 2, 2), 6.0), ((1.5, 4, 2), 5.3), ((5, 1, 1), 3)])
