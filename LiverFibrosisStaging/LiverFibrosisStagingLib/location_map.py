@@ -45,11 +45,12 @@ def merge_patches(
         total[start : start + patch_size[0]] += enlarge(raw, patch_size)
         count[start : start + patch_size[0]] += 1
     inside = sitk.GetArrayViewFromImage(grid.body) > 0
-    merged = np.where(inside, total / count, 0)
+    merged = np.divide(total, count, out=total)
+    merged[~inside] = 0
     body_mean = float(merged[inside].mean(dtype=np.float64)) if inside.any() else 0.0
     if body_mean > 0:
         merged /= body_mean
-    relative = sitk.GetImageFromArray(merged.astype(np.float32))
+    relative = sitk.GetImageFromArray(merged)
     relative.CopyInformation(grid.volume)
     return LocationMap(relative, body_mean)
 
@@ -87,7 +88,8 @@ class MapOnCt:
         """The slices of the box: index of the first in the CT, and their values float32 [slice,
         row, column], 0 outside the body.
         """
-        return ((at, self._slab(at)) for at in self._starts())
+        first, count = self.first[2], self.size[2]
+        return ((at, self._slab(at)) for at in range(first, first + count, SLAB_SLICES))
 
     def bands(self, values: np.ndarray) -> np.ndarray:
         """Labels uint8 of values of this map: n for values above n - 1 and up to n tenths of the
@@ -138,9 +140,6 @@ class MapOnCt:
             made[at - self.first[2] :][: len(values)] = values_of(values)
         return made
 
-    def _starts(self) -> range:
-        return range(self.first[2], self.first[2] + self.size[2], SLAB_SLICES)
-
     def _slab(self, at: int) -> np.ndarray:
         columns, rows, slices = self.size
         count = min(SLAB_SLICES, self.first[2] + slices - at)
@@ -156,30 +155,23 @@ class MapOnCt:
         """The same with `maximum` and `strongest`.
 
         A value is not above those of the voxels of the working grid around it. So the highest value
-        in the slabs at the working grid's maximum is a limit: the maximum is it, or lies beside a
-        voxel of the working grid that reaches it. A few slabs are enough to find it.
+        around the working grid's maximum is a limit: the maximum is it, or lies beside a voxel of
+        the working grid that reaches it.
         """
         weights = sitk.GetArrayViewFromImage(self.location.relative)
-        limit = float(weights.max())
-        found: dict[int, tuple[float, tuple[np.intp, ...]]] = {}  # by slab: maximum and its index
+        limit, strongest = float(weights.max()), None
         for _ in range(2):
             where = (weights > 0) & (weights >= limit * (1 - 1e-5))  # interpolation rounds
             if not where.any():
                 return self
-            (_, _, z), (_, _, slices) = box_on_ct(where, self.location.relative, self.ct)
-            for at in self._starts():
-                if at not in found and z < at + SLAB_SLICES and at < z + slices:
-                    values = self._slab(at)
-                    index = np.unravel_index(values.argmax(), values.shape)
-                    found[at] = float(values[index]), index
-            limit = max((value for value, _ in found.values()), default=0.0)
-        if limit == 0:
-            return self
-        at, index = next(
-            (at, index) for at, (value, index) in sorted(found.items()) if value == limit
-        )
-        strongest = np.add(index[::-1], (*self.first[:2], at)).tolist()
-        return replace(self, maximum=limit, strongest=tuple(strongest))
+            first, size = box_on_ct(where, self.location.relative, self.ct)
+            limit = 0.0
+            for at, values in replace(self, first=tuple(first), size=tuple(size)).slabs():
+                index = np.unravel_index(values.argmax(), values.shape)
+                if values[index] > limit:
+                    limit = float(values[index])
+                    strongest = tuple(np.add(index[::-1], (*first[:2], at)).tolist())
+        return replace(self, maximum=limit, strongest=strongest)
 
 
 def on_ct(location: LocationMap, grid: WorkingGrid, ct: sitk.Image) -> MapOnCt:

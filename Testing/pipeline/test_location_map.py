@@ -56,7 +56,7 @@ def test_slabs_and_boxes_do_not_change_the_map(slab, case, monkeypatch):
     assert found.strongest == np.unravel_index(voxels.argmax(), voxels.shape)[::-1]
 
 
-def test_the_maximum_is_found_without_all_slabs(case, monkeypatch):
+def test_the_maximum_is_found_without_the_whole_map(case, monkeypatch):
     """Also of two peaks of which the one that is lower between the voxels is higher at them, and
     of a peak that is outside the body in the CT."""
     monkeypatch.setattr(location_map, "SLAB_SLICES", 2)
@@ -66,9 +66,13 @@ def test_the_maximum_is_found_without_all_slabs(case, monkeypatch):
     rng = np.random.default_rng(1)
     computed = []
     real = location_map.MapOnCt._slab
-    monkeypatch.setattr(
-        location_map.MapOnCt, "_slab", lambda self, at: computed.append(at) or real(self, at)
-    )
+
+    def counted(self, at):
+        values = real(self, at)
+        computed.append(values.size)
+        return values
+
+    monkeypatch.setattr(location_map.MapOnCt, "_slab", counted)
     for _ in range(8):
         values = np.zeros(body.shape, np.float32)
         values[body] = 0.1
@@ -76,18 +80,15 @@ def test_the_maximum_is_found_without_all_slabs(case, monkeypatch):
             values[tuple(inside[rng.integers(len(inside))])] = height
         values[tuple(np.argwhere(~body)[rng.integers((~body).sum())])] = 1.2
         location = on_grid(values, grid)
-        computed.clear()
         found = on_ct(location, grid, ct)
-        few = len(computed)
         expected = whole_map(location, grid, ct)
         assert found.maximum == pytest.approx(expected.max(), rel=1e-6)
         assert expected[found.strongest[::-1]] == pytest.approx(expected.max(), rel=1e-6)
-        assert few == len(set(computed)) <= len(found._starts())
     values = np.zeros(body.shape, np.float32)
     values[np.ix_(*(np.arange(i - 1, i + 2) for i in inside[len(inside) // 2]))] = 1.0
     computed.clear()
     found = on_ct(on_grid(values, grid), grid, ct)
-    assert len(computed) < len(found._starts()) / 2
+    assert sum(computed) < np.prod(found.size) / 20
 
 
 def test_without_a_body_the_map_is_empty(model):
