@@ -23,7 +23,7 @@ from .report.summary import AROUND_MM, REGION_NAMES, SURFACE_MM
 SURFACE, CORE_AND_SPLEEN, MIXED, ELSEWHERE = "surface", "core and spleen", "mixed", "elsewhere"
 MIN_CASES = 20  # of a stage, for a meaningful reference
 _PLANES = 8  # of distances that are worked on at once: they fit the processor's cache
-_FAR = np.int16(10**4)  # voxels
+_FAR = np.int16(10**4)  # voxels: no row is as long
 
 Measurements = Mapping[str, Mapping[str, float]]
 
@@ -224,9 +224,9 @@ def _smooth_depth(inside: np.ndarray, step: np.ndarray, sigma: float, most: floa
 def _distances(inside: np.ndarray, step: np.ndarray, most: float) -> np.ndarray:
     """Distances in mm, positive inside, to the nearest voxel on the other side, at most `most`.
 
-    In a row, from the last change of the mask before a voxel and the next one after it; then from
-    row to row and from slice to slice. Float32 [slice, row, column]; a third of the time of
-    sitk.SignedMaurerDistanceMap, which finds the distances of one side only.
+    Float32 [slice, row, column]. In a row they follow from the mask's last change before a voxel
+    and its next one; then they spread from row to row and from slice to slice. Two maps of
+    sitk.SignedMaurerDistanceMap, one for each side, take three times as long.
     """
     at = np.arange(inside.shape[2] + 1, dtype=np.int16)
     changes = np.diff(inside, axis=2, prepend=inside[..., :1], append=inside[..., -1:])
@@ -244,7 +244,7 @@ def _distances(inside: np.ndarray, step: np.ndarray, most: float) -> np.ndarray:
 
 
 def _spread(squares: np.ndarray, step: float, most: float) -> None:
-    """Lower squared distances to the least sum of a square along axis 1 and of that on the way."""
+    """Lower each square to the least sum, along axis 1, of a voxel's square and that of the way."""
     for first in range(0, len(squares), _PLANES):
         part = squares[first : first + _PLANES]
         old = part.copy("K")
@@ -289,6 +289,7 @@ def _beside_surface(depth: np.ndarray, step: np.ndarray, reach_mm: float) -> np.
                     beyond = changes[((room[0] + y) * size[1] + room[1] + x) * size[2] :]
                     np.add.at(beyond, begin, one_more)
                     np.add.at(beyond, end, one_less)
+        # Each interval ends in the line in which it begins.
         covered = np.cumsum(changes, out=changes).reshape(size) > 0
         found |= covered[room[0] : room[0] + height, room[1] : room[1] + width, :length]
     return beside

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from LiverFibrosisStagingLib.imaging.filters import dilated, gaussian, opened
+from LiverFibrosisStagingLib.imaging.filters import dilated, gaussian, opened, times
 from LiverFibrosisStagingLib.imaging.grid import _quantiles, body_mask
 from LiverFibrosisStagingLib.imaging.input_checks import _deviation
 from LiverFibrosisStagingLib.imaging.phase import _with_ball
@@ -38,6 +38,18 @@ def test_gaussian_of_few_voxels_and_of_one_axis() -> None:
     found = gaussian(values, (2.0, 0.0, 2.0), SPACING)
     expected = sitk.GetArrayFromImage(sitk.RecursiveGaussian(_image(values), 2.0, direction=0))
     np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(9,), (70, 90, 40), (300, 200, 1), (5, 6, 7, 8)])
+@pytest.mark.parametrize("columns", [0, 1, 65])
+def test_products_along_each_axis(shape: tuple[int, ...], columns: int) -> None:
+    rng = np.random.default_rng(4)
+    array = rng.random(shape, np.float32)
+    for axis, length in enumerate(shape):
+        matrix = rng.random((length, columns), np.float32)
+        expected = np.moveaxis(np.tensordot(array, matrix, (axis, 0)), -1, axis)
+        for order in (array, np.asfortranarray(array)):
+            np.testing.assert_allclose(times(order, matrix, axis), expected, rtol=2e-5)
 
 
 @pytest.mark.parametrize("radius", [(0, 2, 2), (1, 0, 3), (4, 30, 2)])

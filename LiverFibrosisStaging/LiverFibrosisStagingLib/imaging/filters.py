@@ -52,25 +52,23 @@ def times(array: np.ndarray, matrix: np.ndarray, axis: int = -1) -> np.ndarray:
     shape = (*array.shape[:axis], matrix.shape[1], *array.shape[axis + 1 :])
     made = np.empty(shape, np.float32)
     some = max(1, _ONE_THREAD // max(1, matrix.size))
-    if axis < array.ndim - 1:
-        # Without a copy of the array in another order.
-        planes, target = (
-            each.reshape(math.prod(shape[:axis]), each.shape[axis], -1) for each in (array, made)
-        )
+    before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+    planes, target = (each.reshape(before, each.shape[axis], after) for each in (array, made))
+    if after != 1:  # without a copy of the array in another order
         across = np.ascontiguousarray(matrix.T)
-        for first in range(0, planes.shape[2], some):
+        for first in range(0, after, some):
             part = slice(first, first + some)
             np.matmul(across, planes[..., part], out=target[..., part])
         return made
     matrix = np.ascontiguousarray(matrix)
-    lines, target = (each.reshape(-1, each.shape[-1]) for each in (array, made))
+    lines, target = planes[..., 0], target[..., 0]
     # All in one call, as a stack of products that are small enough, and what is left.
-    rest = len(lines) % some
+    count, rest = divmod(before, some)
     stacked, found = (
-        each[: len(lines) - rest].reshape(-1, some, each.shape[1]) for each in (lines, target)
+        each[: count * some].reshape(count, some, each.shape[1]) for each in (lines, target)
     )
     np.matmul(stacked, matrix, out=found)
-    np.matmul(lines[len(lines) - rest :], matrix, out=target[len(lines) - rest :])
+    np.matmul(lines[before - rest :], matrix, out=target[before - rest :])
     return made
 
 
