@@ -63,7 +63,7 @@ def enlarge(raw: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
     image.SetSpacing(step)
     image.SetOrigin([(s - 1) / 2 for s in step])
     reference = sitk.Image(size[::-1], sitk.sitkUInt8)
-    return sitk.GetArrayFromImage(linear(image, reference))
+    return linear(image, reference)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +146,8 @@ class MapOnCt:
         part = box_grid(self.ct, (*self.first[:2], at), (columns, rows, count))
         inside = nearest(self.body, part)
         values = np.empty((count, rows, columns), np.float32)
-        found = zip(planes(self.location.relative, part), sitk.GetArrayViewFromImage(inside))
-        for value, (plane, within) in zip(values, found):
+        found = planes(self.location.relative, part)
+        for value, plane, within in zip(values, found, inside):
             np.multiply(plane, within, out=value)
         return values
 

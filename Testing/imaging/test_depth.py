@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from LiverFibrosisStagingLib.imaging.masks import eroded, largest
+from LiverFibrosisStagingLib.imaging.components import largest
+from LiverFibrosisStagingLib.imaging.masks import eroded
 
 
 @pytest.mark.parametrize(

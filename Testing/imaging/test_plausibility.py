@@ -193,10 +193,7 @@ def on_network_grid(folder):
     card = shipped_network().card
     grid = network_grid(read_ct(folder / "ct.nii.gz"), card.spacing_mm, card.multiple_of)
     labels = read_mask(folder / "seg_semiauto_liver1_spleen2.nii.gz")
-    return grid, [
-        sitk.GetArrayFromImage(resample_ct(sitk.Cast(labels == n, sitk.sitkFloat32), grid, 0.0))
-        for n in (1, 2)
-    ]
+    return grid, [resample_ct(sitk.Cast(labels == n, sitk.sitkFloat32), grid, 0.0) for n in (1, 2)]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import SimpleITK as sitk
 from sklearn.naive_bayes import CategoricalNB
 
 from LiverFibrosisStagingLib.imaging import refinement
-from LiverFibrosisStagingLib.imaging.masks import components, dilated_by_ball, eroded_by_ball
+from LiverFibrosisStagingLib.imaging.components import components
+from LiverFibrosisStagingLib.imaging.masks import dilated_by_ball, eroded_by_ball
 from LiverFibrosisStagingLib.imaging.refinement import BIN_HU, organs_on_ct
 
 SIZE = (20, 40, 48)

@@ -62,9 +62,9 @@ def prepare(ct: sitk.Image, labels: sitk.Image) -> dict[str, np.ndarray]:
     wanted = np.array(SPACING_MM[::-1])
     centre = np.array(ct.TransformContinuousIndexToPhysicalPoint(((size - 1) / 2).tolist()))
     grid = lps_grid(centre, np.maximum(np.floor(size * spacing / wanted), 1), wanted)
-    hu = sitk.GetArrayFromImage(resample_ct(ct, grid, AIR_HU))
+    hu = resample_ct(ct, grid, AIR_HU)
     organs = [
-        sitk.GetArrayFromImage(resample_ct(sitk.Cast(labels == n, sitk.sitkFloat32), grid, 0.0))
+        resample_ct(sitk.Cast(labels == n, sitk.sitkFloat32), grid, 0.0)
         for n in (LIVER_LABEL, SPLEEN_LABEL)
     ]
     found = np.where(organs[0] > 0.5, LIVER_LABEL, 0) + np.where(organs[1] > 0.5, SPLEEN_LABEL, 0)

@@ -67,7 +67,7 @@ class WorkingGrid(Transform):
         for name, mask in zip(("liver", "spleen"), masks):
             places = np.empty((0, 3))
             if mask is not None:
-                inside = sitk.GetArrayFromImage(nearest(mask, grid.volume))
+                inside = nearest(mask, grid.volume)
                 places = np.argwhere(inside[:, ::4, ::4]) * (1, 4, 4)
             found[name] = torch.from_numpy(places.astype(np.int16))
         return found

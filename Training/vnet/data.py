@@ -147,7 +147,7 @@ class NetworkGrid(Transform):
         for label, mask in zip((LIVER, SPLEEN), masks):
             if mask is not None:
                 share = resample_ct(sitk.Cast(mask != 0, sitk.sitkFloat32), grid, outside=0.0)
-                labels[sitk.GetArrayViewFromImage(share) >= 0.5] = label
+                labels[share >= 0.5] = label
         return {
             "volume": torch.from_numpy(volume[None]),
             "labels": torch.from_numpy(labels[None]),

@@ -63,12 +63,9 @@ class CoarseScan:
             low[2], high[2] = max(low[2], first - _MARGIN_MM), min(high[2], last + _MARGIN_MM)
         step = np.array(STEP_MM[::-1])
         grid = lps_grid((low + high) / 2, np.maximum(np.floor((high - low) / step), 1), step)
-        hu = sitk.GetArrayFromImage(resample_ct(scan, grid, cancel=cancel))
+        hu = resample_ct(scan, grid, cancel=cancel)
         liver_inside, spleen_inside = (
-            np.zeros(hu.shape, bool)
-            if mask is None
-            else sitk.GetArrayFromImage(nearest(mask, grid)).view(bool)
-            for mask in organs
+            np.zeros(hu.shape, bool) if mask is None else nearest(mask, grid) for mask in organs
         )
         check_cancel(cancel)
         return cls(hu, body_mask(hu, STEP_MM, OPENING_MM), liver_inside, spleen_inside)

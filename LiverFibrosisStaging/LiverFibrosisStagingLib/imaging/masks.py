@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -54,17 +55,25 @@ def organ_masks(
     outside the scan.
     """
     warnings: list[str] = []
-    labels = _labels(liver, "liver")
-    if spleen is None and len(labels) == 2:
-        spleen = liver
-    liver = _on_grid(liver, labels, ct, "liver", warnings)
+    given = _given(liver, "liver")
+    liver = _on_grid(given, ct, "liver", warnings)
     if spleen is not None:
-        spleen = _on_grid(spleen, _labels(spleen, "spleen"), ct, "spleen", warnings)
+        given = _given(spleen, "spleen")
+    if spleen is not None or len(given.labels) == 2:
+        spleen = _on_grid(given, ct, "spleen", warnings)
     return liver, spleen, tuple(warnings)
 
 
-def _labels(mask: sitk.Image, organ: str) -> list[int]:
-    """The mask's only label, or LIVER_LABEL and SPLEEN_LABEL."""
+class _Given(NamedTuple):
+    """A mask with its labels, either one or LIVER_LABEL and SPLEEN_LABEL, and the box of both."""
+
+    mask: sitk.Image
+    labels: list[int]
+    box: tuple[slice, slice, slice]
+
+
+def _given(mask: sitk.Image, organ: str) -> _Given:
+    """Raises StagingError, as `organ_masks` does."""
     if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
         raise StagingError(
             f"The {organ} mask has {mask.GetDimension()} dimensions and "
@@ -76,9 +85,11 @@ def _labels(mask: sitk.Image, organ: str) -> list[int]:
     if box is None:
         raise StagingError(f"The {organ} mask is empty: all its voxels are 0.")
     part = values[box]
-    if part.dtype.kind == "u" and part.max() == 1:
-        return [1]
-    found = np.unique(part[part != 0])
+    # Every label is at the first voxel of a line or differs from the voxel before: few to sort.
+    found = np.unique(
+        np.concatenate([part[..., 0].ravel(), part[..., 1:][part[..., 1:] != part[..., :-1]]])
+    )
+    found = found[found != 0]
     labels = [int(value) for value in found[:10]]
     if len(found) > 1 and labels != [LIVER_LABEL, SPLEEN_LABEL]:
         raise StagingError(
@@ -86,17 +97,15 @@ def _labels(mask: sitk.Image, organ: str) -> list[int]:
             f"with FILE:LABEL, or give a label image with {LIVER_LABEL} liver and {SPLEEN_LABEL} "
             "spleen."
         )
-    return labels
+    return _Given(mask, labels, box)
 
 
-def _on_grid(
-    mask: sitk.Image, labels: Sequence[int], ct: sitk.Image, organ: str, warnings: list[str]
-) -> sitk.Image:
-    """The organ's voxels as uint8 on the CT's grid; labels: all of the mask, see `_labels`."""
+def _on_grid(given: _Given, ct: sitk.Image, organ: str, warnings: list[str]) -> sitk.Image:
+    """The organ's voxels as uint8 on the CT's grid."""
+    mask, labels, box = given
     as_needed = labels == [1] and mask.GetPixelID() == sitk.sitkUInt8
     if as_needed and not mask.GetMetaDataKeys() and _geometry(mask) == _geometry(ct):
         return mask
-    box = bounding_box(sitk.GetArrayViewFromImage(mask))
     part = _inside(mask, box, labels[:1] if organ == "liver" else labels[-1:])
     if same_grid(mask, ct):
         return _mask_image(part, box, ct)
@@ -106,8 +115,9 @@ def _on_grid(
     cut.SetDirection(mask.GetDirection())
     cut.SetOrigin(mask.TransformIndexToPhysicalPoint([along.start for along in box[::-1]]))
     first, size = box_on_ct(part, cut, ct)
-    found = nearest(cut, box_grid(ct, first, size))
-    kept = volume_ml(found) / volume_ml(cut)
+    grid = box_grid(ct, first, size)
+    found = nearest(cut, grid)
+    kept = _volume_ml(found, grid) / _volume_ml(part, mask)
     if kept < 0.05:
         raise StagingError(
             f"The {organ} mask lies outside the CT: it belongs to another scan, or its orientation "
@@ -116,7 +126,7 @@ def _on_grid(
     beyond = f"; {100 * (1 - kept):.0f} % of it lies outside the CT" if kept < 0.98 else ""
     warnings.append(f"The {organ} mask is on another grid than the CT and was resampled{beyond}.")
     covered = tuple(slice(start, start + count) for start, count in zip(first, size))[::-1]
-    return _mask_image(sitk.GetArrayViewFromImage(found), covered, ct)
+    return _mask_image(found.view(np.uint8), covered, ct)
 
 
 def _geometry(image: sitk.Image) -> tuple[tuple[float, ...], ...]:
@@ -151,8 +161,12 @@ def empty_mask(grid: sitk.Image) -> sitk.Image:
 
 def volume_ml(mask: sitk.Image) -> float:
     """Volume of a mask's non-zero voxels."""
-    each = math.prod(mask.GetSpacing()) / 1000.0
-    return float(np.count_nonzero(sitk.GetArrayViewFromImage(mask)) * each)
+    return _volume_ml(sitk.GetArrayViewFromImage(mask), mask)
+
+
+def _volume_ml(inside: np.ndarray, grid: sitk.Image) -> float:
+    """Volume of the non-zero voxels on a grid."""
+    return float(np.count_nonzero(inside) * (math.prod(grid.GetSpacing()) / 1000.0))
 
 
 def voxels_sha256(liver: sitk.Image, spleen: sitk.Image | None) -> str:
@@ -238,34 +252,3 @@ def _narrow(kept: np.ndarray, other: np.ndarray, distance: int, axis: int) -> No
     kept, other = np.moveaxis(kept, axis, 0), np.moveaxis(other, axis, 0)
     kept[distance:] &= other[: max(len(other) - distance, 0)]
     kept[: max(len(other) - distance, 0)] &= other[distance:]
-
-
-def components(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the connected components of a mask, 0 outside; their sizes in voxels, the first 0.
-
-    inside: bool, of two or three dimensions.
-    """
-    image = sitk.GetImageFromArray(inside.view(np.uint8))
-    numbers = sitk.GetArrayFromImage(sitk.ConnectedComponent(image))
-    return numbers, _sizes(numbers)
-
-
-def _sizes(numbers: np.ndarray) -> np.ndarray:
-    """Voxels of each component, 0 for the first number, of the background."""
-    sizes = np.bincount(numbers[numbers > 0], minlength=1)
-    sizes[0] = 0
-    return sizes
-
-
-def largest(inside: np.ndarray, share: float = 1.0) -> np.ndarray:
-    """The largest component of a mask, bool, and those of at least this share of its size.
-
-    The mask itself, not a copy, if it has no others.
-    """
-    search = sitk.ConnectedComponentImageFilter()
-    image = search.Execute(sitk.GetImageFromArray(inside.view(np.uint8)))
-    if search.GetObjectCount() <= 1:
-        return inside
-    numbers = sitk.GetArrayViewFromImage(image)
-    sizes = _sizes(numbers)
-    return (sizes >= share * max(1, sizes.max()))[numbers]

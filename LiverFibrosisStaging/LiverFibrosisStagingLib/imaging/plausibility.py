@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
+from .components import components, largest
 from .grid import BODY_THRESHOLD_HU, bounding_box, widened
-from .masks import components, dilated_by_ball, eroded_by_ball, largest
+from .masks import dilated_by_ball, eroded_by_ball
 
 # Chosen on the eight CTs with masks and 115 cases painted into them (100 to 1250
 # mL of spleen): seen from the spine, the centre of a spleen lies at most 34 degrees in front of the

@@ -15,9 +15,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import CancelToken, check_cancel
+from .components import largest
 from .filters import times
 from .grid import bounding_box, box_on_ct, widened
-from .masks import dilated_by_ball, eroded, eroded_by_ball, largest
+from .masks import dilated_by_ball, eroded, eroded_by_ball
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .resampling import planes
 from .voxels import Voxels

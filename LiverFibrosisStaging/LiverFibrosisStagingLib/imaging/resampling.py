@@ -6,7 +6,9 @@ needs no copy. Other grids are left to SimpleITK, in slabs, with the same result
 values extend half a voxel beyond the outermost centres.
 """
 
+import operator
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -37,8 +39,8 @@ def linear(
     outside: float = 0.0,
     factors: Sequence[int] = (1, 1, 1),
     cancel: CancelToken | None = None,
-) -> sitk.Image:
-    """Linear interpolation as float32 on the reference grid, `outside` beyond the image.
+) -> np.ndarray:
+    """Linear interpolation on the reference grid, `outside` beyond the image; float32.
 
     factors: along x, y and z, of blocks of voxels that are averaged before, as sitk.BinShrink does:
     whole numbers stay whole. The axes are those of the reference, or the image's own if they are
@@ -48,7 +50,7 @@ def linear(
     for number, plane in enumerate(planes(image, reference, outside, factors)):
         check_cancel(cancel)
         made[number] = plane
-    return _image(made, reference)
+    return made
 
 
 def planes(
@@ -91,29 +93,26 @@ def planes(
         yield made
 
 
-def nearest(mask: sitk.Image | Voxels, reference: sitk.Image) -> sitk.Image:
-    """A mask, uint8, 1 where the nearest voxel of `mask` is not 0; 0 beyond it."""
+def nearest(mask: sitk.Image | Voxels, reference: sitk.Image) -> np.ndarray:
+    """Where on the reference grid the nearest voxel of a mask is not 0; bool, False beyond it."""
     stored, grid = Voxels.of(mask), Voxels.of(reference)
     source = stored.along(grid.direction)
     if source is None:
         corners = np.array(list(np.ndindex(2, 2, 2))).T * (grid.size[:, None] - 1)
         image = _part(stored, grid.places(corners), np.ones(3, int))
         none = sitk.Transform()
-        return sitk.Resample(image, reference, none, sitk.sitkNearestNeighbor, 0) != 0
+        found = sitk.Resample(image, reference, none, sitk.sitkNearestNeighbor, 0)
+        return sitk.GetArrayViewFromImage(found) != 0
     along = _places(source, grid, np.ones(3, int))
-    index = [each.nearest for each in along]
-    found = source.array
-    # The axes with the fewest new voxels first. The first one is indexed, because `take` copies an
-    # array whose axes are reordered.
-    axis, *others = sorted(range(3), key=lambda axis: len(index[axis]) / found.shape[axis])
-    found = found[(slice(None),) * axis + (index[axis],)]
-    for axis in others:
-        found = found.take(index[axis], axis)
-    found = np.ascontiguousarray(found != 0).view(np.uint8)
+    # As it lies in memory: whole lines are copied first, and voxels taken from those alone.
+    order = np.argsort(np.abs(source.array.strides))[::-1]
+    first, second, third = (along[axis].nearest for axis in order)
+    lines = source.array.transpose(order)[np.ix_(first, second)]
+    found = (lines.take(third, 2) != 0).transpose(np.argsort(order))
     for axis, each in enumerate(along):
         if not each.inside.all():
-            np.moveaxis(found, axis, 0)[~each.inside] = 0
-    return _image(found, reference)
+            np.moveaxis(found, axis, 0)[~each.inside] = False
+    return np.ascontiguousarray(found)
 
 
 def _oblique(
@@ -195,24 +194,19 @@ def _means(slab: np.ndarray, blocks: Sequence[int], y: slice, x: slice) -> np.nd
     part = slab[:, y.start * high : y.stop * high, x.start * wide : x.stop * wide]
     rows = part.reshape(len(slab), -1, high, part.shape[2])
     total = rows.sum(axis=(0, 2), dtype=kind if whole else np.float64)
-    total = sum(total[:, k::wide] for k in range(wide))
+    total = reduce(operator.add, (total[:, k::wide] for k in range(wide)))
     count = len(slab) * high * wide
-    return (2 * total + count) // (2 * count) if whole else total / count
+    return (total + count // 2) // count if whole else total / count
 
 
 def _between(part: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
     """Linear interpolation at these places along an axis, float32."""
     first = at.astype(np.intp)
     share = np.expand_dims((at - first).astype(np.float32), 1 - axis)
-    low = part.take(first, axis).astype(np.float32)
-    high = part.take(np.minimum(first + 1, part.shape[axis] - 1), axis).astype(np.float32)
+    part = part.astype(np.float32, copy=False)
+    low = part.take(first, axis)
+    high = part.take(np.minimum(first + 1, part.shape[axis] - 1), axis)
     high -= low
     high *= share
     high += low
     return high
-
-
-def _image(array: np.ndarray, reference: sitk.Image) -> sitk.Image:
-    image = sitk.GetImageFromArray(array)
-    image.CopyInformation(reference)
-    return image

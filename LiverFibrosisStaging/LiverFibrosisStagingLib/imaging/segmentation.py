@@ -38,9 +38,10 @@ from ..gradcam_onnx.session import CPU, check_weights, described, open_session, 
 from ..resources import default_model_path
 from ..training_record import TRAINING, Training
 from .checks import check_ct, check_organs
+from .components import largest
 from .grid import body_bounds, lps_grid, paste, patch_starts, resample_ct
 from .input_checks import concerns, input_checks
-from .masks import empty_mask, largest
+from .masks import empty_mask
 from .organs import SPLEEN_LABEL
 from .plausibility import GAS_HU, LUNG_HU, landmarks, without_heart
 from .reading import NAME_KEY, notes, read_ct
@@ -272,8 +273,10 @@ def network_grid(
     step = np.array(spacing[::-1])
     least = np.maximum((high - low) / step, (1, 1, MIN_NETWORK_SLICES))
     size = np.ceil(least / multiple - 1e-6) * multiple
-    grid = resample_ct(straight, lps_grid((low + high) / 2, size, step), cancel=cancel)
-    first = straight.indices(np.array(grid.GetOrigin())[:, None])
+    reference = lps_grid((low + high) / 2, size, step)
+    grid = sitk.GetImageFromArray(resample_ct(straight, reference, cancel=cancel))
+    grid.SetSpacing(reference.GetSpacing())
+    first = straight.indices(np.array(reference.GetOrigin())[:, None])
     grid.SetOrigin(scan.places(first)[:, 0].tolist())
     grid.SetDirection(scan.direction.ravel().tolist())
     return grid

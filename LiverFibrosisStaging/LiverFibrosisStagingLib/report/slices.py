@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
+from ..imaging.components import largest
 from ..imaging.filters import opened
 from ..imaging.grid import AIR_HU, BODY_THRESHOLD_HU, bounding_box
-from ..imaging.masks import largest
 from .colors import color_slice
 from .drawing import Color
 
