@@ -85,7 +85,9 @@ def _given(mask: sitk.Image, organ: str) -> _Given:
     if box is None:
         raise StagingError(f"The {organ} mask is empty: all its voxels are 0.")
     part = values[box]
-    # Every label is at the first voxel of a line or differs from the voxel before: few to sort.
+    if part.dtype.kind == "u" and part.max() == 1:
+        return _Given(mask, [1], box)
+    # Every label is at the first voxel of a row or differs from the voxel before: few to sort.
     found = np.unique(
         np.concatenate([part[..., 0].ravel(), part[..., 1:][part[..., 1:] != part[..., :-1]]])
     )
