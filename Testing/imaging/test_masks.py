@@ -53,6 +53,15 @@ def test_a_label_image_is_liver_and_spleen(kind, ct, labels):
     same(spleen, labels == 2, ct)
 
 
+@pytest.mark.parametrize("kind", [sitk.sitkUInt8, sitk.sitkInt16])
+@pytest.mark.parametrize("place", [(4, 3, 5), (9, 12, 12), (14, 24, 32)])
+def test_one_voxel_of_a_third_label_is_found(place, kind, ct, labels):
+    values = sitk.GetArrayFromImage(labels)
+    values[place] = 7
+    with pytest.raises(StagingError, match=r"several labels \(1, 2, 7\)"):
+        organ_masks(ct, sitk.Cast(image(values), kind), None)
+
+
 def test_only_a_mask_as_needed_is_not_copied(ct, labels):
     liver = labels == 1
     assert organ_masks(ct, liver, None)[0] is liver
