@@ -60,15 +60,18 @@ def least(runs: int, *functions: Callable[[], object]) -> list[float]:
 
 def both(model: onnx.ModelProto) -> list[ort.InferenceSession]:
     """Sessions of a model as it is, and by parts."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    options.enable_mem_pattern = False
-    content = model.SerializeToString()
-    return [
-        ort.InferenceSession(one, options, providers=["CPUExecutionProvider"])
-        for one in (content, with_fast_convolutions(parse_onnx(content, "model")))
-    ]
+    content, sessions = model.SerializeToString(), []
+    for one, weights in ((content, {}), with_fast_convolutions(parse_onnx(content, "model"))):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        options.enable_mem_pattern = False
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers([*weights], values)
+        session = ort.InferenceSession(one, options, providers=["CPUExecutionProvider"])
+        session.weights = values  # as in `open_session`
+        sessions.append(session)
+    return sessions
 
 
 def convolution(inputs: int, outputs: int, groups: int, size: Sequence[int]) -> onnx.ModelProto:

@@ -1,5 +1,8 @@
 """Convolutions computed by parts, against those that onnxruntime computes itself."""
 
+import weakref
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -7,6 +10,7 @@ import pytest
 import scipy.special
 from onnx import TensorProto, helper, numpy_helper
 
+from LiverFibrosisStagingLib.gradcam_onnx import session as opening
 from LiverFibrosisStagingLib.gradcam_onnx.onnx_file import parse_onnx
 from LiverFibrosisStagingLib.gradcam_onnx.winograd import transforms, with_fast_convolutions
 
@@ -41,8 +45,18 @@ def ran(content, x):
 
 
 def fast(model):
+    """A model's content, and the changed one with its weights written into it."""
     content = model.SerializeToString()
-    return content, with_fast_convolutions(parse_onnx(content, "model"))
+    changed, weights = with_fast_convolutions(parse_onnx(content, "model"))
+    if not weights:
+        return content, changed
+    whole = onnx.load_from_string(changed)
+    for tensor in whole.graph.initializer:
+        if tensor.name in weights:
+            assert [*tensor.dims] == [*weights[tensor.name].shape]
+            tensor.CopyFrom(numpy_helper.from_array(weights.pop(tensor.name), tensor.name))
+    assert not weights
+    return content, whole.SerializeToString()
 
 
 def test_transforms_give_the_correlation():
@@ -188,6 +202,25 @@ def test_only_weights_that_are_read_are_kept():
     _, changed = fast(model)
     names = {name for name in parse_onnx(changed, "changed").weights if "/winograd" not in name}
     assert names == {"b", "factor"}
+
+
+def test_weights_are_kept_as_long_as_the_session(monkeypatch):
+    content, kept = network(64, 32, 2).SerializeToString(), []
+
+    def seen(file):
+        changed, weights = with_fast_convolutions(file)
+        kept.extend(map(weakref.ref, weights.values()))
+        return changed, weights
+
+    monkeypatch.setattr(opening, "with_fast_convolutions", seen)
+    session = opening.open_session(parse_onnx(content, "model"), Path("model"), 1)
+    assert kept and all(one() is not None for one in kept)
+    x = np.random.default_rng(1).normal(size=(1, 32, 5, 4, 4)).astype(np.float32)
+    expected = ran(content, x)[0]
+    found = opening.run_session(session, ["y"], x, Path("model"))[0]
+    np.testing.assert_allclose(found, expected, atol=ROUNDING * np.abs(expected).max())
+    del session
+    assert not any(one() for one in kept)
 
 
 def _without_weight(node):

@@ -101,6 +101,7 @@ _FIELDS = {
 INT, _EIGHT_BYTES, BYTES, _FOUR_BYTES = 0, 1, 2, 5  # wire types of the protobuf encoding
 _WIRE = {"int": INT, "double": _EIGHT_BYTES, "float": _FOUR_BYTES}
 _NUMPY = {"int": np.int64, "double": np.float64, "float": np.float32}
+_NONE = {kind: np.empty(0, dtype) for kind, dtype in _NUMPY.items()}
 
 # TensorProto.DataType -> (numpy type of raw_data, field of the typed data).
 _DTYPES = {
@@ -355,7 +356,7 @@ def _message(data: memoryview, message: str, depth: int = 0) -> dict[str, Any]:
             found[name] = decoded
     for name, kind, many in known.values():
         if many and kind in _WIRE:
-            found[name] = np.concatenate([np.empty(0, _NUMPY[kind]), *found[name]])
+            found[name] = np.concatenate(found[name]) if found[name] else _NONE[kind]
     if message == "Tensor":
         found["values"] = _values(found)
     return found

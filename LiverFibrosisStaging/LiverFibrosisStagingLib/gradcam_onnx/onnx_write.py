@@ -9,7 +9,7 @@ from .onnx_file import BYTES, INT
 # Field numbers and types of onnx.proto.
 NODE, INITIALIZER = 1, 5
 _INTS, _INT_TYPE, _INTS_TYPE = 8, 2, 7
-_TENSOR_TYPES = {np.dtype(np.float32): 1, np.dtype(np.int64): 7}
+_FLOAT, _INT64 = 1, 7  # TensorProto.DataType
 
 
 def field_bytes(number: int, wire: int, value: int | bytes | memoryview) -> bytes:
@@ -43,15 +43,22 @@ def node_bytes(
     return field_bytes(NODE, BYTES, b"".join(found))
 
 
-def tensor_pieces(name: str, values: np.ndarray) -> list[bytes | memoryview]:
-    """A graph's initializer, float32 or int64, in pieces: the numbers are not copied."""
-    found = [field_bytes(1, INT, size) for size in values.shape]
-    found += [field_bytes(2, INT, _TENSOR_TYPES[values.dtype]), _text(8, name)]
-    stored = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-    found.append(length_bytes(9, stored.nbytes))
-    start = b"".join(found)
-    numbers = memoryview(stored.reshape(-1).view(np.uint8))
-    return [length_bytes(INITIALIZER, len(start) + len(numbers)), start, numbers]
+def tensor_bytes(name: str, values: np.ndarray) -> bytes:
+    """A graph's initializer of whole numbers, int64."""
+    numbers = np.ascontiguousarray(values, "<i8").tobytes()
+    return _tensor(name, values.shape, _INT64, field_bytes(9, BYTES, numbers))
+
+
+def external_bytes(name: str, shape: Sequence[int]) -> bytes:
+    """A graph's initializer, float32, whose numbers are given apart."""
+    where = _text(1, "location") + _text(2, "memory")  # needed, but not used
+    return _tensor(name, shape, _FLOAT, field_bytes(13, BYTES, where) + field_bytes(14, INT, 1))
+
+
+def _tensor(name: str, shape: Sequence[int], kind: int, numbers: bytes) -> bytes:
+    sizes = b"".join(field_bytes(1, INT, size) for size in shape)
+    described = sizes + field_bytes(2, INT, kind) + _text(8, name)
+    return field_bytes(INITIALIZER, BYTES, described + numbers)
 
 
 def _text(number: int, text: str) -> bytes:

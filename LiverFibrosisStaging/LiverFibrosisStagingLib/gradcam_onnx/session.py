@@ -106,8 +106,10 @@ def open_session(file: OnnxFile, path: Path, threads: int, device: str = CPU) ->
     # Without a fallback of onnxruntime's own, which would go on elsewhere unnoticed.
     wanted = {chosen.provider: chosen.options, DEVICES[CPU].provider: {}}
     how = {"providers": [*wanted], "provider_options": [*wanted.values()], "enable_fallback": 0}
-    content = with_fast_convolutions(file) if device == CPU else bytes(file.content)
+    content, weights = with_fast_convolutions(file) if device == CPU else (bytes(file.content), {})
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     try:
+        options.add_external_initializers([*weights], values)
         session = onnxruntime.InferenceSession(content, options, **how)
         session.disable_fallback()
     except Exception as error:  # onnxruntime raises a class of its own for every status
@@ -121,6 +123,7 @@ def open_session(file: OnnxFile, path: Path, threads: int, device: str = CPU) ->
         raise StagingError(
             f"onnxruntime {version} cannot load the model {path}{where}: {_first_line(error)}"
         ) from None
+    session.weights = values  # onnxruntime may read their memory as long as it runs the session
     if device_of(session) != device:
         raise StagingError(
             f"The device {device} does not start with onnxruntime {version}; needed is "

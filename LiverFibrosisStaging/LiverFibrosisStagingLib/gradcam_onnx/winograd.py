@@ -21,10 +21,11 @@ from .onnx_file import Node, OnnxFile, message_fields
 from .onnx_write import (
     INITIALIZER,
     NODE,
+    external_bytes,
     field_bytes,
     length_bytes,
     node_bytes,
-    tensor_pieces,
+    tensor_bytes,
 )
 
 KERNEL, MADE = 5, 6  # slices of the kernel, and of the output that are made in one step
@@ -33,7 +34,7 @@ POINTS = (0, 1, -1, 2, Fraction(-1, 2), -3, Fraction(1, 3), Fraction(-4, 3), Fra
 READ = len(POINTS) + 1  # slices of the input
 ONE = POINTS.index(1)  # what is added at this point is added to each slice of the output
 BLOCK = 16  # channels of a block with AVX-512
-TOGETHER = 2  # points: more need more memory, fewer more operators, which take time to load
+ROOM = 1 << 21  # weights, of 8 MiB
 MIN_OPSET = 13  # older ones are not tested
 _GRAPH = 7  # field number of onnx.proto
 _DEFAULTS = {
@@ -48,14 +49,15 @@ _POOL_DEFAULTS = _DEFAULTS | {"kernel_shape": [], "ceil_mode": 0, "storage_order
 _POOL_SETTINGS = _POOL_DEFAULTS | {"kernel_shape": [2] * 3, "strides": [2] * 3}
 
 
-def with_fast_convolutions(file: OnnxFile) -> bytes:
-    """The file's content with faster convolutions, where there are any of 5 x 5 x 5.
+def with_fast_convolutions(file: OnnxFile) -> tuple[bytes, dict[str, np.ndarray]]:
+    """The file's content with faster convolutions, where there are any of 5 x 5 x 5; and their
+    weights by name, float32, which are not part of it (`SessionOptions.add_external_initializers`).
 
     All inputs, outputs and other tensors keep their names.
     """
     fitting = [n for n, node in enumerate(file.nodes) if _fits(node, file)]
     if not fitting or file.opset < MIN_OPSET:
-        return bytes(file.content)
+        return bytes(file.content), {}
     graph = _Graph(f"{file.nodes[fitting[0]].outputs[0]}/winograd")
     replaced, read, own = {}, set(file.outputs), set()
     convolved = {node.outputs[0] for node in file.nodes if node.op == "Conv"}
@@ -72,17 +74,16 @@ def with_fast_convolutions(file: OnnxFile) -> bytes:
         if graph.nodes:
             replaced[n], graph.nodes = b"".join(graph.nodes), []
     if not replaced:
-        return bytes(file.content)
+        return bytes(file.content), {}
     unread = {n for n, name in enumerate(file.weights) if name in own - read}
-    # In pieces, so that weights are copied only once.
-    model: list[bytes | memoryview] = []
+    model: list[bytes] = []
     for number, wire, value in message_fields(memoryview(file.content)):
         if number == _GRAPH:
             pieces = [*_changed(value, replaced, unread), *graph.constants]
             model += [length_bytes(number, sum(map(len, pieces))), *pieces]
         else:
             model.append(field_bytes(number, wire, value))
-    return b"".join(model)
+    return b"".join(model), graph.weights
 
 
 def _changed(graph: memoryview, replaced: dict[int, bytes], unread: set[int]) -> Iterator[bytes]:
@@ -240,29 +241,32 @@ def _convolve(
     """
     given, _, made = transforms()
     half, inputs, channels = KERNEL // 2, weight.shape[1], groups * weight.shape[1]
+    # Points at once: fewer would need more operators, which take time to load; more would need more
+    # memory where there are few channels, at the finest grid.
+    together = READ if channels > BLOCK else READ // 2
     count, size = graph.part(shape, 0, 1), graph.part(shape, 3, 5)
 
     # Each channel of the input [N, channels, slices, rows, columns] as an image of one channel. (In
     # two dimensions onnxruntime would use blocks, of which this channel fills a part only.)
     image = graph.reshape(graph.reshape(x, [0, 0, 0, 1, -1]), [-1, 1, 0, 0, 0])
-    weights, biases = _at_points(weight, bias, groups, rows)
+    weights, biases = _at_points(graph, weight, bias, groups, rows)
     each = rows * len(bias)  # outputs at a point
     fills = inputs % BLOCK == 0 and each // groups % BLOCK == 0
     convolved = []
-    for first in range(0, READ, TOGETHER):
+    for first in range(0, READ, together):
         mixed = graph.node(
             "Conv",
-            [image, graph.weight(given[first : first + TOGETHER, None, :, None, None])],
+            [image, graph.weight(given[first : first + together, None, :, None, None])],
             kernel_shape=[READ, 1, 1],
             strides=[MADE, 1, 1],
             pads=[half, 0, 0, half + MADE - 1, 0, 0],
         )
-        apart = graph.reshape(mixed, count, [channels, TOGETHER, -1, 0])
+        apart = graph.reshape(mixed, count, [channels, together, -1, 0])
         # Points are groups of one convolution, or convolved one by one if they do not fill blocks.
-        points = TOGETHER if fills else 1
+        points = together if fills else 1
         # [N, T, points, channels, rows x columns], or the points in front
         apart = graph.node("Transpose", [apart], perm=[0, 3, 2, 1, 4] if fills else [2, 0, 3, 1, 4])
-        for n in range(0, TOGETHER, points):
+        for n in range(0, together, points):
             one = apart
             if not fills:
                 bounds = [[n], [n + 1], [0]]
@@ -298,20 +302,20 @@ def _convolve(
 
 
 def _at_points(
-    weight: np.ndarray, bias: np.ndarray, groups: int, rows: int
+    graph: "_Graph", weight: np.ndarray, bias: np.ndarray, groups: int, rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Kernels [READ x groups x rows x outputs, inputs, rows', columns'] of the convolutions, and
     their biases; outputs and inputs are those of a group. The kernel of the second row is that of
     the first, a row lower.
     """
     kernel = transforms()[1].astype(np.float32)
-    # Many small products: of a large one's threads, the idle ones would spin.
-    mixed = kernel @ weight.reshape(*weight.shape[:2], KERNEL, KERNEL * KERNEL)
-    mixed = np.moveaxis(mixed, 2, 0).reshape(READ, groups, -1, weight.shape[1], KERNEL, KERNEL)
-    taller = (READ, groups, rows, *mixed.shape[2:4], KERNEL + rows - 1, KERNEL)
-    weights = np.zeros(taller, np.float32)
+    given = weight.reshape(groups, -1, weight.shape[1], KERNEL, KERNEL * KERNEL)
+    taller = (READ, groups, rows, *given.shape[1:3], KERNEL + rows - 1, KERNEL)
+    weights = graph.zeros((*taller[:5], taller[5] * KERNEL))
     for row in range(rows):
-        weights[:, :, row, ..., row : row + KERNEL, :] = mixed
+        one = weights[:, :, row, ..., row * KERNEL :][..., : KERNEL * KERNEL]
+        # Many small products: of a large one's threads, the idle ones would spin.
+        np.matmul(kernel, given, out=np.moveaxis(one, 0, -2))
     biases = np.zeros(taller[:4])
     biases[ONE] = bias.reshape(groups, 1, -1)
     return weights.reshape(-1, *taller[4:]), biases.reshape(-1)
@@ -322,9 +326,11 @@ class _Graph:
 
     def __init__(self, prefix: str) -> None:
         self.nodes: list[bytes] = []
-        self.constants: list[bytes | memoryview] = []
+        self.constants: list[bytes] = []
+        self.weights: dict[str, np.ndarray] = {}
         self._prefix, self._names = prefix, 0
         self._known: dict[str, str] = {}
+        self._room = np.empty(0, np.float32)
 
     def node(self, op: str, inputs: Sequence[str], output: str = "", **attributes: object) -> str:
         """Append a node; returns its output."""
@@ -348,17 +354,27 @@ class _Graph:
         """A constant of whole numbers, written once."""
         key = str(numbers)
         if key not in self._known:
-            self._known[key] = self._constant(np.array(numbers, np.int64))
+            self._known[key] = self._name()
+            values = np.array(numbers, np.int64)
+            self.constants.append(tensor_bytes(self._known[key], values))
         return self._known[key]
 
     def weight(self, values: np.ndarray) -> str:
-        """A constant of float32."""
-        return self._constant(np.asarray(values, np.float32))
-
-    def _constant(self, values: np.ndarray) -> str:
+        """A constant of float32, kept apart: within the content it would be copied twice more."""
         name = self._name()
-        self.constants += tensor_pieces(name, values)
+        self.weights[name] = np.ascontiguousarray(values, np.float32)
+        self.constants.append(external_bytes(name, self.weights[name].shape))
         return name
+
+    def zeros(self, shape: Sequence[int]) -> np.ndarray:
+        """An array for weights, float32: part of a larger one, to which the system gives large
+        pages; to give the many small ones takes as long as to compute the weights.
+        """
+        size = math.prod(shape)
+        if size > len(self._room):
+            self._room = np.zeros(max(size, ROOM), np.float32)
+        found, self._room = np.split(self._room, [size])
+        return found.reshape(shape)
 
     def _name(self) -> str:
         self._names += 1
