@@ -7,7 +7,6 @@ import SimpleITK as sitk
 from LiverFibrosisStagingLib.imaging.filters import dilated, gaussian, opened, times
 from LiverFibrosisStagingLib.imaging.grid import _quantiles, body_mask
 from LiverFibrosisStagingLib.imaging.input_checks import _deviation
-from LiverFibrosisStagingLib.imaging.phase import _with_ball
 
 SPACING = (3.0, 2.0, 1.5)
 
@@ -60,14 +59,6 @@ def test_boxes(radius: tuple[int, int, int]) -> None:
     expected = sitk.GrayscaleMorphologicalOpening(_image(many), radius[::-1], sitk.sitkBox)
     found = opened(many, radius)
     np.testing.assert_array_equal(found, sitk.GetArrayViewFromImage(expected))
-
-
-def test_ball() -> None:
-    inside = _noise() < 450
-    expected = sitk.BinaryMorphologicalOpening(_image(inside), [2, 2, 1])
-    found = ~_with_ball(~inside)
-    assert 0 < np.count_nonzero(_with_ball(found)) < np.count_nonzero(inside)
-    np.testing.assert_array_equal(_with_ball(found), sitk.GetArrayViewFromImage(expected))
 
 
 def test_deviation() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from .coarse import STEP_MM, CoarseScan
 from .filters import gaussian
-from .grid import bounding_box
+from .grid import bounding_box, widened
 
 RADII_MM = (5.0, 7.0, 9.0, 11.0, 13.0, 16.0)  # of an aneurysm, the inner part is found
 MIN_LENGTH_MM = 30.0  # of the slices in which the aorta is clear
@@ -26,6 +26,7 @@ _BONE_HU = (150.0, 550.0)  # weights increase in this range, so that kidneys wei
 _MIN_BONE = 0.02  # of the largest weight
 _SPINE_MM = 14.0  # sigma of the Gaussian that joins vertebral body and arch
 _MIDLINE_MM = 45.0  # the scan need not be centred on the patient
+_NEAR_MM = 126.0  # farther from the midline, bone has less than _MIN_BONE of its weight
 # Where the centre of the aorta can be, from the centre of the spine's bone.
 _BEHIND_MM = (-76.0, 4.0)
 _LEFT_MM = (-24.0, 48.0)
@@ -42,7 +43,6 @@ _DARK_HU, _BRIGHT_HU = 20.0, 130.0  # brighter than in the portal-venous phase i
 _BRIGHTNESS = 0.5
 _PER_MM = 0.015  # small disks fit into everything, so larger ones count more
 _TURN = 0.05  # for each voxel by which a path moves from slice to slice
-_REACH = 8  # voxels by which the spine can move from slice to slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,18 +97,25 @@ def find_spine(scan: CoarseScan) -> np.ndarray | None:
     box = bounding_box(scan.body)
     if box is None:
         return None
-    _, rows, columns = box
+    # Only the body, and one voxel around it, so that the filter takes what is beyond for no bone.
+    box = widened(box, (len(scan.hu), 1, 1))
+    body = scan.body[box]
     low, high = _BONE_HU
-    bone = np.where(scan.body, np.clip(scan.hu - low, 0.0, high - low), 0.0)
-    # The rear half of the body, where the spine is.
+    bone = (scan.hu[box] - low).clip(0.0, high - low)
+    bone *= body
+    # The rear half of the body, where the spine is, near the midline.
+    _, rows, columns = bounding_box(body)
     rear = slice((rows.start + rows.stop - 1) // 2 + 1, rows.stop)
-    bone = gaussian(bone, [_SPINE_MM] * 3, STEP_MM, (slice(None), rear, columns))
-    across = np.arange(bone.shape[2]) - (bone.shape[2] - 1) / 2
-    bone *= np.exp(-0.5 * (across * STEP_MM[2] / _MIDLINE_MM) ** 2)
+    across = (np.arange(body.shape[2]) - (columns.start + columns.stop - 1) / 2) * STEP_MM[2]
+    reach = math.ceil(_NEAR_MM / STEP_MM[2])
+    middle = (columns.start + columns.stop) // 2
+    near = slice(max(columns.start, middle - reach), min(columns.stop, middle + reach))
+    bone = gaussian(bone, [_SPINE_MM] * 3, STEP_MM, (slice(None), rear, near))
+    bone *= np.exp(-0.5 * (across[near] / _MIDLINE_MM) ** 2)
     if bone.size == 0 or bone.max() < _MIN_BONE * (high - low):
         return None
     path = _best_path(bone / bone.max(), np.zeros((len(bone) - 1, 2), int))
-    return path + np.array([rear.start, columns.start])
+    return path + np.array([box[1].start + rear.start, box[2].start + near.start])
 
 
 def _windows(
@@ -174,14 +181,16 @@ def _disks(
     needed = np.maximum(_MIN_DROP * mean, np.maximum(_MIN_DROP_SD * scatter, _MIN_DROP_HU))
     lowest, highest = mean - needed, mean + _RIM_HU
     found = np.zeros(mean.shape, np.uint8)
+    extreme, fits = np.empty_like(mean), np.empty(mean.shape, bool)
     for angle in 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS:
         near, *ray = (
             shifted(distance * np.sin(angle), distance * np.cos(angle))
             for distance in radius + np.array((-1.0, 1.0, 3.0, 5.0))
         )
-        lower = np.minimum(ray[1], ray[2]) < lowest
+        # In the same memory each time, which takes a tenth less.
+        lower = np.less(np.minimum(ray[1], ray[2], out=extreme), lowest, out=fits)
         for each in ray:
-            near = np.maximum(near, each)
+            near = np.maximum(near, each, out=extreme)
         found += lower & (near < highest)
     drops = found / np.float32(_DIRECTIONS)
     brightness = np.clip((mean - _DARK_HU) / (_BRIGHT_HU - _DARK_HU), -1.0, 1.0)
@@ -194,17 +203,16 @@ def _best_path(scores: np.ndarray, moved: np.ndarray) -> np.ndarray:
 
     moved: by how many rows and columns the scores' origin moves to the next slice.
     """
-    moved = np.clip(moved, 1 - _REACH, _REACH - 1)
     height, width = scores.shape[1:]
     # By slice, the highest sum of a path up to each voxel; with a border, which none crosses.
-    reach = _REACH + 1
+    reach = int(np.abs(moved).max(initial=0)) + 1
     totals = np.full((len(scores), height + 2 * reach, width + 2 * reach), -np.inf)
     inner = totals[:, reach:-reach, reach:-reach]
     inner[0] = scores[0]
 
     def before(number: int) -> np.ndarray:
         """Sums in the slice before this one, at its voxels and one around."""
-        y, x = _REACH + moved[number - 1]
+        y, x = reach - 1 + moved[number - 1]
         return totals[number - 1, y : y + height + 2, x : x + width + 2]
 
     for number in range(1, len(scores)):

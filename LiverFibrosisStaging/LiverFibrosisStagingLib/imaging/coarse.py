@@ -3,7 +3,7 @@
 Arrays are [slice, row, column] along LPS axes: towards the head, the back and the patient's left.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -27,6 +27,8 @@ STEP_MM = (3.0, 2.0, 2.0)
 _MARGIN_MM = 30.0  # beyond the liver's slices, where the aorta continues
 _DEPTH_MM = 5.0  # away from the surface, organs share no voxels with fat or bowel
 
+Box = tuple[slice, slice, slice]
+
 
 @dataclass(frozen=True, eq=False)
 class CoarseScan:
@@ -34,12 +36,14 @@ class CoarseScan:
 
     An organ without mask is empty. The axes are the CT's own, reordered and flipped towards LPS but
     not rotated: in a CT whose header was rotated, the patient still lies along the voxel axes.
+    boxes: of the masks by organ, in the CT's voxels along these axes; None for an empty mask.
     """
 
     hu: np.ndarray
     body: np.ndarray
     liver: np.ndarray
     spleen: np.ndarray
+    boxes: dict[str, Box | None] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -52,35 +56,41 @@ class CoarseScan:
         """Resample the slices of the liver, with a margin; liver and spleen on the CT's grid.
         Raises Cancelled.
         """
-        scan, *organs = (
-            None if image is None else Voxels.of(image).lps().straight()
-            for image in (ct, liver, spleen)
-        )
+        scan = Voxels.of(ct).lps().straight()
+        masks = {"liver": liver} if spleen is None else {"liver": liver, "spleen": spleen}
+        organs = {organ: Voxels.of(mask).lps().straight() for organ, mask in masks.items()}
+        # A mask is as large as the scan, so it is searched only once.
+        boxes = {organ: bounding_box(mask.array) for organ, mask in organs.items()}
         low, high = bounds(scan)
-        box = bounding_box(organs[0].array)
+        box = boxes["liver"]
         if box is not None:
             first, last = (low[2] + scan.spacing[2] * end for end in (box[0].start, box[0].stop))
             low[2], high[2] = max(low[2], first - _MARGIN_MM), min(high[2], last + _MARGIN_MM)
         step = np.array(STEP_MM[::-1])
         grid = lps_grid((low + high) / 2, np.maximum(np.floor((high - low) / step), 1), step)
         hu = resample_ct(scan, grid, cancel=cancel)
-        liver_inside, spleen_inside = (
-            np.zeros(hu.shape, bool) if mask is None else nearest(mask, grid) for mask in organs
-        )
+        inside = {"liver": np.zeros(hu.shape, bool), "spleen": np.zeros(hu.shape, bool)}
+        for organ, mask in organs.items():
+            if boxes[organ] is not None:
+                part = _around(mask, boxes[organ], grid)
+                inside[organ][part[::-1]] = nearest(mask, grid[part])
         check_cancel(cancel)
-        return cls(hu, body_mask(hu, STEP_MM, OPENING_MM), liver_inside, spleen_inside)
+        return cls(hu, body_mask(hu, STEP_MM, OPENING_MM), **inside, boxes=boxes)
 
-    def smooth(self, box: tuple[slice, slice, slice]) -> np.ndarray:
+    def smooth(self, box: Box) -> np.ndarray:
         """Means over 3 x 3 x 3 voxels, which reduce the noise, in a box [slice, row, column]."""
-        around = (
-            np.arange(part.start - 1, part.stop + 1).clip(0, length - 1)
+        beyond = [
+            (int(part.start == 0), int(part.stop == length))
             for part, length in zip(box, self.hu.shape)
-        )
-        total = self.hu[np.ix_(*around)]
+        ]
+        total = np.pad(self.hu[widened(box, (1, 1, 1))], beyond, "edge")
         for axis in range(3):
             along = np.moveaxis(total, axis, 0)
-            total = np.moveaxis(along[:-2] + along[1:-1] + along[2:], 0, axis)
-        return total / 27
+            along = along[:-2] + along[1:-1]
+            along += np.moveaxis(total, axis, 0)[2:]
+            total = np.moveaxis(along, 0, axis)
+        total /= 27
+        return total
 
     @cached_property
     def liver_core(self) -> np.ndarray:
@@ -91,6 +101,15 @@ class CoarseScan:
     def spleen_core(self) -> np.ndarray:
         """Where the spleen is deeper than 5 mm; the edge of the grid is no surface."""
         return _core(self.spleen)
+
+
+def _around(mask: Voxels, box: Box, grid: sitk.Image) -> tuple[slice, ...]:
+    """The part of a grid, along x, y and z, in which voxels of this box of a mask can lie."""
+    ends = np.array([(part.start - 0.5, part.stop - 0.5) for part in box[::-1]])
+    last = np.array(grid.GetSize()) - 1
+    low, high = Voxels.of(grid).indices(mask.places(ends)).T
+    low, high = np.floor(low).clip(0, last), np.ceil(high).clip(0, last)
+    return tuple(slice(int(first), int(end) + 1) for first, end in zip(low, high))
 
 
 def _core(organ: np.ndarray) -> np.ndarray:

@@ -90,18 +90,15 @@ def input_checks(
     phase, about_phase = _phase(ct, phase_by_hu(scan))
     masks = {"liver": liver} if spleen is None else {"liver": liver, "spleen": spleen}
     organs = {organ: Voxels.of(mask).lps() for organ, mask in masks.items()}
-    # A mask is as large as the scan, so it is searched only once.
-    boxes = {organ: bounding_box(mask.array) for organ, mask in organs.items()}
-    levels = boxes["liver"][0]
     return phase, (
         units,
         about_phase,
-        _coverage(organs, levels),
+        _coverage(organs, scan.boxes["liver"][0]),
         _liver_volume(liver),
         _thickness(ct),
         slices,
         _tilt(ct),
-        _field_of_view(ct, scan, organs, boxes),
+        _field_of_view(ct, scan, organs),
         _dense(scan),
         _noise(scan),
     )
@@ -338,18 +335,10 @@ def _tilt(ct: sitk.Image) -> Check:
     return _check("tilt", "Tilt", concern, f"{found}.", {"tilt_degrees": tilt})
 
 
-def _field_of_view(
-    ct: sitk.Image,
-    scan: CoarseScan,
-    organs: dict[str, Voxels],
-    boxes: dict[str, tuple[slice, ...] | None],
-) -> Check:
-    """How much of the body's outline at the liver's level lies at the edge of the field of view.
-
-    boxes: of the organs; None for an empty one.
-    """
+def _field_of_view(ct: sitk.Image, scan: CoarseScan, organs: dict[str, Voxels]) -> Check:
+    """How much of the body's outline at the liver's level lies at the edge of the field of view."""
     scanned = Voxels.of(ct).lps()
-    hu = scanned.array[boxes["liver"][0]][::_EVERY]
+    hu = scanned.array[scan.boxes["liver"][0]][::_EVERY]
     edge, is_round = _edge(hu)
     pixel = math.sqrt(scanned.spacing[0] * scanned.spacing[1])
     at_edge = np.count_nonzero(hu[:, edge] > BODY_THRESHOLD_HU) * pixel / len(hu)
@@ -360,7 +349,7 @@ def _field_of_view(
 
     touching = [
         organ
-        for organ, box in boxes.items()
+        for organ, box in scan.boxes.items()
         if box is not None and organs[organ].array[box][:, edge[box[1:]]].any()
     ]
     shape = "round" if is_round else "rectangular"
@@ -388,12 +377,11 @@ def _edge(hu: np.ndarray) -> tuple[np.ndarray, bool]:
     rows, columns = hu.shape[1:]
     radius = min(rows, columns) / 2
     y, x = np.ogrid[:rows, :columns]
-    from_centre = np.hypot(y - (rows - 1) / 2, x - (columns - 1) / 2)
-    outside = np.nonzero(from_centre > radius + 1)
+    square = (y - (rows - 1) / 2) ** 2 + (x - (columns - 1) / 2) ** 2
+    outside = square > (radius + 1) ** 2
     # Slice by slice, because most fields are rectangular, as the first one shows.
-    values = hu[0][outside][:1]
-    if values.size and all((each[outside] == values).all() for each in hu):
-        return np.abs(from_centre - (radius - 2)) < 0.5, True
+    if not any(((each != hu[0, 0, 0]) & outside).any() for each in hu):
+        return (square > (radius - 2.5) ** 2) & (square < (radius - 1.5) ** 2), True
     edge = np.zeros((rows, columns), bool)
     edge[[0, -1]] = edge[:, [0, -1]] = True
     return edge, False
@@ -402,8 +390,8 @@ def _edge(hu: np.ndarray) -> tuple[np.ndarray, bool]:
 def _dense(scan: CoarseScan) -> Check:
     """Lipiodol, coils or clips in the liver, and metal near it."""
     core, voxel_ml = scan.liver_core, math.prod(STEP_MM) / 1000.0
-    dense = np.count_nonzero(core & (scan.hu > DENSE_HU)) * voxel_ml
-    share = np.count_nonzero(core & (scan.hu > DENSE_HU)) / max(np.count_nonzero(core), 1)
+    found = np.count_nonzero(core & (scan.hu > DENSE_HU))
+    dense, share = found * voxel_ml, found / max(np.count_nonzero(core), 1)
     metal = np.count_nonzero(scan.body & (scan.hu > METAL_HU)) * voxel_ml
     concern = ""
     if dense >= MIN_DENSE_ML:
@@ -431,7 +419,8 @@ def _noise(scan: CoarseScan) -> Check:
     for organ, core in (("liver", scan.liver_core), ("spleen", scan.spleen_core)):
         if np.count_nonzero(core) >= MIN_CORE_VOXELS:
             box = bounding_box(core)
-            values[f"{organ}_noise_hu"] = np.median(_deviation(scan.hu[box])[core[box]])
+            hu, inside = scan.hu[box], core[box]
+            values[f"{organ}_noise_hu"] = np.median(_deviation(hu - hu[inside].mean())[inside])
     if not values:
         passed = "The noise was not measured; no organ is thick enough."
         return _check("noise", "Noise", "", passed, values)
@@ -443,11 +432,13 @@ def _noise(scan: CoarseScan) -> Check:
 
 
 def _deviation(hu: np.ndarray) -> np.ndarray:
-    """Standard deviation in the square around each voxel, within its slice; as sitk.Noise."""
+    """Standard deviation in the square around each voxel, within its slice; as sitk.Noise.
+
+    The smaller the HU, the smaller the rounding errors of their squares.
+    """
     side = 2 * _NOISE_RADIUS + 1
     around = [(0, 0), (_NOISE_RADIUS, _NOISE_RADIUS), (_NOISE_RADIUS, _NOISE_RADIUS)]
-    # From here on the differences are small, and so are rounding errors of their squares.
-    padded = np.pad(hu - hu.mean(), around, "edge").astype(np.float64)
+    padded = np.pad(hu, around, "edge")
     total, squares = (_sums(_sums(each, side, 1), side, 2) for each in (padded, padded**2))
     return np.sqrt(np.maximum(squares - total**2 / side**2, 0.0) / (side**2 - 1))
 
@@ -455,7 +446,10 @@ def _deviation(hu: np.ndarray) -> np.ndarray:
 def _sums(values: np.ndarray, side: int, axis: int) -> np.ndarray:
     """Sums of neighbours along an axis, without those that reach beyond the array."""
     along = np.moveaxis(values, axis, 0)
-    total = sum(along[k : len(along) - side + 1 + k] for k in range(side))
+    count = len(along) - side + 1
+    total = along[:count] + along[1 : count + 1]
+    for k in range(2, side):
+        total += along[k : k + count]
     return np.moveaxis(total, 0, axis)
 
 

@@ -20,13 +20,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import SimpleITK as sitk
 
 from .aorta import find_aorta, find_spine
 from .coarse import STEP_MM, CoarseScan
 from .dicom_series import ARTERIAL, LATE, PORTAL_VENOUS, UNENHANCED
-from .filters import dilated
 from .grid import bounding_box
+from .components import components, dilated_by_ball, eroded_by_ball
 
 MIN_CORE_VOXELS = 100
 _VESSELS_PERCENTILE = 99.0  # of the smoothed liver: trunks of the portal and hepatic veins
@@ -56,8 +55,7 @@ _KIDNEY_BESIDE_MM = (24.0, 100.0)
 _KIDNEY_BEHIND_MM = (-66.0, 30.0)
 _KIDNEY_HU = (100.0, 500.0)  # enhanced; fat and muscle are below, bone and oral contrast above
 _KIDNEY_ML = (40.0, 400.0)
-# A ball of 2 voxels in plane and 1 slice is what these boxes cover together.
-_BALL = ((1, 1, 1), (0, 1, 2), (0, 2, 1))
+_OPENING = (1, 2, 2)  # voxels, 3 or 4 mm
 
 
 @dataclass(frozen=True)
@@ -156,15 +154,8 @@ def _kidneys(scan: CoarseScan, spine: np.ndarray) -> float | None:
     inner = bounding_box(zone)
     if inner is None:
         return None
-    opened = _with_ball(~_with_ball(~zone[inner]))
-    image = sitk.ConnectedComponent(sitk.GetImageFromArray(opened.view(np.uint8)))
-    parts = sitk.GetArrayFromImage(sitk.RelabelComponent(image))
-    volumes = np.bincount(parts.ravel())[1:3] * (math.prod(STEP_MM) / 1000.0)
-    fitting = 1 + np.flatnonzero((volumes >= _KIDNEY_ML[0]) & (volumes <= _KIDNEY_ML[1]))
-    hu = scan.hu[box][inner]
-    return float(np.median(hu[np.isin(parts, fitting)])) if fitting.size else None
-
-
-def _with_ball(inside: np.ndarray) -> np.ndarray:
-    """A mask (bool) dilated with a ball of 4 mm."""
-    return np.logical_or.reduce([dilated(inside, radius) for radius in _BALL])
+    parts, sizes = components(dilated_by_ball(eroded_by_ball(zone[inner], _OPENING), _OPENING))
+    volumes = sizes * (math.prod(STEP_MM) / 1000.0)
+    volumes[np.argsort(-sizes, kind="stable")[2:]] = 0  # only the largest two can be kidneys
+    fitting = (volumes >= _KIDNEY_ML[0]) & (volumes <= _KIDNEY_ML[1])
+    return float(np.median(scan.hu[box][inner][fitting[parts]])) if fitting.any() else None
