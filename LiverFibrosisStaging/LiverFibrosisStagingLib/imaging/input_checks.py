@@ -19,7 +19,7 @@ from .coarse import STEP_MM, CoarseScan
 from .dicom_files import DESCRIPTION, THICKNESS
 from .dicom_series import PORTAL_VENOUS, named_phase
 from .grid import BODY_THRESHOLD_HU, bounding_box
-from .masks import volume_ml
+from .masks import eroded, volume_ml
 from .phase import MIN_CORE_VOXELS, Phase, phase_by_hu
 from .voxels import Voxels
 
@@ -343,8 +343,8 @@ def _field_of_view(ct: sitk.Image, scan: CoarseScan, organs: dict[str, Voxels]) 
     pixel = math.sqrt(scanned.spacing[0] * scanned.spacing[1])
     at_edge = np.count_nonzero(hu[:, edge] > BODY_THRESHOLD_HU) * pixel / len(hu)
     body = np.pad(scan.body[scan.liver.any(axis=(1, 2))], ((0, 0), (1, 1), (1, 1)))
-    inner = body[:, :-2, 1:-1] & body[:, 2:, 1:-1] & body[:, 1:-1, :-2] & body[:, 1:-1, 2:]
-    outline = (np.count_nonzero(body) - np.count_nonzero(inner & body[:, 1:-1, 1:-1])) * STEP_MM[1]
+    inner = eroded(body, STEP_MM[1], STEP_MM)
+    outline = (np.count_nonzero(body) - np.count_nonzero(inner)) * STEP_MM[1]
     share = min(at_edge * max(len(body), 1) / max(outline, STEP_MM[1]), 1.0)
 
     touching = [
