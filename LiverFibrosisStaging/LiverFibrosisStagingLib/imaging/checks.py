@@ -8,7 +8,7 @@ import math
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import StagingError
+from ..errors import CancelToken, StagingError, check_cancel
 from .dicom_files import MODALITY, code
 from .grid import bounding_box, slices_in
 
@@ -109,6 +109,17 @@ def body_axis(ct: sitk.Image) -> int:
     return int(np.abs(np.array(ct.GetDirection()).reshape(3, 3)[2]).argmax())
 
 
+def lowest_and_highest(hu: np.ndarray, cancel: CancelToken | None = None) -> tuple[float, float]:
+    """The ends of the values, NaN if one of them is. Raises Cancelled."""
+    ends = []
+    # Slice by slice, each is read from memory once.
+    for each in hu:
+        check_cancel(cancel)
+        ends.append((each.min(), each.max()))
+    low, high = np.transpose(ends)
+    return float(low.min()), float(high.max())
+
+
 def _check_grid(ct: sitk.Image, name: str) -> None:
     size, spacing, along = ct.GetSize(), ct.GetSpacing(), body_axis(ct)
     if not all(0 < step <= MAX_SPACING_MM for step in spacing):
@@ -131,8 +142,7 @@ def _check_grid(ct: sitk.Image, name: str) -> None:
 
 
 def _check_values(hu: np.ndarray, name: str) -> None:
-    # NaN propagates through minimum and maximum, so both checks need one pass only.
-    low, high = float(hu.min()), float(hu.max())
+    low, high = lowest_and_highest(hu)
     if not (np.isfinite(low) and np.isfinite(high)):
         count = np.count_nonzero(~np.isfinite(hu))
         raise StagingError(f"{name}: {count} voxels are NaN or infinite; HU are needed everywhere.")

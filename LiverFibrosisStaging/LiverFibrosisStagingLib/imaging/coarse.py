@@ -5,6 +5,7 @@ Arrays are [slice, row, column] along LPS axes: towards the head, the back and t
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -28,6 +29,13 @@ _MARGIN_MM = 30.0  # beyond the liver's slices, where the aorta continues
 _DEPTH_MM = 5.0  # away from the surface, organs share no voxels with fat or bowel
 
 Box = tuple[slice, slice, slice]
+
+
+class Core(NamedTuple):
+    """Part of an organ: a box of the grid, and where in the box it lies, bool; may be empty."""
+
+    box: Box
+    inside: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +101,12 @@ class CoarseScan:
         return total
 
     @cached_property
-    def liver_core(self) -> np.ndarray:
+    def liver_core(self) -> Core:
         """Where the liver is deeper than 5 mm; the edge of the grid is no surface."""
         return _core(self.liver)
 
     @cached_property
-    def spleen_core(self) -> np.ndarray:
+    def spleen_core(self) -> Core:
         """Where the spleen is deeper than 5 mm; the edge of the grid is no surface."""
         return _core(self.spleen)
 
@@ -112,12 +120,13 @@ def _around(mask: Voxels, box: Box, grid: sitk.Image) -> tuple[slice, ...]:
     return tuple(slice(int(first), int(end) + 1) for first, end in zip(low, high))
 
 
-def _core(organ: np.ndarray) -> np.ndarray:
-    core = np.zeros_like(organ)
+def _core(organ: np.ndarray) -> Core:
     box = bounding_box(organ)
     if box is None:
-        return core
+        return Core((slice(0, 0),) * 3, organ[:0, :0, :0])
     # One voxel around the organ holds the nearest voxels outside.
     box = widened(box, (1, 1, 1))
-    core[box] = eroded(organ[box], _DEPTH_MM, STEP_MM)
-    return core
+    inside = eroded(organ[box], _DEPTH_MM, STEP_MM)
+    inner = bounding_box(inside) or (slice(0, 0),) * 3
+    ends = ((outer.start + part.start, outer.start + part.stop) for outer, part in zip(box, inner))
+    return Core(tuple(slice(*each) for each in ends), inside[inner])

@@ -14,11 +14,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import CancelToken, StagingError, WrongPhase, check_cancel
-from .checks import body_axis
+from .checks import body_axis, lowest_and_highest
 from .coarse import STEP_MM, CoarseScan
 from .dicom_files import DESCRIPTION, THICKNESS
 from .dicom_series import PORTAL_VENOUS, named_phase
-from .grid import BODY_THRESHOLD_HU, bounding_box
+from .grid import BODY_THRESHOLD_HU
 from .masks import eroded, volume_ml
 from .phase import MIN_CORE_VOXELS, Phase, phase_by_hu
 from .voxels import Voxels
@@ -179,13 +179,8 @@ def _article(phase: str) -> str:
 
 
 def _units(ct: sitk.Image, cancel: CancelToken | None) -> Check:
-    # Slice by slice, each is read from memory once.
-    ends = []
-    for each in sitk.GetArrayViewFromImage(ct):
-        check_cancel(cancel)
-        ends.append((each.min(), each.max()))
-    lowest, highest = zip(*ends)
-    found = {"lowest_hu": float(min(lowest)), "highest_hu": float(max(highest))}
+    lowest, highest = lowest_and_highest(sitk.GetArrayViewFromImage(ct), cancel)
+    found = {"lowest_hu": lowest, "highest_hu": highest}
     sentence = "A CT in HU, {lowest_hu:.0f} to {highest_hu:.0f}.".format(**found)
     return _check("units", "Modality and units", "", sentence, found)
 
@@ -389,9 +384,9 @@ def _edge(hu: np.ndarray) -> tuple[np.ndarray, bool]:
 
 def _dense(scan: CoarseScan) -> Check:
     """Lipiodol, coils or clips in the liver, and metal near it."""
-    core, voxel_ml = scan.liver_core, math.prod(STEP_MM) / 1000.0
-    found = np.count_nonzero(core & (scan.hu > DENSE_HU))
-    dense, share = found * voxel_ml, found / max(np.count_nonzero(core), 1)
+    (box, inside), voxel_ml = scan.liver_core, math.prod(STEP_MM) / 1000.0
+    found = np.count_nonzero(inside & (scan.hu[box] > DENSE_HU))
+    dense, share = found * voxel_ml, found / max(np.count_nonzero(inside), 1)
     metal = np.count_nonzero(scan.body & (scan.hu > METAL_HU)) * voxel_ml
     concern = ""
     if dense >= MIN_DENSE_ML:
@@ -416,10 +411,9 @@ def _noise(scan: CoarseScan) -> Check:
     lower of the two organs counts, because nodules and lesions add to the noise.
     """
     values = {}
-    for organ, core in (("liver", scan.liver_core), ("spleen", scan.spleen_core)):
-        if np.count_nonzero(core) >= MIN_CORE_VOXELS:
-            box = bounding_box(core)
-            hu, inside = scan.hu[box], core[box]
+    for organ, (box, inside) in (("liver", scan.liver_core), ("spleen", scan.spleen_core)):
+        if np.count_nonzero(inside) >= MIN_CORE_VOXELS:
+            hu = scan.hu[box]
             values[f"{organ}_noise_hu"] = np.median(_deviation(hu - hu[inside].mean())[inside])
     if not values:
         passed = "The noise was not measured; no organ is thick enough."

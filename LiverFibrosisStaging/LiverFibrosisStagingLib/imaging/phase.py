@@ -72,7 +72,9 @@ class Phase:
 
 def phase_by_hu(scan: CoarseScan) -> Phase:
     """The contrast phase that the HU show."""
-    liver, spleen = _smoothed(scan, scan.liver_core), _smoothed(scan, scan.spleen_core)
+    liver, spleen = (
+        scan.smooth(core.box)[core.inside] for core in (scan.liver_core, scan.spleen_core)
+    )
     spine = find_spine(scan)
     aorta = None if spine is None else find_aorta(scan, spine)
     found: dict[str, float | np.floating | None] = {
@@ -124,12 +126,6 @@ def judged(values: Mapping[str, float]) -> tuple[str, bool]:
     enhanced = liver >= ENHANCED_LIVER_HU or (spleen is not None and spleen >= ENHANCED_SPLEEN_HU)
     contradicted = aorta is not None and spleen is not None and aorta_low and spleen_low
     return (PORTAL_VENOUS, False) if enhanced and not contradicted else ("", False)
-
-
-def _smoothed(scan: CoarseScan, core: np.ndarray) -> np.ndarray:
-    """Smoothed HU of an organ's core, of any number of voxels."""
-    box = bounding_box(core)
-    return scan.smooth(box)[core[box]] if box is not None else np.empty(0)
 
 
 def _kidneys(scan: CoarseScan, spine: np.ndarray) -> float | None:
