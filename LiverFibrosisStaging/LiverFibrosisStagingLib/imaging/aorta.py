@@ -26,7 +26,7 @@ _BONE_HU = (150.0, 550.0)  # weights increase in this range, so that kidneys wei
 _MIN_BONE = 0.02  # of the largest weight
 _SPINE_MM = 14.0  # sigma of the Gaussian that joins vertebral body and arch
 _MIDLINE_MM = 45.0  # the scan need not be centred on the patient
-_NEAR_MM = 126.0  # farther from the midline, bone has less than _MIN_BONE of its weight
+_NEAR_MM = 126.0  # farther from the midline, the densest bone weighs less than _MIN_BONE
 # Where the centre of the aorta can be, from the centre of the spine's bone.
 _BEHIND_MM = (-76.0, 4.0)
 _LEFT_MM = (-24.0, 48.0)
@@ -97,7 +97,7 @@ def find_spine(scan: CoarseScan) -> np.ndarray | None:
     box = bounding_box(scan.body)
     if box is None:
         return None
-    # Only the body, and one voxel around it, so that the filter takes what is beyond for no bone.
+    # Only the body and one voxel around it, from which the filter sees that no bone is beyond.
     box = widened(box, (len(scan.hu), 1, 1))
     body = scan.body[box]
     low, high = _BONE_HU
