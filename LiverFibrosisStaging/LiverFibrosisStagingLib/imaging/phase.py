@@ -23,9 +23,10 @@ import numpy as np
 
 from .aorta import find_aorta, find_spine
 from .coarse import STEP_MM, CoarseScan
+from .components import components
 from .dicom_series import ARTERIAL, LATE, PORTAL_VENOUS, UNENHANCED
 from .grid import bounding_box
-from .components import components, dilated_by_ball, eroded_by_ball
+from .masks import dilated_by_ball, eroded_by_ball
 
 MIN_CORE_VOXELS = 100
 _VESSELS_PERCENTILE = 99.0  # of the smoothed liver: trunks of the portal and hepatic veins
