@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import CancelToken, check_cancel
-from .components import largest
+from .components import components, largest
 from .filters import times
 from .grid import bounding_box, box_on_ct, widened
 from .masks import dilated_by_ball, eroded, eroded_by_ball
@@ -74,15 +74,16 @@ def refine_em_mrf(probabilities: np.ndarray, grid: sitk.Image) -> np.ndarray:
     box = bounding_box(near)
     if box is None:
         return refined
-    bins = ((hu[box] - hu[box].min()) / BIN_HU).astype(np.intp)
-    smoothers = [_smoother(length, step) for length, step in zip(bins.shape, spacing[::-1])]
+    lowest, highest = hu[box].min(), hu[box].max()
+    smoothers = [_smoother(length, step) for length, step in zip(hu[box].shape, spacing[::-1])]
     # Elsewhere all is background, whatever the HU: the iterations are for these voxels alone.
     at = np.flatnonzero(near)
+    own_hu = hu.ravel()[at]
     refined.reshape(len(refined), -1)[:, at] = _iterate(
         probabilities.reshape(len(refined), -1).take(at, axis=1),
-        hu.ravel()[at],
-        bins[near[box]],
-        int(bins.max()) + 1,
+        own_hu,
+        ((own_hu - lowest) / BIN_HU).astype(np.intp),
+        int((highest - lowest) / BIN_HU) + 1,
         [_Organ.of(near[box], each[box], smoothers) for each in allowed],
     )
     return refined
@@ -127,11 +128,10 @@ def _iterate(
                 around = _smooth(values, organ.smoothers).ravel()[organ.in_box]
                 mixed[label][organ.near] += (1 - NETWORK_WEIGHT) * around
             prior = _restricted(mixed, hu, organs)
-        likelihood = np.empty_like(posterior)
         for label, probability in enumerate(posterior):
             weights = probability * (probability > 0.5) if label else probability
-            likelihood[label] = _histogram(bins, weights, count)[bins]
-        posterior = prior * likelihood
+            prior[label] *= _histogram(bins, weights, count)[bins]
+        posterior = prior
         posterior /= posterior.sum(axis=0)
     return posterior
 
@@ -199,11 +199,21 @@ def organs_on_ct(
         finding = beside.submit(_voxels_on_ct, probabilities, SPLEEN_LABEL, grid, ct, cancel)
         inside, box = _voxels_on_ct(probabilities, LIVER_LABEL, grid, ct, cancel)
         check_cancel(cancel)
-        liver = Part(largest(inside), box)
+        liver = Part(_largest(inside), box)
         inside, box = finding.result()
     check_cancel(cancel)
     inside[_within_box(liver.box, box)] &= ~liver.inside[_within_box(box, liver.box)]
-    return liver, Part(largest(inside), box)
+    return liver, Part(_largest(inside), box)
+
+
+def _largest(inside: np.ndarray) -> np.ndarray:
+    """`largest` of a mask of few components, most often one, on the CT's grid.
+
+    One is recognised by its runs of voxels; their numbers would take four times the mask's memory.
+    """
+    search = sitk.BinaryImageToLabelMapFilter()
+    search.Execute(sitk.GetImageFromArray(inside.view(np.uint8)))
+    return largest(inside) if search.GetNumberOfObjects() > 1 else inside
 
 
 def _within_box(other: tuple[slice, ...], box: tuple[slice, ...]) -> tuple[slice, ...]:
@@ -262,7 +272,8 @@ def _clean_margin(margin: np.ndarray, radius_mm: float, spacing: tuple[float, ..
     )
     core = largest(eroded_by_ball(largest(inside), thin), MIN_LOBE_FRACTION)
     organ = dilated_by_ball(core, wide) & inside
-    filled = sitk.BinaryFillhole(sitk.GetImageFromArray(organ.view(np.uint8)))
     kept = np.where(inside & ~organ, np.float32(-1.0), margin)
-    holes = (sitk.GetArrayViewFromImage(filled) > 0) & ~inside
+    # Holes are apart from what lies around, which one more voxel on each side joins.
+    numbers, _ = components(np.pad(~organ, 1, constant_values=True))
+    holes = (numbers != numbers[0, 0, 0])[1:-1, 1:-1, 1:-1] & ~inside
     return np.where(holes, np.float32(1.0), kept)
