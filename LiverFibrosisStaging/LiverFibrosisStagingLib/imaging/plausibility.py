@@ -90,18 +90,17 @@ def landmarks(probabilities: np.ndarray, grid: sitk.Image) -> Landmarks | None:
     if len(places) * np.prod(grid.GetSpacing()[:2]) < MIN_SPINE_MM2:
         return None
     row, column = np.median(places, axis=0)
+    # Lungs are looked for within the body, from the organs' lower end upwards.
     first = organs[0].start
-    air = np.zeros(body.shape, bool)
-    air[first:] = _enclosed(body[first:]) & (hu[first:] < LUNG_HU)
-    parts, sizes = components(air)
-    # The scan's last slice may be a partial one.
-    last = np.flatnonzero(body.any(axis=(1, 2)))[-1]
+    box = bounding_box(body[first:])
     lungs = np.zeros(body.shape, bool)
+    own_hu, own_lungs = hu[first:][box], lungs[first:][box]
+    parts, sizes = components(_enclosed(body[first:][box]) & (own_hu < LUNG_HU))
     large = np.flatnonzero(sizes * np.prod(grid.GetSpacing()) > 1000 * MIN_LUNG_ML)
-    for number in np.intersect1d(parts[last - 1 :], large):
+    for number in np.intersect1d(parts[-2:], large):  # the scan's last slice may be a partial one
         part = parts == number
-        if np.median(hu[part]) > GAS_HU:
-            lungs |= part
+        if np.median(own_hu[part]) > GAS_HU:
+            own_lungs |= part
     return Landmarks(float(row), float(column), lungs, grid.GetSpacing()[::-1])
 
 
