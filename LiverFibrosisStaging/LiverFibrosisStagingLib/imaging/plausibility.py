@@ -96,10 +96,10 @@ def landmarks(probabilities: np.ndarray, grid: sitk.Image) -> Landmarks | None:
     lungs = np.zeros(body.shape, bool)
     own_hu, own_lungs = hu[first:][box], lungs[first:][box]
     parts, sizes = components(_enclosed(body[first:][box]) & (own_hu < LUNG_HU))
-    large = np.flatnonzero(sizes * np.prod(grid.GetSpacing()) > 1000 * MIN_LUNG_ML)
-    for number in np.intersect1d(parts[-2:], large):  # the scan's last slice may be a partial one
+    for number in np.flatnonzero(sizes * np.prod(grid.GetSpacing()) > 1000 * MIN_LUNG_ML):
         part = parts == number
-        if np.median(own_hu[part]) > GAS_HU:
+        # The scan's last slice may be a partial one.
+        if part[-2:].any() and np.median(own_hu[part]) > GAS_HU:
             own_lungs |= part
     return Landmarks(float(row), float(column), lungs, grid.GetSpacing()[::-1])
 
@@ -171,9 +171,9 @@ def _heart_in_liver(liver: np.ndarray, marks: Landmarks) -> np.ndarray:
     for number in np.flatnonzero(there):
         at = section_of[number]
         part = parts[at] == number
-        height, across = np.nonzero(part)
-        lung = marks.lungs[sections[at], rows, : columns.start + across.min()]
-        if lung[np.unique(height)].any(axis=1).mean() >= LUNG_BETWEEN:
+        first = np.flatnonzero(part.any(axis=0))[0]
+        lung = marks.lungs[sections[at], rows, : columns.start + first]
+        if lung[part.any(axis=1)].any(axis=1).mean() >= LUNG_BETWEEN:
             cores[at] |= part
     if not cores.any():
         return heart

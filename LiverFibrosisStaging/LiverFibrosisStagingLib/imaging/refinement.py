@@ -143,7 +143,7 @@ def _restricted(probabilities: np.ndarray, hu: np.ndarray, organs: list[_Organ])
         values, own_hu = probabilities[label][organ.near], hu[organ.near]
         sure = values > 0.5
         if sure.any():
-            values[np.abs(own_hu - np.median(own_hu[sure])) > MAX_DEVIATION_HU] = 0.0
+            values *= np.abs(own_hu - np.median(own_hu[sure])) <= MAX_DEVIATION_HU
         kept[label][organ.near] = values
     kept[0] = 1.0 - kept[1:].sum(axis=0)
     return kept
