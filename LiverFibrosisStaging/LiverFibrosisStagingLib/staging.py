@@ -26,6 +26,7 @@ from .imaging.input_checks import concerns, input_checks, refuse, scan_checks
 from .imaging.masks import organ_masks, read_organ, volume_ml
 from .imaging.reading import NAME_KEY, notes, read_ct
 from .imaging.segmentation import (
+    SEGMENTING,
     SegmentationModel,
     segment_checked,
     segmentation_warnings,
@@ -40,8 +41,6 @@ from .result import StagingResult
 from .signs.measure import measure_signs
 from .stages import STAGES, explained_stages, group_scores
 from .support import reasons
-
-SEGMENTING = "Segmenting liver and spleen"
 
 
 def stage(

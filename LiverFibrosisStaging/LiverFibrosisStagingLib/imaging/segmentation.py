@@ -64,6 +64,8 @@ LUNG_SQUARE = 4  # voxels
 MIN_LUNG_MM2 = 5000.0  # more than of a table's foam
 MIN_ORGAN_ML = {"liver": 300.0, "spleen": 15.0}  # anything smaller is a false detection
 
+SEGMENTING = "Segmenting liver and spleen"  # the step's name for the user
+
 Progress = Callable[[float, str], None]
 
 
@@ -206,7 +208,7 @@ def segment_checked(
         if progress is not None:
             progress(fraction, step)
 
-    begin(0.1, "Segmenting liver and spleen")
+    begin(0.1, SEGMENTING)
     card = model.card
     grid = network_grid(ct, card.spacing_mm, card.multiple_of, cancel)
     probabilities = _run(model, grid, begin, cancel)
@@ -295,21 +297,23 @@ def _run(
     """
     windowed = sitk.IntensityWindowing(grid, *model.card.window_hu, 0.0, 1.0)
     volume = sitk.GetArrayViewFromImage(windowed)
-    slices = min(len(volume), SLAB_SLICES)
+    if len(volume) <= SLAB_SLICES:
+        begin(0.2, SEGMENTING)
+        return model.run(volume, cancel)
     total = np.zeros((len(CLASSES), *volume.shape), np.float32)
     count = np.zeros((len(volume), 1, 1), np.float32)
     # Predictions are better in a slab's middle, where there is more context.
-    ramp = np.minimum(np.arange(1, slices + 1), np.arange(slices, 0, -1), dtype=np.float32)
-    weight = ramp[:, None, None]
-    starts = patch_starts(len(volume), slices, SLAB_OVERLAP)
+    upwards = np.arange(1, SLAB_SLICES + 1, dtype=np.float32)
+    weight = np.minimum(upwards, upwards[::-1])[:, None, None]
+    starts = patch_starts(len(volume), SLAB_SLICES, SLAB_OVERLAP)
     guess = _middle_of_liver(grid)
-    waiting = sorted(starts, key=lambda start: abs(start + slices / 2 - guess))
+    waiting = sorted(starts, key=lambda start: abs(start + SLAB_SLICES / 2 - guess))
     first, last = 0.0, math.inf  # slices that may contain organs
-    while needed := [start for start in waiting if start <= last and start + slices > first]:
-        begin(0.2 + 0.6 * (1 - len(waiting) / len(starts)), "Segmenting liver and spleen")
+    while needed := [start for start in waiting if start <= last and start + SLAB_SLICES > first]:
+        begin(0.2 + 0.6 * (1 - len(waiting) / len(starts)), SEGMENTING)
         start = needed[0]
         waiting.remove(start)
-        slab = slice(start, start + slices)
+        slab = slice(start, start + SLAB_SLICES)
         total[:, slab] += weight * model.run(volume[slab], cancel)
         count[slab] += weight
         if waiting:
