@@ -167,6 +167,16 @@ def test_holes_are_filled_and_other_components_removed(grid):
     assert found[box((9, 10), (16, 19), (11, 13))].all()
 
 
+def test_a_hole_is_filled_and_a_bay_at_the_edge_is_not():
+    organ = np.ones((8, 14, 16), bool)  # up to the edge of the array on all sides
+    organ[3:5, 5:8, 10:13] = organ[3:5, 5:8, :4] = False
+    margin = np.where(organ, 0.5, -0.5).astype(np.float32)
+    kept = refinement._clean_margin(margin, 4.0, (4.0, 4.0, 4.0)) > 0
+    filled = sitk.BinaryFillhole(sitk.GetImageFromArray(organ.view(np.uint8)))
+    np.testing.assert_array_equal(kept, sitk.GetArrayFromImage(filled) > 0)
+    assert kept[3:5, 5:8, 10:13].all() and not kept[3:5, 5:8, :4].any()
+
+
 def test_parts_beyond_a_thin_bridge_are_removed(grid):
     bridge = box((9, 10), (26, 27), (24, 36))
     found = labelled(LIVER | bridge | SPLEEN, grid)
