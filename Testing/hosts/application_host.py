@@ -107,7 +107,7 @@ class Application:
     def __init__(self) -> None:
         slicer_host.start()
         qt_host.application()
-        slicer.app._views = slicer_host._LayoutManager()
+        slicer.app._open_views()
         del slicer.modules.liverfibrosisstaging  # no module has been found yet
         self.exit_code, self.panel = NOT_ENDED, None
         self.window, self._module_panel, self._views = QMainWindow(), ModulePanel(), Views()

@@ -87,6 +87,10 @@ class _Application:
     def temporaryPath(self) -> str:
         return self._folder.name
 
+    def _open_views(self) -> None:
+        """Once: a second slice view of a name would get a slice node outside the scene."""
+        self._views = self._views or _LayoutManager()
+
     def layoutManager(self) -> Any:
         return self._views
 
@@ -393,8 +397,7 @@ def open_panel(*collaborators: Any) -> Any:
     collaborators: more arguments for the widget's constructor, which Slicer does not give.
     """
     start()
-    if slicer.app._views is None:
-        slicer.app._views = _LayoutManager()
+    slicer.app._open_views()
     slicer.app._testing = False
     parent = slicer.qSlicerScriptedLoadableModuleWidget()
     parent.setMRMLScene(slicer.mrmlScene)

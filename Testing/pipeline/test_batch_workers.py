@@ -37,10 +37,23 @@ def began(output):
     return [line.split()[0] for line in output.with_name("record").read_text().splitlines()]
 
 
+def wait_for_cases(names, output, check=lambda: True):
+    while not (output.with_name("record").is_file() and names <= {*began(output)}):
+        assert check()
+        time.sleep(0.01)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_a_process_that_ends_costs_one_case(tmp_path):
-    listed = cases(tmp_path / "in", a="x", once="dies once", c="fails", dies="dies", e="x" * 99)
+    texts = {"a": "x", "once": "dies once", "c": "fails", "dies": "dies", "e": f"{'waits':99}"}
+    listed = cases(tmp_path / "in", **texts)
     out, told, steps = tmp_path / "out", [], []
+
+    def go_on_when_both_have_begun():
+        wait_for_cases({"e", "once"}, out)
+        listed[-1].ct.write_text("x")
+
+    threading.Thread(target=go_on_when_both_have_begun).start()
     rows = run(listed, out, in_processes(2), told=told, steps=steps)
     assert [row["case"] for row in rows] == [case.name for case in listed]
     assert [row["status"] for row in rows] == ["done", "done", "failed", "failed", "done"]
@@ -78,8 +91,7 @@ def test_cancelling_ends_all_processes_and_leaves_nothing_half_made(tmp_path):
     out, cancel = tmp_path / "out", threading.Event()
 
     def cancel_when_both_wait():
-        while not (out.with_name("record").is_file() and {"b", "c"} <= {*began(out)}):
-            time.sleep(0.01)
+        wait_for_cases({"b", "c"}, out)
         cancel.set()
 
     threading.Thread(target=cancel_when_both_wait).start()
@@ -135,9 +147,7 @@ def test_killed_batch_takes_its_processes_with_it_and_is_resumed(tmp_path):
                 continue
         return found
 
-    while not (out.with_name("record").is_file() and {"b", "c"} <= {*began(out)}):
-        assert killed.poll() is None
-        time.sleep(0.02)
+    wait_for_cases({"b", "c"}, out, check=lambda: killed.poll() is None)
     assert len(alive()) >= 3
     killed.send_signal(signal.SIGKILL)
     killed.wait()

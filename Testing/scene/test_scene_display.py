@@ -37,10 +37,10 @@ PATIENT = "DOE^JANE_1950"
 @pytest.fixture
 def layout(monkeypatch):
     """Slicer's layout manager, as where the panel is open."""
-    manager = slicer_host._LayoutManager()
-    monkeypatch.setattr(slicer.app, "_views", manager)
-    yield manager
-    slicer.app.applicationLogic().GetSliceLogics().RemoveAllItems()
+    slicer.app._open_views()
+    manager = slicer.app.layoutManager()
+    monkeypatch.setattr(manager, "layout", manager.layout)
+    return manager
 
 
 @pytest.fixture(scope="module")
