@@ -36,10 +36,10 @@ PATIENT = "DOE^JANE_1950"
 
 @pytest.fixture
 def layout(monkeypatch):
-    """Slicer's layout manager, as where the panel is open."""
+    """Slicer's layout manager, as where the panel is open; no table or chart is shown."""
     slicer.app._open_views()
     manager = slicer.app.layoutManager()
-    monkeypatch.setattr(manager, "layout", manager.layout)
+    monkeypatch.setattr(manager, "layout", slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
     return manager
 
 
