@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -43,7 +44,8 @@ class Page:
         self._number = 0
         self._rest = b""
         self._answers: dict[int, dict] = {}
-        self._profile = tempfile.TemporaryDirectory()
+        # The browser's own processes may still write in it for a moment after their end.
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         to_browser, self._to = os.pipe()
         self._from, from_browser = os.pipe()
         os.set_blocking(self._from, False)
@@ -187,19 +189,9 @@ class Page:
             time.sleep(pause)
 
     def close(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         os.close(self._to)
         os.close(self._from)
-        self._until_removed()
-
-    def _until_removed(self) -> None:
-        """Remove the profile; the browser's own processes may still write in it for a moment."""
-        end = time.monotonic() + LIMIT
-        while True:
-            try:
-                return self._profile.cleanup()
-            except OSError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.05)
+        self._profile.cleanup()

@@ -53,7 +53,7 @@ def test_a_process_that_ends_costs_one_case(tmp_path):
         wait_for_cases({"e", "once"}, out)
         listed[-1].ct.write_text("x")
 
-    threading.Thread(target=go_on_when_both_have_begun).start()
+    threading.Thread(target=go_on_when_both_have_begun, daemon=True).start()
     rows = run(listed, out, in_processes(2), told=told, steps=steps)
     assert [row["case"] for row in rows] == [case.name for case in listed]
     assert [row["status"] for row in rows] == ["done", "done", "failed", "failed", "done"]
@@ -94,7 +94,7 @@ def test_cancelling_ends_all_processes_and_leaves_nothing_half_made(tmp_path):
         wait_for_cases({"b", "c"}, out)
         cancel.set()
 
-    threading.Thread(target=cancel_when_both_wait).start()
+    threading.Thread(target=cancel_when_both_wait, daemon=True).start()
     with pytest.raises(Cancelled):
         run(listed, out, in_processes(2), cancel=cancel)
     assert {p.name for p in out.iterdir()} == {"a", "results.csv", "left_out.csv", "batch.log"}

@@ -127,7 +127,7 @@ def test_a_step_moves_no_voxels_that_other_threads_read(step):
         mask[10:390, 10:390, 5:55] = sitk.Image([380, 380, 50], sitk.sitkUInt8) + 1
     grid = lps_grid(np.array([200.0, 200.0, 30.0]), np.array([300, 300, 40]), np.ones(3))
     if step == "measuring":
-        works = [partial(measure_signs, ct, liver, spleen, "")] * 2
+        works = [partial(measure_signs, ct, liver, spleen, "")] * 5
     else:
         for image in (ct, liver, spleen):
             image.SetDirection(sitk.VersorTransform((0, 0, 1), 0.3).GetMatrix())

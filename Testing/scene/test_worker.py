@@ -6,7 +6,7 @@ import time
 import pytest
 
 from LiverFibrosisStagingLib import Cancelled, StagingError, stage
-from LiverFibrosisStagingLib.scene.jobs import explaining_job, saving_job
+from LiverFibrosisStagingLib.scene.jobs import explaining_job, report_job, saving_job
 from LiverFibrosisStagingLib.scene.worker import Outcome, Worker
 
 
@@ -213,3 +213,12 @@ def test_jobs_explain_and_prepare_without_the_network(sample, model, tmp_path, m
     assert again[0] is result and again[1].relative is not None
     folder = run(Worker(), saving_job(result, tmp_path / "result")).value
     assert (folder / "staging.json").is_file()
+
+
+def test_a_cancelled_report_leaves_no_folder(staged_sample, tmp_path):
+    cancel, job = threading.Event(), report_job(staged_sample, tmp_path)
+    cancel.set()
+    with pytest.raises(Cancelled):
+        job(lambda *_: None, cancel)
+    assert not list(tmp_path.iterdir())
+    assert job(lambda *_: None, threading.Event()).parent.parent == tmp_path

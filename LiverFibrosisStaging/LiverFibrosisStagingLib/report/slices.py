@@ -14,7 +14,8 @@ import SimpleITK as sitk
 
 from ..imaging.components import largest
 from ..imaging.filters import opened
-from ..imaging.grid import AIR_HU, BODY_THRESHOLD_HU, bounding_box
+from ..imaging.grid import AIR_HU, BODY_THRESHOLD_HU, bounding_box, lps_grid
+from ..imaging.resampling import linear, nearest
 from .colors import color_slice
 from .drawing import Color
 
@@ -133,7 +134,7 @@ class Slices:
 
         Interpolated from its working grid: on the CT's grid it would take 1 GB for a long scan.
         """
-        inside = plane.sample(self.location_map.body, sitk.sitkNearestNeighbor) > 0
+        inside = plane.inside(self.location_map.body)
         return plane.sample(self.location_map.location.relative) * inside
 
     def _color(self, plane: Plane, view: tuple | int) -> np.ndarray:
@@ -172,22 +173,16 @@ class Plane:
         first = np.array([*self.first[:2], self.first[2] + low * self.step[2]])
         return Plane(first, np.array([*self.size[:2], high - low + 1]), self.step)
 
-    def sample(
-        self, image: sitk.Image, method: int = sitk.sitkLinear, outside: float = 0.0
-    ) -> np.ndarray:
-        """Values of `image` at the points, float32 [z, y, x]."""
-        sampled = sitk.Resample(
-            image,
-            [int(n) for n in self.size],
-            sitk.Transform(),
-            method,
-            self.first.tolist(),
-            self.step.tolist(),
-            np.eye(3).ravel().tolist(),
-            outside,
-            sitk.sitkFloat32,
-        )
-        return sitk.GetArrayFromImage(sampled)
+    def sample(self, image: sitk.Image, outside: float = 0.0) -> np.ndarray:
+        """Values of `image` at the points, interpolated, float32 [z, y, x]."""
+        return linear(image, self._grid(), outside)
+
+    def inside(self, mask: sitk.Image) -> np.ndarray:
+        """Where the voxel of a mask nearest to the point is not 0, bool [z, y, x]."""
+        return nearest(mask, self._grid())
+
+    def _grid(self) -> sitk.Image:
+        return lps_grid(self.first + (self.size - 1) / 2 * self.step, self.size, self.step)
 
 
 def _binary(mask: sitk.Image) -> sitk.Image:

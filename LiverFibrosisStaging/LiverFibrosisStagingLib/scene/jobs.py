@@ -3,6 +3,8 @@
 They are made on the main thread and called in the worker's; they use neither scene nor panel.
 """
 
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,12 +95,17 @@ def saving_job(result: StagingResult, folder: str | Path) -> Job:
     return job
 
 
-def report_job(result: StagingResult, folder: str | Path) -> Job:
-    """Write a result's report; the job returns the path of the page."""
+def report_job(result: StagingResult, parent: str | Path) -> Job:
+    """Write a result's report to a new folder in `parent`; the job returns the path of the page."""
 
     def job(progress: Progress, cancel: CancelToken) -> Path:
         progress(0.0, "Writing the report")
-        return result.save_report(folder, cancel)
+        folder = Path(tempfile.mkdtemp(prefix="LiverFibrosisStaging-", dir=parent))
+        try:
+            return result.save_report(folder, cancel)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     return job
 

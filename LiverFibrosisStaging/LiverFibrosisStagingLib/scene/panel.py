@@ -4,7 +4,6 @@ It passes the inputs to the logic, runs jobs in the background and puts their re
 scene. What the controls show is in `panel_content`.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -234,8 +233,7 @@ class Panel(VTKObservationMixin):
 
     def on_report(self) -> None:
         """Write the report to a new temporary folder and open it in the browser."""
-        folder = tempfile.mkdtemp(prefix="LiverFibrosisStaging-", dir=slicer.app.temporaryPath)
-        job = jobs.report_job(self._result[1], folder)
+        job = jobs.report_job(self._result[1], slicer.app.temporaryPath)
         self._run("Writing the report", job, self._open, None, writes=True)
 
     def _open(self, page: Path) -> None:

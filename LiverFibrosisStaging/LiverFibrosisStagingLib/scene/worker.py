@@ -114,7 +114,10 @@ class Worker:
             self._progressed(latest)
 
     def cancel(self) -> None:
-        """End the job as cancelled; `pump` delivers its end."""
+        """Ask the job to end; `pump` delivers its end.
+
+        One that writes files may still end with its value.
+        """
         self._cancel.set()
 
     def stop(self) -> None:
