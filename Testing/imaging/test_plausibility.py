@@ -5,8 +5,9 @@ import pytest
 import SimpleITK as sitk
 
 from LiverFibrosisStagingLib import read_ct, read_mask
+from LiverFibrosisStagingLib.imaging.components import components, filled
 from LiverFibrosisStagingLib.imaging.grid import resample_ct
-from LiverFibrosisStagingLib.imaging.plausibility import _enclosed, landmarks, without_heart
+from LiverFibrosisStagingLib.imaging.plausibility import _in_sections, landmarks, without_heart
 from LiverFibrosisStagingLib.imaging.refinement import refine_em_mrf
 from LiverFibrosisStagingLib.imaging.segmentation import (
     network_grid,
@@ -180,12 +181,14 @@ def test_nothing_is_changed_without_a_spine():
     assert np.array_equal(cut(given, image), given)
 
 
-def test_gaps_are_enclosed_in_each_section_on_its_own():
+def test_each_section_is_treated_on_its_own():
     body = np.random.default_rng(0).random((6, 30, 40)) < 0.6
     sections = [sitk.GetImageFromArray(section.astype(np.uint8)) for section in body]
-    filled = np.stack([sitk.GetArrayFromImage(sitk.BinaryFillhole(each)) > 0 for each in sections])
-    enclosed = _enclosed(body)
-    assert np.array_equal(enclosed, filled & ~body) and enclosed.any()
+    expected = np.stack([sitk.GetArrayFromImage(sitk.BinaryFillhole(each)) for each in sections])
+    assert np.array_equal(_in_sections(filled, body), expected) and expected.sum() > body.sum()
+    parts = _in_sections(lambda each: components(each)[0], body)
+    alone = [sitk.GetArrayFromImage(sitk.ConnectedComponent(each)).max() for each in sections]
+    assert [len(np.unique(part)) - 1 for part in parts] == alone
 
 
 def on_network_grid(folder):

@@ -1,4 +1,4 @@
-"""Connected components of masks."""
+"""Connected components of masks, and their holes."""
 
 import numpy as np
 import SimpleITK as sitk
@@ -11,14 +11,7 @@ def components(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     image = sitk.GetImageFromArray(inside.view(np.uint8))
     numbers = sitk.GetArrayFromImage(sitk.ConnectedComponent(image))
-    return numbers, _sizes(numbers)
-
-
-def _sizes(numbers: np.ndarray) -> np.ndarray:
-    """Voxels of each component, 0 for the first number, of the background."""
-    sizes = np.bincount(numbers[numbers > 0], minlength=1)
-    sizes[0] = 0
-    return sizes
+    return numbers, np.bincount(numbers[inside], minlength=1)
 
 
 def largest(inside: np.ndarray, share: float = 1.0) -> np.ndarray:
@@ -30,6 +23,21 @@ def largest(inside: np.ndarray, share: float = 1.0) -> np.ndarray:
     image = search.Execute(sitk.GetImageFromArray(inside.view(np.uint8)))
     if search.GetObjectCount() <= 1:
         return inside
+    numbers = sitk.GetArrayViewFromImage(image)[inside]
+    sizes = np.bincount(numbers)
+    kept = np.zeros_like(inside)
+    kept[inside] = (sizes >= share * sizes.max())[numbers]
+    return kept
+
+
+def filled(inside: np.ndarray, ends: bool = True) -> np.ndarray:
+    """A mask, bool, with its holes: what is not connected with the space around the array.
+
+    inside: bool, of two or three dimensions. ends: if not, of three: there is no such space beyond
+    the first and the last slice, where a hole may be open.
+    """
+    beyond = [int(ends), *[1] * (inside.ndim - 1)]
+    outside = np.pad(~inside, [(n, n) for n in beyond], constant_values=True)
+    image = sitk.ConnectedComponent(sitk.GetImageFromArray(outside.view(np.uint8)))
     numbers = sitk.GetArrayViewFromImage(image)
-    sizes = _sizes(numbers)
-    return (sizes >= share * max(1, sizes.max()))[numbers]
+    return numbers[tuple(slice(n, -n or None) for n in beyond)] != numbers.flat[0]

@@ -6,12 +6,13 @@ nothing is changed. Arrays are [slice, row, column] along LPS axes, on the netwo
 probabilities [class, slice, row, column] as in `refinement`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 
-from .components import components, largest
+from .components import components, filled, largest
 from .grid import BODY_THRESHOLD_HU, bounding_box, widened
 from .masks import dilated_by_ball, eroded_by_ball
 
@@ -95,7 +96,7 @@ def landmarks(probabilities: np.ndarray, grid: sitk.Image) -> Landmarks | None:
     box = bounding_box(body[first:])
     lungs = np.zeros(body.shape, bool)
     own_hu, own_lungs = hu[first:][box], lungs[first:][box]
-    parts, sizes = components(_enclosed(body[first:][box]) & (own_hu < LUNG_HU))
+    parts, sizes = components(_in_sections(filled, body[first:][box]) & (own_hu < LUNG_HU))
     for number in np.flatnonzero(sizes * np.prod(grid.GetSpacing()) > 1000 * MIN_LUNG_ML):
         part = parts == number
         # The scan's last slice may be a partial one.
@@ -151,7 +152,8 @@ def _heart_in_liver(liver: np.ndarray, marks: Landmarks) -> np.ndarray:
     inside = liver[sections]
     _, rows, columns = box = widened(bounding_box(inside), (0, 2, 2))
     inside = inside[box]
-    parts, count = _in_sections(eroded_by_ball(inside, (0, 1, 1)))
+    parts = _in_sections(lambda each: components(each)[0], eroded_by_ball(inside, (0, 1, 1)))
+    count = parts.max()
     right = parts[:, :, : max(lobe - columns.start, 0)]
     # Of each part, its section and centre: in one pass, not one for each.
     section, row, column = places = np.nonzero(parts)
@@ -186,24 +188,11 @@ def _heart_in_liver(liver: np.ndarray, marks: Landmarks) -> np.ndarray:
     return heart
 
 
-def _enclosed(body: np.ndarray) -> np.ndarray:
-    """Voxels, bool, that the body encloses in their section: of lungs and bowel gas."""
-    parts, count = _in_sections(~body)
-    enclosed = np.ones(count + 1, bool)
-    enclosed[0] = False
-    for edge in (parts[:, [0, -1]], parts[:, :, [0, -1]]):
-        enclosed[edge] = False
-    return enclosed[parts]
-
-
-def _in_sections(inside: np.ndarray) -> tuple[np.ndarray, int]:
-    """Numbers of the components of each section on its own, 0 outside, and their number.
+def _in_sections(function: Callable[[np.ndarray], np.ndarray], inside: np.ndarray) -> np.ndarray:
+    """`components` or `filled` of each section on its own.
 
     In one call for all sections, below each other with an empty row between any two: a call for
     each is slower.
     """
-    count, rows, columns = inside.shape
-    apart = np.zeros((count, rows + 1, columns), bool)
-    apart[:, :-1] = inside
-    parts, sizes = components(apart.reshape(-1, columns))
-    return parts.reshape(apart.shape)[:, :-1], len(sizes) - 1
+    apart = np.pad(inside, ((0, 0), (0, 1), (0, 0)))
+    return function(apart.reshape(-1, inside.shape[2])).reshape(apart.shape)[:, :-1]

@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import CancelToken, check_cancel
-from .components import components, largest
+from .components import filled, largest
 from .filters import times
 from .grid import bounding_box, box_on_ct, widened
 from .masks import dilated_by_ball, eroded, eroded_by_ball
@@ -199,21 +199,11 @@ def organs_on_ct(
         finding = beside.submit(_voxels_on_ct, probabilities, SPLEEN_LABEL, grid, ct, cancel)
         inside, box = _voxels_on_ct(probabilities, LIVER_LABEL, grid, ct, cancel)
         check_cancel(cancel)
-        liver = Part(_largest(inside), box)
+        liver = Part(largest(inside), box)
         inside, box = finding.result()
     check_cancel(cancel)
     inside[_within_box(liver.box, box)] &= ~liver.inside[_within_box(box, liver.box)]
-    return liver, Part(_largest(inside), box)
-
-
-def _largest(inside: np.ndarray) -> np.ndarray:
-    """`largest` of a mask of few components, most often one, on the CT's grid.
-
-    One is recognised by its runs of voxels; their numbers would take four times the mask's memory.
-    """
-    search = sitk.BinaryImageToLabelMapFilter()
-    search.Execute(sitk.GetImageFromArray(inside.view(np.uint8)))
-    return largest(inside) if search.GetNumberOfObjects() > 1 else inside
+    return liver, Part(largest(inside), box)
 
 
 def _within_box(other: tuple[slice, ...], box: tuple[slice, ...]) -> tuple[slice, ...]:
@@ -273,7 +263,4 @@ def _clean_margin(margin: np.ndarray, radius_mm: float, spacing: tuple[float, ..
     core = largest(eroded_by_ball(largest(inside), thin), MIN_LOBE_FRACTION)
     organ = dilated_by_ball(core, wide) & inside
     kept = np.where(inside & ~organ, np.float32(-1.0), margin)
-    # Holes are apart from what lies around, which one more voxel on each side joins.
-    numbers, _ = components(np.pad(~organ, 1, constant_values=True))
-    holes = (numbers != numbers[0, 0, 0])[1:-1, 1:-1, 1:-1] & ~inside
-    return np.where(holes, np.float32(1.0), kept)
+    return np.where(filled(organ) & ~inside, np.float32(1.0), kept)
