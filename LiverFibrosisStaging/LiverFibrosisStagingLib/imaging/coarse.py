@@ -44,13 +44,14 @@ class CoarseScan:
 
     An organ without mask is empty. The axes are the CT's own, reordered and flipped towards LPS but
     not rotated: in a CT whose header was rotated, the patient still lies along the voxel axes.
-    boxes: of the masks by organ, in the CT's voxels along these axes; None for an empty mask.
+    organs: the masks in the CT's voxels along these axes; boxes: of them, None for an empty mask.
     """
 
     hu: np.ndarray
     body: np.ndarray
     liver: np.ndarray
     spleen: np.ndarray
+    organs: dict[str, Voxels] = field(default_factory=dict)
     boxes: dict[str, Box | None] = field(default_factory=dict)
 
     @classmethod
@@ -83,7 +84,7 @@ class CoarseScan:
                 part = _around(mask, boxes[organ], grid)
                 inside[organ][part[::-1]] = nearest(mask, grid[part])
         check_cancel(cancel)
-        return cls(hu, body_mask(hu, STEP_MM, OPENING_MM), **inside, boxes=boxes)
+        return cls(hu, body_mask(hu, STEP_MM, OPENING_MM), **inside, organs=organs, boxes=boxes)
 
     def smooth(self, box: Box) -> np.ndarray:
         """Means over 3 x 3 x 3 voxels, which reduce the noise, in a box [slice, row, column]."""

@@ -88,17 +88,15 @@ def input_checks(
     scan = CoarseScan.of(ct, liver, spleen, cancel)
     check_cancel(cancel)
     phase, about_phase = _phase(ct, phase_by_hu(scan))
-    masks = {"liver": liver} if spleen is None else {"liver": liver, "spleen": spleen}
-    organs = {organ: Voxels.of(mask).lps() for organ, mask in masks.items()}
     return phase, (
         units,
         about_phase,
-        _coverage(organs, scan.boxes["liver"][0]),
+        _coverage(scan),
         _liver_volume(liver),
         _thickness(ct),
         slices,
         _tilt(ct),
-        _field_of_view(ct, scan, organs),
+        _field_of_view(ct, scan),
         _dense(scan),
         _noise(scan),
     )
@@ -185,14 +183,13 @@ def _units(ct: sitk.Image, cancel: CancelToken | None) -> Check:
     return _check("units", "Modality and units", "", sentence, found)
 
 
-def _coverage(organs: dict[str, Voxels], levels: slice) -> Check:
+def _coverage(scan: CoarseScan) -> Check:
     """Whether an organ reaches the scan's first or last slice along the body.
 
-    A liver that does, and of which less than MIN_CUT_LIVER_MM are in the scan, is refused. levels:
-    slices of the liver.
+    A liver that does, and of which less than MIN_CUT_LIVER_MM are in the scan, is refused.
     """
     values, reached = {}, {}
-    for organ, mask in organs.items():
+    for organ, mask in scan.organs.items():
         pixel_cm2 = mask.spacing[0] * mask.spacing[1] / 100.0
         areas = {
             end: np.count_nonzero(mask.array[index]) * pixel_cm2
@@ -202,10 +199,11 @@ def _coverage(organs: dict[str, Voxels], levels: slice) -> Check:
         cut = " and ".join(end for end, area in areas.items() if area >= MIN_CUT_CM2)
         if cut:
             reached[organ] = f"{organ} reaches the scan's {cut} end"
-    liver_mm = (levels.stop - levels.start) * organs["liver"].spacing[2]
+    levels = scan.boxes["liver"][0]
+    liver_mm = (levels.stop - levels.start) * scan.organs["liver"].spacing[2]
     values["liver_mm"] = liver_mm
     concern = f"The {', the '.join(reached.values())}; part of it may be missing."
-    passed = f"The scan covers {' and '.join(organs)} from end to end."
+    passed = f"The scan covers {' and '.join(scan.organs)} from end to end."
     check = _check(COVERAGE, "Organs complete", concern if reached else "", passed, values)
     if "liver" not in reached or liver_mm >= MIN_CUT_LIVER_MM:
         return check
@@ -330,7 +328,7 @@ def _tilt(ct: sitk.Image) -> Check:
     return _check("tilt", "Tilt", concern, f"{found}.", {"tilt_degrees": tilt})
 
 
-def _field_of_view(ct: sitk.Image, scan: CoarseScan, organs: dict[str, Voxels]) -> Check:
+def _field_of_view(ct: sitk.Image, scan: CoarseScan) -> Check:
     """How much of the body's outline at the liver's level lies at the edge of the field of view."""
     scanned = Voxels.of(ct).lps()
     hu = scanned.array[scan.boxes["liver"][0]][::_EVERY]
@@ -345,7 +343,7 @@ def _field_of_view(ct: sitk.Image, scan: CoarseScan, organs: dict[str, Voxels]) 
     touching = [
         organ
         for organ, box in scan.boxes.items()
-        if box is not None and organs[organ].array[box][:, edge[box[1:]]].any()
+        if box is not None and scan.organs[organ].array[box][:, edge[box[1:]]].any()
     ]
     shape = "round" if is_round else "rectangular"
     at_edge_of_field = (
