@@ -103,7 +103,7 @@ class ForwardPass:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """The part of a `StagingResult` that depends on the explained score, with the same fields."""
+    """The part of a `StagingResult` that depends on the explained score; see there."""
 
     explained: str
     map_on_ct: MapOnCt

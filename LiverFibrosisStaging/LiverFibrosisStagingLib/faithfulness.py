@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import SimpleITK as sitk
 
-from .errors import CancelToken, StagingError, check_cancel
+from .errors import CancelToken, StagingError
+from .explaining import Progress, Steps
 from .files import write_folder
 from .gradcam_onnx.explainable import ExplainableModel
 from .gradcam_onnx.onnx_file import OnnxFile, parse_onnx
@@ -185,7 +186,7 @@ def measure_faithfulness(
     result: StagingResult,
     steps: int = STEPS,
     layers: int | None = None,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Faithfulness:
     """Both measures for a staged case.
@@ -199,11 +200,7 @@ def measure_faithfulness(
     model, grid = forward_pass.model, forward_pass.grid
     members = explained_stages(result.explained, 0)
     size = model.card.patch_size
-
-    def begin(fraction: float, step: str) -> None:
-        check_cancel(cancel)
-        if progress is not None:
-            progress(fraction, step)
+    begin = Steps(progress, cancel).begin
 
     def logits(volume: np.ndarray) -> np.ndarray:
         found = []

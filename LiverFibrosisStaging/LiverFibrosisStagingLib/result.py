@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from .analysis import Pattern, surface_to_core
+from .analysis import surface_to_core
 from .dicom_output.writing import FILES as DICOM_FILES
 from .dicom_output.writing import write_dicom
 from .ensemble import spread
 from .errors import CancelToken, check_cancel
-from .explaining import ForwardPass, Progress, Steps, explain_score
+from .explaining import Explanation, ForwardPass, Progress, Steps, explain_score
 from .files import write_folder
 from .imaging.grid import bounding_box, paste
 from .imaging.input_checks import Check
@@ -46,7 +46,7 @@ DICOM_FOLDER = "dicom"  # only on request
 
 
 @dataclass(frozen=True, eq=False)
-class StagingResult:
+class StagingResult(Explanation):
     """The result for one CT. It contains no name of the patient.
 
     probabilities: float64[5], F0 to F4. stage: their median (`stages.median_stage`). scores:
@@ -70,15 +70,7 @@ class StagingResult:
     checks: tuple[Check, ...]
     phase: str
     reasons: tuple[str, ...]
-    explained: str
-    map_on_ct: MapOnCt
-    measurements: dict[str, dict[str, float]]
-    surface_mm: float
-    outside_share: float | None
-    pattern: Pattern
-    percentiles: dict[str, float]
     staging_warnings: tuple[str, ...]
-    map_warnings: tuple[str, ...]
     ct: sitk.Image
     liver: sitk.Image
     spleen: sitk.Image | None
