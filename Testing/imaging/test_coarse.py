@@ -52,7 +52,7 @@ def test_the_core_of_an_organ():
     organ[3:14, 5:25, 8:30] = True
     core = coarse._core(organ)
     assert core.box == (slice(4, 13), slice(7, 23), slice(10, 28)) and core.inside.all()
-    box, inside = coarse._core(organ & False)
+    inside, box = coarse._core(organ & False)
     assert organ[box].shape == inside.shape == (0, 0, 0)
-    box, inside = coarse._core(organ & (np.arange(40) < 10))
+    inside, box = coarse._core(organ & (np.arange(40) < 10))
     assert organ[box].shape == inside.shape and not inside.any()

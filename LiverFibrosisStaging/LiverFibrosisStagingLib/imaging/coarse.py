@@ -5,7 +5,6 @@ Arrays are [slice, row, column] along LPS axes: towards the head, the back and t
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,6 +12,8 @@ import SimpleITK as sitk
 from ..errors import CancelToken, check_cancel
 from .grid import (
     OPENING_MM,
+    Box,
+    Part,
     body_mask,
     bounding_box,
     bounds,
@@ -27,15 +28,6 @@ from .voxels import Voxels
 STEP_MM = (3.0, 2.0, 2.0)
 _MARGIN_MM = 30.0  # beyond the liver's slices, where the aorta continues
 _DEPTH_MM = 5.0  # away from the surface, organs share no voxels with fat or bowel
-
-Box = tuple[slice, slice, slice]
-
-
-class Core(NamedTuple):
-    """Part of an organ: a box of the grid, and where in the box it lies, bool; may be empty."""
-
-    box: Box
-    inside: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +94,12 @@ class CoarseScan:
         return total
 
     @cached_property
-    def liver_core(self) -> Core:
+    def liver_core(self) -> Part:
         """Where the liver is deeper than 5 mm; the edge of the grid is no surface."""
         return _core(self.liver)
 
     @cached_property
-    def spleen_core(self) -> Core:
+    def spleen_core(self) -> Part:
         """Where the spleen is deeper than 5 mm; the edge of the grid is no surface."""
         return _core(self.spleen)
 
@@ -121,13 +113,13 @@ def _around(mask: Voxels, box: Box, grid: sitk.Image) -> tuple[slice, ...]:
     return tuple(slice(int(first), int(end) + 1) for first, end in zip(low, high))
 
 
-def _core(organ: np.ndarray) -> Core:
+def _core(organ: np.ndarray) -> Part:
     box = bounding_box(organ)
     if box is None:
-        return Core((slice(0, 0),) * 3, organ[:0, :0, :0])
+        return Part(organ[:0, :0, :0], (slice(0, 0),) * 3)
     # One voxel around the organ holds the nearest voxels outside.
     box = widened(box, (1, 1, 1))
     inside = eroded(organ[box], _DEPTH_MM, STEP_MM)
     inner = bounding_box(inside) or (slice(0, 0),) * 3
     ends = ((outer.start + part.start, outer.start + part.stop) for outer, part in zip(box, inner))
-    return Core(tuple(slice(*each) for each in ends), inside[inner])
+    return Part(inside[inner], tuple(slice(*each) for each in ends))

@@ -8,6 +8,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -23,6 +24,15 @@ BODY_THRESHOLD_HU = -250.0
 OPENING_MM = 4.0  # thicker than a scanner table's shell
 COARSE_MM = 6.0  # fine enough to find the middle of the body
 CUT_WARNING_MM = 10.0  # up to this, only skin and fat are cut off
+
+Box = tuple[slice, slice, slice]
+
+
+class Part(NamedTuple):
+    """Voxels of an organ, bool, within a box [slice, row, column] of a grid; none elsewhere."""
+
+    inside: np.ndarray
+    box: Box
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +234,7 @@ def body_bounds(
     return np.maximum(first - margin_mm, low), np.minimum(last + margin_mm, high)
 
 
-def bounding_box(where: np.ndarray) -> tuple[slice, slice, slice] | None:
+def bounding_box(where: np.ndarray) -> Box | None:
     """The smallest box [slice, row, column] with all non-zero voxels; None if all are 0."""
     # Searched as it lies in memory: backwards, as flipped axes are, takes five times as long.
     steps = [-1 if stride < 0 else 1 for stride in where.strides]
@@ -248,7 +258,7 @@ def widened(box: tuple[slice, ...], margin: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(max(b.start - m, 0), b.stop + m) for b, m in zip(box, margin))
 
 
-def paste(array: np.ndarray, image: sitk.Image, box: tuple[slice, slice, slice]) -> None:
+def paste(array: np.ndarray, image: sitk.Image, box: Box) -> None:
     """Write an array [slice, row, column] into a box of an image, without a copy of the image."""
     image[tuple(box[::-1])] = sitk.GetImageFromArray(array)
 

@@ -382,7 +382,7 @@ def _edge(hu: np.ndarray) -> tuple[np.ndarray, bool]:
 
 def _dense(scan: CoarseScan) -> Check:
     """Lipiodol, coils or clips in the liver, and metal near it."""
-    (box, inside), voxel_ml = scan.liver_core, math.prod(STEP_MM) / 1000.0
+    (inside, box), voxel_ml = scan.liver_core, math.prod(STEP_MM) / 1000.0
     found = np.count_nonzero(inside & (scan.hu[box] > DENSE_HU))
     dense, share = found * voxel_ml, found / max(np.count_nonzero(inside), 1)
     metal = np.count_nonzero(scan.body & (scan.hu > METAL_HU)) * voxel_ml
@@ -409,7 +409,7 @@ def _noise(scan: CoarseScan) -> Check:
     lower of the two organs counts, because nodules and lesions add to the noise.
     """
     values = {}
-    for organ, (box, inside) in (("liver", scan.liver_core), ("spleen", scan.spleen_core)):
+    for organ, (inside, box) in (("liver", scan.liver_core), ("spleen", scan.spleen_core)):
         if np.count_nonzero(inside) >= MIN_CORE_VOXELS:
             hu = scan.hu[box]
             values[f"{organ}_noise_hu"] = np.median(_deviation(hu - hu[inside].mean())[inside])

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from ..errors import CancelToken, check_cancel
 from .components import filled, largest
 from .filters import times
-from .grid import bounding_box, box_on_ct, widened
+from .grid import Part, bounding_box, box_on_ct, widened
 from .masks import dilated_by_ball, eroded, eroded_by_ball
 from .organs import LIVER_LABEL, SPLEEN_LABEL
 from .resampling import planes
@@ -42,13 +42,6 @@ NETWORK_WEIGHT = 0.75
 CORE_RADIUS_MM = {LIVER_LABEL: 8.0, SPLEEN_LABEL: 4.0}
 CORE_MARGIN_MM = 4.0
 MIN_LOBE_FRACTION = 0.08  # of the largest component: a lobe separated by a fissure or a tumour
-
-
-class Part(NamedTuple):
-    """An organ on the CT: its voxels, bool, within a box [slice, row, column]; 0 elsewhere."""
-
-    inside: np.ndarray
-    box: tuple[slice, slice, slice]
 
 
 def refine_em_mrf(probabilities: np.ndarray, grid: sitk.Image) -> np.ndarray:
@@ -169,7 +162,7 @@ def _smoother(length: int, step: float) -> np.ndarray:
 def _smooth(values: np.ndarray, along: Sequence[np.ndarray]) -> np.ndarray:
     """Values smoothed along each axis with the weights of `_smoother`."""
     for axis, weights in enumerate(along):
-        values = np.moveaxis(times(np.moveaxis(values, axis, -1), weights.T), -1, axis)
+        values = times(values, weights.T, axis)
     return values
 
 
