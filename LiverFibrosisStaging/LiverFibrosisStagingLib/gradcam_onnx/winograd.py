@@ -34,7 +34,6 @@ POINTS = (0, 1, -1, 2, Fraction(-1, 2), -3, Fraction(1, 3), Fraction(-4, 3), Fra
 READ = len(POINTS) + 1  # slices of the input
 ONE = POINTS.index(1)  # what is added at this point is added to each slice of the output
 BLOCK = 16  # channels of a block with AVX-512
-ROOM = 1 << 21  # weights, of 8 MiB
 MIN_OPSET = 13  # older ones are not tested
 _GRAPH = 7  # field number of onnx.proto
 _DEFAULTS = {
@@ -311,7 +310,7 @@ def _at_points(
     kernel = transforms()[1].astype(np.float32)
     given = weight.reshape(groups, -1, weight.shape[1], KERNEL, KERNEL * KERNEL)
     taller = (READ, groups, rows, *given.shape[1:3], KERNEL + rows - 1, KERNEL)
-    weights = graph.zeros((*taller[:5], taller[5] * KERNEL))
+    weights = np.zeros((*taller[:5], taller[5] * KERNEL), np.float32)
     for row in range(rows):
         one = weights[:, :, row, ..., row * KERNEL :][..., : KERNEL * KERNEL]
         # Many small products: of a large one's threads, the idle ones would spin.
@@ -330,7 +329,6 @@ class _Graph:
         self.weights: dict[str, np.ndarray] = {}
         self._prefix, self._names = prefix, 0
         self._known: dict[str, str] = {}
-        self._room = np.empty(0, np.float32)
 
     def node(self, op: str, inputs: Sequence[str], output: str = "", **attributes: object) -> str:
         """Append a node; returns its output."""
@@ -365,16 +363,6 @@ class _Graph:
         self.weights[name] = np.ascontiguousarray(values, np.float32)
         self.constants.append(external_bytes(name, self.weights[name].shape))
         return name
-
-    def zeros(self, shape: Sequence[int]) -> np.ndarray:
-        """An array for weights, float32: part of a larger one, to which the system gives large
-        pages; to give the many small ones takes as long as to compute the weights.
-        """
-        size = math.prod(shape)
-        if size > len(self._room):
-            self._room = np.zeros(max(size, ROOM), np.float32)
-        found, self._room = np.split(self._room, [size])
-        return found.reshape(shape)
 
     def _name(self) -> str:
         self._names += 1
