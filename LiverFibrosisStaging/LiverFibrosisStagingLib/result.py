@@ -282,7 +282,9 @@ class StagingResult(Explanation):
 
         def write(partial: Path) -> None:
             def write_pictures() -> None:  # both: VTK's fonts are for one thread at a time
-                write_png(self._overview(cancel), partial / FILES[3])
+                overview = self._overview(cancel)
+                check_cancel(cancel)
+                write_png(overview, partial / FILES[3])
                 check_cancel(cancel)
                 if report:
                     self._write_report(partial, cancel)
@@ -307,6 +309,7 @@ class StagingResult(Explanation):
         return write_folder(folder, (*in_dicom, *REPORT_FILES, *FILES), write)
 
     def _write_organs(self, path: Path, cancel: CancelToken | None) -> None:
+        check_cancel(cancel)  # a thread whose part was cancelled may begin this one
         labels, (slices, rows, columns) = self.organs_in_box()
         metadata = segment_metadata(self.ct.GetSize(), labels)
         with NrrdWriter(path, self.ct, np.uint8, metadata) as file:

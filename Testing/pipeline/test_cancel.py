@@ -126,6 +126,14 @@ def test_saving_ends_at_any_question_and_keeps_the_earlier_result(result, tmp_pa
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_no_part_of_saving_begins_after_a_cancel(result, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(type(result), "organs_in_box", lambda self: begun.append(self))
+    with pytest.raises(Cancelled):
+        result._write_organs(tmp_path / "organs.seg.nrrd", Token("_write_organs", 1))
+    assert not begun
+
+
 def test_a_pdf_is_given_up_between_its_pages(tmp_path, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure").Figure
     pages = "LiverFibrosisStagingLib.report.pdf.pdf_pages"
