@@ -32,6 +32,7 @@ from .suggestions import Suggestions
 MODEL_KEY = "LiverFibrosisStaging/ModelPath"  # settings
 THREADS_KEY = "LiverFibrosisStaging/Threads"
 DEVICE_KEY = "LiverFibrosisStaging/Device"
+BREATH_MS = 10  # between showing a result in the scene and in the panel
 
 
 class Panel(VTKObservationMixin):
@@ -365,14 +366,16 @@ class Panel(VTKObservationMixin):
         try:
             if outcome.error is None:
                 self._log.add(f"{name}: done", outcome.seconds)
+                self._offering = True  # below, so not for each node of the result
                 done(outcome.value)
         except Exception as failure:  # the scene has changed and the result no longer fits it
             error = failure
         self._shown_summary = None  # so the list of explained stages shows the result's again
         # Offer inputs that were loaded during the job, and update the panel; not at once after a
-        # result was shown: together they would stop Slicer for a tenth of a second.
+        # result was shown: together they would stop Slicer for a tenth of a second. A timer of
+        # 0 ms would not do: Qt calls it before it handles the user's clicks.
         if error is None and not outcome.cancelled:
-            self.on_node_added(None, None)
+            qt.QTimer.singleShot(BREATH_MS, self._offer)
         else:
             self._offer()
         if outcome.cancelled:
