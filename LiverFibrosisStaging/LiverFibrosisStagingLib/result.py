@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -309,7 +310,6 @@ class StagingResult(Explanation):
         return write_folder(folder, (*in_dicom, *REPORT_FILES, *FILES), write)
 
     def _write_organs(self, path: Path, cancel: CancelToken | None) -> None:
-        check_cancel(cancel)  # a thread whose part was cancelled may begin this one
         labels, (slices, rows, columns) = self.organs_in_box()
         metadata = segment_metadata(self.ct.GetSize(), labels)
         with NrrdWriter(path, self.ct, np.uint8, metadata) as file:
@@ -369,16 +369,26 @@ def one_line(result: StagingResult) -> str:
 
 
 def _side_by_side(*parts: Callable[[], None]) -> None:
-    """Call functions in two threads; after an error those that wait are left out, and the error of
-    the first is raised.
+    """Call functions in two threads; after an error no other one begins, and the error of the first
+    is raised.
     """
+    ended = threading.Event()
+
+    def call(part: Callable[[], None]) -> None:
+        if not ended.is_set():
+            try:
+                part()
+            except BaseException:
+                ended.set()
+                raise
+
     with ThreadPoolExecutor(2) as pool:
-        calls = [pool.submit(part) for part in parts]
+        calls = [pool.submit(call, part) for part in parts]
         try:
-            for call in calls:
-                call.result()
+            for each in calls:
+                each.result()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            ended.set()
 
 
 def _write_maps(map_on_ct: MapOnCt, folder: Path, cancel: CancelToken | None) -> None:

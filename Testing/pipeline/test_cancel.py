@@ -18,6 +18,7 @@ from LiverFibrosisStagingLib.errors import cancellable
 from LiverFibrosisStagingLib.imaging.reading import read_ct, source_files
 from LiverFibrosisStagingLib.report import documents
 from LiverFibrosisStagingLib.report.pdf import write_pdf
+from LiverFibrosisStagingLib.result import _side_by_side
 from LiverFibrosisStagingLib.signs.nodularity import edge_pieces
 
 HELPERS = ("check_cancel", "check", "begin")
@@ -126,12 +127,15 @@ def test_saving_ends_at_any_question_and_keeps_the_earlier_result(result, tmp_pa
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_no_part_of_saving_begins_after_a_cancel(result, tmp_path, monkeypatch):
-    begun = []
-    monkeypatch.setattr(type(result), "organs_in_box", lambda self: begun.append(self))
+def test_no_part_of_saving_begins_after_a_cancel():
+    last = threading.Event()
+
+    def cancelled():
+        raise Cancelled("Cancelled.")
+
     with pytest.raises(Cancelled):
-        result._write_organs(tmp_path / "organs.seg.nrrd", Token("_write_organs", 1))
-    assert not begun
+        _side_by_side(lambda: last.wait(1), cancelled, last.set)
+    assert not last.is_set()
 
 
 def test_a_pdf_is_given_up_between_its_pages(tmp_path, monkeypatch):
